@@ -1,0 +1,68 @@
+"""Match the class names of a data set to the output indices of a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vitprune.errors import DataError
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """The classes a model predicts.
+
+    Attributes:
+        num_classes: width of its classifier.
+        names: class names in output order, where known.
+    """
+
+    num_classes: int
+    names: tuple[str, ...] | None = None
+
+
+def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -> dict[str, int]:
+    """The model's output index of each class of the data.
+
+    By name where the model knows its names; by WordNet id on ImageNet models, so that a part of ImageNet evaluates
+    rightly on 1000 classes; else in sorted order, if the counts agree.
+
+    Args:
+        data_names: class names found in the data.
+        model: the model's classes.
+        source: what to call the data in an error.
+
+    Raises:
+        DataError: the classes do not fit; shows both sides.
+    """
+    names = sorted(data_names)
+    for model_names in (model.names, _wordnet_ids(names, model.num_classes)):
+        if model_names and set(names) <= set(model_names):
+            index = {name: i for i, name in enumerate(model_names)}
+            return {name: index[name] for name in names}
+    if len(names) == model.num_classes:
+        return {name: i for i, name in enumerate(names)}
+    raise DataError(
+        f"the model has {model.num_classes} classes{_shown(model.names)}, but '{source}' has "
+        f"{len(names)}{_shown(names)}",
+        "use data with the model's classes, or train without labels: vitprune sparsify ... --no-labels",
+    )
+
+
+def _wordnet_ids(names: Sequence[str], num_classes: int) -> Sequence[str] | None:
+    """WordNet ids in output order of the ImageNet variant with that many classes, if the data is named by them."""
+    if not all(_WORDNET_ID.fullmatch(name) for name in names):
+        return None
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    return list(ImageNetInfo(subset).label_names()) if subset else None
+
+
+def _shown(names: Sequence[str] | None) -> str:
+    if not names:
+        return ""
+    return " (" + ", ".join(names[:3]) + (", ...)" if len(names) > 3 else ")")

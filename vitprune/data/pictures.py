@@ -1,0 +1,120 @@
+"""Picture sets: what they are, how a picture is opened, and how a batch of them is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from vitprune.errors import DataError
+
+Transform = Callable[[Image.Image], Tensor]
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Takes the place of a picture that could not be read.
+
+    Returned rather than raised: an exception crosses the border of a worker process only as a pasted traceback.
+    """
+
+    name: str
+    reason: str
+
+    def error(self) -> DataError:
+        """The error to raise in the main process."""
+        return DataError(
+            f"cannot read picture '{self.name}': {self.reason}", "remove or replace the file, then run again"
+        )
+
+
+class PictureSet(Dataset[Any]):
+    """Pictures and class indices of the model; UNLABELLED where the class is not known.
+
+    Args:
+        items: what identifies each picture: a path, or a row of a table.
+        labels: class index of the model for each, or UNLABELLED.
+        read: turns an item into a PIL image; may raise any of PIL's or the system's errors.
+        name: turns an item into what is shown to the user.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Any],
+        labels: Sequence[int],
+        read: Callable[[Any], Image.Image],
+        name: Callable[[Any], str] = str,
+    ) -> None:
+        if len(items) != len(labels):
+            raise ValueError(f"expected one label per picture, got {len(items)} and {len(labels)}")
+        self.items = items
+        self.labels = labels
+        self.read = read
+        self.name = name
+        self.transform: Transform | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every picture has a class."""
+        return all(label != UNLABELLED for label in self.labels)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Any, int] | Unreadable:
+        item = self.items[index]
+        try:
+            picture = self.read(item)
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            return Unreadable(self.name(item), _reason(error))
+        return (picture if self.transform is None else self.transform(picture)), self.labels[index]
+
+    def subset(self, indices: Sequence[int]) -> PictureSet:
+        """The pictures at `indices`, in that order."""
+        chosen = PictureSet([self.items[i] for i in indices], [self.labels[i] for i in indices], self.read, self.name)
+        chosen.transform = self.transform
+        return chosen
+
+    def sample(self, num_images: int, seed: int = 0) -> PictureSet:
+        """At most `num_images` pictures, chosen at random and in order; the same ones for the same seed."""
+        if num_images >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(sorted(order[:num_images].tolist()))
+
+    def split(self, share: float, seed: int = 0) -> tuple[PictureSet, PictureSet]:
+        """Hold out `share` of the pictures (at least one): (rest, held out), chosen at random."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        num_held_out = max(1, round(len(self) * share))
+        return self.subset(sorted(order[num_held_out:])), self.subset(sorted(order[:num_held_out]))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read and decode one picture file as RGB."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
+
+
+def collate(batch: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
+    """Stack pictures (B, C, H, W) and labels (B,); the first unreadable picture instead, if there is one."""
+    for sample in batch:
+        if isinstance(sample, Unreadable):
+            return sample
+    images, labels = default_collate(batch)
+    return images, labels
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture in a known format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,150 @@
+"""From a DATA argument to picture sets and loaders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from vitprune.data.classes import ModelClasses
+from vitprune.data.folder import find_splits, read_folder
+from vitprune.data.hub import read_hub
+from vitprune.data.pictures import PictureSet, Unreadable, collate
+from vitprune.errors import DataError
+
+_HUB_NAMES = {"imagenet": ("ILSVRC/imagenet-1k", None), "imagenette": ("frgfm/imagenette", "320px")}
+HELD_OUT = 0.1
+
+
+@dataclass
+class Data:
+    """The pictures of a DATA argument.
+
+    Attributes:
+        name: the argument.
+        train: pictures to train on, None where there are none.
+        val: pictures to evaluate on.
+        note: how `val` came about, if not from the data itself.
+    """
+
+    name: str
+    train: PictureSet | None
+    val: PictureSet
+    note: str | None = None
+
+
+def open_data(
+    spec: str,
+    classes: ModelClasses | None,
+    *,
+    data_dir: Path | None = None,
+    training: bool = False,
+) -> Data:
+    """Open `demo`, `imagenet`, `imagenette`, `hf:owner/name`, or a folder.
+
+    Args:
+        spec: the DATA argument.
+        classes: the model's classes; None where labels do not matter.
+        data_dir: folder for `imagenet`, before $VITPRUNE_IMAGENET and the Hub.
+        training: whether training pictures are needed. If the data has no val part, a tenth is then held out.
+
+    Raises:
+        DataError: no pictures, or classes that do not fit the model.
+        HubError: the data set cannot be had from the Hub.
+    """
+    if spec == "demo":
+        return _demo()
+    folder = _local_folder(spec, data_dir)
+    if folder is not None:
+        train_root, val_root = find_splits(folder)
+        if train_root is None and val_root is None:
+            train, val = None, read_folder(folder, classes)
+        else:
+            train = read_folder(train_root, classes) if train_root and (training or not val_root) else None
+            val = read_folder(val_root, classes) if val_root else None
+    else:
+        name, config = _HUB_NAMES.get(spec) or (spec.removeprefix("hf:"), None)
+        train, val = read_hub(name, classes, config)
+    return _complete(spec, train, val, training)
+
+
+def _complete(spec: str, train: PictureSet | None, val: PictureSet | None, training: bool) -> Data:
+    """Make sure that there is something to evaluate on and, for training, to train on, without overlap."""
+    if train is not None and val is not None:
+        return Data(spec, train, val)
+    everything = train if val is None else val
+    if everything is None:
+        raise DataError(f"'{spec}' has neither a train nor a val part")
+    if not training:
+        return Data(spec, None, everything)
+    if len(everything) < 2:
+        raise DataError(f"'{spec}' has {len(everything)} picture(s); training needs at least 2")
+    rest, held_out = everything.split(HELD_OUT)
+    return Data(spec, rest, held_out, f"no train and val folders: {len(held_out)} of {len(everything)} held out")
+
+
+def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
+    """The folder that `spec` names; None where it is for the Hub."""
+    if spec == "imagenet":
+        from_env = os.environ.get("VITPRUNE_IMAGENET")
+        folder = data_dir or (Path(from_env) if from_env else None)
+        if folder is not None and not folder.is_dir():
+            raise DataError(f"there is no folder '{folder}'", "check --data-dir or $VITPRUNE_IMAGENET")
+        return folder
+    if data_dir is not None:
+        raise DataError(f"--data-dir goes with the data set 'imagenet', not with '{spec}'", f"use --data {data_dir}")
+    if spec in _HUB_NAMES or spec.startswith("hf:"):
+        return None
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        what = "is a file, not a folder of pictures" if folder.exists() else "is not there"
+        raise DataError(
+            f"the data '{spec}' {what}", "give a folder, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'"
+        )
+    return folder
+
+
+def _demo() -> Data:
+    from vitprune.data.demo import DemoPictures
+
+    def pictures(split: Any) -> PictureSet:
+        drawn = DemoPictures(split)
+        return PictureSet(range(len(drawn)), drawn.labels, drawn.picture)
+
+    return Data("demo", pictures("train"), pictures("val"))
+
+
+def make_loader(
+    pictures: PictureSet, batch_size: int, *, training: bool, num_workers: int = 0, seed: int = 0, pin: bool = False
+) -> DataLoader[Any]:
+    """Batches of (images (B, C, H, W), labels (B,)); a training loader shuffles and drops a last short batch.
+
+    Set `pictures.transform` first. Use `batches` to iterate, so that an unreadable picture is named.
+    """
+    return DataLoader(
+        pictures,
+        batch_size=min(batch_size, len(pictures)) if training else batch_size,
+        shuffle=training,
+        drop_last=training,
+        num_workers=num_workers,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),
+        pin_memory=pin,
+        persistent_workers=False,
+    )
+
+
+def batches(loader: Any) -> Any:
+    """Iterate over a loader of `make_loader`.
+
+    Raises:
+        DataError: a picture could not be read; names it.
+    """
+    for batch in loader:
+        if isinstance(batch, Unreadable):
+            raise batch.error()
+        yield batch

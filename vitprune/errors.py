@@ -1,0 +1,89 @@
+"""Every error vitprune raises on purpose, and the exit code the command line gives it.
+
+VitpruneError (1)
+├── UsageError (2)             an argument is out of range or does not fit the others
+├── UnknownModelError (2)      no model of that name
+├── UnsupportedModelError (1)  a timm model whose tokens cannot be dropped, with the reason
+├── CheckpointError (1)        a weight file that is missing, damaged, foreign or does not fit
+├── DataError (1)              pictures that are missing, unreadable or do not fit the model's classes
+├── HubError (1)               the Hugging Face Hub is out of reach, or the repository is gated or absent
+├── DeviceError (2)            the device asked for is not there
+├── OutputError (1)            the output exists, cannot be written, or the disk is full
+├── TrainingError (1)          training cannot go on
+└── Interrupted (130)          the user stopped the run; says what was saved
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DeviceError",
+    "HubError",
+    "Interrupted",
+    "OutputError",
+    "TrainingError",
+    "UnknownModelError",
+    "UnsupportedModelError",
+    "UsageError",
+    "VitpruneError",
+]
+
+
+class VitpruneError(Exception):
+    """What was wrong (with the offending value) and, as `hint`, the way out."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(VitpruneError, ValueError):
+    """An argument is out of range or does not fit the others."""
+
+    exit_code = 2
+
+
+class UnknownModelError(VitpruneError):
+    """No model of that name."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(VitpruneError):
+    """A model whose tokens cannot be dropped."""
+
+
+class CheckpointError(VitpruneError):
+    """A weight file that is missing, damaged, foreign or does not fit."""
+
+
+class DataError(VitpruneError):
+    """Pictures that are missing, unreadable or do not fit the model's classes."""
+
+
+class HubError(VitpruneError):
+    """The Hugging Face Hub is out of reach, or the repository is gated or absent."""
+
+
+class DeviceError(VitpruneError):
+    """The device asked for is not there."""
+
+    exit_code = 2
+
+
+class OutputError(VitpruneError):
+    """The output exists, cannot be written, or the disk is full."""
+
+
+class TrainingError(VitpruneError):
+    """Training cannot go on."""
+
+
+class Interrupted(VitpruneError):
+    """The user stopped the run."""
+
+    exit_code = 130

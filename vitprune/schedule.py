@@ -1,0 +1,136 @@
+"""From a keep ratio to a plan: which blocks get a predictor, and how many tokens stay after each.
+
+DynamicViT (https://arxiv.org/abs/2106.02034, section 4): for a keep ratio rho, stage s = 1, 2, 3 keeps rho^s
+of the ORIGINAL number of patch tokens. Pure Python: no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from vitprune.errors import UsageError
+
+NUM_STAGES = 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One place where tokens are dropped.
+
+    Attributes:
+        block: 0-based index of the block before which the predictor acts.
+        ratio: share of the original patch tokens that stays, in (0, 1].
+        num_tokens: number of patch tokens that stay, the same for every image.
+    """
+
+    block: int
+    ratio: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The plan of a sparse model: its stages, in order, over `num_patches` patch tokens and `depth` blocks."""
+
+    depth: int
+    num_patches: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Block index of each stage."""
+        return tuple(stage.block for stage in self.stages)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Share of the original patch tokens kept after each stage."""
+        return tuple(stage.ratio for stage in self.stages)
+
+    @property
+    def num_tokens(self) -> tuple[int, ...]:
+        """Number of patch tokens kept after each stage."""
+        return tuple(stage.num_tokens for stage in self.stages)
+
+    def tokens_per_block(self) -> tuple[int, ...]:
+        """Number of patch tokens that each of the `depth` blocks sees."""
+        counts, current = [], self.num_patches
+        at_block = {stage.block: stage.num_tokens for stage in self.stages}
+        for block in range(self.depth):
+            current = at_block.get(block, current)
+            counts.append(current)
+        return tuple(counts)
+
+
+def default_stages(depth: int, num_stages: int = NUM_STAGES) -> tuple[int, ...]:
+    """Blocks that split `depth` into `num_stages + 1` equal parts: 12 > 3,6,9; 16 > 4,8,12; 20 > 5,10,15.
+
+    A model too shallow for that gets as many stages as it has blocks after the first.
+
+    Args:
+        depth: number of blocks, at least 2.
+        num_stages: number of stages, at least 1.
+
+    Raises:
+        UsageError: the model has fewer than two blocks, or no stage is asked for.
+    """
+    if num_stages < 1:
+        raise UsageError(f"number of stages is {num_stages}; at least 1 is needed")
+    if depth < 2:
+        raise UsageError(f"the model has {depth} block(s); dropping tokens needs at least 2")
+    num_stages = min(num_stages, depth - 1)
+    return tuple(depth * (s + 1) // (num_stages + 1) for s in range(num_stages))
+
+
+def num_kept(num_patches: int, ratio: float | Fraction) -> int:
+    """floor(num_patches * ratio), at least 1; exact, so that .29 of 100 is 29 whatever binary floats say."""
+    exact = ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
+    return max(1, int(num_patches * exact))
+
+
+def make_schedule(
+    depth: int,
+    num_patches: int,
+    keep: float = 0.7,
+    stages: Sequence[int] | None = None,
+) -> Schedule:
+    """The stages of a model that keeps `keep`, `keep`^2, `keep`^3, ... of its patch tokens.
+
+    Args:
+        depth: number of transformer blocks.
+        num_patches: number of patch tokens N before anything is dropped (prefix tokens not counted).
+        keep: rho, the share of tokens one stage keeps, in (0, 1]. At 1 nothing is dropped and there are no stages.
+        stages: block indices before which a predictor acts, rising, each in [1, depth - 1]; None for
+            `default_stages(depth)`.
+
+    Raises:
+        UsageError: `keep` or `stages` is out of range or out of order.
+    """
+    if not 0 < keep <= 1:  # also catches NaN
+        raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
+    blocks = default_stages(depth) if stages is None else tuple(stages)
+    _check_stages(blocks, depth)
+    if keep == 1:
+        return Schedule(depth, num_patches, ())
+    rho = Fraction(repr(float(keep)))
+    return Schedule(
+        depth,
+        num_patches,
+        tuple(
+            Stage(block, float(rho**s), num_kept(num_patches, rho**s)) for s, block in enumerate(blocks, start=1)
+        ),
+    )
+
+
+def _check_stages(blocks: Sequence[int], depth: int) -> None:
+    shown = ",".join(map(str, blocks))
+    if not blocks:
+        raise UsageError("no stages given", f"name at least one block in 1..{depth - 1}, e.g. --stages 3,6,9")
+    if any(not 1 <= block < depth for block in blocks):
+        raise UsageError(
+            f"stages are {shown}, but the model has blocks 0..{depth - 1} and a stage needs a block before it",
+            f"choose from 1..{depth - 1}; the default is {','.join(map(str, default_stages(depth)))}",
+        )
+    if any(later <= earlier for earlier, later in zip(blocks, blocks[1:], strict=False)):
+        raise UsageError(f"stages are {shown}, expected rising block indices", "for example --stages 3,6,9")

@@ -1,0 +1,32 @@
+"""The algorithm of DynamicViT (https://arxiv.org/abs/2106.02034): tensors in, tensors out.
+
+Nothing here knows timm, files or commands. Names and the paper's symbols:
+
+==========  ======================================================================
+keep        rho, the share of tokens that one stage keeps
+log_pi      log of pi, (B, N, 2): [..., 0] drop, [..., 1] keep (the authors' code has them swapped)
+decision    D, (B, N): 1 keep, 0 drop, of one stage
+kept        D-hat, (B, N): the product of the decisions so far
+gate        G, (B, 1, T, T): 1 on the diagonal, else D-hat of the key token
+==========  ======================================================================
+
+B images, N patch tokens, P prefix tokens (class, distillation, register), T = P + N, C channels.
+"""
+
+from vitprune.tokens.decisions import attention_bias, gumbel_decision, key_bias
+from vitprune.tokens.losses import distillation_loss, ratio_loss, token_loss
+from vitprune.tokens.predictor import TokenPredictor
+from vitprune.tokens.selection import gather_tokens, topk_decision, topk_tokens
+
+__all__ = [
+    "TokenPredictor",
+    "attention_bias",
+    "distillation_loss",
+    "gather_tokens",
+    "gumbel_decision",
+    "key_bias",
+    "ratio_loss",
+    "token_loss",
+    "topk_decision",
+    "topk_tokens",
+]

@@ -1,0 +1,52 @@
+"""The losses of DynamicViT section 3.3, as pure functions. Weighting and summing is the recipe's business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ratio_loss(kept: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
+    """Mean over stages and images of (share of tokens kept - target)^2 (eq. 15).
+
+    Args:
+        kept: D-hat after each stage, each (B, N), N the original number of patch tokens.
+        ratios: target share of each stage.
+    """
+    if len(kept) != len(ratios):
+        raise ValueError(f"expected one target per stage, got {len(kept)} stages and {len(ratios)} targets")
+    # Divided by the real number of stages: the authors' code divides by 3 whatever there is.
+    return torch.stack(
+        [((mask.mean(dim=1) - ratio) ** 2).mean() for mask, ratio in zip(kept, ratios, strict=True)]
+    ).mean()
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of the class distribution, batch mean (eq. 14), in fp32.
+
+    Args:
+        logits: student's, (B, num_classes).
+        teacher_logits: teacher's, (B, num_classes); no gradient flows into them.
+        temperature: softens both; the gradient is rescaled by its square, as usual.
+    """
+    student = F.log_softmax(logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def token_loss(features: Tensor, teacher_features: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Mean squared error of the final features over the tokens the student kept (eq. 13), in fp32.
+
+    Args:
+        features: student's patch tokens after the final norm, (B, N, C).
+        teacher_features: teacher's, at the same positions, (B, N, C).
+        kept: the student's final D-hat (B, N); None when all N tokens are kept ones.
+    """
+    error = (features.float() - teacher_features.detach().float()).square().mean(dim=-1)  # (B, N)
+    if kept is None:
+        return error.mean()
+    weight = kept.detach().to(error.dtype)
+    return (error * weight).sum() / weight.sum().clamp(min=1)

@@ -1,0 +1,71 @@
+"""The token predictor: a light MLP that says of each patch token how likely it is worth keeping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class TokenPredictor(nn.Module):
+    """Keep and drop probabilities of every patch token (DynamicViT section 3.2).
+
+    LayerNorm > Linear C>C > GELU, whose first half is the token's local feature and whose second half, averaged
+    over the tokens still kept, is the global one; then Linear C>C/2 > GELU > Linear C/2>C/4 > GELU > Linear C/4>2 >
+    log-softmax. 60,722 parameters at C = 192, 241,250 at 384, 961,730 at 768.
+
+    Scores are computed in fp32 whatever the model runs in: in bf16 the scores of weakly trained predictors tie, and
+    top-k then takes the first rows of the image. So parameters stay in fp32 when the module is cast to less.
+
+    Args:
+        embed_dim: C, a multiple of 4.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        if embed_dim % 4:
+            raise ValueError(f"embed_dim must be a multiple of 4, got {embed_dim}")
+        self.embed_dim = embed_dim
+        self.in_proj = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim), nn.GELU())
+        self.out_proj = nn.Sequential(
+            nn.Linear(embed_dim, embed_dim // 2),
+            nn.GELU(),
+            nn.Linear(embed_dim // 2, embed_dim // 4),
+            nn.GELU(),
+            nn.Linear(embed_dim // 4, 2),
+        )
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Log-probabilities of dropping [..., 0] and keeping [..., 1].
+
+        Args:
+            x: patch tokens of the residual stream (B, N, C), without prefix tokens.
+            kept: D-hat (B, N), 1 where a token is still there; None when all are.
+
+        Returns:
+            log_pi (B, N, 2) in fp32 (float64 for a float64 predictor). Finite also when no token is kept.
+        """
+        dtype = self.in_proj[1].weight.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            local, shared = self.in_proj(x.to(dtype)).chunk(2, dim=-1)  # (B, N, C/2) each
+            if kept is None:
+                pooled = shared.mean(dim=1, keepdim=True)  # (B, 1, C/2)
+            else:
+                weight = kept.to(dtype).unsqueeze(-1)
+                # The clamp guards an empty set (0/0); it never binds otherwise, as one kept token already sums to 1.
+                pooled = (shared * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+            features = torch.cat((local, pooled.expand_as(local)), dim=-1)
+            log_pi: Tensor = self.out_proj(features).log_softmax(dim=-1)
+        return log_pi
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TokenPredictor:
+        # Every .to(), .half(), .cuda() comes through here: follow the device, never go below fp32.
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype.itemsize < 4:
+                return tensor.to(moved.device)
+            return moved
+
+        super()._apply(keep_precision, recurse)
+        return self
