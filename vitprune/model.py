@@ -92,7 +92,7 @@ class SparseViT(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """timm's configuration of the weights, so that timm's data helpers work on this model too."""
+        """Timm's configuration of the weights, so that timm's data helpers work on this model too."""
         config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
         return config
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from vitprune.errors import UsageError
 
@@ -117,9 +118,7 @@ def make_schedule(
     return Schedule(
         depth,
         num_patches,
-        tuple(
-            Stage(block, float(rho**s), num_kept(num_patches, rho**s)) for s, block in enumerate(blocks, start=1)
-        ),
+        tuple(Stage(block, float(rho**s), num_kept(num_patches, rho**s)) for s, block in enumerate(blocks, start=1)),
     )
 
 
@@ -132,5 +131,5 @@ def _check_stages(blocks: Sequence[int], depth: int) -> None:
             f"stages are {shown}, but the model has blocks 0..{depth - 1} and a stage needs a block before it",
             f"choose from 1..{depth - 1}; the default is {','.join(map(str, default_stages(depth)))}",
         )
-    if any(later <= earlier for earlier, later in zip(blocks, blocks[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(blocks)):
         raise UsageError(f"stages are {shown}, expected rising block indices", "for example --stages 3,6,9")

@@ -67,7 +67,7 @@ class VisionTransformerBackbone(Backbone):
         return patches
 
     def head(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """timm's own head, or with `kept` the same one on a pooling that leaves dropped tokens out."""
+        """Timm's own head, or with `kept` the same one on a pooling that leaves dropped tokens out."""
         vit: Any = self.model
         logits: Tensor
         if kept is None or self._distilled or (vit.attn_pool is None and vit.global_pool == "token"):
@@ -94,7 +94,7 @@ class VisionTransformerBackbone(Backbone):
 
 
 def _masked_reduce(x: Tensor, kept: Tensor, pool: str) -> Tensor:
-    """timm's `global_pool_nlc` of the kept tokens: x (B, T, C), kept (B, T) to (B, C)."""
+    """Timm's `global_pool_nlc` of the kept tokens: x (B, T, C), kept (B, T) to (B, C)."""
     weight = kept.to(x.dtype).unsqueeze(-1)
     mean = (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
     if pool == "avg":
@@ -105,7 +105,7 @@ def _masked_reduce(x: Tensor, kept: Tensor, pool: str) -> Tensor:
 
 
 def _masked_prr_pool(pool: Any, x: Tensor, kept: Tensor) -> Tensor:
-    """timm's AttentionPoolPrr, whose forward takes no mask: parameter-free self-attention, then token or mean."""
+    """Timm's AttentionPoolPrr, whose forward takes no mask: parameter-free self-attention, then token or mean."""
     tokens = pool.pre_norm(x)
     batch, length, channels = tokens.shape
     heads = tokens.reshape(batch, length, pool.num_heads, pool.head_dim).transpose(1, 2)

@@ -68,7 +68,8 @@ def from_table(table: Any, classes: ModelClasses | None, source: str) -> Picture
     Raises:
         DataError: a column is missing, or the classes do not fit the model.
     """
-    from datasets import ClassLabel, Image as ImageFeature
+    from datasets import ClassLabel
+    from datasets import Image as ImageFeature
 
     pictures = next((name for name, kind in table.features.items() if isinstance(kind, ImageFeature)), None)
     if pictures is None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitprune.data.classes import ModelClasses
@@ -29,12 +33,14 @@ class Data:
         train: pictures to train on, None where there are none.
         val: pictures to evaluate on.
         note: how `val` came about, if not from the data itself.
+        object_mask: where the drawing knows it: item of `val` to the pixels (H, W) that show the object.
     """
 
     name: str
     train: PictureSet | None
     val: PictureSet
     note: str | None = None
+    object_mask: Callable[[int], NDArray[np.bool_]] | None = None
 
 
 def open_data(
@@ -43,14 +49,16 @@ def open_data(
     *,
     data_dir: Path | None = None,
     training: bool = False,
+    labels: bool = True,
 ) -> Data:
     """Open `demo`, `imagenet`, `imagenette`, `hf:owner/name`, or a folder.
 
     Args:
         spec: the DATA argument.
-        classes: the model's classes; None where labels do not matter.
+        classes: the model's classes.
         data_dir: folder for `imagenet`, before $VITPRUNE_IMAGENET and the Hub.
         training: whether training pictures are needed. If the data has no val part, a tenth is then held out.
+        labels: False if labels are not needed: pictures that have none, or that do not fit, are taken without.
 
     Raises:
         DataError: no pictures, or classes that do not fit the model.
@@ -60,16 +68,30 @@ def open_data(
         return _demo()
     folder = _local_folder(spec, data_dir)
     if folder is not None:
-        train_root, val_root = find_splits(folder)
-        if train_root is None and val_root is None:
-            train, val = None, read_folder(folder, classes)
-        else:
-            train = read_folder(train_root, classes) if train_root and (training or not val_root) else None
-            val = read_folder(val_root, classes) if val_root else None
+        train, val = _read_splits(folder, classes, training, labels)
     else:
         name, config = _HUB_NAMES.get(spec) or (spec.removeprefix("hf:"), None)
-        train, val = read_hub(name, classes, config)
+        train, val = read_hub(name, classes if labels else None, config)
     return _complete(spec, train, val, training)
+
+
+def _read_splits(
+    folder: Path, classes: ModelClasses | None, training: bool, labels: bool
+) -> tuple[PictureSet | None, PictureSet | None]:
+    def read(root: Path | None) -> PictureSet | None:
+        if root is None:
+            return None
+        try:
+            return read_folder(root, classes)
+        except DataError:
+            if labels:
+                raise
+        return read_folder(root, None)
+
+    train_root, val_root = find_splits(folder)
+    if train_root is None and val_root is None:
+        return None, read(folder)
+    return read(train_root if training or val_root is None else None), read(val_root)
 
 
 def _complete(spec: str, train: PictureSet | None, val: PictureSet | None, training: bool) -> Data:
@@ -111,11 +133,13 @@ def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
 def _demo() -> Data:
     from vitprune.data.demo import DemoPictures
 
-    def pictures(split: Any) -> PictureSet:
-        drawn = DemoPictures(split)
-        return PictureSet(range(len(drawn)), drawn.labels, drawn.picture)
-
-    return Data("demo", pictures("train"), pictures("val"))
+    train, val = DemoPictures("train"), DemoPictures("val")
+    return Data(
+        "demo",
+        PictureSet(range(len(train)), train.labels, train.picture),
+        PictureSet(range(len(val)), val.labels, val.picture),
+        object_mask=val.object_mask,
+    )
 
 
 def make_loader(
@@ -138,7 +162,7 @@ def make_loader(
     )
 
 
-def batches(loader: Any) -> Any:
+def batches(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over a loader of `make_loader`.
 
     Raises:

@@ -46,7 +46,7 @@ class TokenPredictor(nn.Module):
         Returns:
             log_pi (B, N, 2) in fp32 (float64 for a float64 predictor). Finite also when no token is kept.
         """
-        dtype = self.in_proj[1].weight.dtype
+        dtype = next(self.parameters()).dtype
         with torch.autocast(x.device.type, enabled=False):
             local, shared = self.in_proj(x.to(dtype)).chunk(2, dim=-1)  # (B, N, C/2) each
             if kept is None:
@@ -67,5 +67,5 @@ class TokenPredictor(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        super()._apply(keep_precision, recurse)
+        super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
         return self

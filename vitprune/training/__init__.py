@@ -1,0 +1,20 @@
+"""Recipe, warm start, objective and the loop."""
+
+from vitprune.training.log import StepLog
+from vitprune.training.loop import Listener, Progress, StepRecord, train
+from vitprune.training.objective import Objective, StepLoss
+from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe
+
+__all__ = [
+    "Listener",
+    "LossWeights",
+    "Objective",
+    "Phase",
+    "Precision",
+    "Progress",
+    "Recipe",
+    "StepLog",
+    "StepLoss",
+    "StepRecord",
+    "train",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -57,6 +58,12 @@ class Recipe(BaseModel):
             raise ValueError("give steps or epochs, not both")
         return self
 
+    def workers(self) -> int:
+        """Processes that read pictures."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(8, (os.cpu_count() or 1) // 2)
+
     def num_steps(self, steps_per_epoch: int) -> int:
         """Steps after the warm start."""
         if self.epochs is not None:
@@ -65,3 +72,6 @@ class Recipe(BaseModel):
 
 
 DEFAULT_STEPS = 400
+
+DEMO = {"warm_start_steps": 100, "steps": 60}
+"""What differs for the embedded demo, which must be done in two minutes on two cores."""

@@ -1,0 +1,77 @@
+"""The main job from Python."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from vitprune.data import Data, ModelClasses, open_data
+from vitprune.files import choose_run_folder
+from vitprune.measure import pick_device
+from vitprune.model import SparseViT, attach
+from vitprune.run import RunSettings, fit, run
+from vitprune.training import Progress, Recipe, StepRecord
+from vitprune.zoo import loaded_from
+
+
+class _Silent:
+    def begin(self, what: str, total: int) -> None:
+        """Say nothing."""
+
+    def advance(self, count: int) -> None:
+        """Say nothing."""
+
+    def step(self, record: StepRecord) -> None:
+        """Say nothing."""
+
+
+def sparsify(
+    model: nn.Module,
+    keep: float = 0.7,
+    data: str | Path | None = None,
+    *,
+    stages: Sequence[int] | None = None,
+    recipe: Recipe | None = None,
+    device: str = "auto",
+    output: str | Path | None = None,
+    class_names: Sequence[str] | None = None,
+) -> SparseViT:
+    """Make a timm vision transformer drop its least informative tokens, and train it for that.
+
+    Args:
+        model: a timm model of a supported family; it is the teacher and is not changed.
+        keep: share of patch tokens that one stage keeps, in (0, 1].
+        data: pictures to train on: a folder, "imagenet", "hf:owner/name" or "demo". None attaches untrained
+            predictors and warns: they rank tokens no better than chance until you train them.
+        stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
+        recipe: training settings.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        output: folder for model.safetensors, report.json and log.jsonl, which also takes an evaluation; None writes
+            nothing.
+        class_names: in output order, to match folders by name and to store in the file.
+
+    Returns:
+        The sparse model in eval mode; call it like the dense one.
+
+    Raises:
+        VitpruneError: see `vitprune.errors`.
+    """
+    recipe = recipe or Recipe()
+    if data is None:
+        warnings.warn("no data given: the token predictors are attached but not trained", UserWarning, stacklevel=2)
+        return attach(copy.deepcopy(model), keep, stages).eval()
+    where = pick_device(device)
+    loaded = loaded_from(model, class_names)
+    classes = ModelClasses(getattr(model, "num_classes", 0), loaded.class_names)
+    pictures: Data = open_data(str(data), classes, training=True, labels=recipe.labels)
+    if output is None:
+        student = attach(copy.deepcopy(model), keep, stages)
+        fit(copy.deepcopy(model), student, pictures, recipe, where, _Silent(), Progress())
+        return student.eval()
+    folder = choose_run_folder(Path(output), "", overwrite=False)
+    student, _ = run(loaded, pictures, recipe, RunSettings(keep, stages, where, folder), _Silent())
+    return student

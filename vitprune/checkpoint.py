@@ -1,0 +1,263 @@
+"""model.safetensors: a sparse model that says itself how it is to be rebuilt, offline and without a pickle."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from timm.models import get_model_args, load_state_dict
+from torch import Tensor, nn
+
+from vitprune.errors import CheckpointError
+from vitprune.files import replacing, write_json
+from vitprune.model import SparseViT
+from vitprune.schedule import Schedule, Stage
+
+METADATA_KEY = "vitprune"
+_PREDICTORS = "predictors."
+_PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+class StageMetadata(BaseModel):
+    """One stage, as in `vitprune.schedule.Stage`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: int = Field(ge=1)
+    ratio: float = Field(gt=0, le=1)
+    num_tokens: int = Field(ge=1)
+
+
+class Metadata(BaseModel):
+    """The header of model.safetensors: enough to rebuild the model offline."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    schema_version: Literal[1] = 1
+    model: str = Field(description="full timm name with the tag of the weights")
+    architecture: str = Field(description="name for timm.create_model")
+    model_args: dict[str, Any] = Field(description="arguments for timm.create_model")
+    num_patches: int = Field(ge=1)
+    keep: float = Field(gt=0, le=1)
+    stages: list[StageMetadata]
+    preprocessing: dict[str, Any] = Field(description="timm's data configuration")
+    class_names: list[str] | None = None
+    origin: dict[str, Any] = Field(default_factory=dict, description="source and licence of the weights")
+    versions: dict[str, str] = Field(default_factory=dict)
+    accuracy: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+
+
+def describe(
+    model: SparseViT,
+    *,
+    name: str | None = None,
+    keep: float | None = None,
+    class_names: tuple[str, ...] | None = None,
+    origin: dict[str, Any] | None = None,
+) -> Metadata:
+    """The metadata of a sparse model, checked to rebuild it.
+
+    Raises:
+        CheckpointError: the timm model was not made by `timm.create_model`, or with arguments JSON cannot hold.
+    """
+    from vitprune import __version__
+
+    config: dict[str, Any] = model.pretrained_cfg
+    architecture = config.get("architecture")
+    if not architecture:
+        raise CheckpointError(
+            "the model does not say which timm architecture it is, so a file could not be loaded again",
+            "make it with timm.create_model(...)",
+        )
+    try:
+        arguments = json.loads(json.dumps(get_model_args(model.model)))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the arguments that '{architecture}' was created with cannot be stored: {error}",
+            "create it with numbers, strings and lists only",
+        ) from error
+    schedule = model.schedule
+    preprocessing = timm.data.resolve_model_data_config(model.model)
+    metadata = Metadata(
+        model=name or architecture,
+        architecture=architecture,
+        model_args=arguments,
+        num_patches=schedule.num_patches,
+        keep=keep if keep is not None else (schedule.ratios[0] if schedule.stages else 1.0),
+        stages=[StageMetadata(block=s.block, ratio=s.ratio, num_tokens=s.num_tokens) for s in schedule.stages],
+        preprocessing={key: preprocessing[key] for key in _PREPROCESSING},
+        class_names=list(class_names) if class_names else None,
+        origin=origin or {},
+        versions={"vitprune": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
+    )
+    _check_shapes(rebuild(metadata, "meta"), _flatten(model), "this model", f"timm's '{architecture}'")
+    return metadata
+
+
+def save(model: SparseViT, path: Path, metadata: Metadata) -> None:
+    """Write model.safetensors and, beside it, config.json with the same metadata; whole or not at all.
+
+    Backbone tensors carry timm's own names; `predictors.<stage>.*` stand beside them.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _flatten(model).items()}
+    header = {"format": "pt", METADATA_KEY: metadata.model_dump_json()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+    write_json(path.parent / "config.json", metadata.model_dump(mode="json"))
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
+    """Load a sparse model from a file that vitprune wrote; needs no network.
+
+    Args:
+        path: model.safetensors, or the run folder it is in.
+        device: where to put it.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
+    """
+    path = Path(path)
+    model, _ = load_sparse(path / "model.safetensors" if path.is_dir() else path)
+    return model.to(device)
+
+
+def load_sparse(path: Path) -> tuple[SparseViT, Metadata]:
+    """As `load`, with the metadata."""
+    metadata = read_metadata(path)
+    model = rebuild(metadata, "cpu")
+    tensors = _read_safetensors(path)
+    _check_shapes(model, tensors, f"'{path}'", "its own metadata")
+    _check_finite(tensors, path)
+    model.load_state_dict({_module_name(name): tensor for name, tensor in tensors.items()})
+    return model.eval(), metadata
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of one of our files.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not ours.
+    """
+    _check_there(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}", "copy it again") from error
+    if METADATA_KEY not in header:
+        raise CheckpointError(
+            f"'{path}' was not written by vitprune: its header has no '{METADATA_KEY}' entry",
+            f"for plain weights name the architecture too: MODEL --checkpoint {path}",
+        )
+    try:
+        return Metadata.model_validate_json(header[METADATA_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise CheckpointError(
+            f"the metadata in '{path}' cannot be read: {where}: {first['msg']}",
+            "the file may come from a newer vitprune: pip install -U vitprune",
+        ) from error
+
+
+def rebuild(metadata: Metadata, device: str) -> SparseViT:
+    """The model that the metadata describes, with fresh weights.
+
+    Raises:
+        CheckpointError: timm does not know the architecture or refuses its arguments.
+    """
+    preprocessing = {key: metadata.preprocessing[key] for key in _PREPROCESSING if key in metadata.preprocessing}
+    try:
+        with torch.device(device):
+            model: nn.Module = timm.create_model(
+                metadata.architecture, pretrained=False, pretrained_cfg_overlay=preprocessing, **metadata.model_args
+            )
+            stages = tuple(Stage(s.block, s.ratio, s.num_tokens) for s in metadata.stages)
+            return SparseViT(model, Schedule(len(model.blocks), metadata.num_patches, stages))  # type: ignore[arg-type]
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        raise CheckpointError(
+            f"cannot build '{metadata.architecture}' as the metadata says: {error}",
+            f"it was written with timm {metadata.versions.get('timm', '?')}, this is {timm.__version__}",
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file by name; never runs code from it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, a pickle of more than tensors, or holds NaN.
+    """
+    _check_there(path)
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    else:
+        try:
+            state = load_state_dict(str(path), weights_only=True)
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+            if "weights_only" in str(error) or "Unsupported" in str(error):
+                raise CheckpointError(
+                    f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
+                    "save the state_dict alone, best as .safetensors",
+                ) from error
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"'{path}' is damaged or no weight file: {first_line}", "copy it again") from error
+    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if not state:
+        raise CheckpointError(f"'{path}' holds no tensors")
+    _check_finite(state, path)
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}", "copy it again") from error
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file '{path}'", "check the path")
+
+
+def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(
+                f"'{path}' holds NaN or infinite values in '{name}'", "the training that made it went wrong"
+            )
+
+
+def _check_shapes(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in _flatten(model).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{what} does not fit {against}: tensor '{name}' is {found.get(name, 'missing')}, "
+                f"expected {expected.get(name, 'none')}"
+            )
+
+
+def _flatten(model: SparseViT) -> dict[str, Tensor]:
+    """Tensors under the names of the file: timm's own, and `predictors.*`."""
+    return {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+
+
+def _module_name(name: str) -> str:
+    return name if name.startswith(_PREDICTORS) else f"model.{name}"

@@ -1,0 +1,163 @@
+"""`vitprune bench`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitprune.cli.checks import enforce
+from vitprune.cli.options import AsJson, Device, ImgSize, Precision, PrecisionName, Stages, parse_numbers
+from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.progress import RunProgress
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vitprune.measure import Timing
+
+_DEFAULT_MODEL = "deit_small_patch16_224"
+_DEFAULT_KEEPS = "0.9,0.8,0.7"
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="timm names (compared dense and at --keep) or files that vitprune wrote (compared with their dense "
+            "backbone).",
+            show_default="DeiT-S at keep 1.0, .9, .8, .7",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIOS", help="Keep ratios for timm names.", show_default=f"0.7; {_DEFAULT_KEEPS} without MODEL"
+        ),
+    ] = None,
+    stages: Stages = None,
+    img_size: ImgSize = None,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.AUTO,
+    batch_size: Annotated[
+        str | None,
+        typer.Option("--batch-size", "-b", metavar="SIZES", help="Pictures per pass.", show_default="1,32; CUDA: +256"),
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Exit with 3 if a sparse row is less than this times as fast as dense.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Throughput and latency, dense and sparse in turns in one run, MACs beside what the clock says.
+
+    Weights do not matter for speed: timm names are measured with random ones, so nothing is downloaded.
+
+    Examples:
+
+      vitprune bench
+
+      vitprune bench deit_base --keep 0.7 --batch-size 1,32,256 --device cuda
+
+      vitprune bench runs/deit_small_patch16_224-keep0.7/model.safetensors
+    """
+    sizes = parse_numbers(batch_size, "--batch-size")
+    keeps = _ratios(keep or ("0.7" if models else _DEFAULT_KEEPS))
+
+    from vitprune.measure import describe_environment, pick_device, pick_precision
+    from vitprune.zoo import load_model
+
+    where = pick_device(device)
+    number_format = pick_precision(precision.value, where, training=False)
+    sizes = sizes or ([1, 32, 256] if where.type == "cuda" else [1, 32])
+    rows: list[dict[str, Any]] = []
+    loaded = [load_model(spec, weights="random", img_size=img_size) for spec in models or [_DEFAULT_MODEL]]
+    with RunProgress() as progress:
+        for each in loaded:
+            if each.sparse is not None and each.metadata is not None:
+                variants: dict[float, Any] = {1.0: each.model, each.metadata.keep: each.sparse}
+            else:
+                variants = _variants(each.model, keeps, parse_numbers(stages, "--stages"))
+            progress.begin(f"timing {each.name}", len(sizes) * len(variants))
+            rows += _measure(each.name, variants, sizes, where, number_format, progress)
+    environment = describe_environment()
+    if as_json:
+        print_json({"rows": rows, "device": str(where), "precision": number_format, "environment": environment})
+    else:
+        _print(rows, f"{where}, {number_format}, {environment['num_threads']} threads, torch {environment['torch']}")
+    sparse = [row["speedup"] for row in rows if row["keep"] < 1]
+    enforce([("--min-speedup", min(sparse, default=1.0), min_speedup)])
+
+
+def _ratios(text: str) -> list[float]:
+    from vitprune.errors import UsageError
+
+    try:
+        keeps = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--keep is '{text}', expected ratios such as 0.9,0.7") from None
+    for keep in keeps:
+        if not 0 < keep <= 1:
+            raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
+    return [keep for keep in keeps if keep < 1]
+
+
+def _variants(model: nn.Module, keeps: list[float], stages: list[int] | None) -> dict[float, nn.Module]:
+    from vitprune.model import attach
+
+    return {1.0: model} | {keep: attach(model, keep, stages) for keep in keeps}
+
+
+def _measure(
+    name: str, variants: dict[float, nn.Module], sizes: list[int], device: Any, precision: Any, progress: RunProgress
+) -> list[dict[str, Any]]:
+    from vitprune.measure import benchmark, count_macs, speedup
+    from vitprune.run import eval_input_size
+
+    input_size = eval_input_size(variants[1.0])
+    macs = {keep: count_macs(model, input_size) for keep, model in variants.items()}
+    timings: list[Timing] = benchmark(
+        {str(keep): model for keep, model in variants.items()},
+        input_size,
+        sizes,
+        device=device,
+        precision=precision,
+        on_row=lambda _: progress.advance(1),
+    )
+    rows = []
+    for timing, against in zip(timings, speedup(timings, "1.0"), strict=True):
+        keep = float(timing.model)
+        rows.append(
+            asdict(timing)
+            | {
+                "model": name,
+                "keep": keep,
+                "gmacs": macs[keep] / 1e9,
+                "macs_ratio": macs[1.0] / macs[keep],
+                "speedup": against.ratio,
+                "slower": against.slower,
+            }
+        )
+    return rows
+
+
+def _print(rows: list[dict[str, Any]], where: str) -> None:
+    table = []
+    for row in rows:
+        mark = " SLOWER" if row["slower"] else ""
+        half_spread = (row["latency_ms_p75"] - row["latency_ms_p25"]) / 2
+        table.append(
+            [
+                f"{row['model'].partition('.')[0]} keep {row['keep']:g}",
+                str(row["batch_size"]),
+                number(row["images_per_s"], 1),
+                f"{row['latency_ms_p50']:.2f} ±{half_spread:.2f}",
+                number(row["gmacs"], 3),
+                number(row["macs_ratio"]),
+                number(row["speedup"]) + mark,
+            ]
+        )
+    columns = ["model", "batch", "images/s", "ms a batch", "GMACs", "fewer MACs x", "measured x"]
+    print_table("dense and sparse, in turns", columns, table)
+    print_line(f"{where}; median ± half the interquartile range; MACs with attention")

@@ -1,0 +1,90 @@
+"""`vitprune eval`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitprune.cli.checks import enforce
+from vitprune.cli.options import (
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    DataDir,
+    Device,
+    ImgSize,
+    Limit,
+    Model,
+    Precision,
+    PrecisionName,
+    Workers,
+)
+from vitprune.cli.output import print_json, print_line
+from vitprune.cli.progress import RunProgress
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="imagenet, imagenette, hf:owner/name, a folder of class folders (or with val/), or demo.",
+            show_default="imagenet; demo for the demo model",
+        ),
+    ] = None,
+    checkpoint: Checkpoint = None,
+    data_dir: DataDir = None,
+    img_size: ImgSize = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.AUTO,
+    batch_size: BatchSize = 64,
+    workers: Workers = None,
+    min_top1: Annotated[float | None, typer.Option(help="Exit with 3 if top-1 is lower, in percent.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
+
+    Examples:
+
+      vitprune eval runs/deit_small_patch16_224-keep0.7/model.safetensors imagenet
+
+      vitprune eval deit_small path/to/imagenet --checkpoint my.safetensors
+    """
+    from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
+    from vitprune.evaluation import predict
+    from vitprune.measure import pick_device, pick_precision
+    from vitprune.training import Recipe
+    from vitprune.zoo import load_model
+
+    where = pick_device(device)
+    number_format = pick_precision(precision.value, where, training=False)
+    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
+    subject = loaded.sparse or loaded.model
+    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    pictures = open_data(data or ("demo" if loaded.name == "demo" else "imagenet"), classes, data_dir=data_dir)
+    val = pictures.val if limit is None else pictures.val.sample(limit)
+    val.transform = eval_transform(loaded.model)
+    workers = Recipe(num_workers=workers).workers()
+    loader = make_loader(val, batch_size, training=False, num_workers=workers)
+    with RunProgress() as progress:
+        progress.begin(f"evaluating {loaded.name}", len(val))
+        predictions = predict({"model": subject}, loader, where, number_format, progress.advance)["model"]
+    result = {
+        "model": loaded.name,
+        "keep": loaded.metadata.keep if loaded.metadata else 1.0,
+        "data": pictures.name,
+        **predictions.summary(),
+        "precision": number_format,
+        "device": str(where),
+    }
+    if as_json:
+        print_json(result)
+    else:
+        print_line(
+            f"{loaded.name}, keep {result['keep']:g}: top-1 {predictions.top1_pct:.2f} %, "
+            f"top-5 {predictions.top5_pct:.2f} % on {predictions.num_images} pictures"
+        )
+    enforce([("--min-top1", predictions.top1_pct, min_top1)])

@@ -1,0 +1,88 @@
+"""`vitprune info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitprune.cli.options import AsJson, ImgSize, Keep, Model, Stages, parse_numbers
+from vitprune.cli.output import number, print_json, print_line, print_table
+
+
+def info(
+    model: Model,
+    keep: Keep = 0.7,
+    stages: Stages = None,
+    img_size: ImgSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """The plan before acting: tokens per stage, MACs and parameters. Needs no weights and no network.
+
+    Examples:
+
+      vitprune info deit_small --keep 0.7
+
+      vitprune info runs/deit_small_patch16_224-keep0.7/model.safetensors
+    """
+    from vitprune.measure import count_macs, count_params
+    from vitprune.model import attach
+    from vitprune.run import eval_input_size
+    from vitprune.zoo import load_model
+
+    loaded = load_model(model, weights="none", img_size=img_size)
+    dense = attach(loaded.model, keep=1.0)
+    sparse = loaded.sparse or attach(loaded.model, keep, parse_numbers(stages, "--stages"))
+    input_size = eval_input_size(loaded.model)
+    schedule = sparse.schedule
+    macs = {"dense": count_macs(dense, input_size), "sparse": count_macs(sparse, input_size)}
+    result: dict[str, Any] = {
+        "model": loaded.name,
+        "keep": loaded.metadata.keep if loaded.metadata else keep,
+        "input_size": list(input_size),
+        "depth": schedule.depth,
+        "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
+        "num_patches": schedule.num_patches,
+        "num_classes": sparse.num_classes,
+        "stages": [{"block": s.block, "ratio": s.ratio, "num_tokens": s.num_tokens} for s in schedule.stages],
+        "dense": {"gmacs": macs["dense"] / 1e9, "params_m": count_params(dense) / 1e6},
+        "sparse": {"gmacs": macs["sparse"] / 1e9, "params_m": count_params(sparse) / 1e6},
+        "delta": {"gmacs_pct": 100 * (macs["sparse"] / macs["dense"] - 1)},
+    }
+    if loaded.metadata is not None:
+        result |= {"accuracy": loaded.metadata.accuracy, "origin": loaded.metadata.origin}
+    if as_json:
+        print_json(result)
+        return
+    _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    size = "x".join(map(str, result["input_size"]))
+    print_line(f"{result['model']}: {size}, {result['depth']} blocks, {result['num_classes']} classes")
+    everything, previous = result["num_patches"], 0
+    rows = []
+    marks = [*result["stages"], None]
+    tokens = everything
+    for stage in marks:
+        end = result["depth"] if stage is None else stage["block"]
+        rows.append([f"{previous}-{end - 1}", str(tokens), number(100 * tokens / everything, 1)])
+        if stage is not None:
+            previous, tokens = end, stage["num_tokens"]
+    print_table(
+        f"patch tokens, beside {result['num_prefix_tokens']} prefix token(s)", ["blocks", "tokens", "% of all"], rows
+    )
+    dense, sparse = result["dense"], result["sparse"]
+    print_table(
+        "cost of one image",
+        ["", "dense", "sparse"],
+        [
+            ["GMACs", number(dense["gmacs"], 3), number(sparse["gmacs"], 3)],
+            ["parameters (M)", number(dense["params_m"], 3), number(sparse["params_m"], 3)],
+        ],
+    )
+    print_line(f"{result['delta']['gmacs_pct']:+.1f} % multiply-accumulates (attention and predictors counted)")
+    accuracy = result.get("accuracy")
+    if accuracy and accuracy["sparse"]["top1_pct"] is not None:
+        print_line(
+            f"measured top-1: {accuracy['sparse']['top1_pct']:.2f} %, dense {accuracy['dense']['top1_pct']:.2f} %, "
+            f"on {accuracy['sparse']['num_images']} pictures of {accuracy['data']['name']}"
+        )

@@ -1,0 +1,75 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitprune.errors import UsageError
+
+
+class PrecisionName(str, Enum):
+    """Choices of --precision."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A timm name (deit_small_patch16_224.fb_in1k) or short name (deit_small), hf-hub:owner/name, "
+        "a model.safetensors that vitprune wrote, or demo.",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[PrecisionName, typer.Option(help="auto: bf16 or fp16 for training where fast, fp32 elsewhere.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per step.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", "-j", min=0, help="Processes that read pictures.", show_default="half the CPUs"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result, on the CPU.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="At most N pictures of each part, chosen at random, always the same.", metavar="N"),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Weights for a timm name: .safetensors, .pth, .bin or .npz, not from the Hub."),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the data set imagenet (or set VITPRUNE_IMAGENET).")
+]
+ImgSize = Annotated[
+    int | None, typer.Option(min=1, metavar="PIXELS", help="Another image size; position embeddings are resampled.")
+]
+Keep = Annotated[float, typer.Option(metavar="RATIO", help="Share of patch tokens that one stage keeps, in (0, 1].")]
+Stages = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BLOCKS", help="Blocks before which tokens are dropped, such as 3,6,9.", show_default="by depth"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; talk goes to stderr.")]
+
+
+def parse_numbers(text: str | None, option: str) -> list[int] | None:
+    """`3,6,9` to [3, 6, 9].
+
+    Raises:
+        UsageError: an entry is not a whole number.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} is '{text}', expected whole numbers such as 3,6,9") from None

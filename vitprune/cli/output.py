@@ -1,0 +1,61 @@
+"""What the user sees: results on stdout, talk on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def stderr_console() -> Console:
+    """Where talk, progress and warnings go."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print exactly one JSON object on stdout."""
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout; the first column is left-aligned, the others hold numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def print_line(text: str) -> None:
+    """Print one line of a result on stdout."""
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def talk(text: str) -> None:
+    """Tell the user something, on stderr."""
+    stderr_console().print(text, markup=False)
+
+
+def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -> None:
+    """`error: ...`, a blank line, `hint: ...` on stderr; with `as_json` also one object on stdout."""
+    console = stderr_console()
+    console.print(f"error: {message}", markup=False)
+    if hint:
+        console.print(f"\nhint: {hint}", markup=False)
+    if as_json:
+        print_json({"error": message, "hint": hint, "exit_code": exit_code})
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a table; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference for a table."""
+    return "-" if value is None else f"{value:+.{digits}f}"

@@ -1,0 +1,89 @@
+"""How a run goes: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from vitprune.cli.output import stderr_console
+
+_LINE_EVERY_S = 15.0
+_SMOOTHING = 0.9
+
+
+class RunProgress:
+    """Shows every part of a run: loss components, kept ratio per stage against target, images/s and time left."""
+
+    def __init__(self) -> None:
+        self.console: Console = stderr_console()
+        self.live = self.console.is_terminal
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}"),
+            console=self.console,
+            disable=not self.live,
+        )
+        self.task: TaskID | None = None
+        self.part = ""
+        self.total = 0
+        self.done = 0
+        self.last_line = 0.0
+        self.started = 0.0
+        self.rate: float | None = None
+
+    def __enter__(self) -> RunProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def begin(self, what: str, total: int) -> None:
+        """A part of the run begins: `total` pictures or steps."""
+        self.part, self.total, self.done = what, total, 0
+        self.started = self.last_line = time.monotonic()
+        if self.live:
+            self.task = self.bar.add_task(what, total=total, detail="")
+        else:
+            self.console.print(f"{what} ({total})", markup=False)
+
+    def advance(self, count: int) -> None:
+        """`count` more of them are done."""
+        self._advance(count, "")
+
+    def step(self, record: Any) -> None:
+        """A training step is done."""
+        if record.step == 1 or self.part != "training":
+            self.begin("training", record.num_steps)
+        if not record.skipped:
+            previous = record.images_per_s if self.rate is None else self.rate
+            self.rate = _SMOOTHING * previous + (1 - _SMOOTHING) * record.images_per_s
+        self._advance(1, self._detail(record))
+
+    def _advance(self, count: int, detail: str) -> None:
+        self.done += count
+        if self.live and self.task is not None:
+            self.bar.update(self.task, advance=count, detail=detail)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= _LINE_EVERY_S or (detail and self.done == self.total):
+            self.last_line = now
+            left = (now - self.started) / self.done * (self.total - self.done)
+            text = f"{self.part} {self.done}/{self.total} {detail} {left:.0f} s left"
+            self.console.print(" ".join(text.split()), markup=False)
+
+    def _detail(self, record: Any) -> str:
+        losses = " ".join(f"{name} {value:.3g}" for name, value in record.losses.items())
+        kept = "/".join(f"{ratio:.2f}" for ratio in record.kept_ratios)
+        target = "/".join(f"{ratio:.2f}" for ratio in record.target_ratios)
+        rate = "" if self.rate is None else f"{self.rate:.0f} images/s"
+        return f"{record.phase}: {losses} | kept {kept} of {target} | {rate}"

@@ -1,0 +1,135 @@
+"""Accuracy: several models on the same pictures in one pass, so that their difference is paired."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.data import UNLABELLED, batches
+from vitprune.measure import DTYPES, Precision
+
+_CONFIDENCE_95 = 1.96
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model said of every picture.
+
+    Attributes:
+        top: likeliest classes, best first, (num_images, up to 5).
+        labels: true classes (num_images,); UNLABELLED where not known.
+    """
+
+    top: Tensor
+    labels: Tensor
+
+    @property
+    def num_images(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracy can be told."""
+        return self.num_images > 0 and not bool((self.labels == UNLABELLED).any())
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether the likeliest class is right, (num_images,) of bool."""
+        return self.top[:, 0] == self.labels
+
+    @property
+    def top1_pct(self) -> float | None:
+        """Share of pictures whose likeliest class is right, in percent; None without labels."""
+        return _percent(self.correct) if self.labelled else None
+
+    @property
+    def top5_pct(self) -> float | None:
+        """Share of pictures with the right class among the five likeliest, in percent; None without labels."""
+        return _percent((self.top == self.labels[:, None]).any(dim=1)) if self.labelled else None
+
+    def agreement_pct(self, other: Predictions) -> float:
+        """Share of pictures on which both models give the same class, in percent."""
+        return _percent(self.top[:, 0] == other.top[:, 0])
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for JSON."""
+        return {"top1_pct": self.top1_pct, "top5_pct": self.top5_pct, "num_images": self.num_images}
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Difference of top-1 accuracy on the same pictures, in points, with a 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+
+
+def paired_difference(model: Predictions, baseline: Predictions) -> PairedDifference | None:
+    """top-1 of `model` less that of `baseline`, in points; None without labels.
+
+    The interval is the normal approximation over per-picture differences (-1, 0, 1), which is narrower than that of
+    two separate samples, because both models see the same pictures.
+    """
+    if not (model.labelled and baseline.labelled):
+        return None
+    difference = model.correct.double() - baseline.correct.double()
+    mean = difference.mean().item()
+    spread = difference.std().item() if len(difference) > 1 else 0.0
+    half = _CONFIDENCE_95 * spread / math.sqrt(len(difference))
+    return PairedDifference(100 * mean, 100 * (mean - half), 100 * (mean + half))
+
+
+@torch.inference_mode()
+def predict(
+    models: Mapping[str, nn.Module],
+    loader: Any,
+    device: torch.device,
+    precision: Precision = "fp32",
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Predictions]:
+    """Run every model over every picture.
+
+    Args:
+        models: by name; used in eval mode and left so.
+        loader: see `vitprune.data.make_loader`, not a training one.
+        device: where to run; the models are moved there.
+        precision: "fp32", or "bf16"/"fp16" by autocast.
+        on_batch: called with the number of pictures of each finished batch.
+
+    Raises:
+        DataError: a picture cannot be read; names it.
+    """
+    for model in models.values():
+        model.to(device).eval()
+    tops: dict[str, list[Tensor]] = {name: [] for name in models}
+    all_labels: list[Tensor] = []
+    for images, labels in batches(loader):
+        images = images.to(device, non_blocking=True)
+        with autocast(device, precision):
+            for name, model in models.items():
+                logits = model(images)
+                tops[name].append(logits.float().topk(min(5, logits.shape[-1]), dim=-1).indices.cpu())
+        all_labels.append(labels)
+        if on_batch is not None:
+            on_batch(len(labels))
+    labels = torch.cat(all_labels)
+    return {name: Predictions(torch.cat(parts), labels) for name, parts in tops.items()}
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """torch.autocast for "bf16" and "fp16", nothing for "fp32"."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def _percent(mask: Tensor) -> float:
+    return 100 * mask.double().mean().item()

@@ -1,0 +1,60 @@
+"""What a model costs on paper: multiply-accumulates and parameters."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image's forward pass in eval mode, attention included.
+
+    The convention of the DynamicViT paper (its "FLOPs"): every matrix product and convolution counts, so patch
+    embedding, q k^T, attention times v, token predictors and classifier do; norms, activations, softmax, additions
+    and top-k do not. DeiT-S is 4.60 G so counted; counters blind to attention say 4.25 G.
+
+    Nothing is computed and no weight is copied: a copy of the module tree runs on tensors that have a shape and no
+    data. `model` may be on any device, meta included, and is left as it is.
+
+    Args:
+        model: any model whose forward takes images (B, C, H, W) and whose shapes do not depend on their content.
+        input_size: (C, H, W).
+    """
+    # Fake tensors rather than the meta device: they claim to be on the CPU, and autocast knows no device "meta".
+    # no_grad rather than inference_mode, which would hide attention's matrix products from the counter.
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    shadow = _shadow(model, fake).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(False), torch.no_grad(), fake, sdpa_kernel(SDPBackend.MATH), counter:
+        shadow(torch.empty(1, *input_size, dtype=_dtype(model)))
+    return int(counter.get_total_flops()) // 2
+
+
+def count_params(model: nn.Module) -> int:
+    """Parameters, predictors included; a shared one counts once, buffers do not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _shadow(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """A deep copy of `model` without its data: parameters and buffers become fake tensors."""
+    # deepcopy takes what memo holds instead of copying it.
+    memo: dict[int, Any] = {}
+    with torch.inference_mode(False), fake:
+        for parameter in model.parameters():
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+        for buffer in model.buffers():
+            memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return copy.deepcopy(model, memo)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """What the images must be in: the dtype of the first floating-point parameter."""
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return next(dtypes, torch.get_default_dtype())

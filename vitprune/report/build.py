@@ -1,0 +1,101 @@
+"""report.json: every figure of a run, with units in the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import timm.data
+from torch import nn
+
+from vitprune.checkpoint import Metadata
+from vitprune.data import Data
+from vitprune.evaluation import Predictions, paired_difference
+from vitprune.measure import Timing, count_macs, count_params, describe_environment
+
+SCHEMA_VERSION = 1
+
+
+def build_report(
+    *,
+    metadata: Metadata,
+    models: Mapping[str, nn.Module],
+    predictions: Mapping[str, Predictions],
+    timings: Sequence[Timing],
+    coverage: Mapping[str, float] | None,
+    training: Mapping[str, Any],
+    data: Data,
+    precision: str,
+    device: str,
+    wall_s: float,
+) -> dict[str, Any]:
+    """The content of report.json.
+
+    Args:
+        metadata: of the sparse model.
+        models: "dense", "random" (the same number of tokens, at random) and "sparse".
+        predictions: of the same three, on the same pictures.
+        timings: of "dense" and "sparse", from one benchmark.
+        coverage: object coverage in percent by model, where known.
+        training: recipe and what was done.
+        data: the pictures.
+        precision: of the accuracy and speed figures.
+        device: of the accuracy and speed figures.
+        wall_s: duration of the run so far, in seconds.
+    """
+    input_size = timm.data.resolve_model_data_config(models["dense"])["input_size"]
+    sides = {
+        name: predictions[name].summary()
+        | {"gmacs": count_macs(models[name], input_size) / 1e9, "params_m": count_params(models[name]) / 1e6}
+        | {"speed": [_speed(row) for row in timings if row.model == name]}
+        for name in ("dense", "sparse")
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": metadata.model,
+        "keep": metadata.keep,
+        "stages": [stage.model_dump() for stage in metadata.stages],
+        "dense": sides["dense"],
+        "sparse": sides["sparse"],
+        "random": predictions["random"].summary(),
+        "delta": _delta(sides, predictions),
+        "coverage": None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
+        "training": dict(training),
+        "data": {
+            "name": data.name,
+            "num_train_images": None if data.train is None else len(data.train),
+            "num_val_images": len(data.val),
+            "note": data.note,
+        },
+        "precision": precision,
+        "device": device,
+        "wall_s": wall_s,
+        "environment": describe_environment(),
+    }
+
+
+def _delta(sides: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+    dense, sparse = sides["dense"], sides["sparse"]
+    to_dense = paired_difference(predictions["sparse"], predictions["dense"])
+    to_random = paired_difference(predictions["sparse"], predictions["random"])
+    return {
+        "top1_points": None if to_dense is None else to_dense.points,
+        "top1_points_ci95": None if to_dense is None else [to_dense.low, to_dense.high],
+        "top1_points_over_random": None if to_random is None else to_random.points,
+        "top1_points_over_random_ci95": None if to_random is None else [to_random.low, to_random.high],
+        "agreement_pct": predictions["sparse"].agreement_pct(predictions["dense"]),
+        "gmacs_pct": 100 * (sparse["gmacs"] / dense["gmacs"] - 1),
+        "speedup": [
+            {
+                "batch_size": after["batch_size"],
+                "speedup": after["images_per_s"] / before["images_per_s"],
+                "slower": after["images_per_s"] < before["images_per_s"],
+            }
+            for before, after in zip(dense["speed"], sparse["speed"], strict=True)
+        ],
+    }
+
+
+def _speed(row: Timing) -> dict[str, Any]:
+    return {key: value for key, value in asdict(row).items() if key != "model"}

@@ -1,0 +1,208 @@
+"""The main job: a dense model and pictures in, a sparse model and the proof of what it does out."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from vitprune.baselines import RandomPredictor
+from vitprune.checkpoint import Metadata, describe, save
+from vitprune.data import Data, eval_transform, make_loader, train_transform
+from vitprune.errors import Interrupted, TrainingError, UsageError
+from vitprune.evaluation import Predictions, predict
+from vitprune.files import create_run_folder, write_json
+from vitprune.measure import Timing, benchmark, pick_precision
+from vitprune.model import SparseViT, attach
+from vitprune.report import build_report, object_coverage
+from vitprune.training import Listener, Progress, Recipe, StepLog, train
+from vitprune.zoo import Loaded
+
+BENCH_BATCH_SIZES = (1, 32)
+
+
+class RunListener(Listener, Protocol):
+    """Who wants to know how a run goes."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A part of the run begins: `total` pictures or steps."""
+
+    def advance(self, count: int) -> None:
+        """`count` more of them are done."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run needs beside the model, the data and the recipe.
+
+    Attributes:
+        keep: share of tokens that one stage keeps.
+        stages: blocks before which predictors act; None for the default.
+        device: where to run.
+        output: the run folder.
+        eval_precision: precision of accuracy and speed figures.
+    """
+
+    keep: float
+    stages: Sequence[int] | None
+    device: torch.device
+    output: Path
+    eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+def run(
+    loaded: Loaded, data: Data, recipe: Recipe, settings: RunSettings, listener: RunListener
+) -> tuple[SparseViT, dict[str, Any]]:
+    """Sparsify, train, evaluate, measure; writes model.safetensors, config.json, report.json and log.jsonl.
+
+    Everything that can be wrong with the input is found before the output folder is made. The checkpoint is written
+    as soon as training ends, and also when it is stopped.
+
+    Returns:
+        The sparse model and the report.
+
+    Raises:
+        Interrupted: the user stopped the run; the checkpoint is written.
+        TrainingError: training cannot go on; the checkpoint of the last finite step is written.
+        OutputError: the results cannot be written.
+    """
+    started = time.perf_counter()
+    student = attach(copy.deepcopy(loaded.model), settings.keep, settings.stages)
+    metadata = describe(
+        student, name=loaded.name, keep=settings.keep, class_names=loaded.class_names, origin=loaded.origin
+    )
+    create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))
+    progress = _train_and_save(student, loaded.model, data, recipe, settings, metadata, listener)
+
+    models = _contestants(student, loaded.model)
+    predictions = _evaluate(models, data, recipe, settings, listener)
+    coverage = object_coverage(models, data, settings.device) if data.object_mask is not None else None
+    timings = _bench(models, student, settings, listener)
+    report = build_report(
+        metadata=metadata,
+        models=models,
+        predictions=predictions,
+        timings=timings,
+        coverage=coverage,
+        training={"recipe": recipe.model_dump(mode="json")} | asdict(progress),
+        data=data,
+        precision=settings.eval_precision,
+        device=str(settings.device),
+        wall_s=time.perf_counter() - started,
+    )
+    metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": report["data"]}
+    save(student, settings.output / "model.safetensors", metadata)
+    write_json(settings.output / "report.json", report)
+    return student, report
+
+
+def fit(
+    model: nn.Module,
+    student: SparseViT,
+    data: Data,
+    recipe: Recipe,
+    device: torch.device,
+    listener: Listener,
+    progress: Progress,
+) -> None:
+    """Train `student` in place against `model`, the teacher.
+
+    Raises:
+        UsageError: the model has no classifier, or there is nothing to train on.
+    """
+    if student.num_classes < 1:
+        raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
+    if data.train is None:
+        raise UsageError(f"'{data.name}' has no pictures to train on")
+    torch.manual_seed(recipe.seed)
+    data.train.transform = train_transform(model, recipe.crop_scale)
+    teacher = attach(model, keep=1.0)
+    train(
+        student.to(device),
+        teacher.to(device),
+        data.train,
+        recipe,
+        device=device,
+        precision=pick_precision(recipe.precision, device, training=True),
+        listener=listener,
+        progress=progress,
+    )
+
+
+def _train_and_save(
+    student: SparseViT,
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    settings: RunSettings,
+    metadata: Metadata,
+    listener: RunListener,
+) -> Progress:
+    progress = Progress()
+    path = settings.output / "model.safetensors"
+    stopped: BaseException | None = None
+    with StepLog(settings.output / "log.jsonl", listener) as log:
+        try:
+            fit(model, student, data, recipe, settings.device, log, progress)
+        except (KeyboardInterrupt, TrainingError) as error:
+            stopped = error
+    metadata.training = {
+        "steps_done": progress.steps_done,
+        "num_steps": progress.num_steps,
+        "completed": stopped is None,
+    }
+    save(student, path, metadata)
+    if stopped is None:
+        return progress
+    where = f"after {progress.steps_done} of {progress.num_steps} steps; the model so far is in {path}"
+    if isinstance(stopped, TrainingError):
+        raise TrainingError(f"{stopped.message}, {where}", stopped.hint) from stopped
+    raise Interrupted(f"stopped {where}", f"vitprune eval {path} DATA tells how good it is") from stopped
+
+
+def _contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
+    """Dense, the same number of tokens at random on the untouched backbone, and ours."""
+    guesses = [RandomPredictor(seed) for seed in range(len(student.schedule.stages))]
+    return {"dense": model, "random": SparseViT(model, student.schedule, guesses), "sparse": student}
+
+
+def _evaluate(
+    models: dict[str, nn.Module], data: Data, recipe: Recipe, settings: RunSettings, listener: RunListener
+) -> dict[str, Predictions]:
+    data.val.transform = eval_transform(models["dense"])
+    loader = make_loader(data.val, recipe.batch_size, training=False, num_workers=recipe.workers())
+    listener.begin("evaluating", len(data.val))
+    return predict(models, loader, settings.device, settings.eval_precision, listener.advance)
+
+
+def _bench(
+    models: dict[str, nn.Module], student: SparseViT, settings: RunSettings, listener: RunListener
+) -> list[Timing]:
+    listener.begin("measuring speed", len(BENCH_BATCH_SIZES))
+    input_size = eval_input_size(student)
+    return benchmark(
+        {"dense": models["dense"], "sparse": student},
+        input_size,
+        BENCH_BATCH_SIZES,
+        device=settings.device,
+        precision=settings.eval_precision,
+        on_row=lambda _: listener.advance(1),
+    )
+
+
+def eval_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) that the model takes."""
+    import timm.data
+
+    channels, height, width = timm.data.resolve_model_data_config(model)["input_size"]
+    return int(channels), int(height), int(width)
+
+
+def _num_bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,0 +1,47 @@
+"""log.jsonl: one line a step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from vitprune.files import write_error
+from vitprune.training.loop import Listener, StepRecord
+
+
+class StepLog:
+    """Writes every step to a file and passes it on; a line is on disk as soon as its step is done.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, listener: Listener) -> None:
+        self.path = path
+        self.listener = listener
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> StepLog:
+        try:
+            self._file = self.path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def step(self, record: StepRecord) -> None:
+        """Write one line and pass the record on."""
+        assert self._file is not None, "use StepLog in a with statement"
+        try:
+            self._file.write(json.dumps(record.as_json()) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        self.listener.step(record)

@@ -1,0 +1,256 @@
+"""From a MODEL argument to a timm model with its weights."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import nn
+
+from vitprune.checkpoint import Metadata, load_sparse, read_weights
+from vitprune.errors import CheckpointError, HubError, UnknownModelError, UsageError
+from vitprune.model import SparseViT
+
+Weights = Literal["pretrained", "random", "none"]
+
+HUB_TIMEOUT_S = 10.0
+
+
+@dataclass
+class Loaded:
+    """A model and what is known of it.
+
+    Attributes:
+        spec: the MODEL argument.
+        name: full timm name, with the tag of its weights where there is one.
+        model: the timm model; of one of our files, its backbone, which was trained for dropped tokens.
+        sparse: the sparse model of one of our files, else None.
+        class_names: in output order, where known.
+        origin: where the weights come from and under which licence.
+        metadata: header of one of our files.
+    """
+
+    spec: str
+    name: str
+    model: nn.Module
+    sparse: SparseViT | None = None
+    class_names: tuple[str, ...] | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    metadata: Metadata | None = None
+
+    @property
+    def short_name(self) -> str:
+        """A name fit for a folder."""
+        return "demo" if self.spec == "demo" else re.sub(r"[^A-Za-z0-9_.-]+", "_", self.name.partition(".")[0])
+
+
+def load_model(
+    spec: str,
+    *,
+    checkpoint: Path | None = None,
+    weights: Weights = "pretrained",
+    img_size: int | None = None,
+) -> Loaded:
+    """Build the model that `spec` names and load its weights.
+
+    Args:
+        spec: a timm name or short name, `hf-hub:owner/name`, a .safetensors file of ours, or `demo`.
+        checkpoint: a weight file (.safetensors, .pth, .bin, .npz) instead of the Hub's.
+        weights: "pretrained", or without any file or download "random", or "none": the structure alone, on the
+            meta device.
+        img_size: another image size in pixels; position embeddings are resampled.
+
+    Raises:
+        UnknownModelError: no such model; offers close matches.
+        UsageError: options that do not go together.
+        CheckpointError: a weight file is missing, damaged, or does not fit.
+        HubError: the weights cannot be had from the Hub.
+    """
+    sizes = {} if img_size is None else {"img_size": img_size}
+    if spec.endswith(".safetensors") or Path(spec).is_file():
+        if checkpoint is not None or img_size is not None:
+            raise UsageError(f"'{spec}' is a file of its own; --checkpoint and --img-size go with a timm name")
+        sparse, metadata = load_sparse(Path(spec))
+        return Loaded(
+            spec, metadata.model, sparse.model, sparse, _tuple(metadata.class_names), metadata.origin, metadata
+        )
+    if spec == "demo":
+        return _load_demo()
+    if spec.startswith("hf-hub:"):
+        return _load_hub(spec, sizes)
+    name = resolve_name(spec)
+    if checkpoint is not None:
+        return _load_file(spec, name, checkpoint, sizes)
+    if weights != "pretrained":
+        with torch.device("meta" if weights == "none" else "cpu"):
+            return _loaded(spec, name, timm.create_model(name, **sizes), {})
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise UsageError(f"timm has no pretrained weights for '{name}'", "give a weight file: --checkpoint FILE")
+    if config.hf_hub_id:
+        _check_hub(config.hf_hub_id)
+    return _loaded(spec, name, _from_hub(name, sizes), {})
+
+
+def resolve_name(spec: str) -> str:
+    """The full timm name of a name or an unambiguous short name: `deit_small` is `deit_small_patch16_224`.
+
+    Raises:
+        UnknownModelError: no or several models of that name; offers some.
+    """
+    base, _, tag = spec.partition(".")
+    known = timm.list_models()
+    if base not in known:
+        starts = [name for name in known if name.startswith(base + "_")]
+        usual = f"{base}_patch16_224"
+        plain = [name for name in starts if re.fullmatch(r"_patch\d+(_\d+)?", name[len(base) :])]
+        if usual in known:
+            base = usual
+        elif len(plain) == 1 or (not plain and len(starts) == 1):
+            base = (plain or starts)[0]
+        elif starts:
+            shown = ", ".join((plain or starts)[:6])
+            raise UnknownModelError(f"'{spec}' could be several models", f"choose one of: {shown}")
+        else:
+            short = sorted({re.sub(r"_patch\d+.*", "", name) for name in known} | set(known))
+            close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
+            raise UnknownModelError(f"there is no model or file '{spec}'", hint)
+    tags = {name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")}
+    if tag and tag not in tags:
+        raise UnknownModelError(
+            f"'{base}' has no weights tagged '{tag}'", f"its tags are: {', '.join(sorted(tags)) or 'none'}"
+        )
+    if not tag:
+        default = timm.get_pretrained_cfg(base)
+        tag = (default.tag or "") if default is not None else ""
+    return f"{base}.{tag}" if tag else base
+
+
+def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None) -> Loaded:
+    """What is known of a timm model that the caller has made."""
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    architecture, tag = config.get("architecture") or type(model).__name__, config.get("tag")
+    name = f"{architecture}.{tag}" if tag else architecture
+    loaded = _loaded(name, name, model, {})
+    loaded.class_names = _tuple(class_names) or loaded.class_names
+    return loaded
+
+
+def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> Loaded:
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    labels = config.get("label_names")
+    about = {
+        "source": config.get("hf_hub_id") or name,
+        "license": config.get("license"),
+        "origin_url": config.get("origin_url"),
+    }
+    names = _tuple(labels) if labels and len(labels) == getattr(model, "num_classes", 0) else None
+    return Loaded(spec, name, model.eval(), class_names=names, origin=about | origin)
+
+
+def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
+    """A timm model with the weights of a file, through timm's own conversion of foreign layouts."""
+    overlay: dict[str, Any]
+    if path.suffix in (".npz", ".npy"):
+        if not path.is_file():
+            raise CheckpointError(f"there is no weight file '{path}'")
+        overlay, classes = {"file": str(path), "custom_load": True}, {}
+    else:
+        state = read_weights(path)
+        config = timm.get_pretrained_cfg(name)
+        head = (config.classifier if config is not None else None) or "head"
+        head_weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
+        # A fine-tuned model has its own class count; the file says which.
+        classes = {"num_classes": int(head_weight.shape[0])} if head_weight is not None else {}
+        overlay = {"state_dict": state, "custom_load": False, **classes}
+    try:
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes, **sizes)
+    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+        raise CheckpointError(
+            f"the weights in '{path}' do not fit {name}: {_first_mismatch(error)}",
+            "check that MODEL is the architecture the file was saved from",
+        ) from error
+    model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
+    return _loaded(spec, name, model, {"source": path.name})
+
+
+def _load_demo() -> Loaded:
+    from vitprune.data import demo
+
+    model = timm.create_model(
+        demo.ARCHITECTURE, pretrained=False, pretrained_cfg_overlay=demo.PREPROCESSING, **demo.MODEL_ARGS
+    )
+    model.load_state_dict(read_weights(demo.WEIGHTS))
+    origin = {"source": "vitprune's demo model", "license": "apache-2.0"}
+    return Loaded("demo", "demo", model.eval(), class_names=demo.CLASS_NAMES, origin=origin)
+
+
+def _load_hub(spec: str, sizes: dict[str, Any]) -> Loaded:
+    _check_hub(spec.removeprefix("hf-hub:").partition("@")[0])
+    model = _from_hub(spec, sizes)
+    return _loaded(spec, spec.rpartition("/")[2], model, {"source": spec})
+
+
+def _from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, **sizes)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise _hub_error(name, error) from error
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of '{name}' do not fit: {_first_mismatch(error)}") from error
+    return model
+
+
+def _check_hub(repository: str) -> None:
+    """Ask the Hub for a repository, briefly, unless something of it is cached: the download itself retries for a
+    minute before it says that there is no connection.
+    """
+    from huggingface_hub import HfApi, scan_cache_dir
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if Path(HF_HUB_CACHE).is_dir() and any(r.repo_id == repository for r in scan_cache_dir().repos):
+        return
+    try:
+        HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
+    except (HfHubHTTPError, OSError) as error:
+        raise _hub_error(repository, error) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+            raise _hub_error(repository, error) from error  # the client's own connection errors
+        raise
+
+
+def _hub_error(name: str, error: Exception) -> HubError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return HubError(
+            f"'{name}' is gated on the Hugging Face Hub", "accept its terms on its page, then run: hf auth login"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return HubError(f"there is no '{name}' on the Hugging Face Hub", "check the name")
+    return HubError(
+        f"cannot get '{name}': the Hugging Face Hub is out of reach ({type(error).__name__})",
+        "check the connection, or give a weight file that is already here: --checkpoint FILE",
+    )
+
+
+def _first_mismatch(error: Exception) -> str:
+    """The first of the lines in which torch lists what is missing, unexpected or of another shape."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else (lines or [repr(error)])[0]
+    return text if len(text) <= 240 else text[:240] + " ..."
+
+
+def _tuple(names: Any) -> tuple[str, ...] | None:
+    return None if names is None else tuple(str(name) for name in names)
