@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_model_args, load_state_dict
 from torch import Tensor, nn
 
+from vitprune.backbones import preprocessing, wrap
 from vitprune.errors import CheckpointError
 from vitprune.files import replacing, write_json
 from vitprune.model import SparseViT
@@ -22,7 +26,9 @@ from vitprune.schedule import Schedule, Stage
 
 METADATA_KEY = "vitprune"
 _PREDICTORS = "predictors."
-_PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+_DAMAGE = (OSError, ValueError, EOFError, AttributeError, pickle.UnpicklingError)
+"""What readers raise on a file that is not what its name says."""
+PreprocessingKey = Literal["input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"]
 
 
 class StageMetadata(BaseModel):
@@ -47,7 +53,7 @@ class Metadata(BaseModel):
     num_patches: int = Field(ge=1)
     keep: float = Field(gt=0, le=1)
     stages: list[StageMetadata]
-    preprocessing: dict[str, Any] = Field(description="timm's data configuration")
+    preprocessing: dict[PreprocessingKey, Any] = Field(description="timm's data configuration")
     class_names: list[str] | None = None
     origin: dict[str, Any] = Field(default_factory=dict, description="source and licence of the weights")
     versions: dict[str, str] = Field(default_factory=dict)
@@ -85,7 +91,6 @@ def describe(
             "create it with numbers, strings and lists only",
         ) from error
     schedule = model.schedule
-    preprocessing = timm.data.resolve_model_data_config(model.model)
     metadata = Metadata(
         model=name or architecture,
         architecture=architecture,
@@ -93,7 +98,7 @@ def describe(
         num_patches=schedule.num_patches,
         keep=keep if keep is not None else (schedule.ratios[0] if schedule.stages else 1.0),
         stages=[StageMetadata(block=s.block, ratio=s.ratio, num_tokens=s.num_tokens) for s in schedule.stages],
-        preprocessing={key: preprocessing[key] for key in _PREPROCESSING},
+        preprocessing=preprocessing(model.model),
         class_names=list(class_names) if class_names else None,
         origin=origin or {},
         versions={"vitprune": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
@@ -180,14 +185,19 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
     Raises:
         CheckpointError: timm does not know the architecture or refuses its arguments.
     """
-    preprocessing = {key: metadata.preprocessing[key] for key in _PREPROCESSING if key in metadata.preprocessing}
     try:
         with torch.device(device):
             model: nn.Module = timm.create_model(
-                metadata.architecture, pretrained=False, pretrained_cfg_overlay=preprocessing, **metadata.model_args
+                metadata.architecture,
+                pretrained=False,
+                pretrained_cfg_overlay=metadata.preprocessing,
+                **metadata.model_args,
             )
+            backbone = wrap(model)
+            if backbone.num_patches != metadata.num_patches:
+                raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
             stages = tuple(Stage(s.block, s.ratio, s.num_tokens) for s in metadata.stages)
-            return SparseViT(model, Schedule(len(model.blocks), metadata.num_patches, stages))  # type: ignore[arg-type]
+            return SparseViT(model, Schedule(backbone.depth, metadata.num_patches, stages))
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise CheckpointError(
             f"cannot build '{metadata.architecture}' as the metadata says: {error}",
@@ -206,8 +216,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = _read_safetensors(path)
     else:
         try:
-            state = load_state_dict(str(path), weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own word on pickles; ours follows
+                state = load_state_dict(str(path), weights_only=True)
+        except (*_DAMAGE, RuntimeError, KeyError) as error:
             if "weights_only" in str(error) or "Unsupported" in str(error):
                 raise CheckpointError(
                     f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
@@ -220,6 +232,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"'{path}' holds no tensors")
     _check_finite(state, path)
     return state
+
+
+def check_npz(path: Path) -> None:
+    """Make sure that a JAX weight file is whole and holds finite arrays only; timm reads it afterwards.
+
+    Raises:
+        CheckpointError: it is missing, damaged, holds Python objects, NaN or infinite values.
+    """
+    _check_there(path)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            finite = {name: bool(np.isfinite(arrays[name]).all()) for name in arrays.files}
+    except (*_DAMAGE, TypeError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"'{path}' is damaged or no weight file: {error}", "copy it again") from error
+    for name, good in finite.items():
+        if not good:
+            raise _not_finite(path, name)
+
+
+def _not_finite(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(f"'{path}' holds NaN or infinite values in '{name}'", "the training that made it went wrong")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -238,9 +271,7 @@ def _check_there(path: Path) -> None:
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(
-                f"'{path}' holds NaN or infinite values in '{name}'", "the training that made it went wrong"
-            )
+            raise _not_finite(path, name)
 
 
 def _check_shapes(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) -> None:

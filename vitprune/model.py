@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,8 @@ class SparseViT(nn.Module):
         super().__init__()
         self.model = model
         self.backbone = wrap(model)
+        if schedule.depth != self.backbone.depth:
+            raise ValueError(f"expected a schedule for {self.backbone.depth} blocks, got one for {schedule.depth}")
         self.schedule = schedule
         if predictors is None:
             device = next(model.parameters()).device
@@ -114,13 +117,13 @@ class SparseViT(nn.Module):
         num_patches = x.shape[1] - prefix
         positions: list[Tensor] = []
         log_pis: list[Tensor] = []
-        stages = self._stages_by_block()
+        stages = self._stages_by_block(num_patches)
         for index in range(backbone.depth):
             if index in stages:
                 stage, predictor = stages[index]
                 patches = x[:, prefix:]
                 log_pi = predictor(patches)
-                chosen = topk_tokens(log_pi[..., 1], _count(stage, num_patches, self.schedule))  # (B, K)
+                chosen = topk_tokens(log_pi[..., 1], stage.num_tokens)  # (B, K)
                 x = torch.cat((x[:, :prefix], gather_tokens(patches, chosen)), dim=1)
                 if trace:
                     positions.append(positions[-1].gather(1, chosen) if positions else chosen)
@@ -144,7 +147,7 @@ class SparseViT(nn.Module):
         bias: Tensor | None = None
         masks: list[Tensor] = []
         log_pis: list[Tensor] = []
-        stages = self._stages_by_block()
+        stages = self._stages_by_block(num_patches)
         for index in range(backbone.depth):
             if index in stages:
                 stage, predictor = stages[index]
@@ -158,14 +161,12 @@ class SparseViT(nn.Module):
         logits = backbone.head(x, kept if masks else None)
         return MaskedOutput(logits, backbone.token_features(x), tuple(masks), tuple(log_pis))
 
-    def _stages_by_block(self) -> dict[int, tuple[Stage, nn.Module]]:
-        stages = zip(self.schedule.stages, self.predictors, strict=True)
-        return {stage.block: (stage, predictor) for stage, predictor in stages}
-
-
-def _count(stage: Stage, num_patches: int, schedule: Schedule) -> int:
-    """Tokens to keep; recomputed only where a dynamic-size model sees another grid than planned."""
-    return stage.num_tokens if num_patches == schedule.num_patches else num_kept(num_patches, stage.ratio)
+    def _stages_by_block(self, num_patches: int) -> dict[int, tuple[Stage, nn.Module]]:
+        """Stage and predictor by block; counts are taken anew where a dynamic-size model sees another grid."""
+        stages = self.schedule.stages
+        if num_patches != self.schedule.num_patches:
+            stages = tuple(replace(stage, num_tokens=num_kept(num_patches, stage.ratio)) for stage in stages)
+        return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
 
 
 def attach(model: nn.Module, keep: float = 0.7, stages: Sequence[int] | None = None) -> SparseViT:

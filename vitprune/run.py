@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
 from vitprune.checkpoint import Metadata, describe, save
 from vitprune.data import Data, eval_transform, make_loader, train_transform
@@ -185,23 +186,14 @@ def _bench(
     models: dict[str, nn.Module], student: SparseViT, settings: RunSettings, listener: RunListener
 ) -> list[Timing]:
     listener.begin("measuring speed", len(BENCH_BATCH_SIZES))
-    input_size = eval_input_size(student)
     return benchmark(
         {"dense": models["dense"], "sparse": student},
-        input_size,
+        input_size(models["dense"]),
         BENCH_BATCH_SIZES,
         device=settings.device,
         precision=settings.eval_precision,
         on_row=lambda _: listener.advance(1),
     )
-
-
-def eval_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(channels, height, width) that the model takes."""
-    import timm.data
-
-    channels, height, width = timm.data.resolve_model_data_config(model)["input_size"]
-    return int(channels), int(height), int(width)
 
 
 def _num_bytes(model: nn.Module) -> int:

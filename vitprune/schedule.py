@@ -33,11 +33,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The plan of a sparse model: its stages, in order, over `num_patches` patch tokens and `depth` blocks."""
+    """The plan of a sparse model: its stages, in order, over `num_patches` patch tokens and `depth` blocks.
+
+    Raises:
+        UsageError: blocks out of range or order, or a stage that keeps more tokens than reach it.
+    """
 
     depth: int
     num_patches: int
     stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        if self.stages:
+            _check_stages(self.blocks, self.depth)
+        counts = (self.num_patches, *self.num_tokens)
+        if any(not 1 <= later <= earlier for earlier, later in pairwise(counts)):
+            raise UsageError(f"stages keep {self.num_tokens} tokens of {self.num_patches}, expected falling counts")
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -110,6 +121,8 @@ def make_schedule(
     """
     if not 0 < keep <= 1:  # also catches NaN
         raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
+    if keep == 1 and stages is None:
+        return Schedule(depth, num_patches, ())
     blocks = default_stages(depth) if stages is None else tuple(stages)
     _check_stages(blocks, depth)
     if keep == 1:

@@ -13,7 +13,8 @@ import timm
 import torch
 from torch import nn
 
-from vitprune.checkpoint import Metadata, load_sparse, read_weights
+from vitprune.backbones import wrap
+from vitprune.checkpoint import Metadata, check_npz, load_sparse, read_weights
 from vitprune.errors import CheckpointError, HubError, UnknownModelError, UsageError
 from vitprune.model import SparseViT
 
@@ -68,6 +69,7 @@ def load_model(
 
     Raises:
         UnknownModelError: no such model; offers close matches.
+        UnsupportedModelError: the model's tokens cannot be dropped.
         UsageError: options that do not go together.
         CheckpointError: a weight file is missing, damaged, or does not fit.
         HubError: the weights cannot be had from the Hub.
@@ -85,11 +87,15 @@ def load_model(
     if spec.startswith("hf-hub:"):
         return _load_hub(spec, sizes)
     name = resolve_name(spec)
+    if weights == "random" and checkpoint is None:
+        return _loaded(spec, name, timm.create_model(name, **sizes), {})
+    with torch.device("meta"):
+        structure = timm.create_model(name, **sizes)
+    wrap(structure)  # refuses what cannot be sparsified before anything is read or downloaded
     if checkpoint is not None:
         return _load_file(spec, name, checkpoint, sizes)
-    if weights != "pretrained":
-        with torch.device("meta" if weights == "none" else "cpu"):
-            return _loaded(spec, name, timm.create_model(name, **sizes), {})
+    if weights == "none":
+        return _loaded(spec, name, structure, {})
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for '{name}'", "give a weight file: --checkpoint FILE")
@@ -158,9 +164,8 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
 def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
     """A timm model with the weights of a file, through timm's own conversion of foreign layouts."""
     overlay: dict[str, Any]
-    if path.suffix in (".npz", ".npy"):
-        if not path.is_file():
-            raise CheckpointError(f"there is no weight file '{path}'")
+    if path.suffix == ".npz":
+        check_npz(path)
         overlay, classes = {"file": str(path), "custom_load": True}, {}
     else:
         state = read_weights(path)

@@ -35,7 +35,6 @@ _REASONS = {
     "twins": _HIERARCHICAL,
     "vision_transformer_relpos": _POSITIONS,
     "vision_transformer_sam": "its windowed attention needs a full grid of tokens",
-    "vitamin": _HIERARCHICAL,
     "volo": _HIERARCHICAL,
     "xcit": "its attention is over channels and its blocks convolve the token grid",
 }
@@ -56,8 +55,9 @@ def wrap(model: nn.Module) -> Backbone:
         return VisionTransformerBackbone(model)
     name, family = type(model).__name__, type(model).__module__.rpartition(".")[2]
     reason = _REASONS.get(family, "only plain vision transformers can lose single tokens")
+    where = f" of timm's family '{family}'" if type(model).__module__.startswith("timm.") else ", not a timm model"
     raise UnsupportedModelError(
-        f"{_architecture(model)}is a {name} of timm's family '{family}': {reason}",
+        f"{_architecture(model)}is a {name}{where}: {reason}",
         "choose a model that timm builds as VisionTransformer: ViT, DeiT, DeiT-III, CLIP, DINOv2 or SigLIP",
     )
 

@@ -30,7 +30,6 @@ class VisionTransformerBackbone(Backbone):
         rows, columns = model.patch_embed.grid_size
         self.grid_size = (int(rows), int(columns))
         self.num_classes = model.num_classes
-        self._distilled = hasattr(model, "head_dist")
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding, prefix tokens, position embedding and, in CLIP, the norm before the blocks."""
@@ -69,11 +68,12 @@ class VisionTransformerBackbone(Backbone):
     def head(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """Timm's own head, or with `kept` the same one on a pooling that leaves dropped tokens out."""
         vit: Any = self.model
-        logits: Tensor
-        if kept is None or self._distilled or (vit.attn_pool is None and vit.global_pool == "token"):
-            logits = vit.forward_head(x)  # reads prefix tokens only, or every token counts
-        else:
-            logits = vit.head(vit.head_drop(vit.fc_norm(self._masked_pool(x, kept))))
+        if kept is not None and (vit.attn_pool is not None or vit.global_pool != "token"):
+            masked: Tensor = vit.head(vit.head_drop(vit.fc_norm(self._masked_pool(x, kept))))
+            return masked
+        logits: Tensor | tuple[Tensor, Tensor] = vit.forward_head(x)  # reads prefix tokens only, or every token counts
+        if isinstance(logits, tuple):  # a distilled model in its own training mode gives both heads
+            logits = (logits[0] + logits[1]) / 2
         return logits
 
     def _masked_pool(self, x: Tensor, kept: Tensor) -> Tensor:
@@ -99,8 +99,9 @@ def _masked_reduce(x: Tensor, kept: Tensor, pool: str) -> Tensor:
     mean = (x * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
     if pool == "avg":
         return mean
-    # Not -inf: an image without a kept token must still give a finite value.
     largest = x.masked_fill(weight < 0.5, torch.finfo(x.dtype).min).amax(dim=1)
+    # An image without a kept token pools to zero, as its mean does; the largest of nothing would overflow the norm.
+    largest = largest.masked_fill(weight.amax(dim=1) < 0.5, 0.0)
     return largest if pool == "max" else 0.5 * (largest + mean)
 
 

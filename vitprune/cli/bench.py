@@ -112,14 +112,14 @@ def _variants(model: nn.Module, keeps: list[float], stages: list[int] | None) ->
 def _measure(
     name: str, variants: dict[float, nn.Module], sizes: list[int], device: Any, precision: Any, progress: RunProgress
 ) -> list[dict[str, Any]]:
+    from vitprune.backbones import input_size
     from vitprune.measure import benchmark, count_macs, speedup
-    from vitprune.run import eval_input_size
 
-    input_size = eval_input_size(variants[1.0])
-    macs = {keep: count_macs(model, input_size) for keep, model in variants.items()}
+    size = input_size(variants[1.0])
+    macs = {keep: count_macs(model, size) for keep, model in variants.items()}
     timings: list[Timing] = benchmark(
         {str(keep): model for keep, model in variants.items()},
-        input_size,
+        size,
         sizes,
         device=device,
         precision=precision,

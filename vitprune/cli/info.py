@@ -23,21 +23,21 @@ def info(
 
       vitprune info runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
+    from vitprune.backbones import input_size
     from vitprune.measure import count_macs, count_params
     from vitprune.model import attach
-    from vitprune.run import eval_input_size
     from vitprune.zoo import load_model
 
     loaded = load_model(model, weights="none", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)
     sparse = loaded.sparse or attach(loaded.model, keep, parse_numbers(stages, "--stages"))
-    input_size = eval_input_size(loaded.model)
+    size = input_size(loaded.model)
     schedule = sparse.schedule
-    macs = {"dense": count_macs(dense, input_size), "sparse": count_macs(sparse, input_size)}
+    macs = {"dense": count_macs(dense, size), "sparse": count_macs(sparse, size)}
     result: dict[str, Any] = {
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else keep,
-        "input_size": list(input_size),
+        "input_size": list(size),
         "depth": schedule.depth,
         "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
         "num_patches": schedule.num_patches,

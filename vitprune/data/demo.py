@@ -66,7 +66,7 @@ def _heart() -> _Points:
 
 def _crescent() -> _Points:
     # The circle cut away has its centre at (0.5, 0) and meets the outer one at +-60 degrees.
-    return np.concatenate([_arc(60.0, 300.0), _arc(270.0, 90.0, radius=0.75**0.5) + (0.5, 0.0)])
+    return np.concatenate([_arc(60.0, 300.0), _arc(270.0, 90.0, radius=0.75**0.5) + np.array([0.5, 0.0])])
 
 
 def _ring() -> _Points:
@@ -141,13 +141,14 @@ class DemoPictures(Dataset[tuple[Any, int]]):
 
     def picture(self, index: int) -> Image.Image:
         """The picture alone, RGB."""
-        return self._draw(index)[0]
+        return self.draw(index)[0]
 
     def object_mask(self, index: int) -> NDArray[np.bool_]:
         """Which pixels (96, 96) show the object."""
-        return self._draw(index)[1]
+        return self.draw(index)[1]
 
-    def _draw(self, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
+    def draw(self, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
+        """The picture, and which of its pixels show the object."""
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         rng = np.random.default_rng([_SPLIT_SEEDS[self.split], index])

@@ -64,6 +64,8 @@ def open_data(
         DataError: no pictures, or classes that do not fit the model.
         HubError: the data set cannot be had from the Hub.
     """
+    if data_dir is not None and spec != "imagenet":
+        raise DataError(f"--data-dir goes with the data set 'imagenet', not with '{spec}'", f"use --data {data_dir}")
     if spec == "demo":
         return _demo()
     folder = _local_folder(spec, data_dir)
@@ -117,8 +119,6 @@ def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
         if folder is not None and not folder.is_dir():
             raise DataError(f"there is no folder '{folder}'", "check --data-dir or $VITPRUNE_IMAGENET")
         return folder
-    if data_dir is not None:
-        raise DataError(f"--data-dir goes with the data set 'imagenet', not with '{spec}'", f"use --data {data_dir}")
     if spec in _HUB_NAMES or spec.startswith("hf:"):
         return None
     folder = Path(spec).expanduser()

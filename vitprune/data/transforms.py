@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import timm.data
 from torch import nn
 
+from vitprune.backbones import preprocessing
 from vitprune.data.pictures import Transform
 
 
 def eval_transform(model: nn.Module) -> Transform:
     """Resize, crop and normalise as the model's weights want it."""
-    transform: Transform = timm.data.create_transform(**_config(model))
+    transform: Transform = timm.data.create_transform(**preprocessing(model))
     return transform
 
 
@@ -22,7 +21,7 @@ def train_transform(model: nn.Module, crop_scale: float) -> Transform:
     The teacher sees the same crop as the student, so its answer is right for it whatever the label says.
     """
     transform: Transform = timm.data.create_transform(
-        **_config(model),
+        **preprocessing(model),
         is_training=True,
         scale=(crop_scale, 1.0),
         auto_augment=None,
@@ -30,8 +29,3 @@ def train_transform(model: nn.Module, crop_scale: float) -> Transform:
         re_prob=0.0,
     )
     return transform
-
-
-def _config(model: nn.Module) -> dict[str, Any]:
-    config: dict[str, Any] = timm.data.resolve_model_data_config(model)
-    return config

@@ -32,7 +32,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     shadow = _shadow(model, fake).eval()
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(False), torch.no_grad(), fake, sdpa_kernel(SDPBackend.MATH), counter:
-        shadow(torch.empty(1, *input_size, dtype=_dtype(model)))
+        shadow(torch.empty(1, *input_size, dtype=_dtype(model), device="cpu"))
     return int(counter.get_total_flops()) // 2
 
 
@@ -47,10 +47,10 @@ def _shadow(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
     memo: dict[int, Any] = {}
     with torch.inference_mode(False), fake:
         for parameter in model.parameters():
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
             memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
         for buffer in model.buffers():
-            memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+            memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
     return copy.deepcopy(model, memo)
 
 

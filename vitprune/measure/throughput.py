@@ -93,7 +93,7 @@ class _Runner:
     def time_block(self) -> float:
         """Time one round's calls, and return how long they took."""
         if self.num_calls > 1:
-            self.timer.timeit(1)  # the model before has filled the caches; one call alone is too long to notice
+            self.timer.timeit(1)  # the caches hold the model before; a single call that fills a block hides that
         total = self.timer.timeit(self.num_calls)
         self.seconds.append(total / self.num_calls)
         return total

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import timm.data
 from torch import nn
 
+from vitprune.backbones import input_size
 from vitprune.checkpoint import Metadata
 from vitprune.data import Data
 from vitprune.evaluation import Predictions, paired_difference
@@ -44,10 +44,10 @@ def build_report(
         device: of the accuracy and speed figures.
         wall_s: duration of the run so far, in seconds.
     """
-    input_size = timm.data.resolve_model_data_config(models["dense"])["input_size"]
+    size = input_size(models["dense"])
     sides = {
         name: predictions[name].summary()
-        | {"gmacs": count_macs(models[name], input_size) / 1e9, "params_m": count_params(models[name]) / 1e6}
+        | {"gmacs": count_macs(models[name], size) / 1e9, "params_m": count_params(models[name]) / 1e6}
         | {"speed": [_speed(row) for row in timings if row.model == name]}
         for name in ("dense", "sparse")
     }

@@ -10,22 +10,17 @@ GATE_EPS = 1e-6
 """Added to the gate before its logarithm. Not a clamp: clamping kills the gradient of dropped tokens."""
 
 
-def gumbel_decision(log_pi: Tensor, tau: float = 1.0, noise: float = 1.0) -> Tensor:
+def gumbel_decision(log_pi: Tensor, tau: float = 1.0) -> Tensor:
     """Sample D from pi by Gumbel-softmax, hard forward and soft (straight-through) backward.
 
     Args:
         log_pi: log-probabilities (B, N, 2), [..., 1] is keep.
         tau: temperature, above 0.
-        noise: scale of the Gumbel noise in [0, 1]: 1 samples from pi, 0 takes the likelier of the two.
 
     Returns:
         D (B, N) of zeros and ones, with the gradient of the soft sample.
     """
-    # -log(Exp(1)) is a standard Gumbel variable. With noise 1 this is torch's gumbel_softmax(hard=True), bit for bit.
-    gumbel = -torch.empty_like(log_pi).exponential_().log()
-    soft = ((log_pi + noise * gumbel) / tau).softmax(dim=-1)[..., 1]
-    hard = (soft > 0.5).to(soft.dtype)
-    return hard - soft.detach() + soft
+    return F.gumbel_softmax(log_pi, tau=tau, hard=True)[..., 1]
 
 
 def key_bias(kept: Tensor) -> Tensor:

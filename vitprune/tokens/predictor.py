@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class TokenPredictor(nn.Module):
             log_pi (B, N, 2) in fp32 (float64 for a float64 predictor). Finite also when no token is kept.
         """
         dtype = next(self.parameters()).dtype
-        with torch.autocast(x.device.type, enabled=False):
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             local, shared = self.in_proj(x.to(dtype)).chunk(2, dim=-1)  # (B, N, C/2) each
             if kept is None:
                 pooled = shared.mean(dim=1, keepdim=True)  # (B, 1, C/2)

@@ -157,11 +157,10 @@ def _run_phase(
     listener: Listener,
     progress: Progress,
 ) -> None:
-    train_predictors = phase != "deployed"  # top-k passes no gradient to them
     student.model.requires_grad_(train_backbone)
-    student.predictors.requires_grad_(train_predictors)
+    student.predictors.requires_grad_(phase != "deployed")  # top-k passes no gradient to them
     optimizer = create_optimizer_v2(
-        _parameter_groups(student, recipe, train_predictors, train_backbone), opt="adamw", weight_decay=0.0
+        _parameter_groups(student, recipe, phase, train_backbone), opt="adamw", weight_decay=0.0
     )
     scheduler = CosineLRScheduler(
         optimizer,
@@ -184,8 +183,6 @@ def _run_phase(
             images.to(accelerator.device, non_blocking=True),
             labels.to(accelerator.device, non_blocking=True),
             phase,
-            # The noise fades over the phase, so that its last decisions are nearly those of top-k.
-            noise=1.0 - step / num_steps,
         )
         skipped = not _update(accelerator, optimizer, student, loss.total, recipe.clip_grad)
         seconds = time.perf_counter() - start
@@ -221,19 +218,16 @@ def _update(accelerator: Accelerator, optimizer: Any, student: SparseViT, loss: 
     return not accelerator.optimizer_step_was_skipped
 
 
-def _parameter_groups(
-    student: SparseViT, recipe: Recipe, train_predictors: bool, train_backbone: bool
-) -> list[dict[str, Any]]:
+def _parameter_groups(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: bool) -> list[dict[str, Any]]:
     """AdamW groups with their rates; no weight decay on norms, biases and what timm exempts."""
     groups: list[dict[str, Any]] = []
-    if train_predictors:
-        groups += [g | {"lr": recipe.lr} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
+    if phase != "deployed":
+        rate = recipe.lr * (1.0 if phase == "warm" else recipe.tune_lr_scale)
+        groups += [g | {"lr": rate} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
     if train_backbone:
-        exempt = cast(Any, student.model).no_weight_decay()
+        exempt = tuple(cast(Any, student.model).no_weight_decay())
         rate = recipe.lr * recipe.backbone_lr_scale
-        groups += [
-            g | {"lr": rate} for g in param_groups_weight_decay(student.model, recipe.weight_decay, tuple(exempt))
-        ]
+        groups += [g | {"lr": rate} for g in param_groups_weight_decay(student.model, recipe.weight_decay, exempt)]
     return [group for group in groups if group["params"]]
 
 

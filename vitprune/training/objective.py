@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -57,21 +56,20 @@ class Objective(nn.Module):
         self.student.train(mode)
         return self
 
-    def forward(self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0) -> StepLoss:
+    def forward(self, images: Tensor, labels: Tensor, phase: Phase) -> StepLoss:
         """The loss of one batch.
 
         Args:
             images: (B, in_chans, H, W).
             labels: class indices (B,); ignored without labels and in the warm start.
             phase: see `Recipe`.
-            noise: scale of the Gumbel noise in the sampled phase.
         """
         if phase == "warm":
             return self._warm(images)
         with torch.no_grad():
             teacher = self.teacher.select(images)
         if phase == "sampled":
-            return self._sampled(images, labels, teacher, noise)
+            return self._sampled(images, labels, teacher)
         return self._deployed(images, labels, teacher)
 
     def _warm(self, images: Tensor) -> StepLoss:
@@ -81,13 +79,17 @@ class Objective(nn.Module):
         loss = ranking_loss(out.log_pi, out.indices, saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(out))
 
-    def _sampled(self, images: Tensor, labels: Tensor, teacher: Selection, noise: float) -> StepLoss:
-        out = self.student.forward_masked(images, partial(_sample, tau=self.tau, noise=noise))
+    def _sampled(self, images: Tensor, labels: Tensor, teacher: Selection) -> StepLoss:
+        out = self.student.forward_masked(images, self._sample)
         losses = self._distil(out, labels, teacher) | {
             "token": token_loss(out.features, teacher.features, out.kept[-1]),
             "ratio": ratio_loss(out.kept, self.student.schedule.ratios),
         }
         return self._sum(losses, torch.stack([mask.detach().mean() for mask in out.kept]))
+
+    def _sample(self, log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
+        del kept, stage  # sampled decisions depend on neither; D-hat multiplies them afterwards
+        return gumbel_decision(log_pi, self.tau)
 
     def _deployed(self, images: Tensor, labels: Tensor, teacher: Selection) -> StepLoss:
         out = self.student.select(images)
@@ -108,8 +110,3 @@ class Objective(nn.Module):
     def _deployed_ratios(self, out: Selection) -> Tensor:
         num_patches = self.student.schedule.num_patches
         return torch.tensor([chosen.shape[1] / num_patches for chosen in out.indices])
-
-
-def _sample(log_pi: Tensor, kept: Tensor, stage: Stage, *, tau: float, noise: float) -> Tensor:
-    del kept, stage  # sampled decisions depend on neither; D-hat multiplies them afterwards
-    return gumbel_decision(log_pi, tau, noise)

@@ -32,12 +32,13 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    warm_start_steps: int = Field(300, ge=0, description="steps of the warm start")
+    warm_start_steps: int = Field(250, ge=0, description="steps of the warm start")
     steps: int | None = Field(None, ge=0, description="steps after the warm start")
     epochs: float | None = Field(None, ge=0, description="the same in passes over the pictures, instead of steps")
     deployed_share: float = Field(0.75, ge=0, le=1, description="share of those steps on the deployed path, at the end")
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the predictors")
+    tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after the warm start, as a share of lr")
     backbone_lr_scale: float = Field(0.05, ge=0, description="the backbone's rate as a share of lr")
     freeze_epochs: float = Field(0.0, ge=0, description="passes after the warm start with the backbone frozen")
     weight_decay: float = Field(0.05, ge=0)
@@ -71,7 +72,7 @@ class Recipe(BaseModel):
         return DEFAULT_STEPS if self.steps is None else self.steps
 
 
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 300
 
-DEMO = {"warm_start_steps": 100, "steps": 60}
+DEMO = {"warm_start_steps": 80, "steps": 40}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""

@@ -1,0 +1,349 @@
+"""Every shape of timm's VisionTransformer: dense as timm does it, and dropped by mask as dropped for real."""
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitprune.backbones import wrap
+from vitprune.errors import UnsupportedModelError
+from vitprune.model import SparseViT, attach
+
+TINY = {"embed_dim": 64, "depth": 4, "num_heads": 2, "img_size": 96}
+PLAIN = {"name": "vit_tiny_patch16_224", **TINY}
+
+MODELS = {
+    # prefix tokens
+    "class token": PLAIN,
+    "class and distillation token, two heads": {"name": "deit_tiny_distilled_patch16_224", **TINY},
+    "class token and 4 registers": {"name": "vit_small_patch14_reg4_dinov2", **TINY, "img_size": 84},
+    "one register": {"name": "test_vit2", "img_size": 96},
+    "DeiT-III": {"name": "deit3_small_patch16_224", **TINY},
+    "CLIP": {"name": "vit_base_patch16_clip_224", **TINY},
+    # pooling
+    "no class token, attention pool": {"name": "vit_base_patch16_siglip_224", **TINY},
+    "attention pool with prefix": {"name": "test_vit3", "img_size": 96},
+    "average": {"name": "vit_medium_patch16_gap_256", **TINY},
+    "average of patches beside a class token": {**PLAIN, "global_pool": "avg"},
+    "average, normed before pooling": {**PLAIN, "global_pool": "avg", "fc_norm": False},
+    "average with prefix": {**PLAIN, "global_pool": "avg", "pool_include_prefix": True, "reg_tokens": 2},
+    "max": {**PLAIN, "global_pool": "max"},
+    "average and max": {**PLAIN, "global_pool": "avgmax"},
+    "average and max with prefix, normed before pooling": {
+        **PLAIN,
+        "global_pool": "avgmax",
+        "pool_include_prefix": True,
+        "fc_norm": False,
+    },
+    "refined, class token": {**PLAIN, "global_pool": "prr"},
+    "refined, average": {**PLAIN, "global_pool": "prr", "class_token": False, "reg_tokens": 2},
+    "class token, normed after pooling": {**PLAIN, "fc_norm": True},
+    # stem, sizes, classifier
+    "hybrid stem": {"name": "vit_tiny_r_s16_p8_224", **TINY, "img_size": 160},
+    "ViTamin": {"name": "vitamin_small_224", "depth": 4, "img_size": 96},
+    "not square": {**PLAIN, "img_size": (64, 128)},
+    "patches of 8": {"name": "vit_small_patch8_224", **TINY, "img_size": 48},
+    "7 classes, 1 channel": {**PLAIN, "num_classes": 7, "in_chans": 1},
+    "no classifier": {**PLAIN, "num_classes": 0},
+    # blocks
+    "RMS norm": {"name": "test_vit4", "img_size": 96},
+    "norm of queries and keys": {**PLAIN, "qk_norm": True},
+    # Without a norm before attention its logits grow, and the gate hides a dropped token only up to eps * exp(logit).
+    "norm after": {"name": "vit_base_patch16_rpn_224", **TINY, "qk_norm": True},
+    "parallel scaling": {"name": "vit_base_patch16_xp_224", **TINY},
+    "parallel things": {"name": "vit_small_patch16_18x2_224", **TINY},
+    "differential attention": {"name": "vit_dwee_patch16_reg1_gap_256", **TINY},
+    "differential parallel": {"name": "vit_dpwee_patch16_reg1_gap_256", **TINY},
+    "gated MLP": {"name": "vit_giant_patch14_dinov2", **TINY, "img_size": 84, "mlp_ratio": 4},
+}
+POOLED = [kind for kind in MODELS if any(word in kind for word in ("attention pool", "average", "max", "refined"))]
+
+by_kind = pytest.mark.parametrize("kind", MODELS)
+by_pooling = pytest.mark.parametrize("kind", POOLED)
+
+
+@pytest.fixture(scope="module")
+def build(make_sparse):
+    """A sparse model of a kind, built once: its backbone is the dense timm model."""
+    built = {}
+
+    def get(kind) -> SparseViT:
+        if kind not in built:
+            built[kind] = make_sparse(**MODELS[kind])
+        return built[kind]
+
+    return get
+
+
+def dense_twin(sparse):
+    return attach(sparse.model, keep=1.0)
+
+
+def assert_masked_is_gathered(sparse, images):
+    """Same tokens, same answer, and not the dense model's answer."""
+    with torch.no_grad():
+        dense, selection, masked = sparse.model(images), sparse.select(images), sparse.forward_masked(images)
+    for indices, kept in zip(selection.indices, masked.kept, strict=True):
+        assert torch.equal(torch.zeros_like(kept).scatter_(1, indices, 1.0), kept)
+    torch.testing.assert_close(masked.logits, selection.logits, rtol=0, atol=1e-4)
+    last = selection.indices[-1].unsqueeze(-1).expand_as(selection.features)
+    torch.testing.assert_close(masked.features.gather(1, last), selection.features, rtol=0, atol=1e-4)
+    change = (selection.logits - dense).abs().mean() / dense.std()
+    assert change > 0.02, f"dropping tokens changes the logits by {change:.1e}: the agreement says nothing"
+
+
+@by_kind
+def test_keep_1_is_timms_own_output_bit_for_bit(build, make_images, kind):
+    sparse = build(kind)
+    images = make_images(sparse)
+    with torch.no_grad():
+        expected = sparse.model(images)
+        assert torch.equal(dense_twin(sparse)(images), expected)
+        assert torch.equal(dense_twin(sparse).select(images).logits, expected)
+        assert torch.equal(dense_twin(sparse).forward_masked(images).logits, expected)
+
+
+@by_kind
+def test_masking_tokens_is_removing_them(build, make_images, kind):
+    sparse = build(kind)
+    assert_masked_is_gathered(sparse, make_images(sparse))
+
+
+@by_kind
+def test_adapter_describes_the_model(build, make_images, kind):
+    sparse = build(kind)
+    backbone, images = sparse.backbone, make_images(sparse)
+    with torch.no_grad():
+        tokens = backbone.embed(images)
+        features = backbone.token_features(backbone.norm(tokens))
+    assert tokens.shape == (2, backbone.num_prefix_tokens + backbone.num_patches, backbone.embed_dim)
+    assert features.shape == (2, backbone.num_patches, backbone.embed_dim)
+    assert backbone.depth == len(sparse.model.blocks)
+    assert backbone.num_patches == backbone.grid_size[0] * backbone.grid_size[1] == sparse.schedule.num_patches
+    assert backbone.num_classes == sparse.num_classes == sparse.model.num_classes
+
+
+@by_kind
+def test_pooling_with_every_token_kept_is_timms(build, kind):
+    sparse = build(kind)
+    backbone = sparse.backbone
+    x = torch.randn(2, backbone.num_prefix_tokens + backbone.num_patches, backbone.embed_dim)
+    with torch.no_grad():
+        masked = backbone.head(x, torch.ones(2, backbone.num_patches))
+        torch.testing.assert_close(masked, sparse.model.forward_head(x), rtol=1e-4, atol=2e-5)
+
+
+@by_pooling
+def test_pooling_of_a_mask_is_pooling_what_it_keeps_however_many_each_image_has(build, kind):
+    backbone = build(kind).backbone
+    prefix, patches = backbone.num_prefix_tokens, backbone.num_patches
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, prefix + patches, backbone.embed_dim, generator=generator)
+    share = torch.tensor([0.2, 0.5, 0.8, 1.0]).unsqueeze(1)
+    kept = (torch.rand(4, patches, generator=generator) < share).float()
+    with torch.no_grad():
+        masked = backbone.head(x, kept)
+        for image in range(4):
+            stays = torch.cat((torch.ones(prefix), kept[image])).bool()
+            alone = backbone.head(x[image : image + 1, stays])
+            torch.testing.assert_close(masked[image : image + 1], alone, rtol=0, atol=1e-4)
+        assert (masked - backbone.head(x))[:3].abs().amax(dim=1).min() > 0.01  # or pooling everything would do
+
+
+@pytest.mark.parametrize("kind", list(POOLED))
+def test_an_image_without_a_kept_token_gives_finite_logits_and_gradients(build, kind):
+    backbone = build(kind).backbone
+    x = torch.randn(2, backbone.num_prefix_tokens + backbone.num_patches, backbone.embed_dim).requires_grad_()
+    kept = torch.zeros(2, backbone.num_patches, requires_grad=True)
+    logits = backbone.head(x, kept)
+    gradients = torch.autograd.grad(logits.square().sum(), [x, kept], allow_unused=True)
+    assert logits.isfinite().all()
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kind", ["class token", "one register", "no class token, attention pool"])
+def test_features_are_normed_where_timm_norms_only_after_pooling(build, kind):
+    backbone = build(kind).backbone
+    x = 100 * torch.randn(2, backbone.num_prefix_tokens + backbone.num_patches, backbone.embed_dim)
+    with torch.no_grad():
+        assert backbone.token_features(backbone.norm(x)).std() < 2
+
+
+# Attention without PyTorch's fused kernel, gradient checkpointing, other input sizes, train mode
+
+
+@pytest.mark.parametrize(
+    "kind", ["class token", "no class token, attention pool", "differential attention", "refined, average"]
+)
+def test_unfused_attention_agrees_too(make_sparse, make_images, kind):
+    sparse = make_sparse(**MODELS[kind])
+    images = make_images(sparse)
+    fused = sparse.forward_masked(images).logits
+    for module in sparse.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    assert_masked_is_gathered(sparse, images)
+    torch.testing.assert_close(sparse.forward_masked(images).logits, fused, rtol=0, atol=1e-4)
+    assert torch.equal(dense_twin(sparse)(images), sparse.model(images))
+
+
+@pytest.mark.parametrize("kind", ["class token", "one register", "parallel things"])
+def test_gradient_checkpointing_changes_neither_output_nor_gradient(make_sparse, make_images, kind):
+    sparse = make_sparse(**MODELS[kind])
+    images = make_images(sparse)
+
+    def outcome():
+        sparse.zero_grad()
+        logits = sparse.forward_masked(images).logits
+        logits.square().sum().backward()
+        return logits.detach(), [parameter.grad for parameter in sparse.model.parameters()]
+
+    logits, gradients = outcome()
+    sparse.model.set_grad_checkpointing()
+    checkpointed_logits, checkpointed_gradients = outcome()
+    assert torch.equal(checkpointed_logits, logits)
+    for checkpointed, plain in zip(checkpointed_gradients, gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+    assert_masked_is_gathered(sparse, images)
+    assert torch.equal(dense_twin(sparse)(images), sparse.model(images))  # gradients on: timm checkpoints as well
+
+
+def test_gradient_checkpointing_recomputes_every_block(make_sparse, make_images):
+    sparse = make_sparse(**PLAIN)
+    images = make_images(sparse)
+    calls = []
+    for index, block in enumerate(sparse.model.blocks):
+        block.norm1.register_forward_hook(lambda *_, index=index: calls.append(index))
+    sparse.model.set_grad_checkpointing()
+    logits = sparse.forward_masked(images).logits
+    assert calls == [0, 1, 2, 3]
+    logits.sum().backward()
+    assert sorted(calls) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("size", [(128, 96), (160, 160), (192, 224)])
+def test_dynamic_image_size_is_timms_at_any_size(make_vit, make_images, size):
+    model = make_vit("test_vit")
+    images = make_images(model, size=size)
+    with torch.no_grad():
+        assert torch.equal(attach(model, keep=1.0)(images), model(images))
+
+
+@pytest.mark.parametrize("size", [(128, 96), (192, 224)])
+def test_dynamic_image_size_keeps_the_share_of_the_tokens_it_has(make_sparse, make_images, size):
+    sparse = make_sparse("test_vit", keep=0.7)
+    images = make_images(sparse, size=size)
+    num_patches = size[0] * size[1] // 256
+    with torch.no_grad():
+        selection = sparse.select(images)
+    assert [indices.shape[1] for indices in selection.indices] == [
+        num_patches * 7 // 10,
+        num_patches * 49 // 100,
+        num_patches * 343 // 1000,
+    ]
+
+
+@pytest.mark.parametrize("size", [(160, 160), (128, 96), (192, 224)])
+def test_dynamic_image_size_masked_is_gathered(make_sparse, make_images, size):
+    sparse = make_sparse("test_vit")
+    assert_masked_is_gathered(sparse, make_images(sparse, size=size))
+
+
+def test_timms_random_patch_dropout_is_not_applied(make_sparse, make_images):
+    sparse = make_sparse(**PLAIN, patch_drop_rate=0.5).train()
+    images = make_images(sparse)
+    assert sparse.forward_masked(images).features.shape[1] == 36
+    assert [indices.shape[1] for indices in sparse.select(images).indices] == list(sparse.schedule.num_tokens)
+
+
+def test_train_mode_without_random_layers_changes_nothing(make_sparse, make_images):
+    sparse = make_sparse(**PLAIN)
+    images = make_images(sparse)
+    expected = sparse(images)
+    assert torch.equal(sparse.train()(images), expected)
+
+
+@pytest.mark.parametrize(
+    "kind", ["class token", "no class token, attention pool", "average and max", "refined, average"]
+)
+def test_masked_and_gathered_pass_run_in_bf16(make_sparse, make_images, kind):
+    sparse = make_sparse(**MODELS[kind])
+    images = make_images(sparse)
+    with torch.no_grad():
+        expected = sparse(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = [sparse(images), sparse.forward_masked(images).logits]
+        sparse.bfloat16()
+        outputs += [sparse(images.bfloat16()), sparse.forward_masked(images.bfloat16()).logits]
+    for logits in outputs:
+        assert torch.nn.functional.cosine_similarity(logits.float(), expected).min() > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_mask_comes_in_the_dtype_of_the_tokens(make_sparse, make_images, dtype):
+    """Fused attention on a GPU refuses anything else."""
+    sparse = make_sparse(**PLAIN).to(dtype)
+    seen = []
+    for block in sparse.model.blocks:
+        block.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs.get("attn_mask")), with_kwargs=True)
+    sparse.forward_masked(make_images(sparse))
+    assert seen[0] is None
+    assert [mask.dtype for mask in seen[1:]] == [dtype] * 3
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("swin_tiny_patch4_window7_224", "hierarchical"),
+        ("convnext_atto", "convolutional"),
+        ("eva02_tiny_patch14_224", "positions per token pair"),
+        ("beit_base_patch16_224", "positions per token pair"),
+        ("mixer_s16_224", "one weight per position"),
+        ("resnet18", "convolutional"),
+        ("naflexvit_base_patch16_gap", "variable-length"),
+        ("pit_ti_224", "only plain vision transformers"),
+    ],
+)
+def test_other_families_are_refused_by_name_with_the_reason(name, reason):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(UnsupportedModelError) as caught:
+        wrap(model)
+    assert f"'{name}'" in caught.value.message
+    assert type(model).__name__ in caught.value.message
+    assert reason in caught.value.message
+    assert "ViT" in caught.value.hint
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Flatten(), nn.Linear(2, 2))])
+def test_a_module_that_is_not_timms_is_refused(model):
+    with pytest.raises(UnsupportedModelError, match=type(model).__name__) as caught:
+        attach(model)
+    assert "only plain vision transformers" in caught.value.message
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_refused():
+    class Custom(VisionTransformer):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    with pytest.raises(UnsupportedModelError, match="Custom"):
+        wrap(Custom(**TINY))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224"])
+def test_a_model_that_returns_tokens_is_refused(name):
+    with pytest.raises(UnsupportedModelError, match="global_pool=''") as caught:
+        wrap(timm.create_model(name, **TINY, global_pool=""))
+    assert f"'{name}'" in caught.value.message
+    assert "global_pool='token'" in caught.value.hint
+
+
+def test_the_model_is_used_as_it_is_not_copied(make_vit):
+    model = make_vit(**PLAIN)
+    assert wrap(model).model is model
+    assert attach(model).model is model

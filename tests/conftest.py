@@ -1,0 +1,103 @@
+"""Small models with weights under which dropping tokens changes the answer."""
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from vitprune.model import SparseViT, attach
+
+torch.set_num_threads(1)  # tiny tensors: a second thread costs time, on a busy machine most of it
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Redraw all weights: timm's initial ones (LayerScale 1e-5, tokens 1e-6, std .02) make blocks near-identities."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_token = name.endswith(("pos_embed", "_token", "latent"))
+            if is_token or parameter.ndim == 0:
+                parameter.copy_(0.5 * noise)
+            elif parameter.ndim > 1:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            elif name.endswith(("weight", "gamma")):  # norms and LayerScale
+                parameter.copy_(1 + 0.1 * noise)
+            else:
+                parameter.copy_(0.1 * noise)
+    return module
+
+
+def _make_vit(name="test_vit", seed=0, **kwargs):
+    return randomise(timm.create_model(name, **kwargs), seed).eval()
+
+
+def _make_sparse(name="test_vit", keep=0.7, stages=None, seed=0, **kwargs) -> SparseViT:
+    sparse = attach(_make_vit(name, seed, **kwargs), keep, stages)
+    randomise(sparse.predictors, seed + 1)
+    return sparse.eval()
+
+
+def _make_images(model, count=2, seed=0, size=None):
+    """Normal noise of the size the model (dense or sparse) was built for."""
+    embed = getattr(model, "model", model).patch_embed
+    in_chans = getattr(model, "model", model).in_chans
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, in_chans, *(size or embed.img_size), generator=generator)
+    return images.to(next(model.parameters()).dtype)
+
+
+@pytest.fixture(scope="session")
+def make_vit():
+    """`make_vit(name="test_vit", seed=0, **timm_kwargs)`: a timm model in eval mode with lively weights."""
+    return _make_vit
+
+
+@pytest.fixture(scope="session")
+def make_sparse():
+    """`make_sparse(name, keep, stages, seed, **timm_kwargs)`: a SparseViT in eval mode, predictors lively too."""
+    return _make_sparse
+
+
+@pytest.fixture(scope="session")
+def make_images():
+    """`make_images(model, count=2, seed=0, size=None)`: a batch that fits the model."""
+    return _make_images
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """A data set of two classes with 12 training and 6 validation pictures in train/ and val/."""
+    root = tmp_path / "pictures"
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(0, 128, (48, 64, 3), generator=generator) + 120 * label
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture
+def weights_file(make_vit, tmp_path):
+    """Weights of a `test_vit` with two classes, as a plain safetensors file."""
+    path = tmp_path / "weights.safetensors"
+    save_file(make_vit(num_classes=2).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    """A machine that cannot reach the Hugging Face Hub and has nothing cached; no test waits for the network."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no network in tests")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

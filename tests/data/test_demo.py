@@ -1,0 +1,115 @@
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import create_transform
+from torch.utils.data import DataLoader
+
+from vitprune.data.demo import (
+    ARCHITECTURE,
+    CLASS_NAMES,
+    IMAGE_SIZE,
+    MODEL_ARGS,
+    OBJECT_SHARE,
+    PREPROCESSING,
+    WEIGHTS,
+    DemoPictures,
+)
+
+
+def test_a_picture_depends_on_its_split_and_index_only():
+    first = DemoPictures("val")[7][0]
+    again = DemoPictures("val", num_images=8)[7][0]
+    assert first.mode == "RGB"
+    assert first.size == (IMAGE_SIZE, IMAGE_SIZE)
+    assert first.tobytes() == again.tobytes()
+
+
+def test_splits_and_indices_differ():
+    seen = {DemoPictures(split)[i][0].tobytes() for split in ("train", "val") for i in range(50)}
+    assert len(seen) == 100
+
+
+@pytest.mark.parametrize(("split", "expected"), [("train", 4000), ("val", 1000)])
+def test_classes_are_balanced(split, expected):
+    pictures = DemoPictures(split)
+    assert len(pictures) == expected
+    assert pictures.class_names == CLASS_NAMES
+    assert np.bincount(pictures.labels).tolist() == [expected // len(CLASS_NAMES)] * len(CLASS_NAMES)
+    assert [pictures[i][1] for i in range(20)] == pictures.labels[:20]
+
+
+def test_object_covers_the_stated_share():
+    pictures = DemoPictures("train")
+    shares = np.array([pictures.object_mask(i).mean() for i in range(400)])
+    # The outline's pixels round outwards.
+    assert shares.min() > OBJECT_SHARE[0]
+    assert shares.max() < OBJECT_SHARE[1] + 0.015
+    for label in range(len(CLASS_NAMES)):
+        of_class = shares[label :: len(CLASS_NAMES)]
+        assert of_class.mean() == pytest.approx(np.mean(OBJECT_SHARE), abs=0.02)
+
+
+def test_mask_shows_the_object():
+    pictures = DemoPictures("val")
+    for i in range(50):
+        pixels = np.asarray(pictures.picture(i)).astype(float)
+        mask = pictures.object_mask(i)
+        inside, outside = pixels[mask], pixels[~mask]
+        colour = np.median(inside, axis=0)
+        assert mask.shape == pixels.shape[:2]
+        # One colour and noise inside, but for the edge; another one outside, but for clutter.
+        assert np.mean(np.linalg.norm(inside - colour, axis=1) < 50) > 0.85
+        assert np.mean(np.linalg.norm(outside - colour, axis=1) > 50) > 0.85
+
+
+def test_transform_is_applied():
+    image, label = DemoPictures("val", transform=lambda image: image.size)[3]
+    assert image == (IMAGE_SIZE, IMAGE_SIZE)
+    assert label == 3
+
+
+def test_pickles():
+    pictures = DemoPictures("train", num_images=5)
+    copy = pickle.loads(pickle.dumps(pictures))
+    assert len(copy) == 5
+    assert copy[4][0].tobytes() == pictures[4][0].tobytes()
+
+
+@pytest.mark.parametrize("index", [-1, 1000])
+def test_wrong_index(index):
+    pictures = DemoPictures("val")
+    with pytest.raises(IndexError, match="of 1000"):
+        pictures[index]
+    with pytest.raises(IndexError):
+        pictures.object_mask(index)
+
+
+def test_wrong_split():
+    with pytest.raises(ValueError, match="'train' or 'val'"):
+        DemoPictures("test")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = timm.create_model(ARCHITECTURE, **MODEL_ARGS)
+    model.load_state_dict(load_file(WEIGHTS), strict=True)
+    return model.eval()
+
+
+def test_weights_are_small_and_fit(model):
+    assert WEIGHTS.stat().st_size < 5_000_000
+    assert len(model.blocks) == 12
+    assert model.patch_embed.num_patches == 144
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_shipped_model_knows_the_classes(model):
+    transform = create_transform(**PREPROCESSING, is_training=False)
+    loader = DataLoader(DemoPictures("val", transform, num_images=200), batch_size=50)
+    with torch.inference_mode():
+        correct = sum((model(images).argmax(1) == labels).sum().item() for images, labels in loader)
+    assert correct / 200 > 0.9

@@ -1,0 +1,172 @@
+"""Picture folders and the errors a user meets with them."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from vitprune.data import UNLABELLED, ModelClasses, batches, make_loader, match_classes, open_data
+from vitprune.data.pictures import PictureSet, open_picture
+from vitprune.errors import DataError
+
+TWO = ModelClasses(2)
+WORDNET = ImageNetInfo().label_names()
+
+
+def _paint(path, size=(32, 32), colour=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (colour, colour, colour)).save(path)
+
+
+def test_train_and_val_folders(picture_folder):
+    data = open_data(str(picture_folder), TWO, training=True)
+    assert (len(data.train), len(data.val)) == (12, 6)
+    assert data.note is None
+    assert data.val.labels == [0, 0, 0, 1, 1, 1]
+    assert data.val.labelled
+    assert open_data(str(picture_folder), TWO).train is None, "eval needs no training pictures"
+
+
+def test_class_folders_alone_hold_out_a_tenth_without_overlap(picture_folder):
+    root = picture_folder / "train"
+    data = open_data(str(root), TWO, training=True)
+    train, val = set(data.train.items), set(data.val.items)
+    assert len(val) == 1
+    assert len(train) == 11
+    assert not train & val
+    assert "1 of 12 held out" in data.note
+    again = open_data(str(root), TWO, training=True)
+    assert again.val.items == data.val.items, "the same pictures every time"
+    assert len(open_data(str(root), TWO).val) == 12, "eval takes them all"
+
+
+def test_a_part_of_imagenet_gets_imagenet_indices(tmp_path):
+    for name in (WORDNET[7], WORDNET[993]):
+        _paint(tmp_path / name / "a.jpg")
+    data = open_data(str(tmp_path), ModelClasses(1000))
+    assert data.val.labels == [7, 993]
+
+
+def test_classes_are_matched_by_name_where_the_model_knows_its_own():
+    assert match_classes(["dog", "cat"], ModelClasses(3, ("dog", "bird", "cat")), "x") == {"cat": 2, "dog": 0}
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], WORDNET[:3]])
+def test_class_count_that_does_not_fit_shows_both_sides(names):
+    with pytest.raises(DataError, match=r"the model has 2 classes \(cat, dog\), but 'x' has 3 \(") as caught:
+        match_classes(names, ModelClasses(2, ("cat", "dog")), "x")
+    assert "--no-labels" in caught.value.hint
+
+
+def test_empty_class_folder_still_counts(picture_folder):
+    (picture_folder / "val" / "aardvark").mkdir()
+    with pytest.raises(DataError, match=r"2 classes, but .* has 3"):
+        open_data(str(picture_folder), TWO)
+
+
+def test_without_labels_any_folder_will_do(tmp_path):
+    for index in range(4):
+        _paint(tmp_path / "holiday" / f"{index}.JPG")
+    _paint(tmp_path / "loose.png")
+    data = open_data(str(tmp_path), ModelClasses(1000), training=True, labels=False)
+    assert len(data.train) + len(data.val) == 5
+    assert set(data.train.labels) == {UNLABELLED}
+    assert not data.val.labelled
+
+
+def test_without_labels_val_labels_are_kept_if_they_fit(picture_folder):
+    data = open_data(str(picture_folder), TWO, training=True, labels=False)
+    assert data.val.labelled
+
+
+@pytest.mark.parametrize("spec", ["no/such/folder", "imagenette2-of-mine"])
+def test_missing_folder_is_named(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"'{spec}' is not there"):
+        open_data(spec, TWO)
+
+
+def test_file_instead_of_folder_is_named(tmp_path):
+    _paint(tmp_path / "a.png")
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        open_data(str(tmp_path / "a.png"), TWO)
+
+
+def test_empty_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="there are no pictures in"):
+        open_data(str(tmp_path), TWO)
+
+
+def test_loose_pictures_have_no_labels_and_the_error_says_so(tmp_path):
+    _paint(tmp_path / "a.png")
+    with pytest.raises(DataError, match="not in class folders"):
+        open_data(str(tmp_path), TWO)
+
+
+def test_imagenet_folder_comes_from_option_or_environment(picture_folder, monkeypatch):
+    assert len(open_data("imagenet", TWO, data_dir=picture_folder).val) == 6
+    monkeypatch.setenv("VITPRUNE_IMAGENET", str(picture_folder))
+    assert len(open_data("imagenet", TWO).val) == 6
+    monkeypatch.setenv("VITPRUNE_IMAGENET", str(picture_folder / "absent"))
+    with pytest.raises(DataError, match=r"absent.* is not there|there is no folder .*absent"):
+        open_data("imagenet", TWO)
+
+
+def test_data_dir_without_imagenet_is_refused(picture_folder):
+    with pytest.raises(DataError, match="--data-dir goes with"):
+        open_data("demo", TWO, data_dir=picture_folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_picture_is_named(picture_folder, damage, num_workers):
+    victim = picture_folder / "val" / "dog" / "1.png"
+    content = victim.read_bytes()
+    victim.write_bytes({"truncated": content[: len(content) // 2], "text": b"not a picture", "empty": b""}[damage])
+    data = open_data(str(picture_folder), TWO)
+    data.val.transform = _to_tensor
+    with pytest.raises(DataError, match=r"cannot read picture '.*val/dog/1.png'"):
+        list(batches(make_loader(data.val, 2, training=False, num_workers=num_workers)))
+
+
+def test_picture_that_vanished_is_named(picture_folder):
+    data = open_data(str(picture_folder), TWO)
+    data.val.transform = _to_tensor
+    shutil.rmtree(picture_folder / "val" / "cat")
+    with pytest.raises(DataError, match="No such file or directory"):
+        list(batches(make_loader(data.val, 2, training=False)))
+
+
+def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path):
+    for mode in ("L", "P", "RGBA", "LA", "CMYK", "1", "I;16"):
+        path = tmp_path / f"{mode.replace(';', '')}.tiff"
+        Image.new(mode, (8, 8)).save(path)
+        assert open_picture(path).mode == "RGB"
+
+
+def test_sample_is_the_same_every_time_and_keeps_labels():
+    pictures = PictureSet(range(100), list(range(100)), read=None)
+    sample = pictures.sample(10)
+    assert len(sample) == 10
+    assert sample.items == sample.labels == sorted(sample.items)
+    assert pictures.sample(10).items == sample.items
+    assert pictures.sample(1000) is pictures
+
+
+def test_training_loader_shuffles_by_seed_and_drops_the_short_batch(picture_folder):
+    data = open_data(str(picture_folder), TWO, training=True)
+    data.train.transform = _to_tensor
+
+    def order(seed):
+        loader = make_loader(data.train, 5, training=True, seed=seed)
+        return [label for _, labels in batches(loader) for label in labels.tolist()]
+
+    assert len(order(0)) == 10
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+def _to_tensor(picture):
+    return torch.zeros(3, *picture.size)

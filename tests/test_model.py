@@ -1,0 +1,340 @@
+"""SparseViT: selection, gradients, precision, copying."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+
+from vitprune.errors import UsageError
+from vitprune.model import SparseViT, attach, topk_decide
+from vitprune.schedule import make_schedule
+from vitprune.tokens import TokenPredictor, gumbel_decision
+
+NANO = {"name": "test_vit", "img_size": 96}  # 6 blocks, 36 patches, class token
+KINDS = {
+    "class token": NANO,
+    "average": {"name": "test_vit2", "img_size": 96},
+    "attention pool": {"name": "test_vit3", "img_size": 96},
+}
+by_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def sparse(make_sparse):
+    return make_sparse(**NANO)
+
+
+@pytest.fixture
+def images(sparse, make_images):
+    return make_images(sparse, count=3)
+
+
+def sampled(log_pi, kept, stage):
+    return gumbel_decision(log_pi)
+
+
+# Selection
+
+
+def test_selected_tokens_are_nested_rising_and_of_the_planned_number(sparse, images):
+    indices = sparse.select(images).indices
+    assert [chosen.shape for chosen in indices] == [(3, 25), (3, 17), (3, 12)]
+    for chosen in indices:
+        assert (chosen.diff(dim=1) > 0).all()
+        assert chosen.min() >= 0
+        assert chosen.max() < 36
+    for earlier, later in pairwise(indices):
+        for image in range(3):
+            assert set(later[image].tolist()) < set(earlier[image].tolist())
+
+
+def test_images_choose_their_own_tokens(sparse, images):
+    last = sparse.select(images).indices[-1]
+    assert not torch.equal(last[0], last[1])
+    alone = sparse.select(images[1:2])
+    assert torch.equal(alone.indices[-1], last[1:2])
+
+
+def test_select_tells_of_the_pass_that_forward_makes(sparse, images):
+    assert torch.equal(sparse.select(images).logits, sparse(images))
+
+
+def test_selected_tokens_are_those_the_predictors_score_highest(sparse, images):
+    selection = sparse.select(images)
+    present = torch.arange(36).expand(3, -1)
+    for log_pi, chosen in zip(selection.log_pi, selection.indices, strict=True):
+        assert log_pi.shape == (3, present.shape[1], 2)
+        best = log_pi[..., 1].argsort(dim=1, descending=True)[:, : chosen.shape[1]]
+        present = present.gather(1, best.sort(dim=1).values)
+        assert torch.equal(present, chosen)
+
+
+def test_masked_pass_reports_the_decisions_of_the_gathered_pass(sparse, images):
+    selection, masked = sparse.select(images), sparse.forward_masked(images)
+    for indices, kept in zip(selection.indices, masked.kept, strict=True):
+        assert torch.equal(torch.zeros(3, 36).scatter_(1, indices, 1.0), kept)
+    previous = torch.arange(36).expand(3, -1)
+    for gathered, full, indices in zip(selection.log_pi, masked.log_pi, selection.indices, strict=True):
+        assert full.shape == (3, 36, 2)
+        at = previous.unsqueeze(-1).expand(-1, -1, 2)
+        torch.testing.assert_close(full.gather(1, at), gathered, rtol=0, atol=1e-4)
+        previous = indices
+    torch.testing.assert_close(masked.logits, selection.logits, rtol=0, atol=1e-4)
+    assert (masked.logits - sparse.model(images)).abs().mean() > 0.02
+
+
+def test_a_predictor_sees_patch_tokens_only_and_what_is_left_of_them(make_vit, make_images):
+    seen = []
+
+    class Recorder(TokenPredictor):
+        def forward(self, x, kept=None):
+            seen.append((x.shape[1], kept))
+            return super().forward(x, kept)
+
+    model = make_vit(**NANO)
+    schedule = make_schedule(6, 36, 0.5, [1, 3])
+    sparse = SparseViT(model, schedule, [Recorder(64), Recorder(64)])
+    images = make_images(model)
+    sparse(images)
+    assert seen == [(36, None), (18, None)]
+    seen.clear()
+    sparse.forward_masked(images)
+    assert [shape for shape, _ in seen] == [36, 36]
+    assert torch.equal(seen[0][1], torch.ones(2, 36))
+    assert (seen[1][1].sum(1) == 18).all()
+
+
+def test_predictors_act_before_the_blocks_of_the_schedule(make_sparse, make_images):
+    sparse = make_sparse(**NANO, keep=0.5, stages=[2, 5])
+    lengths = []
+    for block in sparse.model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    sparse(make_images(sparse))
+    assert lengths == [1 + count for count in sparse.schedule.tokens_per_block()] == [37, 37, 19, 19, 19, 10]
+
+
+def test_what_a_dropped_token_holds_changes_nothing_for_the_others(sparse, images):
+    """The definition of the masked pass: overwrite dropped tokens on the way, and the answer stays."""
+    stage = sparse.schedule.blocks[0]
+    expected = sparse.forward_masked(images)
+
+    def overwrite(block, inputs):
+        x = inputs[0].clone()
+        patches = x[:, 1:]
+        dropped = expected.kept[0] == 0
+        patches[dropped] = patches[dropped].flip(-1)
+        return x, *inputs[1:]
+
+    handle = sparse.model.blocks[stage + 1].register_forward_pre_hook(overwrite)
+    fixed = iter(expected.kept)
+    changed = sparse.forward_masked(images, lambda log_pi, kept, stage: next(fixed))
+    handle.remove()
+    torch.testing.assert_close(changed.logits, expected.logits, rtol=0, atol=1e-4)
+
+
+# Decisions and gradients of the masked pass
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sampled_d_hat_only_falls(sparse, images, seed):
+    sparse.train()
+    torch.manual_seed(seed)
+    masks = sparse.forward_masked(images, sampled).kept
+    assert len(masks) == 3
+    for mask in masks:
+        assert ((mask == 0) | (mask == 1)).all()
+    for earlier, later in pairwise(masks):
+        assert (later <= earlier).all()
+        assert later.sum() < earlier.sum()
+
+
+def test_decide_gets_the_d_hat_before_its_stage(sparse, images):
+    seen = []
+
+    def decide(log_pi, kept, stage):
+        seen.append((kept, stage))
+        return topk_decide(log_pi, kept, stage)
+
+    masks = sparse.forward_masked(images, decide).kept
+    assert [stage for _, stage in seen] == list(sparse.schedule.stages)
+    assert torch.equal(seen[0][0], torch.ones(3, 36))
+    assert torch.equal(seen[1][0], masks[0])
+    assert torch.equal(seen[2][0], masks[1])
+
+
+def test_keeping_everything_by_mask_is_the_dense_model(sparse, images):
+    masked = sparse.forward_masked(images, lambda log_pi, kept, stage: torch.ones_like(kept))
+    torch.testing.assert_close(masked.logits, sparse.model(images), rtol=0, atol=1e-4)
+
+
+def test_dropping_everything_by_mask_stays_finite(sparse, images):
+    masked = sparse.forward_masked(images, lambda log_pi, kept, stage: 0 * log_pi[..., 1])
+    masked.logits.square().sum().backward()
+    assert masked.logits.isfinite().all()
+    gradients = [parameter.grad for parameter in sparse.parameters() if parameter.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@by_kind
+@pytest.mark.parametrize("precision", ["fp32", "bf16 autocast"])
+def test_gradient_reaches_every_parameter_of_predictors_and_blocks(make_sparse, make_images, kind, precision):
+    sparse = make_sparse(**KINDS[kind]).train()
+    images = make_images(sparse)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
+        logits = sparse.forward_masked(images, sampled).logits
+        torch.nn.functional.cross_entropy(logits.float(), torch.tensor([1, 2])).backward()
+    for part in (sparse.predictors, sparse.model.blocks):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().max() > 0, name
+
+
+@by_kind
+def test_dropped_tokens_decisions_receive_gradient_through_the_whole_model(make_sparse, make_images, kind):
+    sparse = make_sparse(**KINDS[kind])
+    images = make_images(sparse)
+    decisions = []
+
+    def decide(log_pi, kept, stage):
+        decision = topk_decide(log_pi, kept, stage).detach().requires_grad_()
+        decisions.append(decision)
+        return decision
+
+    logits = sparse.forward_masked(images, decide).logits
+    torch.nn.functional.cross_entropy(logits, torch.tensor([1, 2])).backward()
+    first = decisions[0]
+    dropped, stays = first.grad[first == 0].abs(), first.grad[first == 1].abs()
+    assert (dropped > 0).float().mean() > 0.99
+    # A token dropped at the first stage could come back only for the blocks up to the second, so its gradient is
+    # that of D at stage 1 times D = 0 at stages 2 and 3: smaller than a kept token's, never negligible.
+    assert dropped.median() > 0.01 * stays.median()
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("deit_tiny_patch16_224", 5_899_582),
+        ("deit_small_patch16_224", 22_774_414),
+        ("deit_base_patch16_224", 89_452_846),
+    ],
+)
+def test_parameters_with_three_predictors_are_the_published_number(name, total):
+    with torch.device("meta"):
+        sparse = attach(timm.create_model(name))
+    assert len(sparse.predictors) == 3
+    assert sum(parameter.numel() for parameter in sparse.parameters()) == total
+
+
+def test_predictors_are_made_on_the_models_device():
+    with torch.device("meta"):
+        model = timm.create_model("test_vit")
+    assert {parameter.device.type for parameter in attach(model).parameters()} == {"meta"}
+
+
+# Precision
+
+
+@by_kind
+def test_gathered_pass_runs_in_bf16(make_sparse, make_images, kind):
+    sparse = make_sparse(**KINDS[kind])
+    images = make_images(sparse)
+    with torch.no_grad():
+        expected = sparse(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast = sparse(images)
+        pure = sparse.bfloat16()(images.bfloat16())
+    assert pure.dtype == torch.bfloat16
+    for logits in (autocast, pure):
+        assert logits.isfinite().all()
+        assert torch.nn.functional.cosine_similarity(logits.float(), expected).min() > 0.9
+
+
+def test_casting_the_model_keeps_the_scores_in_fp32(sparse, images):
+    sparse.bfloat16()
+    assert {parameter.dtype for parameter in sparse.model.parameters()} == {torch.bfloat16}
+    for log_pi in sparse.select(images.bfloat16()).log_pi:
+        assert log_pi.dtype == torch.float32
+        assert not torch.equal(log_pi, log_pi.bfloat16().float())
+
+
+def test_float64_agrees_with_fp32(sparse, images):
+    expected, masked = sparse(images), sparse.forward_masked(images).logits
+    sparse.double()
+    assert sparse(images.double()).dtype == torch.float64
+    torch.testing.assert_close(sparse(images.double()).float(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(sparse.forward_masked(images.double()).logits.float(), masked, rtol=0, atol=1e-4)
+
+
+def test_d_hat_of_a_float64_model_is_float64_whatever_decides(make_vit, make_images):
+    sparse = attach(make_vit(**NANO).double())  # predictors in fp32
+    masked = sparse.forward_masked(make_images(sparse), topk_decide)
+    assert {kept.dtype for kept in masked.kept} == {torch.float64}
+    assert masked.logits.dtype == torch.float64
+
+
+# Copying and saving
+
+
+def test_deepcopy_is_independent_and_consistent(sparse, images):
+    expected = sparse(images)
+    twin = copy.deepcopy(sparse)
+    assert twin.backbone.model is twin.model
+    assert twin.model is not sparse.model
+    assert torch.equal(twin(images), expected)
+    with torch.no_grad():
+        for parameter in sparse.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(images), expected)
+    assert not torch.equal(sparse(images), expected)
+
+
+def test_state_dict_round_trip(sparse, images, make_sparse):
+    other = make_sparse(**NANO, seed=5)
+    assert not torch.equal(other(images), sparse(images))
+    state = sparse.state_dict()
+    assert {name.partition(".")[0] for name in state} == {"model", "predictors"}
+    assert other.load_state_dict(state).missing_keys == []
+    assert torch.equal(other(images), sparse(images))
+    assert torch.equal(other.forward_masked(images).logits, sparse.forward_masked(images).logits)
+
+
+def test_the_backbones_weights_keep_timms_names(sparse):
+    own = {name.removeprefix("model.") for name in sparse.state_dict() if name.startswith("model.")}
+    assert own == set(sparse.model.state_dict())
+
+
+# Making one
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_wrong_number_of_predictors_is_refused(make_vit, count):
+    with pytest.raises(ValueError, match=f"got {count} predictors and 3 stages"):
+        SparseViT(make_vit(**NANO), make_schedule(6, 36), [TokenPredictor(64) for _ in range(count)])
+
+
+def test_keep_1_attaches_no_predictors_and_masks_nothing(make_vit, make_images):
+    model = make_vit(**NANO)
+    dense, images = attach(model, keep=1.0), make_images(model)
+    assert len(dense.predictors) == 0
+    masked = dense.forward_masked(images)
+    assert masked.kept == masked.log_pi == dense.select(images).indices == ()
+    assert torch.equal(masked.logits, model(images))
+
+
+@pytest.mark.parametrize("arguments", [{"keep": 0}, {"keep": 1.5}, {"stages": [0]}, {"stages": [6]}, {"stages": []}])
+def test_attach_refuses_what_the_schedule_refuses(make_vit, arguments):
+    with pytest.raises(UsageError):
+        attach(make_vit(**NANO), **arguments)
+
+
+def test_timms_configuration_shows_through(sparse):
+    assert sparse.pretrained_cfg["architecture"] == "test_vit"
+    assert sparse.num_classes == 1000

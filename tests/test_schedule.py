@@ -1,0 +1,149 @@
+"""Keep ratios to stages and exact token counts."""
+
+import math
+from fractions import Fraction
+
+import pytest
+
+from vitprune.errors import UsageError
+from vitprune.schedule import default_stages, make_schedule, num_kept
+
+DEIT_COUNTS = {
+    0.9: (176, 158, 142),
+    0.8: (156, 125, 100),
+    0.7: (137, 96, 67),
+    0.6: (117, 70, 42),
+    0.5: (98, 49, 24),
+}
+
+
+@pytest.mark.parametrize(("keep", "counts"), DEIT_COUNTS.items())
+def test_counts_are_the_published_ones_for_196_tokens(keep, counts):
+    assert make_schedule(12, 196, keep).num_tokens == counts
+
+
+@pytest.mark.parametrize("num_patches", [1, 49, 100, 196, 256, 576, 1000])
+def test_counts_are_the_floor_of_exact_decimal_arithmetic(num_patches):
+    for percent in range(1, 100):
+        exact = [max(1, num_patches * percent**s // 100**s) for s in (1, 2, 3)]
+        assert make_schedule(12, num_patches, percent / 100).num_tokens == tuple(exact), percent
+
+
+@pytest.mark.parametrize(("num_patches", "ratio", "count"), [(100, 0.29, 29), (100, 0.57, 57), (1000, 0.7, 700)])
+def test_binary_floats_do_not_lose_a_token(num_patches, ratio, count):
+    assert num_kept(num_patches, ratio) == count
+
+
+def test_the_naive_product_would_lose_a_token():
+    assert int(0.29 * 100) == 28  # what the test above guards against
+
+
+def test_a_ratio_may_be_a_fraction():
+    assert num_kept(9, Fraction(1, 3)) == 3
+
+
+def test_at_least_one_token_stays():
+    assert num_kept(10, 0.01) == 1
+    assert make_schedule(12, 4, 0.1).num_tokens == (1, 1, 1)
+
+
+def test_ratios_are_powers_of_keep():
+    assert make_schedule(12, 196, 0.7).ratios == pytest.approx((0.7, 0.49, 0.343), rel=1e-15)
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.7, 0.5, 0.35])
+def test_the_stated_ratio_gives_back_the_stated_count(keep):
+    schedule = make_schedule(12, 196, keep)
+    assert tuple(num_kept(196, ratio) for ratio in schedule.ratios) == schedule.num_tokens
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(12, (3, 6, 9)), (16, (4, 8, 12)), (20, (5, 10, 15)), (24, (6, 12, 18))])
+def test_default_stages_are_the_papers(depth, blocks):
+    assert default_stages(depth) == blocks
+    assert make_schedule(depth, 196).blocks == blocks
+
+
+@pytest.mark.parametrize("depth", range(2, 65))
+def test_default_stages_fit_any_depth(depth):
+    blocks = default_stages(depth)
+    assert len(blocks) == min(3, depth - 1)
+    assert all(1 <= block < depth for block in blocks)
+    assert list(blocks) == sorted(set(blocks))
+
+
+@pytest.mark.parametrize("num_stages", range(1, 13))
+def test_any_number_of_stages_is_spread_over_the_depth(num_stages):
+    blocks = default_stages(12, num_stages)
+    assert len(blocks) == min(num_stages, 11)
+    assert list(blocks) == sorted(set(blocks))
+    parts = [later - earlier for earlier, later in zip((0, *blocks), (*blocks, 12), strict=True)]
+    assert max(parts) - min(parts) <= 1
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(2, (1,)), (3, (1, 2)), (4, (1, 2, 3)), (5, (1, 2, 3))])
+def test_a_shallow_model_gets_a_stage_per_block_after_the_first(depth, blocks):
+    assert default_stages(depth) == blocks
+
+
+def test_chosen_stages_are_used_as_given():
+    schedule = make_schedule(12, 196, 0.5, stages=[1, 2, 7, 11])
+    assert schedule.blocks == (1, 2, 7, 11)
+    assert schedule.num_tokens == (98, 49, 24, 12)
+
+
+def test_tokens_per_block_fall_at_the_stages():
+    counts = make_schedule(12, 196, 0.7).tokens_per_block()
+    assert counts == (196,) * 3 + (137,) * 3 + (96,) * 3 + (67,) * 3
+
+
+def test_tokens_per_block_of_a_dense_plan_are_all_tokens():
+    schedule = make_schedule(12, 196, 1.0)
+    assert schedule.stages == ()
+    assert schedule.blocks == schedule.ratios == schedule.num_tokens == ()
+    assert schedule.tokens_per_block() == (196,) * 12
+
+
+def test_a_stage_before_the_last_block_counts():
+    assert make_schedule(3, 10, 0.5, [2]).tokens_per_block() == (10, 10, 5)
+
+
+@pytest.mark.parametrize("keep", [0, -1, 1.5, math.nan, math.inf, -math.inf])
+def test_keep_out_of_range_is_refused_with_its_value(keep):
+    with pytest.raises(UsageError, match="keep ratio") as caught:
+        make_schedule(12, 196, keep)
+    assert f"{keep:g}" in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("stages", "word"),
+    [((0,), "0..11"), ((12,), "0..11"), ((-1, 3), "0..11"), ((3, 6, 99), "0..11"), ((), "no stages")],
+)
+def test_stages_out_of_range_or_absent_are_refused(stages, word):
+    with pytest.raises(UsageError) as caught:
+        make_schedule(12, 196, 0.7, stages)
+    assert word in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("stages", [(6, 3), (3, 3), (3, 6, 6), (3, 9, 6)])
+def test_stages_out_of_order_or_twice_are_refused(stages):
+    with pytest.raises(UsageError, match="rising") as caught:
+        make_schedule(12, 196, 0.7, stages)
+    assert ",".join(map(str, stages)) in caught.value.message
+
+
+def test_wrong_stages_are_refused_for_a_dense_plan_too():
+    with pytest.raises(UsageError):
+        make_schedule(12, 196, 1.0, [99])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_model_of_one_block_has_no_place_for_a_stage(depth):
+    with pytest.raises(UsageError, match="at least 2"):
+        default_stages(depth)
+
+
+def test_no_stage_is_not_a_number_of_stages():
+    with pytest.raises(UsageError, match="at least 1"):
+        default_stages(12, 0)

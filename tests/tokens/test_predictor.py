@@ -1,0 +1,170 @@
+"""The token predictor: size, symmetry, the kept set, precision."""
+
+import copy
+
+import pytest
+import torch
+
+from vitprune.tokens import TokenPredictor
+
+
+@pytest.fixture
+def predictor():
+    torch.manual_seed(0)
+    return TokenPredictor(32)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(1))
+
+
+def mask_of(*rows, width=20):
+    kept = torch.zeros(len(rows), width)
+    for row, indices in zip(kept, rows, strict=True):
+        row[list(indices)] = 1
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("embed_dim", "count"), [(192, 60_722), (256, 107_586), (384, 241_250), (512, 428_162), (768, 961_730)]
+)
+def test_parameter_count_is_the_papers(embed_dim, count):
+    with torch.device("meta"):
+        predictor = TokenPredictor(embed_dim)
+    assert sum(parameter.numel() for parameter in predictor.parameters()) == count
+
+
+def test_output_is_the_formula_of_section_3_2(predictor, tokens):
+    predictor, x = predictor.double(), tokens.double()
+    kept = mask_of([0, 3, 4], range(20), [19]).double()
+    norm, embed = predictor.in_proj[0], predictor.in_proj[1]
+    first, second, third = (predictor.out_proj[index] for index in (0, 2, 4))
+
+    def gelu(t):
+        return t * 0.5 * (1 + torch.erf(t / 2**0.5))
+
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
+    normed = (x - mean) / (variance + 1e-5).sqrt() * norm.weight + norm.bias
+    z = gelu(normed @ embed.weight.T + embed.bias)
+    local, shared = z[..., :16], z[..., 16:]
+    pooled = torch.stack([shared[b, kept[b] == 1].mean(0) for b in range(3)])[:, None].expand(-1, 20, -1)
+    z = torch.cat([local, pooled], dim=-1)
+    z = gelu(z @ first.weight.T + first.bias)
+    z = gelu(z @ second.weight.T + second.bias)
+    z = z @ third.weight.T + third.bias
+    torch.testing.assert_close(predictor(x, kept), z - z.exp().sum(-1, keepdim=True).log(), rtol=1e-12, atol=1e-12)
+
+
+def test_probabilities_of_dropping_and_keeping_sum_to_one(predictor, tokens):
+    log_pi = predictor(tokens)
+    assert log_pi.shape == (3, 20, 2)
+    torch.testing.assert_close(log_pi.exp().sum(-1), torch.ones(3, 20))
+
+
+def test_permuting_the_tokens_permutes_the_scores(predictor, tokens):
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(2))
+    kept = mask_of(range(0, 20, 2), range(7), [4])
+    torch.testing.assert_close(predictor(tokens[:, order]), predictor(tokens)[:, order])
+    torch.testing.assert_close(predictor(tokens[:, order], kept[:, order]), predictor(tokens, kept)[:, order])
+
+
+def test_images_of_a_batch_do_not_see_each_other(predictor, tokens):
+    torch.testing.assert_close(predictor(tokens)[1:2], predictor(tokens[1:2]))
+
+
+def test_dropped_tokens_do_not_influence_the_others(predictor, tokens):
+    kept = mask_of(range(5), range(10), range(15))
+    changed = torch.where(kept[..., None] == 1, tokens, 100 * torch.randn_like(tokens))
+    is_kept = kept.bool()
+    assert torch.equal(predictor(tokens, kept)[is_kept], predictor(changed, kept)[is_kept])
+    assert not torch.allclose(predictor(tokens)[is_kept], predictor(changed)[is_kept], atol=1e-3)  # or it is vacuous
+
+
+def test_kept_tokens_influence_dropped_ones_through_the_global_feature(predictor, tokens):
+    kept = mask_of([0], [0], [0])
+    changed = tokens.clone()
+    changed[:, 0].neg_()
+    assert not torch.allclose(predictor(tokens, kept)[:, 1:], predictor(changed, kept)[:, 1:], atol=1e-3)
+
+
+def test_masked_and_gathered_tokens_score_alike(predictor, tokens):
+    chosen = [0, 2, 3, 11, 19]
+    kept = mask_of(*[chosen] * 3)
+    torch.testing.assert_close(predictor(tokens, kept)[:, chosen], predictor(tokens[:, chosen]))
+
+
+def test_a_mask_of_ones_is_no_mask(predictor, tokens):
+    torch.testing.assert_close(predictor(tokens, torch.ones(3, 20)), predictor(tokens))
+
+
+def test_an_empty_set_gives_finite_scores_and_gradients(predictor, tokens):
+    kept = mask_of([], [], [1]).requires_grad_()
+    tokens.requires_grad_()
+    log_pi = predictor(tokens, kept)
+    log_pi[..., 1].sum().backward()
+    assert log_pi.isfinite().all()
+    for tensor in (tokens, kept, *predictor.parameters()):
+        assert tensor.grad.isfinite().all()
+
+
+def test_the_mask_receives_a_gradient(predictor, tokens):
+    kept = mask_of(range(5), range(10), range(15)).requires_grad_()
+    predictor(tokens, kept)[..., 1].sum().backward()
+    assert (kept.grad != 0).all()
+
+
+def test_scores_are_fp32_and_unchanged_under_bf16_autocast(predictor, tokens):
+    expected = predictor(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.nn.functional.linear(tokens, torch.ones(1, 32)).dtype == torch.bfloat16  # autocast is on
+        log_pi = predictor(tokens)
+    assert log_pi.dtype == torch.float32
+    assert torch.equal(log_pi, expected)
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16])
+def test_casting_to_half_precision_leaves_parameters_and_scores_in_fp32(predictor, tokens, cast):
+    before = copy.deepcopy(predictor.state_dict())
+    cast(predictor)
+    for name, parameter in predictor.state_dict().items():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.dtype == torch.float32
+    low = tokens.bfloat16()
+    log_pi = predictor(low)
+    assert log_pi.dtype == torch.float32
+    assert torch.equal(log_pi, predictor(low.float()))
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16])
+def test_casting_the_model_around_it_leaves_it_in_fp32(predictor, cast):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), predictor)
+    cast(model)
+    assert model[0].weight.dtype.itemsize == 2
+    assert {parameter.dtype for parameter in predictor.parameters()} == {torch.float32}
+
+
+def test_to_a_device_and_half_precision_at_once_moves_but_keeps_fp32(predictor):
+    predictor.to("meta", torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in predictor.parameters()} == {("meta", torch.float32)}
+
+
+def test_double_is_float64(predictor, tokens):
+    reference = copy.deepcopy(predictor)
+    predictor.double()
+    assert {parameter.dtype for parameter in predictor.parameters()} == {torch.float64}
+    log_pi = predictor(tokens.double())
+    assert log_pi.dtype == torch.float64
+    torch.testing.assert_close(log_pi.float(), reference(tokens))
+    assert not torch.equal(log_pi, log_pi.float().double())  # not fp32 in disguise
+
+
+def test_low_precision_masks_are_welcome(predictor, tokens):
+    kept = mask_of(range(5), range(10), range(15))
+    assert torch.equal(predictor(tokens, kept.bfloat16()), predictor(tokens, kept))
+
+
+@pytest.mark.parametrize("embed_dim", [1, 30, 193])
+def test_a_width_that_is_no_multiple_of_4_is_refused(embed_dim):
+    with pytest.raises(ValueError, match=f"multiple of 4, got {embed_dim}"):
+        TokenPredictor(embed_dim)

@@ -1,0 +1,92 @@
+"""Top-k: which tokens, in which order, and the same by mask."""
+
+import pytest
+import torch
+
+from vitprune.tokens import gather_tokens, topk_decision, topk_tokens
+
+
+@pytest.fixture
+def scores():
+    return torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 39, 40])
+def test_the_highest_scores_are_chosen_in_raster_order(scores, num_tokens):
+    chosen = topk_tokens(scores, num_tokens)
+    for image, indices in zip(scores.tolist(), chosen.tolist(), strict=True):
+        best = sorted(range(40), key=lambda token: -image[token])[:num_tokens]
+        assert indices == sorted(best)
+
+
+def test_all_tokens_chosen_is_the_identity(scores):
+    assert torch.equal(topk_tokens(scores, 40), torch.arange(40).expand(5, -1))
+
+
+def test_gather_takes_whole_rows():
+    x = torch.arange(2 * 4 * 3).reshape(2, 4, 3)
+    gathered = gather_tokens(x, torch.tensor([[0, 2], [1, 3]]))
+    assert torch.equal(gathered, torch.stack((x[0, [0, 2]], x[1, [1, 3]])))
+
+
+def test_gather_passes_the_gradient_to_the_chosen_tokens_only():
+    x = torch.zeros(1, 4, 3, requires_grad=True)
+    gather_tokens(x, torch.tensor([[1, 3]])).sum().backward()
+    assert x.grad[0].sum(-1).tolist() == [0, 3, 0, 3]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 39, 40])
+def test_decision_marks_the_tokens_that_are_gathered(scores, num_tokens):
+    expected = torch.zeros(5, 40)
+    for image, indices in enumerate(topk_tokens(scores, num_tokens)):
+        expected[image, indices] = 1
+    assert torch.equal(topk_decision(scores, num_tokens), expected)
+
+
+def test_decision_among_the_kept_is_selection_among_the_gathered(scores):
+    first = topk_tokens(scores, 20)
+    later = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    second = first.gather(1, topk_tokens(later.gather(1, first), 9))
+    decision = topk_decision(later, 9, kept=topk_decision(scores, 20))
+    assert torch.equal(decision, torch.zeros(5, 40).scatter_(1, second, 1.0))
+
+
+def test_dropped_tokens_never_come_back(scores):
+    kept = topk_decision(scores, 20)
+    tempting = torch.where(kept == 0, 1e30, scores)  # dropped tokens score highest
+    decision = topk_decision(tempting, 10, kept)
+    assert (decision <= kept).all()
+
+
+def test_a_dropped_token_loses_even_to_the_lowest_score():
+    scores, kept = torch.tensor([[0.0, -1e30, -1e4]]), torch.tensor([[0.0, 1.0, 1.0]])
+    assert topk_decision(scores, 2, kept).tolist() == [[0, 1, 1]]
+
+
+def test_every_image_keeps_the_same_number_at_every_stage(scores):
+    kept = torch.ones(5, 40)
+    generator = torch.Generator().manual_seed(1)
+    for count in (28, 19, 13, 1):
+        kept = kept * topk_decision(torch.randn(5, 40, generator=generator), count, kept)
+        assert (kept.sum(1) == count).all()
+
+
+def test_equal_scores_still_give_the_exact_count():
+    scores = torch.zeros(3, 10)
+    assert (topk_decision(scores, 4).sum(1) == 4).all()
+    assert [len(set(row)) for row in topk_tokens(scores, 4).tolist()] == [4, 4, 4]
+
+
+def test_scores_of_minus_infinity_do_not_spoil_the_count():
+    scores = torch.full((1, 5), -torch.inf)
+    scores[0, 2] = 0
+    decision = topk_decision(scores, 2)
+    assert decision.sum() == 2
+    assert decision[0, 2] == 1
+
+
+def test_scores_are_left_as_they_were(scores):
+    before = scores.clone()
+    topk_decision(scores, 5, topk_decision(scores, 20))
+    topk_tokens(scores, 5)
+    assert torch.equal(scores, before)
