@@ -13,7 +13,7 @@ from vitprune.data import Data, ModelClasses, open_data
 from vitprune.files import choose_run_folder
 from vitprune.measure import pick_device
 from vitprune.model import SparseViT, attach
-from vitprune.run import RunSettings, fit, run
+from vitprune.run import RunSettings, fit, new_student, run
 from vitprune.training import Progress, Recipe, StepRecord
 from vitprune.zoo import loaded_from
 
@@ -69,7 +69,7 @@ def sparsify(
     classes = ModelClasses(getattr(model, "num_classes", 0), loaded.class_names)
     pictures: Data = open_data(str(data), classes, training=True, labels=recipe.labels)
     if output is None:
-        student = attach(copy.deepcopy(model), keep, stages)
+        student = new_student(model, keep, stages, recipe.seed)
         fit(copy.deepcopy(model), student, pictures, recipe, where, _Silent(), Progress())
         return student.eval()
     folder = choose_run_folder(Path(output), "", overwrite=False)

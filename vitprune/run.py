@@ -74,7 +74,7 @@ def run(
         OutputError: the results cannot be written.
     """
     started = time.perf_counter()
-    student = attach(copy.deepcopy(loaded.model), settings.keep, settings.stages)
+    student = new_student(loaded.model, settings.keep, settings.stages, recipe.seed)
     metadata = describe(
         student, name=loaded.name, keep=settings.keep, class_names=loaded.class_names, origin=loaded.origin
     )
@@ -103,6 +103,12 @@ def run(
     return student, report
 
 
+def new_student(model: nn.Module, keep: float, stages: Sequence[int] | None, seed: int) -> SparseViT:
+    """A sparse copy of `model` with new predictors, the same ones for the same seed."""
+    torch.manual_seed(seed)
+    return attach(copy.deepcopy(model), keep, stages)
+
+
 def fit(
     model: nn.Module,
     student: SparseViT,
@@ -121,7 +127,6 @@ def fit(
         raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
     if data.train is None:
         raise UsageError(f"'{data.name}' has no pictures to train on")
-    torch.manual_seed(recipe.seed)
     data.train.transform = train_transform(model, recipe.crop_scale)
     teacher = attach(model, keep=1.0)
     train(

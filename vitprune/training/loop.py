@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
@@ -106,6 +107,7 @@ def train(
         DataError: a picture cannot be read; names it.
     """
     accelerator = _make_accelerator(device, precision)
+    set_seed(recipe.seed)  # torch, numpy and, for timm's transforms, random
     loader = make_loader(
         pictures,
         recipe.batch_size,

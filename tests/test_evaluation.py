@@ -1,0 +1,81 @@
+"""Accuracy, and differences that are paired."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
+from vitprune.evaluation import Predictions, paired_difference, predict
+
+
+def _predictions(top1, labels):
+    top = torch.tensor([[c, *[x for x in range(10) if x != c][:4]] for c in top1])
+    return Predictions(top, torch.tensor(labels))
+
+
+def test_top1_and_top5_count_pictures():
+    predictions = _predictions([0, 1, 9, 8], [0, 0, 9, 7])
+    assert predictions.top1_pct == 50.0
+    assert predictions.top5_pct == 75.0
+    assert predictions.summary() == {"top1_pct": 50.0, "top5_pct": 75.0, "num_images": 4}
+
+
+def test_without_labels_there_is_no_accuracy_but_agreement():
+    one, other = _predictions([0, 1], [-1, -1]), _predictions([0, 2], [-1, -1])
+    assert one.top1_pct is None
+    assert one.top5_pct is None
+    assert one.agreement_pct(other) == 50.0
+    assert paired_difference(one, other) is None
+
+
+def test_paired_interval_is_that_of_the_differences():
+    labels = [0] * 100
+    base = _predictions([0] * 80 + [1] * 20, labels)
+    model = _predictions([0] * 75 + [1] * 5 + [0] * 10 + [1] * 10, labels)  # 5 lost, 10 won
+    difference = paired_difference(model, base)
+    assert difference.points == pytest.approx(5.0)
+    values = torch.tensor([-1.0] * 5 + [1.0] * 10 + [0.0] * 85)
+    half = 100 * 1.96 * values.std().item() / math.sqrt(100)
+    assert (difference.low, difference.high) == pytest.approx((5 - half, 5 + half))
+
+
+def test_same_answers_have_no_difference():
+    base = _predictions([0, 1, 2], [0, 1, 1])
+    difference = paired_difference(base, base)
+    assert (difference.points, difference.low, difference.high) == (0, 0, 0)
+
+
+class _Echo(nn.Module):
+    """Answers the class that the first pixel names."""
+
+    def forward(self, images):
+        return nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
+
+
+def test_every_picture_counts_once_and_in_order():
+    class Numbers(torch.utils.data.Dataset):
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, index):
+            return torch.full((1, 1, 1), float(index % 3)), index % 3
+
+    seen = []
+    loader = torch.utils.data.DataLoader(Numbers(), batch_size=3)
+    predictions = predict({"echo": _Echo()}, loader, torch.device("cpu"), on_batch=seen.append)["echo"]
+    assert seen == [3, 3, 1]
+    assert predictions.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert predictions.top1_pct == 100.0
+    assert predictions.top.shape == (7, 3), "fewer than five classes"
+
+
+def test_dense_accuracy_is_timms_own(make_vit, picture_folder):
+    model = make_vit(num_classes=2)
+    pictures = open_data(str(picture_folder), ModelClasses(2)).val
+    pictures.transform = eval_transform(model)
+    predictions = predict({"m": model}, make_loader(pictures, 4, training=False), torch.device("cpu"))["m"]
+    with torch.no_grad():
+        answers = [model(pictures[i][0][None]).argmax().item() for i in range(len(pictures))]
+    assert predictions.top[:, 0].tolist() == answers

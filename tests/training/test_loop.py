@@ -1,0 +1,137 @@
+"""The loop: phases, rates, non-finite steps, and the same bits for the same seed."""
+
+import copy
+
+import pytest
+import torch
+
+from vitprune import Recipe, attach
+from vitprune.data import ModelClasses, open_data, train_transform
+from vitprune.errors import TrainingError
+from vitprune.training import Progress, train
+from vitprune.training.objective import Objective
+
+SHORT = {"warm_start_steps": 3, "steps": 8, "deployed_share": 0.5, "batch_size": 4, "num_workers": 0}
+
+
+class Recorder:
+    def __init__(self):
+        self.records = []
+
+    def step(self, record):
+        self.records.append(record)
+
+
+@pytest.fixture
+def run_training(make_vit, picture_folder):
+    def run_training(recipe, model=None, precision="fp32"):
+        model = model or make_vit(num_classes=2)
+        data = open_data(str(picture_folder), ModelClasses(2), training=True)
+        data.train.transform = train_transform(model, recipe.crop_scale)
+        torch.manual_seed(recipe.seed)
+        student, recorder, progress = attach(copy.deepcopy(model)), Recorder(), Progress()
+        train(
+            student,
+            attach(model, 1.0),
+            data.train,
+            recipe,
+            device=torch.device("cpu"),
+            precision=precision,
+            listener=recorder,
+            progress=progress,
+        )
+        return student, recorder.records, progress
+
+    return run_training
+
+
+def test_phases_run_in_order_and_are_counted(run_training):
+    student, records, progress = run_training(Recipe(**SHORT))
+    assert [record.phase for record in records] == ["warm"] * 3 + ["sampled"] * 4 + ["deployed"] * 4
+    assert [record.step for record in records] == list(range(1, 12))
+    assert progress.steps_done == progress.num_steps == 11
+    assert progress.phases == {"warm": 3, "sampled": 4, "deployed": 4}
+    assert progress.num_images == 44
+    assert not student.training
+    assert records[-1].kept_ratios == pytest.approx((0.70, 0.49, 0.34))
+    assert records[0].target_ratios == pytest.approx((0.7, 0.49, 0.343))
+
+
+def test_each_phase_trains_what_it_should(run_training, make_vit):
+    model = make_vit(num_classes=2)
+    warm, *_ = run_training(Recipe(**SHORT | {"steps": 0}), model)
+    assert all(torch.equal(a, b) for a, b in zip(warm.model.parameters(), model.parameters(), strict=True))
+    full, *_ = run_training(Recipe(**SHORT | {"deployed_share": 1.0}), model)
+    for trained, start in zip(full.predictors.parameters(), warm.predictors.parameters(), strict=True):
+        assert torch.equal(trained, start), "the deployed phase leaves predictors alone"
+    assert not torch.equal(full.model.blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+
+
+def test_frozen_backbone_stays_frozen(run_training, make_vit):
+    model = make_vit(num_classes=2)
+    recipe = Recipe(**SHORT | {"deployed_share": 0.0, "freeze_epochs": 2.0, "steps": 6})
+    student, records, _ = run_training(recipe, model)
+    assert [record.phase for record in records] == ["warm"] * 3 + ["sampled"] * 6
+    assert all(torch.equal(a, b) for a, b in zip(student.model.parameters(), model.parameters(), strict=True))
+    run_training(recipe, model)
+
+
+def test_zero_backbone_rate_runs_no_deployed_steps(run_training):
+    _, records, _ = run_training(Recipe(**SHORT | {"backbone_lr_scale": 0.0}))
+    assert {record.phase for record in records} == {"warm", "sampled"}
+
+
+def test_epochs_count_passes_over_the_pictures(run_training):
+    _, records, _ = run_training(Recipe(**SHORT | {"steps": None, "epochs": 2.0}))
+    assert sum(record.phase != "warm" for record in records) == 2 * 3, "12 pictures in batches of 4"
+
+
+def test_batch_larger_than_the_data_still_trains(run_training):
+    _, records, progress = run_training(Recipe(**SHORT | {"batch_size": 64, "steps": 2}))
+    assert progress.num_images == 12 * len(records)
+
+
+def test_same_seed_same_bits(run_training):
+    one, first, _ = run_training(Recipe(**SHORT, seed=3))
+    other, second, _ = run_training(Recipe(**SHORT, seed=3))
+    assert [record.total for record in first] == [record.total for record in second]
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    _, third, _ = run_training(Recipe(**SHORT, seed=4))
+    assert [record.total for record in first] != [record.total for record in third]
+
+
+def test_warm_start_learns_the_ranking(run_training):
+    _, records, _ = run_training(Recipe(**SHORT | {"warm_start_steps": 60, "steps": 0, "lr": 3e-3}))
+    losses = [record.losses["rank"] for record in records]
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+
+
+def test_bf16_trains_finite_weights(run_training):
+    student, records, _ = run_training(Recipe(**SHORT), precision="bf16")
+    assert not any(record.skipped for record in records)
+    assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in student.parameters())
+
+
+def _poison(monkeypatch, bad_steps):
+    real, calls = Objective.forward, iter(range(10_000))
+
+    def forward(self, images, labels, phase):
+        loss = real(self, images, labels, phase)
+        return loss._replace(total=loss.total * float("nan")) if next(calls) in bad_steps else loss
+
+    monkeypatch.setattr(Objective, "forward", forward)
+
+
+def test_non_finite_steps_are_skipped_and_counted(run_training, monkeypatch):
+    _poison(monkeypatch, {1, 5})
+    student, records, progress = run_training(Recipe(**SHORT))
+    assert [record.skipped for record in records].count(True) == progress.num_skipped == 2
+    assert records[1].as_json()["total"] is None, "log.jsonl is JSON, which has no NaN"
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+
+
+def test_many_non_finite_steps_in_a_row_stop_the_run_with_the_reason(run_training, monkeypatch):
+    _poison(monkeypatch, range(2, 100))
+    with pytest.raises(TrainingError, match="not finite for 4 steps in a row") as caught:
+        run_training(Recipe(**SHORT, max_skipped=4))
+    assert "--lr" in caught.value.hint
