@@ -101,3 +101,9 @@ def no_hub(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def quick_bench(monkeypatch):
+    """Runs whose speed figures nobody reads."""
+    monkeypatch.setattr("vitprune.run.BENCH_SECONDS", 0.01)

@@ -15,7 +15,7 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
 from vitprune.checkpoint import Metadata, describe, save
-from vitprune.data import Data, eval_transform, make_loader, train_transform
+from vitprune.data import Data, PictureSet, eval_transform, make_loader, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions, predict
 from vitprune.files import create_run_folder, write_json
@@ -26,6 +26,8 @@ from vitprune.training import Listener, Progress, Recipe, StepLog, train
 from vitprune.zoo import Loaded
 
 BENCH_BATCH_SIZES = (1, 32)
+BENCH_SECONDS = 2.0
+"""How long a run times each model at each batch size; `vitprune bench` is there for more."""
 
 
 class RunListener(Listener, Protocol):
@@ -75,6 +77,7 @@ def run(
     """
     started = time.perf_counter()
     student = new_student(loaded.model, settings.keep, settings.stages, recipe.seed)
+    _check_trainable(student, data)
     metadata = describe(
         student, name=loaded.name, keep=settings.keep, class_names=loaded.class_names, origin=loaded.origin
     )
@@ -123,22 +126,28 @@ def fit(
     Raises:
         UsageError: the model has no classifier, or there is nothing to train on.
     """
-    if student.num_classes < 1:
-        raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
-    if data.train is None:
-        raise UsageError(f"'{data.name}' has no pictures to train on")
-    data.train.transform = train_transform(model, recipe.crop_scale)
+    pictures = _check_trainable(student, data)
+    pictures.transform = train_transform(model, recipe.crop_scale)
     teacher = attach(model, keep=1.0)
     train(
         student.to(device),
         teacher.to(device),
-        data.train,
+        pictures,
         recipe,
         device=device,
         precision=pick_precision(recipe.precision, device, training=True),
         listener=listener,
         progress=progress,
     )
+
+
+def _check_trainable(student: SparseViT, data: Data) -> PictureSet:
+    """The pictures to train on, if that is possible at all."""
+    if student.num_classes < 1:
+        raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
+    if data.train is None:
+        raise UsageError(f"'{data.name}' has no pictures to train on")
+    return data.train
 
 
 def _train_and_save(
@@ -190,13 +199,14 @@ def _evaluate(
 def _bench(
     models: dict[str, nn.Module], student: SparseViT, settings: RunSettings, listener: RunListener
 ) -> list[Timing]:
-    listener.begin("measuring speed", len(BENCH_BATCH_SIZES))
+    listener.begin("measuring speed", 2 * len(BENCH_BATCH_SIZES))
     return benchmark(
         {"dense": models["dense"], "sparse": student},
         input_size(models["dense"]),
         BENCH_BATCH_SIZES,
         device=settings.device,
         precision=settings.eval_precision,
+        min_seconds=BENCH_SECONDS,
         on_row=lambda _: listener.advance(1),
     )
 

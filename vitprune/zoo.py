@@ -221,18 +221,13 @@ def _check_hub(repository: str) -> None:
     """
     from huggingface_hub import HfApi, scan_cache_dir
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import HfHubHTTPError
 
     if Path(HF_HUB_CACHE).is_dir() and any(r.repo_id == repository for r in scan_cache_dir().repos):
         return
     try:
         HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the Hub's own, the system's, or one of whichever HTTP client it uses
         raise _hub_error(repository, error) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
-            raise _hub_error(repository, error) from error  # the client's own connection errors
-        raise
 
 
 def _hub_error(name: str, error: Exception) -> HubError:

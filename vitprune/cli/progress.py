@@ -6,8 +6,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from vitprune.cli.output import stderr_console
 
@@ -20,16 +22,17 @@ class RunProgress:
 
     def __init__(self) -> None:
         self.console: Console = stderr_console()
-        self.live = self.console.is_terminal
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[detail]}"),
-            console=self.console,
-            disable=not self.live,
+            auto_refresh=False,
         )
+        # The detail has lines of its own: beside the bar it would push the bar off a narrow terminal.
+        self.detail = Text()
+        self.display = Live(Group(self.bar, self.detail), console=Console(stderr=True, highlight=False))
+        self.live = self.console.is_terminal
         self.task: TaskID | None = None
         self.part = ""
         self.total = 0
@@ -39,20 +42,24 @@ class RunProgress:
         self.rate: float | None = None
 
     def __enter__(self) -> RunProgress:
-        self.bar.start()
+        if self.live:
+            self.display.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.stop()
+        self.detail.plain = ""
+        if self.live:
+            self.display.stop()
 
     def begin(self, what: str, total: int) -> None:
         """A part of the run begins: `total` pictures or steps."""
         self.part, self.total, self.done = what, total, 0
         self.started = self.last_line = time.monotonic()
         if self.live:
-            self.task = self.bar.add_task(what, total=total, detail="")
+            self.task = self.bar.add_task(what, total=total)
+            self.detail.plain = ""
         else:
             self.console.print(f"{what} ({total})", markup=False)
 
@@ -72,7 +79,8 @@ class RunProgress:
     def _advance(self, count: int, detail: str) -> None:
         self.done += count
         if self.live and self.task is not None:
-            self.bar.update(self.task, advance=count, detail=detail)
+            self.bar.update(self.task, advance=count)
+            self.detail.plain = detail
             return
         now = time.monotonic()
         if now - self.last_line >= _LINE_EVERY_S or (detail and self.done == self.total):

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune.data import Data, make_loader
-from vitprune.data.source import batches
+from vitprune.data import Data, batches, make_loader
 from vitprune.model import SparseViT
 
 

@@ -236,6 +236,8 @@ def _parameter_groups(student: SparseViT, recipe: Recipe, phase: Phase, train_ba
 def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
     # accelerate keeps one state per process and refuses a second precision; ours may follow another run's.
     AcceleratorState._reset_state(reset_partial_state=True)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 

@@ -1,0 +1,203 @@
+"""eval, bench, info, env, help, and the mistakes users make."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitprune.checkpoint import describe, save
+from vitprune.cli.app import run
+
+COMMANDS = ["sparsify", "eval", "bench", "info", "env"]
+
+
+@pytest.fixture
+def sparse_file(make_sparse, tmp_path):
+    sparse = make_sparse(num_classes=2)
+    save(sparse, tmp_path / "model.safetensors", describe(sparse, class_names=("cat", "dog")))
+    return tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
+def test_help_answers_and_does_not_load_torch(command):
+    code = (
+        "import sys\nfrom vitprune.cli.app import run\n"
+        f"code = run([*{command}, '--help'])\nsys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+    if command and command != ["env"]:
+        assert "Examples:" in done.stdout
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vitprune 0.")
+
+
+def test_eval_of_a_sparse_file(sparse_file, picture_folder, capsys):
+    assert run(["eval", str(sparse_file), str(picture_folder), "--device", "cpu", "-j", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "top-1" in out
+    assert "on 6 pictures" in out
+    assert "evaluating" in err
+    assert run(["eval", str(sparse_file), str(picture_folder), "-j", "0", "--limit", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_images"] == 3
+    assert run(["eval", str(sparse_file), str(picture_folder), "-j", "0", "--min-top1", "101"]) == 3
+
+
+def test_eval_of_a_dense_model(weights_file, picture_folder, capsys):
+    arguments = ["eval", "test_vit", str(picture_folder), "--checkpoint", str(weights_file), "-j", "0", "--json"]
+    assert run(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["keep"] == 1.0
+    assert result["precision"] == "fp32"
+
+
+def test_bench_rows_carry_units_and_marks(sparse_file, capsys):
+    assert run(["bench", str(sparse_file), "--device", "cpu", "-b", "1,2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["keep"], row["batch_size"]) for row in rows] == [(1.0, 1), (0.7, 1), (1.0, 2), (0.7, 2)]
+    for row in rows:
+        assert {"images_per_s", "latency_ms_p50", "gmacs", "macs_ratio", "peak_memory_mib"} <= set(row)
+        assert row["slower"] == (row["speedup"] < 1)
+        assert row["images_per_s"] == pytest.approx(1000 * row["batch_size"] / row["latency_ms_p50"])
+
+
+def test_bench_of_several_keep_ratios_and_the_check(capsys, no_hub):
+    assert run(["bench", "test_vit", "--keep", "0.9,0.5", "-b", "1", "--device", "cpu", "--min-speedup", "1000"]) == 3
+    out, err = capsys.readouterr()
+    assert "keep 0.9" in out
+    assert "keep 0.5" in out
+    assert "--min-speedup: missed" in err
+
+
+def test_info_shows_the_plan_without_weights(capsys, no_hub):
+    assert run(["info", "deit_small", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [(s["block"], s["num_tokens"]) for s in plan["stages"]] == [(3, 137), (6, 96), (9, 67)]
+    assert round(plan["dense"]["gmacs"], 3) == 4.599
+    assert round(plan["sparse"]["gmacs"], 3) == 2.981
+    assert round(plan["sparse"]["params_m"] * 1e6) == 22_774_414
+    assert run(["info", "deit_small", "--keep", "0.5", "--stages", "4,8"]) == 0
+    out = capsys.readouterr().out
+    assert "0-3" in out
+    assert "98" in out
+    assert "49" in out
+
+
+def test_info_of_a_file_tells_what_it_is(sparse_file, capsys):
+    assert run(["info", str(sparse_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["keep"] == 0.7
+
+
+def test_env_is_json(capsys):
+    assert run(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["torch"] == str(torch.__version__)
+
+
+MISTAKES = {
+    "no command": (["sparsfy"], 2, "No such command 'sparsfy'"),
+    "no such option": (["sparsify", "demo", "--kep", "0.5"], 2, "No such option"),
+    "no model": (["sparsify"], 2, "Missing argument 'MODEL'"),
+    "unknown model": (["sparsify", "deit_smal"], 2, "there is no model or file 'deit_smal'"),
+    "ambiguous model": (["info", "vit_base_r50"], 2, "could be several models"),
+    "unsupported family": (["sparsify", "swin_tiny"], 1, "hierarchical"),
+    "keep 0": (["sparsify", "demo", "--keep", "0"], 2, "keep ratio is 0, expected a number in (0, 1]"),
+    "keep 1.5": (["info", "demo", "--keep", "1.5"], 2, "keep ratio is 1.5"),
+    "keep nan": (["sparsify", "demo", "--keep", "nan"], 2, "keep ratio is nan"),
+    "keep text": (["sparsify", "demo", "--keep", "most"], 2, "'most' is not a valid float"),
+    "keep in bench": (["bench", "test_vit", "--keep", "0.5,2"], 2, "keep ratio is 2"),
+    "stages outside": (["info", "demo", "--stages", "3,6,12"], 2, "blocks 0..11"),
+    "stages in sparsify": (["sparsify", "demo", "--stages", "6,3"], 2, "expected rising block indices"),
+    "stages text": (["info", "demo", "--stages", "3;6"], 2, "--stages is '3;6'"),
+    "steps and epochs": (["sparsify", "demo", "--steps", "1", "--epochs", "1"], 2, "steps or epochs, not both"),
+    "negative rate": (["sparsify", "demo", "--lr", "-1"], 2, "--lr"),
+    "no such device": (["sparsify", "demo", "--device", "tpu"], 2, "device 'tpu' is unknown"),
+    "fp16 on the CPU": (["eval", "demo", "--device", "cpu", "--precision", "fp16"], 2, "fp16"),
+    "batch size 0": (["bench", "test_vit", "-b", "0"], 2, "batch size is 0"),
+    "no data folder": (["sparsify", "demo", "--data", "nowhere"], 1, "the data 'nowhere' is not there"),
+    "empty data folder": (["sparsify", "demo", "--data", "empty"], 1, "there are no pictures in 'empty'"),
+    "class count": (["sparsify", "demo", "--data", "pictures"], 1, "the model has 10 classes"),
+    "class count in eval": (["eval", "model.safetensors", "three"], 1, "the model has 2 classes (cat, dog)"),
+    "missing file": (["eval", "absent.safetensors", "pictures"], 1, "there is no file 'absent.safetensors'"),
+    "truncated file": (["eval", "truncated.safetensors", "pictures"], 1, "'truncated.safetensors' is damaged"),
+    "weights that are not ours": (["bench", "weights.safetensors"], 1, "was not written by vitprune"),
+    "sparse already": (["sparsify", "model.safetensors", "--data", "pictures"], 2, "is sparse already"),
+    "missing weights": (["sparsify", "test_vit", "--checkpoint", "absent.pth"], 1, "there is no file 'absent.pth'"),
+    "wrong shape": (["sparsify", "test_vit", "--checkpoint", "wrong.safetensors"], 1, "blocks.0.mlp.fc1.weight"),
+    "NaN weights": (["sparsify", "test_vit", "--checkpoint", "nan.safetensors"], 1, "NaN or infinite values"),
+    "pickled weights": (["sparsify", "test_vit", "--checkpoint", "pickled.pth"], 1, "only tensors are read"),
+    "hub": (["sparsify", "deit_tiny", "--data", "pictures"], 1, "the Hugging Face Hub is out of reach"),
+    "output is a file": (["sparsify", "demo", "-o", "weights.safetensors"], 1, "is a file, not a folder"),
+    "output exists": (["sparsify", "demo", "-o", "pictures"], 1, "the output folder 'pictures' exists"),
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, weights_file, picture_folder, sparse_file, no_hub):
+    """A folder with good and bad files, as current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VITPRUNE_IMAGENET", raising=False)
+    (tmp_path / "empty").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "three" / name).mkdir(parents=True)
+        (tmp_path / "three" / name / "1.png").write_bytes((picture_folder / "val" / "cat" / "1.png").read_bytes())
+    content = sparse_file.read_bytes()
+    (tmp_path / "truncated.safetensors").write_bytes(content[: len(content) // 2])
+    state = load_file(weights_file)
+    save_file(state | {"blocks.0.mlp.fc1.weight": torch.zeros(7, 7)}, tmp_path / "wrong.safetensors")
+    save_file(state | {"norm.bias": torch.full((64,), float("nan"))}, tmp_path / "nan.safetensors")
+    torch.save({"model": state, "extra": _Thing()}, tmp_path / "pickled.pth")
+    return tmp_path
+
+
+class _Thing:
+    """Not a tensor."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_gets_one_clear_sentence_and_writes_nothing(mistake, workplace, capsys):
+    arguments, exit_code, message = MISTAKES[mistake]
+    before = sorted(workplace.rglob("*"))
+    assert run([*arguments]) == exit_code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    lines = [line for line in err.splitlines() if line]
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in err
+    assert sorted(workplace.rglob("*")) == before
+
+
+def test_error_with_json_is_one_object(workplace, capsys):
+    assert run(["eval", "absent.safetensors", "pictures", "--json"]) == 1
+    error = json.loads(capsys.readouterr().out)
+    assert error == {"error": "there is no file 'absent.safetensors'", "hint": "check the path", "exit_code": 1}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_missing_gpu_is_said(capsys):
+    assert run(["bench", "--device", "cuda"]) == 2
+    assert "device 'cuda' is not there" in capsys.readouterr().err
+
+
+def test_traceback_on_request_only(monkeypatch, capsys):
+    monkeypatch.setenv("VITPRUNE_DEBUG", "1")
+    assert run(["info", "xyzzy"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_bug_in_vitprune_is_not_dressed_up(monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("surprise")
+
+    monkeypatch.setattr("vitprune.zoo.load_model", broken)
+    assert run(["info", "demo"]) == 1
+    err = capsys.readouterr().err
+    assert "unexpected ZeroDivisionError: surprise" in err
+    assert "bug in vitprune" in err

@@ -1,0 +1,208 @@
+"""The main job from the command line, on a tiny model and a folder of pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import vitprune
+from vitprune.cli.app import run
+from vitprune.training.objective import Objective
+
+
+@pytest.fixture
+def arguments(weights_file, picture_folder, quick_bench, monkeypatch, tmp_path):
+    """A run of a few steps; its folders go to tmp_path/runs."""
+    monkeypatch.chdir(tmp_path)
+    return [
+        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder)),
+        *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "2", "--steps", "4"),
+    ]
+
+
+def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsys):
+    assert run([*arguments, "--keep", "0.5"]) == 0
+    folder = tmp_path / "runs" / "test_vit-keep0.5"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "log.jsonl",
+        "model.safetensors",
+        "report.json",
+    ]
+    report = json.loads((folder / "report.json").read_text())
+    assert {
+        *("schema_version", "model", "keep", "stages", "dense", "sparse", "delta", "training", "data", "environment")
+    } <= set(report)
+    assert report["sparse"]["num_images"] == 6
+    assert report["data"]["num_train_images"] == 12
+    assert report["sparse"]["gmacs"] < report["dense"]["gmacs"]
+    assert report["training"]["recipe"]["batch_size"] == 4
+    assert report["training"]["phases"] == {"warm": 2, "sampled": 1, "deployed": 3}
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"rank"} == set(lines[0]["losses"])
+
+    out, err = capsys.readouterr()
+    assert "top-1" in out
+    assert "GMACs" in out
+    assert "random tokens" in out
+    assert "training" in err, "talk goes to stderr"
+    assert str(tmp_path) not in (folder / "model.safetensors").read_bytes().decode("latin-1"), "no paths in the file"
+
+    metadata = json.loads((folder / "config.json").read_text())
+    assert metadata["accuracy"]["sparse"]["top1_pct"] == report["sparse"]["top1_pct"]
+    assert metadata["training"]["completed"] is True
+
+
+def test_report_agrees_with_eval_of_the_file(arguments, picture_folder, tmp_path, capsys):
+    assert run([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    path = str(tmp_path / "runs" / "test_vit-keep0.7" / "model.safetensors")
+    assert run(["eval", path, str(picture_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for key in ("top1_pct", "top5_pct", "num_images"):
+        assert result[key] == report["sparse"][key]
+
+
+def test_second_run_gets_a_number_and_explicit_output_needs_overwrite(arguments, tmp_path, capsys):
+    assert run(arguments) == 0
+    assert run(arguments) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["test_vit-keep0.7", "test_vit-keep0.7-2"]
+    assert run([*arguments, "-o", "mine"]) == 0
+    before = (tmp_path / "mine" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert run([*arguments, "-o", "mine", "--seed", "1"]) == 1
+    assert "the output folder 'mine' exists" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
+    assert run([*arguments, "-o", "mine", "--seed", "1", "--overwrite"]) == 0
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() != before
+
+
+def test_same_seed_same_file(arguments, tmp_path):
+    assert run([*arguments, "-o", "one"]) == 0
+    assert run([*arguments, "-o", "other"]) == 0
+    one, other = (vitprune.load(tmp_path / name).state_dict() for name in ("one", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_every_training_option_reaches_the_recipe(arguments, capsys):
+    options = {
+        "--lr": 2e-3,
+        "--backbone-lr-scale": 0.2,
+        "--freeze-epochs": 0.5,
+        "--ce-weight": 0.1,
+        "--ratio-weight": 0.2,
+        "--kl-weight": 0.3,
+        "--token-weight": 0.4,
+        "--seed": 5,
+    }
+    extra = [text for option, value in options.items() for text in (option, str(value))]
+    assert run([*arguments, *extra, "--stages", "2,4", "--limit", "5", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    recipe = report["training"]["recipe"]
+    assert recipe["weights"] == {"ce": 0.1, "ratio": 0.2, "kl": 0.3, "token": 0.4}
+    assert (recipe["lr"], recipe["backbone_lr_scale"], recipe["freeze_epochs"]) == (2e-3, 0.2, 0.5)
+    assert recipe["seed"] == 5
+    assert [stage["block"] for stage in report["stages"]] == [2, 4]
+    assert report["data"]["num_train_images"] == report["data"]["num_val_images"] == 5
+
+
+def test_no_labels_takes_any_folder(arguments, picture_folder, capsys):
+    arguments[arguments.index("--data") + 1] = str(picture_folder / "train" / "cat")
+    assert run(arguments) == 1
+    assert "not in class folders" in capsys.readouterr().err
+    assert run([*arguments, "--no-labels", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["sparse"]["top1_pct"] is None
+    assert 0 <= report["delta"]["agreement_pct"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("check", "code"),
+    [
+        (["--min-top1", "0"], 0),
+        (["--min-top1", "100.5"], 3),
+        (["--max-drop", "100"], 0),
+        (["--max-drop", "-101"], 3),
+        (["--min-speedup", "0.001"], 0),
+        (["--min-speedup", "1000"], 3),
+    ],
+)
+def test_limits_make_the_run_a_check(arguments, check, code, capsys, tmp_path):
+    assert run([*arguments, *check]) == code
+    assert (check[0] in capsys.readouterr().err) == (code == 3)
+    assert (tmp_path / "runs" / "test_vit-keep0.7" / "report.json").is_file(), "the results are there all the same"
+
+
+def test_interrupt_leaves_a_usable_checkpoint_and_says_where(arguments, tmp_path, monkeypatch, capsys):
+    real, calls = Objective.forward, iter(range(100))
+
+    def forward(self, images, labels, phase):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, images, labels, phase)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    assert run(arguments) == 130
+    path = tmp_path / "runs" / "test_vit-keep0.7" / "model.safetensors"
+    assert "stopped after 3 of 6 steps; the model so far is in runs/" in capsys.readouterr().err
+    assert vitprune.load(path)(torch.zeros(1, 3, 160, 160)).shape == (1, 2)
+    assert json.loads((path.parent / "config.json").read_text())["training"] == {
+        "steps_done": 3,
+        "num_steps": 6,
+        "completed": False,
+    }
+
+
+def test_training_that_cannot_go_on_keeps_the_last_good_weights(arguments, tmp_path, monkeypatch, capsys):
+    real = Objective.forward
+
+    def forward(self, images, labels, phase):
+        loss = real(self, images, labels, phase)
+        return loss._replace(total=loss.total * float("inf"))
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    assert run([*arguments, "--steps", "40"]) == 1
+    assert "not finite for 20 steps in a row" in capsys.readouterr().err
+    vitprune.load(tmp_path / "runs" / "test_vit-keep0.7")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
+def test_real_ctrl_c_in_a_real_process(arguments, tmp_path):
+    command = [sys.executable, "-c", "from vitprune.cli.app import main; main()", *arguments, "--steps", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "runs" / "test_vit-keep0.7" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") > 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: stopped after" in err
+    assert "Traceback" not in err
+    vitprune.load(log.parent)
+
+
+def test_unreadable_training_picture_is_named_and_nothing_is_lost(arguments, picture_folder, capsys):
+    victim = picture_folder / "train" / "dog" / "3.png"
+    victim.write_bytes(victim.read_bytes()[:50])
+    assert run(arguments) == 1
+    assert f"cannot read picture '{victim}'" in capsys.readouterr().err
+
+
+def test_demo_reports_object_coverage(quick_bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--warm-start-steps", "30", "--steps", "0", "--limit", "200", "--device", "cpu", "--json"]
+    assert run(["sparsify", "demo", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["model"] == "demo"
+    assert report["coverage"]["random_pct"] == pytest.approx(34, abs=5), "a third of the tokens, a third of the object"
+    assert report["coverage"]["sparse_pct"] > report["coverage"]["random_pct"] + 25
+    assert report["delta"]["top1_points_over_random"] > 5

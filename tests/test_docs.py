@@ -1,0 +1,67 @@
+"""The README's commands run, its file map and its numbers of commands are true."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vitprune.cli.app import run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+RUNNABLE = [line for line in LINES if line.startswith("vitprune") and "# needs:" not in line]
+
+
+@pytest.mark.parametrize("line", RUNNABLE)
+def test_readme_command_runs_offline(line, tmp_path, monkeypatch, capsys, no_hub):
+    monkeypatch.chdir(tmp_path)
+    assert run(shlex.split(line, comments=True)[1:]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "# needs:" in line])
+def test_readme_command_with_needs_has_options_that_exist(line, tmp_path, monkeypatch, capsys, no_hub):
+    """It stops at what it needs: pictures, weights, the network or a GPU; not at an option or a command."""
+    monkeypatch.chdir(tmp_path)
+    run(shlex.split(line, comments=True)[1:] + (["--limit", "1"] if "bench" not in line else ["-b", "1"]))
+    error = capsys.readouterr().err
+    assert "No such" not in error
+    assert "unexpected" not in error
+
+
+def test_set_up_commands_are_the_promised_ones():
+    assert LINES[0] == "pip install -e . && vitprune sparsify demo"
+    assert 'pip install -e ".[dev]" && pytest' in LINES
+
+
+@pytest.mark.slow
+def test_the_demo_is_done_within_a_point_of_dense(tmp_path, monkeypatch, capsys):
+    """The command of the first line, after the install."""
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    assert run(["sparsify", "demo", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["delta"]["top1_points"] >= -1.0
+    assert report["coverage"]["sparse_pct"] > 90
+    assert report["wall_s"] < 300, "two minutes on two idle cores; some room for a busy machine"
+
+
+def test_file_map_names_every_module():
+    block = re.search(r"```\nvitprune/\n(.*?)```", README, flags=re.DOTALL).group(1)
+    named = set(re.findall(r"^  (\S+)", block, flags=re.MULTILINE))
+    there = {
+        entry.name + ("/" if entry.is_dir() else "")
+        for entry in (ROOT / "vitprune").iterdir()
+        if not entry.name.startswith("__pycache__") and (entry.is_dir() or entry.suffix == ".py")
+    }
+    assert named == there
+
+
+def test_top_level_holds_nothing_unexpected():
+    allowed = {"vitprune", "tests", "examples", "pyproject.toml", "README.md", "LICENSE", "runs", "dist"}
+    there = {entry.name for entry in ROOT.iterdir() if not entry.name.startswith(".")}
+    assert there <= allowed

@@ -1,0 +1,35 @@
+"""Real weights and real pictures, where the folder `shared` stands beside the repository; skipped aloud elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitprune.cli.app import run
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+NAMES = ["deit_tiny_patch16_224", "vit_tiny_patch16_224"]
+
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "models" / "dense.json").is_file(), reason="needs ../shared with real weights and ImageNet pictures"
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_accuracy_on_imagenet_pictures_is_the_known_one(name, capsys):
+    arguments = [name, str(SHARED / "imagenet"), "--checkpoint", str(SHARED / "models" / f"{name}.safetensors")]
+    assert run(["eval", *arguments, "--device", "cpu", "--precision", "fp32", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    expected = json.loads((SHARED / "models" / "dense.json").read_text())[name]
+    assert result["num_images"] == expected["num_images"]
+    assert result["top1_pct"] == pytest.approx(expected["top1_pct"], abs=0.1)
+    assert result["top5_pct"] == pytest.approx(expected["top5_pct"], abs=0.1)
+
+
+def test_short_warm_start_beats_random_tokens_on_imagenet_pictures(capsys, tmp_path, monkeypatch, quick_bench):
+    monkeypatch.chdir(tmp_path)
+    weights = str(SHARED / "models" / "vit_tiny_patch16_224.safetensors")
+    options = ["--data", str(SHARED / "imagenet"), "--warm-start-steps", "30", "--steps", "0", "--device", "cpu"]
+    assert run(["sparsify", "vit_tiny", "--checkpoint", weights, *options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["delta"]["top1_points_over_random"] > 0.5
