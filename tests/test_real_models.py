@@ -1,9 +1,11 @@
 """Real weights and real pictures, where the folder `shared` stands beside the repository; skipped aloud elsewhere."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from vitprune.cli.app import run
 
@@ -13,6 +15,14 @@ NAMES = ["deit_tiny_patch16_224", "vit_tiny_patch16_224"]
 pytestmark = pytest.mark.skipif(
     not (SHARED / "models" / "dense.json").is_file(), reason="needs ../shared with real weights and ImageNet pictures"
 )
+
+
+@pytest.fixture(autouse=True)
+def all_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,6 +36,7 @@ def test_dense_accuracy_on_imagenet_pictures_is_the_known_one(name, capsys):
     assert result["top5_pct"] == pytest.approx(expected["top5_pct"], abs=0.1)
 
 
+@pytest.mark.timeout(600)
 def test_short_warm_start_beats_random_tokens_on_imagenet_pictures(capsys, tmp_path, monkeypatch, quick_bench):
     monkeypatch.chdir(tmp_path)
     weights = str(SHARED / "models" / "vit_tiny_patch16_224.safetensors")

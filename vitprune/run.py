@@ -100,7 +100,9 @@ def run(
         device=str(settings.device),
         wall_s=time.perf_counter() - started,
     )
-    metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": report["data"]}
+    # The name alone: the file may be published, and a path is nobody's business.
+    pictures = report["data"] | {"name": Path(data.name).name}
+    metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": pictures}
     save(student, settings.output / "model.safetensors", metadata)
     write_json(settings.output / "report.json", report)
     return student, report

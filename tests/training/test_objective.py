@@ -8,6 +8,8 @@ import torch
 from vitprune import LossWeights, Objective, attach
 from vitprune.tokens import distillation_loss, ratio_loss, token_loss
 
+PAPER = LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
+
 
 @pytest.fixture
 def batch(make_images, make_vit):
@@ -18,7 +20,7 @@ def batch(make_images, make_vit):
 def build(make_vit):
     def build(weights=None, labels=True):
         model = make_vit()
-        return Objective(attach(copy.deepcopy(model)), attach(model, 1.0), weights or LossWeights(), labels=labels)
+        return Objective(attach(copy.deepcopy(model)), attach(model, 1.0), weights or PAPER, labels=labels)
 
     return build
 

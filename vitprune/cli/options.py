@@ -65,11 +65,11 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     """`3,6,9` to [3, 6, 9].
 
     Raises:
-        UsageError: an entry is not a whole number.
+        UsageError: an entry is not a whole number above 0.
     """
     if text is None:
         return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{option} is '{text}', expected whole numbers such as 3,6,9") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} is '{text}', expected whole numbers above 0, such as 3,6,9")
+    return [int(part) for part in parts]

@@ -196,10 +196,12 @@ def _prepare(
     if not 0 < keep <= 1:
         raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
 
+    from vitprune.backbones import wrap
     from vitprune.data import ModelClasses, open_data
     from vitprune.files import choose_run_folder
     from vitprune.measure import pick_device, pick_precision
     from vitprune.run import RunSettings
+    from vitprune.schedule import make_schedule
     from vitprune.zoo import load_model, resolve_name
 
     where = pick_device(device)
@@ -212,6 +214,8 @@ def _prepare(
         raise UsageError(
             f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"
         )
+    backbone = wrap(loaded.model)
+    make_schedule(backbone.depth, backbone.num_patches, keep, blocks)
     folder = choose_run_folder(output, f"{loaded.short_name}-keep{keep:g}", overwrite=overwrite)
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     pictures = open_data(spec, classes, data_dir=data_dir, training=True, labels=recipe.labels)

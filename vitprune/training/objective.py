@@ -99,7 +99,7 @@ class Objective(nn.Module):
 
     def _distil(self, out: MaskedOutput | Selection, labels: Tensor, teacher: Selection) -> dict[str, Tensor]:
         losses = {"kl": distillation_loss(out.logits, teacher.logits)}
-        if self.labels:
+        if self.labels and self.weights.ce > 0:
             losses["ce"] = F.cross_entropy(out.logits.float(), labels)
         return losses
 
