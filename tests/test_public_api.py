@@ -52,6 +52,7 @@ def test_sparsify_with_data_trains_and_writes_a_loadable_run(
         warnings.simplefilter("error")
         sparse = vitprune.sparsify(model, keep=0.5, data=picture_folder, recipe=recipe, device="cpu", output=output)
     assert torch.equal(model(images), before), "the teacher must not change"
+    assert all(parameter.requires_grad for parameter in [*model.parameters(), *sparse.parameters()])
     assert not torch.equal(sparse.model.blocks[-1].mlp.fc2.weight, model.blocks[-1].mlp.fc2.weight)
     loaded = vitprune.load(output)
     assert torch.equal(loaded(images), sparse(images))

@@ -65,12 +65,12 @@ def sparsify(
         warnings.warn("no data given: the token predictors are attached but not trained", UserWarning, stacklevel=2)
         return attach(copy.deepcopy(model), keep, stages).eval()
     where = pick_device(device)
-    loaded = loaded_from(model, class_names)
+    loaded = loaded_from(copy.deepcopy(model), class_names)  # training moves and freezes the teacher
     classes = ModelClasses(getattr(model, "num_classes", 0), loaded.class_names)
     pictures: Data = open_data(str(data), classes, training=True, labels=recipe.labels)
     if output is None:
         student = new_student(model, keep, stages, recipe.seed)
-        fit(copy.deepcopy(model), student, pictures, recipe, where, _Silent(), Progress())
+        fit(loaded.model, student, pictures, recipe, where, _Silent(), Progress())
         return student.eval()
     folder = choose_run_folder(Path(output), "", overwrite=False)
     student, _ = run(loaded, pictures, recipe, RunSettings(keep, stages, where, folder), _Silent())

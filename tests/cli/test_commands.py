@@ -71,8 +71,8 @@ def test_bench_rows_carry_units_and_marks(sparse_file, capsys):
 def test_bench_of_several_keep_ratios_and_the_check(capsys, no_hub):
     assert run(["bench", "test_vit", "--keep", "0.9,0.5", "-b", "1", "--device", "cpu", "--min-speedup", "1000"]) == 3
     out, err = capsys.readouterr()
-    assert "keep 0.9" in out
-    assert "keep 0.5" in out
+    assert "0.9" in out
+    assert "0.5" in out
     assert "--min-speedup: missed" in err
 
 

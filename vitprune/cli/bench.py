@@ -143,21 +143,20 @@ def _measure(
 
 
 def _print(rows: list[dict[str, Any]], where: str) -> None:
-    table = []
-    for row in rows:
-        mark = " SLOWER" if row["slower"] else ""
-        half_spread = (row["latency_ms_p75"] - row["latency_ms_p25"]) / 2
-        table.append(
-            [
-                f"{row['model'].partition('.')[0]} keep {row['keep']:g}",
-                str(row["batch_size"]),
-                number(row["images_per_s"], 1),
-                f"{row['latency_ms_p50']:.2f} ±{half_spread:.2f}",
-                number(row["gmacs"], 3),
-                number(row["macs_ratio"]),
-                number(row["speedup"]) + mark,
-            ]
-        )
-    columns = ["model", "batch", "images/s", "ms a batch", "GMACs", "fewer MACs x", "measured x"]
-    print_table("dense and sparse, in turns", columns, table)
-    print_line(f"{where}; median ± half the interquartile range; MACs with attention")
+    columns = ["keep", "batch", "images/s", "ms a batch", "GMACs", "fewer MACs", "measured"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        print_table(model, columns, [_cells(row) for row in rows if row["model"] == model])
+    print_line(f"{where}; timed in turns; median ± half the interquartile range; MACs with attention")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    half_spread = (row["latency_ms_p75"] - row["latency_ms_p25"]) / 2
+    return [
+        f"{row['keep']:g}",
+        str(row["batch_size"]),
+        number(row["images_per_s"], 1),
+        f"{row['latency_ms_p50']:.2f} ±{half_spread:.2f}",
+        number(row["gmacs"], 3),
+        f"{row['macs_ratio']:.2f} x",
+        f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
+    ]

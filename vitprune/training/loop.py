@@ -116,13 +116,12 @@ def train(
         seed=recipe.seed,
         pin=device.type == "cuda",
     )
-    stream = _endless(loader)
     plan = _plan(recipe, len(loader), has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(steps for *_, steps in plan)
+    trainer = _Trainer(accelerator, student, teacher, _endless(loader), recipe, listener, progress)
     for phase, train_backbone, num_steps in plan:
-        _run_phase(accelerator, student, teacher, stream, recipe, phase, train_backbone, num_steps, listener, progress)
-        progress.phases[phase] = progress.phases.get(phase, 0) + num_steps
-    student.eval()
+        trainer.run_phase(phase, train_backbone, num_steps)
+    student.requires_grad_(True).eval()
     accelerator.free_memory()
 
 
@@ -147,60 +146,76 @@ def _plan(recipe: Recipe, steps_per_epoch: int, has_stages: bool) -> list[tuple[
     ]
 
 
-def _run_phase(
-    accelerator: Accelerator,
-    student: SparseViT,
-    teacher: SparseViT,
-    stream: Iterator[tuple[Tensor, Tensor]],
-    recipe: Recipe,
-    phase: Phase,
-    train_backbone: bool,
-    num_steps: int,
-    listener: Listener,
-    progress: Progress,
-) -> None:
-    student.model.requires_grad_(train_backbone)
-    student.predictors.requires_grad_(phase != "deployed")  # top-k passes no gradient to them
-    optimizer = create_optimizer_v2(
-        _parameter_groups(student, recipe, phase, train_backbone), opt="adamw", weight_decay=0.0
-    )
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=num_steps,
-        warmup_t=round(num_steps * recipe.warmup_share),
-        warmup_lr_init=0.0,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-    objective: Any = Objective(student, teacher, recipe.weights, labels=recipe.labels, tau=recipe.tau)
-    objective, optimizer = accelerator.prepare(objective, optimizer)
-    objective.train()
+@dataclass
+class _Trainer:
+    """What stays the same from phase to phase."""
 
-    skipped_in_a_row = 0
-    for step in range(num_steps):
-        start = time.perf_counter()
-        images, labels = next(stream)
-        scheduler.step_update(step)
-        loss: StepLoss = objective(
-            images.to(accelerator.device, non_blocking=True),
-            labels.to(accelerator.device, non_blocking=True),
-            phase,
+    accelerator: Accelerator
+    student: SparseViT
+    teacher: SparseViT
+    stream: Iterator[tuple[Tensor, Tensor]]
+    recipe: Recipe
+    listener: Listener
+    progress: Progress
+    skipped_in_a_row: int = 0
+
+    def run_phase(self, phase: Phase, train_backbone: bool, num_steps: int) -> None:
+        """A fresh optimiser and schedule, then `num_steps` steps."""
+        student, recipe = self.student, self.recipe
+        student.model.requires_grad_(train_backbone)
+        student.predictors.requires_grad_(phase != "deployed")  # top-k passes no gradient to them
+        optimizer = create_optimizer_v2(
+            _parameter_groups(student, recipe, phase, train_backbone), opt="adamw", weight_decay=0.0
         )
-        skipped = not _update(accelerator, optimizer, student, loss.total, recipe.clip_grad)
+        scheduler = CosineLRScheduler(
+            optimizer,
+            t_initial=num_steps,
+            warmup_t=round(num_steps * recipe.warmup_share),
+            warmup_lr_init=0.0,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        objective: Any = Objective(student, self.teacher, recipe.weights, labels=recipe.labels, tau=recipe.tau)
+        objective, optimizer = self.accelerator.prepare(objective, optimizer)
+        objective.train()
+        for step in range(num_steps):
+            scheduler.step_update(step)
+            self._step(objective, optimizer, phase)
+
+    def _step(self, objective: Any, optimizer: Any, phase: Phase) -> None:
+        """One batch: losses, update, record; gives up after too many non-finite ones in a row."""
+        start = time.perf_counter()
+        images, labels = next(self.stream)
+        device = self.accelerator.device
+        loss: StepLoss = objective(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), phase)
+        skipped = not _update(self.accelerator, optimizer, self.student, loss.total, self.recipe.clip_grad)
         seconds = time.perf_counter() - start
 
+        progress = self.progress
         progress.steps_done += 1
+        progress.phases[phase] = progress.phases.get(phase, 0) + 1
         progress.num_skipped += skipped
         progress.num_images += len(labels)
         progress.seconds += seconds
-        record = _record(loss, phase, student, optimizer, progress, len(labels) / seconds, skipped)
+        record = StepRecord(
+            step=progress.steps_done,
+            num_steps=progress.num_steps,
+            phase=phase,
+            losses={name: value.item() for name, value in loss.components.items()},
+            total=loss.total.item(),
+            kept_ratios=tuple(loss.kept_ratios.tolist()),
+            target_ratios=self.student.schedule.ratios,
+            lr=optimizer.param_groups[0]["lr"],
+            images_per_s=len(labels) / seconds,
+            skipped=skipped,
+        )
         if phase == "sampled":
             progress.sampled_ratios = record.kept_ratios
-        listener.step(record)
-        skipped_in_a_row = skipped_in_a_row + 1 if skipped else 0
-        if skipped_in_a_row >= recipe.max_skipped:
+        self.listener.step(record)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row >= self.recipe.max_skipped:
             raise TrainingError(
-                f"the loss or its gradient was not finite for {skipped_in_a_row} steps in a row "
+                f"the loss or its gradient was not finite for {self.skipped_in_a_row} steps in a row "
                 f"(phase '{phase}', loss {record.total:g})",
                 "lower --lr, or use --precision fp32",
             )
@@ -245,29 +260,6 @@ def _endless(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of one pass after another."""
     while True:
         yield from batches(loader)
-
-
-def _record(
-    loss: StepLoss,
-    phase: Phase,
-    student: SparseViT,
-    optimizer: Any,
-    progress: Progress,
-    images_per_s: float,
-    skipped: bool,
-) -> StepRecord:
-    return StepRecord(
-        step=progress.steps_done,
-        num_steps=progress.num_steps,
-        phase=phase,
-        losses={name: value.item() for name, value in loss.components.items()},
-        total=loss.total.item(),
-        kept_ratios=tuple(loss.kept_ratios.tolist()),
-        target_ratios=student.schedule.ratios,
-        lr=optimizer.param_groups[0]["lr"],
-        images_per_s=images_per_s,
-        skipped=skipped,
-    )
 
 
 def _finite(value: float) -> float | None:
