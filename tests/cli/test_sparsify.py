@@ -175,8 +175,23 @@ def test_training_that_cannot_go_on_keeps_the_last_good_weights(arguments, tmp_p
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
 def test_real_ctrl_c_in_a_real_process(arguments, tmp_path):
     command = [sys.executable, "-c", "from vitprune.cli.app import main; main()", *arguments, "--steps", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "runs" / "test_vit-keep0.7" / "log.jsonl"
+    # A shell's background jobs ignore SIGINT and hand that down; a terminal's foreground process does not.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        _interrupt_when_training(process, tmp_path / "runs" / "test_vit-keep0.7")
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def _interrupt_when_training(process, folder):
+    log = folder / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.is_file() and log.read_text().count("\n") > 3):
         assert process.poll() is None, process.stderr.read()
