@@ -101,6 +101,12 @@ def num_kept(num_patches: int, ratio: float | Fraction) -> int:
     return max(1, int(num_patches * exact))
 
 
+def check_keep(keep: float) -> None:
+    """Raise UsageError unless `keep` is in (0, 1]."""
+    if not 0 < keep <= 1:  # also catches NaN
+        raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
+
+
 def make_schedule(
     depth: int,
     num_patches: int,
@@ -119,8 +125,7 @@ def make_schedule(
     Raises:
         UsageError: `keep` or `stages` is out of range or out of order.
     """
-    if not 0 < keep <= 1:  # also catches NaN
-        raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
+    check_keep(keep)
     if keep == 1 and stages is None:
         return Schedule(depth, num_patches, ())
     blocks = default_stages(depth) if stages is None else tuple(stages)

@@ -11,6 +11,8 @@ from vitprune.cli.checks import enforce
 from vitprune.cli.options import AsJson, Device, ImgSize, Precision, PrecisionName, Stages, parse_numbers
 from vitprune.cli.output import number, print_json, print_line, print_table
 from vitprune.cli.progress import RunProgress
+from vitprune.errors import UsageError
+from vitprune.schedule import check_keep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,15 +93,12 @@ def bench(
 
 
 def _ratios(text: str) -> list[float]:
-    from vitprune.errors import UsageError
-
     try:
         keeps = [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--keep is '{text}', expected ratios such as 0.9,0.7") from None
     for keep in keeps:
-        if not 0 < keep <= 1:
-            raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
+        check_keep(keep)
     return [keep for keep in keeps if keep < 1]
 
 

@@ -27,6 +27,7 @@ from vitprune.cli.options import (
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
 from vitprune.cli.progress import RunProgress
 from vitprune.errors import UsageError
+from vitprune.schedule import check_keep, make_schedule
 
 _TRAINING = "Training"
 _LOSSES = "Loss weights"
@@ -193,21 +194,17 @@ def _prepare(
 ) -> tuple[Any, Any, Any]:
     """Everything that can be wrong with the input is found here, cheapest first, before anything is written."""
     blocks = parse_numbers(stages, "--stages")
-    if not 0 < keep <= 1:
-        raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
+    check_keep(keep)
 
     from vitprune.backbones import wrap
     from vitprune.data import ModelClasses, open_data
     from vitprune.files import choose_run_folder
     from vitprune.measure import pick_device, pick_precision
     from vitprune.run import RunSettings
-    from vitprune.schedule import make_schedule
-    from vitprune.zoo import load_model, resolve_name
+    from vitprune.zoo import load_model
 
     where = pick_device(device)
     pick_precision(recipe.precision, where, training=True)
-    if not model.endswith(".safetensors") and not model.startswith("hf-hub:") and model != "demo":
-        resolve_name(model)
     spec = data or ("demo" if model == "demo" else "imagenet")
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
     if loaded.sparse is not None:
