@@ -31,13 +31,14 @@ def main() -> None:
 
     # Your model: timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
     model = load_model("demo").model
-    # Your data: any loader of (images, labels); labels may be ignored by the objective (labels=False).
+    # Your data: any loader of (images, labels); labels are ignored unless weights.ce is above 0.
     pictures = DemoPictures("train", transform=eval_transform(model))
     loader = DataLoader(pictures, batch_size=32, shuffle=True, drop_last=True)
 
-    student = vitprune.attach(copy.deepcopy(model), keep=args.keep)  # predictors know nothing yet
-    teacher = vitprune.attach(model, keep=1.0)  # keep 1.0 is the dense model
-    objective = vitprune.Objective(student, teacher, vitprune.LossWeights(), labels=True)
+    # The student's predictors know nothing yet; keep 1.0 is the dense model.
+    student = vitprune.attach(copy.deepcopy(model), keep=args.keep, schedule="late", dropped="fold")
+    teacher = vitprune.attach(model, keep=1.0)
+    objective = vitprune.Objective(student, teacher, vitprune.Recipe())
 
     for phase, parameters, lr in (
         ("warm", student.predictors.parameters(), 1e-3),  # predictors learn the teacher's ranking of tokens

@@ -147,3 +147,49 @@ def test_a_model_of_one_block_has_no_place_for_a_stage(depth):
 def test_no_stage_is_not_a_number_of_stages():
     with pytest.raises(UsageError, match="at least 1"):
         default_stages(12, 0)
+
+
+# Late and free schedules
+
+
+@pytest.mark.parametrize("keep", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1])
+@pytest.mark.parametrize(("depth", "stages"), [(12, None), (16, None), (12, [2, 3, 9]), (12, [5])])
+def test_late_drops_later_at_the_same_cost(keep, depth, stages):
+    paper = make_schedule(depth, 196, keep, stages)
+    late = make_schedule(depth, 196, keep, stages, shape="late")
+    assert late.blocks == paper.blocks
+    cost, other = sum(paper.tokens_per_block()), sum(late.tokens_per_block())
+    assert other == pytest.approx(cost, abs=depth), "within rounding down to whole tokens"
+    if len(paper.stages) > 1:
+        assert late.num_tokens[0] >= paper.num_tokens[0]
+        assert late.num_tokens[-1] <= paper.num_tokens[-1]
+        assert late.ratios[-1] >= 0.75 * paper.ratios[-1] - 1e-12
+
+
+def test_late_drops_equally_many_at_every_stage_where_it_can():
+    counts = (196, *make_schedule(12, 196, 0.7, shape="late").num_tokens)
+    assert counts == (196, 148, 100, 52)
+    assert make_schedule(12, 196, 0.5, shape="late").num_tokens == (102, 50, 18)
+
+
+def test_free_ratios_choose_the_number_of_stages():
+    schedule = make_schedule(12, 196, ratios=[0.8, 0.6, 0.4])
+    assert (schedule.blocks, schedule.num_tokens) == ((3, 6, 9), (156, 117, 78))
+    assert make_schedule(12, 196, ratios=[0.5]).blocks == (6,)
+    assert make_schedule(12, 196, ratios=[0.5, 0.5], stages=[2, 9]).blocks == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "stages", "message"),
+    [
+        ([], None, "expected numbers in"),
+        ([0.8, 0], None, "expected numbers in"),
+        ([1.2], None, "expected numbers in"),
+        ([float("nan")], None, "expected numbers in"),
+        ([0.4, 0.6], None, "does not come back"),
+        ([0.8, 0.6], [3, 6, 9], "2 ratios .* for 3 stages"),
+    ],
+)
+def test_ratios_that_make_no_schedule_are_refused(ratios, stages, message):
+    with pytest.raises(UsageError, match=message):
+        make_schedule(12, 196, ratios=ratios, stages=stages)

@@ -12,9 +12,10 @@ from torch import nn
 from vitprune.data import Data, ModelClasses, open_data
 from vitprune.files import choose_run_folder
 from vitprune.measure import pick_device
-from vitprune.model import SparseViT, attach
+from vitprune.model import Dropped, SparseViT, Sparsity, attach_as
 from vitprune.run import RunSettings, fit, new_student, run
-from vitprune.training import Progress, Recipe, StepRecord
+from vitprune.schedule import ScheduleName
+from vitprune.training import Progress, Recipe, StepRecord, load_recipe
 from vitprune.zoo import loaded_from
 
 
@@ -35,7 +36,10 @@ def sparsify(
     data: str | Path | None = None,
     *,
     stages: Sequence[int] | None = None,
-    recipe: Recipe | None = None,
+    ratios: Sequence[float] | None = None,
+    schedule: ScheduleName | None = None,
+    dropped: Dropped | None = None,
+    recipe: Recipe | str = "short",
     device: str = "auto",
     output: str | Path | None = None,
     class_names: Sequence[str] | None = None,
@@ -48,7 +52,10 @@ def sparsify(
         data: pictures to train on: a folder, "imagenet", "hf:owner/name" or "demo". None attaches untrained
             predictors and warns: they rank tokens no better than chance until you train them.
         stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
-        recipe: training settings.
+        ratios: free shares of the original tokens left after each stage, instead of `keep`.
+        schedule: "geometric" or "late"; None for the recipe's.
+        dropped: "drop" or "fold"; None for the recipe's.
+        recipe: training settings, or the name or path of a settings file.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         output: folder for model.safetensors, report.json and log.jsonl, which also takes an evaluation; None writes
             nothing.
@@ -60,18 +67,19 @@ def sparsify(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
-    recipe = recipe or Recipe()
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    sparsity = Sparsity(keep, stages, schedule or recipe.schedule, ratios, dropped or recipe.dropped)
     if data is None:
         warnings.warn("no data given: the token predictors are attached but not trained", UserWarning, stacklevel=2)
-        return attach(copy.deepcopy(model), keep, stages).eval()
+        return attach_as(copy.deepcopy(model), sparsity).eval()
     where = pick_device(device)
     loaded = loaded_from(copy.deepcopy(model), class_names)  # training moves and freezes the teacher
     classes = ModelClasses(getattr(model, "num_classes", 0), loaded.class_names)
     pictures: Data = open_data(str(data), classes, training=True, labels=recipe.labels)
     if output is None:
-        student = new_student(model, keep, stages, recipe.seed)
+        student = new_student(model, sparsity, recipe.seed)
         fit(loaded.model, student, pictures, recipe, where, _Silent(), Progress())
         return student.eval()
     folder = choose_run_folder(Path(output), "", overwrite=False)
-    student, _ = run(loaded, pictures, recipe, RunSettings(keep, stages, where, folder), _Silent())
+    student, _ = run(loaded, pictures, recipe, RunSettings(sparsity, where, folder), _Silent())
     return student

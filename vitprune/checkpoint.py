@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vitprune.backbones import preprocessing, wrap
 from vitprune.errors import CheckpointError
 from vitprune.files import replacing, write_json
-from vitprune.model import SparseViT
+from vitprune.model import SparseViT, Sparsity
 from vitprune.schedule import Schedule, Stage
 
 METADATA_KEY = "vitprune"
@@ -51,8 +51,10 @@ class Metadata(BaseModel):
     architecture: str = Field(description="name for timm.create_model")
     model_args: dict[str, Any] = Field(description="arguments for timm.create_model")
     num_patches: int = Field(ge=1)
-    keep: float = Field(gt=0, le=1)
+    keep: float | None = Field(gt=0, le=1, description="null where the stages' ratios were chosen freely")
     stages: list[StageMetadata]
+    schedule: Literal["geometric", "late"] | None = "geometric"
+    dropped: Literal["drop", "fold"] = "drop"
     preprocessing: dict[PreprocessingKey, Any] = Field(description="timm's data configuration")
     class_names: list[str] | None = None
     origin: dict[str, Any] = Field(default_factory=dict, description="source and licence of the weights")
@@ -60,16 +62,30 @@ class Metadata(BaseModel):
     accuracy: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
 
+    @property
+    def label(self) -> str:
+        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4"."""
+        if self.keep is not None:
+            return f"keep {self.keep:g}"
+        return "ratios " + ",".join(f"{stage.ratio:g}" for stage in self.stages)
+
 
 def describe(
     model: SparseViT,
     *,
     name: str | None = None,
-    keep: float | None = None,
+    sparsity: Sparsity | None = None,
     class_names: tuple[str, ...] | None = None,
     origin: dict[str, Any] | None = None,
 ) -> Metadata:
     """The metadata of a sparse model, checked to rebuild it.
+
+    Args:
+        model: the sparse model.
+        name: full timm name with the tag of the weights.
+        sparsity: what was asked for; None for a geometric schedule.
+        class_names: in output order.
+        origin: source and licence of the weights.
 
     Raises:
         CheckpointError: the timm model was not made by `timm.create_model`, or with arguments JSON cannot hold.
@@ -91,12 +107,16 @@ def describe(
             "create it with numbers, strings and lists only",
         ) from error
     schedule = model.schedule
+    asked = sparsity or Sparsity(keep=schedule.ratios[0] if schedule.stages else 1.0)
+    free = asked.ratios is not None
     metadata = Metadata(
         model=name or architecture,
         architecture=architecture,
         model_args=arguments,
         num_patches=schedule.num_patches,
-        keep=keep if keep is not None else (schedule.ratios[0] if schedule.stages else 1.0),
+        keep=None if free else asked.keep,
+        schedule=None if free else asked.schedule,
+        dropped=model.dropped,
         stages=[StageMetadata(block=s.block, ratio=s.ratio, num_tokens=s.num_tokens) for s in schedule.stages],
         preprocessing=preprocessing(model.model),
         class_names=list(class_names) if class_names else None,
@@ -197,7 +217,8 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
             stages = tuple(Stage(s.block, s.ratio, s.num_tokens) for s in metadata.stages)
-            return SparseViT(model, Schedule(backbone.depth, metadata.num_patches, stages))
+            schedule = Schedule(backbone.depth, metadata.num_patches, stages)
+            return SparseViT(model, schedule, dropped=metadata.dropped)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise CheckpointError(
             f"cannot build '{metadata.architecture}' as the metadata says: {error}",

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitprune.backbones import wrap
-from vitprune.schedule import Schedule, Stage, make_schedule, num_kept
-from vitprune.tokens import TokenPredictor, attention_bias, gather_tokens, topk_decision, topk_tokens
+from vitprune.backbones import Backbone, wrap
+from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, num_kept
+from vitprune.tokens import (
+    TokenPredictor,
+    attention_bias,
+    fold_masked,
+    fold_tokens,
+    gather_tokens,
+    size_bias,
+    split_tokens,
+    topk_decision,
+    topk_tokens,
+)
+
+Dropped = Literal["drop", "fold"]
+"""What becomes of the tokens that leave: gone, or folded into those that stay (see `vitprune.tokens.fold`)."""
 
 Decide = Callable[[Tensor, Tensor, Stage], Tensor]
 """How the masked pass decides: (log_pi (B, N, 2), D-hat so far (B, N), stage) to D (B, N)."""
+
+
+class Route(NamedTuple):
+    """Which tokens the deployed pass kept.
+
+    Attributes:
+        indices: original positions of the tokens kept after each stage, each (B, K_s), rising.
+        log_pi: what each predictor said of the tokens that reached it, each (B, K_{s-1}, 2).
+        sizes: with folding, how many patches each token kept to the end stands for, (B, K); else None.
+    """
+
+    indices: tuple[Tensor, ...]
+    log_pi: tuple[Tensor, ...]
+    sizes: Tensor | None
 
 
 class Selection(NamedTuple):
@@ -23,14 +50,14 @@ class Selection(NamedTuple):
     Attributes:
         logits: (B, num_classes).
         features: kept patch tokens after the final norm, (B, K, C).
-        indices: original positions of the tokens kept after each stage, each (B, K_s), rising.
-        log_pi: what each predictor said of the tokens that reached it, each (B, K_{s-1}, 2).
+        indices, log_pi, sizes: as in `Route`.
     """
 
     logits: Tensor
     features: Tensor
     indices: tuple[Tensor, ...]
     log_pi: tuple[Tensor, ...]
+    sizes: Tensor | None
 
 
 class MaskedOutput(NamedTuple):
@@ -66,14 +93,22 @@ class SparseViT(nn.Module):
         schedule: the plan; no stages means dense.
         predictors: one module per stage, called as `predictor(x, kept)` on patch tokens (B, N, C) and D-hat (B, N)
             or None, giving log_pi (B, N, 2). None for new, untrained TokenPredictors.
+        dropped: what becomes of the tokens that leave.
 
     Raises:
         UnsupportedModelError: see `vitprune.backbones.wrap`.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, predictors: Iterable[nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        predictors: Iterable[nn.Module] | None = None,
+        dropped: Dropped = "drop",
+    ) -> None:
         super().__init__()
         self.model = model
+        self.dropped = dropped
         self.backbone = wrap(model)
         if schedule.depth != self.backbone.depth:
             raise ValueError(f"expected a schedule for {self.backbone.depth} blocks, got one for {schedule.depth}")
@@ -101,35 +136,60 @@ class SparseViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed."""
-        x, _, _ = self._gathered(images, trace=False)
-        return self.backbone.head(self.backbone.norm(x))
+        return self.select(images).logits
 
     def select(self, images: Tensor) -> Selection:
         """The deployed pass, telling which tokens it kept and what the predictors said."""
-        x, indices, log_pi = self._gathered(images, trace=True)
-        x = self.backbone.norm(x)
-        return Selection(self.backbone.head(x), self.backbone.token_features(x), indices, log_pi)
+        return self.select_from(self.backbone.embed(images), first_block=0)
 
-    def _gathered(self, images: Tensor, trace: bool) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Tokens out of the last block, and with `trace` the original positions kept and log_pi per stage."""
-        backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
-        x = backbone.embed(images)  # (B, P + N, C)
+    def select_from(self, x: Tensor, first_block: int) -> Selection:
+        """As `select`, from the tokens (B, P + N, C) that block `first_block` is to see; no stage may lie before it."""
+        x, trace = self._walk(x, first_block, self.backbone.depth)
+        x = self.backbone.norm(x)
+        logits = self.backbone.head(x, sizes=trace.sizes)
+        return Selection(logits, self.backbone.token_features(x), *trace)
+
+    def route_from(self, x: Tensor, first_block: int) -> Route:
+        """As `select_from`, but only as far as the last predictor: which tokens stay, not what the model answers."""
+        return self._walk(x, first_block, self.schedule.blocks[-1])[1]
+
+    def _walk(self, x: Tensor, first_block: int, end: int) -> tuple[Tensor, Route]:
+        """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`."""
+        prefix = self.backbone.num_prefix_tokens
         num_patches = x.shape[1] - prefix
+        present: Tensor | None = None  # original positions of the patch tokens still there
+        sizes: Tensor | None = None
+        bias: Tensor | None = None
         positions: list[Tensor] = []
         log_pis: list[Tensor] = []
         stages = self._stages_by_block(num_patches)
-        for index in range(backbone.depth):
+        for index in range(first_block, end + 1):
             if index in stages:
                 stage, predictor = stages[index]
                 patches = x[:, prefix:]
-                log_pi = predictor(patches)
-                chosen = topk_tokens(log_pi[..., 1], stage.num_tokens)  # (B, K)
-                x = torch.cat((x[:, :prefix], gather_tokens(patches, chosen)), dim=1)
-                if trace:
-                    positions.append(positions[-1].gather(1, chosen) if positions else chosen)
-                    log_pis.append(log_pi)
-            x = backbone.block(index, x)
-        return x, tuple(positions), tuple(log_pis)
+                log_pi = self._predict(predictor, patches)
+                if self.dropped == "fold" and stage.num_tokens < patches.shape[1]:
+                    stays, leaves = split_tokens(log_pi[..., 1], stage.num_tokens)
+                    sizes = log_pi.new_ones(patches.shape[:2]) if sizes is None else sizes
+                    patches, sizes = fold_tokens(patches, sizes, stays, leaves)
+                    bias = size_bias(sizes, prefix)
+                else:
+                    stays = topk_tokens(log_pi[..., 1], stage.num_tokens)
+                    patches = gather_tokens(patches, stays)
+                x = torch.cat((x[:, :prefix], patches), dim=1)
+                present = stays if present is None else present.gather(1, stays)
+                positions.append(present)
+                log_pis.append(log_pi)
+            if index < end:
+                x = self._block(index, x, bias)
+        return x, Route(tuple(positions), tuple(log_pis), sizes)
+
+    def _block(self, index: int, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self.backbone.block(index, x, bias)
+
+    def _predict(self, predictor: nn.Module, patches: Tensor) -> Tensor:
+        log_pi: Tensor = predictor(patches)
+        return log_pi
 
     def forward_masked(self, images: Tensor, decide: Decide = topk_decide) -> MaskedOutput:
         """The training pass: all tokens stay, dropped ones are hidden from the others (DynamicViT section 3.3).
@@ -138,27 +198,36 @@ class SparseViT(nn.Module):
             images: (B, in_chans, H, W).
             decide: how to decide from the predictor's output; sampled in training, top-k to agree with `forward`.
         """
+        return self.forward_masked_from(self.backbone.embed(images), 0, decide)
+
+    def forward_masked_from(self, x: Tensor, first_block: int, decide: Decide = topk_decide) -> MaskedOutput:
+        """As `forward_masked`, from the tokens that block `first_block` is to see; no stage may lie before it."""
         backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
-        x = backbone.embed(images)
         num_patches = x.shape[1] - prefix
         kept = torch.ones(x.shape[0], num_patches, device=x.device)
         if x.dtype == torch.float64:
             kept = kept.double()
+        sizes = torch.ones_like(kept) if self.dropped == "fold" else None
         bias: Tensor | None = None
         masks: list[Tensor] = []
         log_pis: list[Tensor] = []
         stages = self._stages_by_block(num_patches)
-        for index in range(backbone.depth):
+        for index in range(first_block, backbone.depth):
             if index in stages:
                 stage, predictor = stages[index]
-                log_pi = predictor(x[:, prefix:], kept)
-                kept = kept * decide(log_pi, kept, stage)
-                bias = attention_bias(kept, prefix)
+                patches = x[:, prefix:]
+                log_pi = predictor(patches, kept)
+                decision = decide(log_pi, kept, stage)
+                if sizes is not None:
+                    patches, sizes = fold_masked(patches, sizes, kept, decision)
+                    x = torch.cat((x[:, :prefix], patches), dim=1)
+                kept = kept * decision
+                bias = attention_bias(kept, prefix, sizes)
                 masks.append(kept)
                 log_pis.append(log_pi)
             x = backbone.block(index, x, bias)
         x = backbone.norm(x)
-        logits = backbone.head(x, kept if masks else None)
+        logits = backbone.head(x, kept if masks else None, sizes if masks else None)
         return MaskedOutput(logits, backbone.token_features(x), tuple(masks), tuple(log_pis))
 
     def _stages_by_block(self, num_patches: int) -> dict[int, tuple[Stage, nn.Module]]:
@@ -169,20 +238,71 @@ class SparseViT(nn.Module):
         return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
 
 
-def attach(model: nn.Module, keep: float = 0.7, stages: Sequence[int] | None = None) -> SparseViT:
+@dataclass(frozen=True)
+class Sparsity:
+    """What a user may ask for: how many tokens leave, where, and what becomes of them.
+
+    Attributes:
+        keep: share of tokens one stage keeps, in (0, 1]; after s stages keep^s of the patch tokens are left.
+        stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
+        schedule: how the stages share the work, see `vitprune.schedule.make_schedule`.
+        ratios: free shares of the original tokens left after each stage, instead of `keep` and `schedule`.
+        dropped: what becomes of the tokens that leave.
+    """
+
+    keep: float = 0.7
+    stages: Sequence[int] | None = None
+    schedule: ScheduleName = "geometric"
+    ratios: Sequence[float] | None = None
+    dropped: Dropped = "drop"
+
+    @property
+    def label(self) -> str:
+        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4"."""
+        if self.ratios is None:
+            return f"keep {self.keep:g}"
+        return "ratios " + ",".join(f"{ratio:g}" for ratio in self.ratios)
+
+    def plan(self, backbone: Backbone) -> Schedule:
+        """The stages for this backbone.
+
+        Raises:
+            UsageError: `keep`, `stages` or `ratios` is out of range.
+        """
+        return make_schedule(
+            backbone.depth, backbone.num_patches, self.keep, self.stages, shape=self.schedule, ratios=self.ratios
+        )
+
+
+def attach(
+    model: nn.Module,
+    keep: float = 0.7,
+    stages: Sequence[int] | None = None,
+    *,
+    schedule: ScheduleName = "geometric",
+    ratios: Sequence[float] | None = None,
+    dropped: Dropped = "drop",
+) -> SparseViT:
     """Attach untrained token predictors to a timm model.
 
     Args:
         model: a timm model of a supported family; used as it is, not copied.
-        keep: share of tokens one stage keeps, in (0, 1]; after s stages keep^s of the patch tokens are left.
-        stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
+        keep: share of tokens one stage keeps, in (0, 1].
+        stages: block indices before which predictors act.
+        schedule: how the stages share the work.
+        ratios: free shares left after each stage, instead of `keep` and `schedule`.
+        dropped: what becomes of the tokens that leave. More on all of these in `Sparsity`.
 
     Returns:
         The sparse model. Its predictors know nothing yet: train it, or use `vitprune.sparsify`.
 
     Raises:
         UnsupportedModelError: the model's tokens cannot be dropped.
-        UsageError: `keep` or `stages` is out of range.
+        UsageError: `keep`, `stages` or `ratios` is out of range.
     """
-    backbone = wrap(model)
-    return SparseViT(model, make_schedule(backbone.depth, backbone.num_patches, keep, stages))
+    return attach_as(model, Sparsity(keep, stages, schedule, ratios, dropped))
+
+
+def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
+    """As `attach`, by one object."""
+    return SparseViT(model, sparsity.plan(wrap(model)), dropped=sparsity.dropped)

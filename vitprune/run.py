@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,7 +19,7 @@ from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions, predict
 from vitprune.files import create_run_folder, write_json
 from vitprune.measure import Timing, benchmark, pick_precision
-from vitprune.model import SparseViT, attach
+from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import build_report, object_coverage
 from vitprune.training import Listener, Progress, Recipe, StepLog, train
 from vitprune.zoo import Loaded
@@ -45,15 +44,13 @@ class RunSettings:
     """What a run needs beside the model, the data and the recipe.
 
     Attributes:
-        keep: share of tokens that one stage keeps.
-        stages: blocks before which predictors act; None for the default.
+        sparsity: how many tokens leave, where, and what becomes of them.
         device: where to run.
         output: the run folder.
         eval_precision: precision of accuracy and speed figures.
     """
 
-    keep: float
-    stages: Sequence[int] | None
+    sparsity: Sparsity
     device: torch.device
     output: Path
     eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -76,10 +73,14 @@ def run(
         OutputError: the results cannot be written.
     """
     started = time.perf_counter()
-    student = new_student(loaded.model, settings.keep, settings.stages, recipe.seed)
+    student = new_student(loaded.model, settings.sparsity, recipe.seed)
     _check_trainable(student, data)
     metadata = describe(
-        student, name=loaded.name, keep=settings.keep, class_names=loaded.class_names, origin=loaded.origin
+        student,
+        name=loaded.name,
+        sparsity=settings.sparsity,
+        class_names=loaded.class_names,
+        origin=loaded.origin,
     )
     create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))
     progress = _train_and_save(student, loaded.model, data, recipe, settings, metadata, listener)
@@ -108,10 +109,10 @@ def run(
     return student, report
 
 
-def new_student(model: nn.Module, keep: float, stages: Sequence[int] | None, seed: int) -> SparseViT:
+def new_student(model: nn.Module, sparsity: Sparsity, seed: int) -> SparseViT:
     """A sparse copy of `model` with new predictors, the same ones for the same seed."""
     torch.manual_seed(seed)
-    return attach(copy.deepcopy(model), keep, stages)
+    return attach_as(copy.deepcopy(model), sparsity)
 
 
 def fit(
@@ -129,7 +130,7 @@ def fit(
         UsageError: the model has no classifier, or there is nothing to train on.
     """
     pictures = _check_trainable(student, data)
-    pictures.transform = train_transform(model, recipe.crop_scale)
+    pictures.transform = train_transform(model, recipe.augmentation)
     teacher = attach(model, keep=1.0)
     train(
         student.to(device),
@@ -186,7 +187,7 @@ def _train_and_save(
 def _contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
     """Dense, the same number of tokens at random on the untouched backbone, and ours."""
     guesses = [RandomPredictor(seed) for seed in range(len(student.schedule.stages))]
-    return {"dense": model, "random": SparseViT(model, student.schedule, guesses), "sparse": student}
+    return {"dense": model, "random": SparseViT(model, student.schedule, guesses, student.dropped), "sparse": student}
 
 
 def _evaluate(

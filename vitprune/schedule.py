@@ -1,7 +1,8 @@
 """From a keep ratio to a plan: which blocks get a predictor, and how many tokens stay after each.
 
 DynamicViT (https://arxiv.org/abs/2106.02034, section 4): for a keep ratio rho, stage s = 1, 2, 3 keeps rho^s
-of the ORIGINAL number of patch tokens. Pure Python: no torch.
+of the ORIGINAL number of patch tokens. The late schedule drops more of them later, where they are worth less, at the
+same cost. Pure Python: no torch.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import Literal
 
 from vitprune.errors import UsageError
 
 NUM_STAGES = 3
+
+ScheduleName = Literal["geometric", "late"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,11 @@ def make_schedule(
     num_patches: int,
     keep: float = 0.7,
     stages: Sequence[int] | None = None,
+    *,
+    shape: ScheduleName = "geometric",
+    ratios: Sequence[float] | None = None,
 ) -> Schedule:
-    """The stages of a model that keeps `keep`, `keep`^2, `keep`^3, ... of its patch tokens.
+    """The stages of a model that keeps `keep`, `keep`^2, `keep`^3, ... of its patch tokens, or others at that cost.
 
     Args:
         depth: number of transformer blocks.
@@ -121,10 +128,15 @@ def make_schedule(
         keep: rho, the share of tokens one stage keeps, in (0, 1]. At 1 nothing is dropped and there are no stages.
         stages: block indices before which a predictor acts, rising, each in [1, depth - 1]; None for
             `default_stages(depth)`.
+        shape: "geometric", the paper's, or "late": see `_late_ratios`.
+        ratios: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
+            `shape`. One stage each.
 
     Raises:
-        UsageError: `keep` or `stages` is out of range or out of order.
+        UsageError: `keep`, `stages` or `ratios` is out of range or out of order.
     """
+    if ratios is not None:
+        return _free_schedule(depth, num_patches, ratios, stages)
     check_keep(keep)
     if keep == 1 and stages is None:
         return Schedule(depth, num_patches, ())
@@ -133,10 +145,49 @@ def make_schedule(
     if keep == 1:
         return Schedule(depth, num_patches, ())
     rho = Fraction(repr(float(keep)))
+    exact = [rho**s for s in range(1, len(blocks) + 1)]
+    if shape == "late":
+        exact = _late_ratios(exact, blocks, depth)
+    return _plan(depth, num_patches, blocks, exact)
+
+
+def _late_ratios(geometric: Sequence[Fraction], blocks: Sequence[int], depth: int) -> list[Fraction]:
+    """As many tokens in all blocks together as `geometric`, but every stage drops equally many: 1 - d, 1 - 2d, ...
+
+    Where that leaves too little at the end (less than 3/4 of the geometric schedule's last ratio), go only as far
+    towards it as that allows. At keep .7 and 12 blocks: .76/.51/.27; at .5: .52/.26/.09.
+    """
+    lengths = [end - start for start, end in pairwise((*blocks, depth))]
+    dropped = sum((length * (1 - ratio) for length, ratio in zip(lengths, geometric, strict=True)), Fraction(0))
+    step = dropped / sum(length * s for s, length in enumerate(lengths, start=1))
+    even = [1 - step * s for s in range(1, len(blocks) + 1)]
+    fall = geometric[-1] - even[-1]
+    share = min(Fraction(1), geometric[-1] / 4 / fall) if fall > 0 else Fraction(1)
+    return [ratio + share * (other - ratio) for ratio, other in zip(geometric, even, strict=True)]
+
+
+def _free_schedule(depth: int, num_patches: int, ratios: Sequence[float], stages: Sequence[int] | None) -> Schedule:
+    shown = ",".join(f"{ratio:g}" for ratio in ratios)
+    if not ratios or any(not 0 < ratio <= 1 for ratio in ratios):
+        raise UsageError(f"ratios are '{shown}', expected numbers in (0, 1]", "for example --ratios 0.8,0.6,0.4")
+    if any(later > earlier for earlier, later in pairwise(ratios)):
+        raise UsageError(
+            f"ratios are {shown}, but a token once dropped does not come back",
+            "give falling shares of the original tokens, for example --ratios 0.8,0.6,0.4",
+        )
+    blocks = default_stages(depth, len(ratios)) if stages is None else tuple(stages)
+    _check_stages(blocks, depth)
+    if len(blocks) != len(ratios):
+        where = ",".join(map(str, blocks))
+        raise UsageError(f"{len(ratios)} ratios ({shown}) for {len(blocks)} stages ({where})", "give one ratio a stage")
+    return _plan(depth, num_patches, blocks, [Fraction(repr(float(ratio))) for ratio in ratios])
+
+
+def _plan(depth: int, num_patches: int, blocks: Sequence[int], ratios: Sequence[Fraction]) -> Schedule:
     return Schedule(
         depth,
         num_patches,
-        tuple(Stage(block, float(rho**s), num_kept(num_patches, rho**s)) for s, block in enumerate(blocks, start=1)),
+        tuple(Stage(b, float(r), num_kept(num_patches, r)) for b, r in zip(blocks, ratios, strict=True)),
     )
 
 

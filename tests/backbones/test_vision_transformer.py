@@ -3,7 +3,8 @@
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import DropPath
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from vitprune.backbones import wrap
@@ -108,6 +109,66 @@ def test_keep_1_is_timms_own_output_bit_for_bit(build, make_images, kind):
 def test_masking_tokens_is_removing_them(build, make_images, kind):
     sparse = build(kind)
     assert_masked_is_gathered(sparse, make_images(sparse))
+
+
+@by_kind
+def test_masking_with_folding_is_folding(build, make_images, kind):
+    plain = build(kind)
+    sparse = SparseViT(plain.model, plain.schedule, plain.predictors, "fold").eval()
+    images = make_images(sparse)
+    assert_masked_is_gathered(sparse, images)
+    with torch.no_grad():
+        assert not torch.allclose(sparse(images), plain(images), atol=1e-3), "folding changes nothing"
+        assert (sparse.select(images).sizes.sum(1) == sparse.schedule.num_patches).all()
+
+
+@by_kind
+def test_halves_of_a_block_are_the_block(build, make_images, kind):
+    backbone = build(kind).backbone
+    if {type(block) for block in backbone.model.blocks} != {Block}:
+        with pytest.raises(UnsupportedModelError, match="cannot be run in halves"):
+            backbone.check_halves()
+        return
+    backbone.check_halves()
+    with torch.no_grad():
+        x = backbone.embed(make_images(build(kind)))
+        halves = backbone.mlp_half(1, backbone.attention_half(1, x))
+        torch.testing.assert_close(halves, backbone.block(1, x))
+
+
+@by_kind
+def test_tail_is_what_runs_from_a_block_on(build, make_images, kind):
+    """With the tail frozen no gradient reaches it, and with everything else frozen it all comes from there."""
+    sparse = build(kind)
+    backbone, images = sparse.backbone, make_images(sparse)
+    sparse.model.requires_grad_(False)
+    for module in backbone.tail(2):
+        module.requires_grad_(True)
+    with torch.no_grad():
+        x = backbone.block(1, backbone.block(0, backbone.embed(images)))
+    for index in range(2, backbone.depth):
+        x = backbone.block(index, x)
+    logits = backbone.head(backbone.norm(x))
+    needed = [p for p in sparse.model.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(logits.square().sum(), needed, allow_unused=True)
+    used = sum(gradient is not None for gradient in gradients)
+    assert used >= 0.9 * len(needed)
+    sparse.model.requires_grad_(True)
+
+
+@by_kind
+def test_drop_path_rises_to_the_last_block_and_comes_off(build, kind):
+    sparse = build(kind)
+    sparse.backbone.set_drop_path(0.2)
+    rates = [
+        max((m.drop_prob for m in block.modules() if isinstance(m, DropPath)), default=0.0)
+        for block in sparse.model.blocks
+    ]
+    assert rates[0] == 0
+    assert rates[-1] == pytest.approx(0.2)
+    assert rates == sorted(rates)
+    sparse.backbone.set_drop_path(0.0)
+    assert not any(isinstance(module, DropPath) for module in sparse.model.modules())
 
 
 @by_kind

@@ -11,7 +11,14 @@ from vitprune.errors import TrainingError
 from vitprune.training import Progress, train
 from vitprune.training.objective import Objective
 
-SHORT = {"warm_start_steps": 3, "steps": 8, "deployed_share": 0.5, "batch_size": 4, "num_workers": 0}
+SHORT = {
+    "warm_start_steps": 3,
+    "steps": 8,
+    "deployed_share": 0.5,
+    "batch_size": 4,
+    "num_workers": 0,
+    "train_trunk": True,
+}
 
 
 class Recorder:
@@ -27,7 +34,7 @@ def run_training(make_vit, picture_folder):
     def run_training(recipe, model=None, precision="fp32"):
         model = model or make_vit(num_classes=2)
         data = open_data(str(picture_folder), ModelClasses(2), training=True)
-        data.train.transform = train_transform(model, recipe.crop_scale)
+        data.train.transform = train_transform(model, recipe.augmentation)
         torch.manual_seed(recipe.seed)
         student, recorder, progress = attach(copy.deepcopy(model)), Recorder(), Progress()
         train(
@@ -91,9 +98,11 @@ def test_batch_larger_than_the_data_still_trains(run_training):
     assert progress.num_images == 12 * len(records)
 
 
-def test_same_seed_same_bits(run_training):
-    one, first, _ = run_training(Recipe(**SHORT, seed=3))
-    other, second, _ = run_training(Recipe(**SHORT, seed=3))
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 1}, {"ema_decay": 0.9, "augmentation": {"mixup": 0.5}}])
+def test_same_seed_same_bits(run_training, settings):
+    recipe = SHORT | settings
+    one, first, _ = run_training(Recipe(**recipe, seed=3))
+    other, second, _ = run_training(Recipe(**recipe, seed=3))
     assert [record.total for record in first] == [record.total for record in second]
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     _, third, _ = run_training(Recipe(**SHORT, seed=4))
@@ -112,11 +121,62 @@ def test_bf16_trains_finite_weights(run_training):
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in student.parameters())
 
 
+def test_a_frozen_trunk_stays_and_the_rest_moves(run_training, make_vit):
+    model = make_vit(num_classes=2)
+    student, *_ = run_training(Recipe(**SHORT | {"train_trunk": False}), model)
+    first = student.schedule.blocks[0]
+    for index, (after, before) in enumerate(zip(student.model.blocks, model.blocks, strict=True)):
+        assert torch.equal(after.mlp.fc1.weight, before.mlp.fc1.weight) == (index < first)
+    assert torch.equal(student.model.patch_embed.proj.weight, model.patch_embed.proj.weight)
+    assert torch.equal(student.model.pos_embed, model.pos_embed)
+    assert not torch.equal(student.model.head.weight, model.head.weight)
+
+
+def test_noise_fades_to_its_end(run_training, monkeypatch):
+    noises = []
+    real = Objective.forward
+    monkeypatch.setattr(Objective, "forward", lambda *args: noises.append((args[3], args[4])) or real(*args))
+    run_training(Recipe(**SHORT | {"noise_end": 0.25}))
+    sampled = [noise for phase, noise in noises if phase == "sampled"]
+    assert sampled == pytest.approx([1.0, 0.75, 0.5, 0.25])
+
+
+def test_the_average_of_the_weights_is_kept_not_the_last(run_training, make_vit):
+    model = make_vit(num_classes=2)
+    last, *_ = run_training(Recipe(**SHORT), model)
+    lagging, *_ = run_training(Recipe(**SHORT, ema_decay=0.9), model)
+    moved = (last.model.head.weight - model.head.weight).abs().sum()
+    assert 0 < (lagging.model.head.weight - model.head.weight).abs().sum() < moved
+
+
+def test_mixed_pictures_train_with_and_without_labels(run_training):
+    mixing = {"augmentation": {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}, "weights": {"ce": 1.0, "kl": 0.5}}
+    _, records, _ = run_training(Recipe(**SHORT, **mixing))
+    assert "ce" in records[-1].losses
+    _, records, _ = run_training(Recipe(**SHORT, **mixing, labels=False))
+    assert "ce" not in records[-1].losses
+    assert not any(record.skipped for record in records)
+
+
+def test_drop_path_acts_in_training_alone(run_training, make_vit):
+    model = make_vit(num_classes=2)
+    plain, *_ = run_training(Recipe(**SHORT), model)
+    dropped, *_ = run_training(Recipe(**SHORT, drop_path=0.5), model)
+    assert not torch.equal(plain.model.head.weight, dropped.model.head.weight)
+    assert str(dropped.model) == str(plain.model), "nothing of it is left in the model"
+
+
+def test_rate_is_for_the_stated_batch_size(run_training):
+    _, whole, _ = run_training(Recipe(**SHORT | {"warmup_share": 0.0}))
+    _, scaled, _ = run_training(Recipe(**SHORT | {"warmup_share": 0.0}, lr_batch_size=16))
+    assert scaled[0].lr == pytest.approx(whole[0].lr / 4)
+
+
 def _poison(monkeypatch, bad_steps):
     real, calls = Objective.forward, iter(range(10_000))
 
-    def forward(self, images, labels, phase):
-        loss = real(self, images, labels, phase)
+    def forward(self, *args):
+        loss = real(self, *args)
         return loss._replace(total=loss.total * float("nan")) if next(calls) in bad_steps else loss
 
     monkeypatch.setattr(Objective, "forward", forward)

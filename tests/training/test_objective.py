@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from vitprune import LossWeights, Objective, attach
+from vitprune import LossWeights, Objective, Recipe, attach
 from vitprune.tokens import distillation_loss, ratio_loss, token_loss
 
 PAPER = LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
@@ -18,9 +18,10 @@ def batch(make_images, make_vit):
 
 @pytest.fixture
 def build(make_vit):
-    def build(weights=None, labels=True):
+    def build(weights=None, dropped="drop", **settings):
         model = make_vit()
-        return Objective(attach(copy.deepcopy(model)), attach(model, 1.0), weights or PAPER, labels=labels)
+        recipe = Recipe(**{"weights": weights or PAPER, "train_trunk": True, "decision": "gumbel", **settings})
+        return Objective(attach(copy.deepcopy(model), dropped=dropped), attach(model, 1.0), recipe)
 
     return build
 
@@ -52,12 +53,12 @@ def test_sampled_components_are_the_pure_losses(build, batch):
     torch.manual_seed(1)
     loss = objective(images, labels, "sampled")
     torch.manual_seed(1)
-    out = objective.student.forward_masked(images, objective._sample)
+    out = objective.student.forward_masked(images, objective._decide(1.0))
     teacher = objective.teacher.select(images)
     expected = {
         "ce": torch.nn.functional.cross_entropy(out.logits, labels),
         "kl": distillation_loss(out.logits, teacher.logits),
-        "token": token_loss(out.features, teacher.features, out.kept[-1]),
+        "token": token_loss(out.features, teacher.features, out.kept[-1], relative=True),
         "ratio": ratio_loss(out.kept, objective.student.schedule.ratios),
     }
     for name, value in expected.items():
@@ -80,7 +81,62 @@ def test_deployed_tokens_are_compared_at_their_own_positions(build, batch):
     out = objective.student.select(images)
     teacher = objective.teacher.select(images).features
     rows = torch.stack([teacher[i, indices] for i, indices in enumerate(out.indices[-1])])
-    torch.testing.assert_close(loss.components["token"], (out.features - rows).square().mean().detach())
+    expected = (out.features - rows).square().mean() / rows.square().mean()
+    torch.testing.assert_close(loss.components["token"], expected.detach())
+
+
+def test_token_loss_is_absolute_where_the_recipe_says_so(build, batch):
+    objective = build()
+    features = torch.randn(2, 5, 8)
+    relative = objective._token_loss(30 * features, 10 * features)
+    objective.recipe = Recipe(relative_token_loss=False)
+    absolute = objective._token_loss(30 * features, 10 * features)
+    torch.testing.assert_close(relative, torch.tensor(4.0))
+    torch.testing.assert_close(absolute, 400 * features.square().mean())
+
+
+def test_token_loss_of_weight_zero_is_not_computed(build, batch):
+    assert "token" not in build(LossWeights(ce=0, token=0))(*batch, "deployed").components
+
+
+@pytest.mark.parametrize("phase", ["sampled", "deployed"])
+@pytest.mark.parametrize("dropped", ["drop", "fold"])
+def test_a_trunk_that_does_not_train_is_computed_once_and_changes_nothing(build, batch, phase, dropped, monkeypatch):
+    whole, shared = (build(dropped=dropped, train_trunk=trunk) for trunk in (True, False))
+    shared.load_state_dict(whole.state_dict())
+    calls = []
+    embed = type(shared.teacher.backbone).embed
+    monkeypatch.setattr(type(shared.teacher.backbone), "embed", lambda *args: calls.append(1) or embed(*args))
+    torch.manual_seed(0)
+    expected = whole(*batch, phase)
+    assert len(calls) == 2
+    torch.manual_seed(0)
+    loss = shared(*batch, phase)
+    assert len(calls) == 3
+    torch.testing.assert_close(loss.total, expected.total)
+
+
+def test_sampled_top_k_keeps_the_scheduled_number_whatever_the_noise(build, batch):
+    objective = build(decision="topk", dropped="fold")
+    for noise in (1.0, 0.3, 0.0):
+        loss = objective(*batch, "sampled", noise)
+        expected = torch.tensor([stage.num_tokens for stage in objective.student.schedule.stages]) / 100
+        torch.testing.assert_close(loss.kept_ratios, expected)
+        assert "ratio" not in loss.components
+
+
+def test_without_noise_the_sampled_path_is_the_deployed_one(build, batch):
+    objective = build(LossWeights(ce=1, kl=1, token=0), decision="topk", dropped="fold")
+    sampled, deployed = objective(*batch, "sampled", 0.0), objective(*batch, "deployed")
+    torch.testing.assert_close(sampled.total, deployed.total, rtol=1e-4, atol=1e-4)
+
+
+def test_mixed_labels_are_probabilities(build, batch):
+    images, labels = batch
+    objective = build()
+    hard = objective(images, labels, "deployed")
+    soft = objective(images, torch.nn.functional.one_hot(labels, 1000).float(), "deployed")
+    torch.testing.assert_close(hard.components["ce"], soft.components["ce"])
 
 
 def test_without_labels_labels_do_not_matter(build, batch):

@@ -1,9 +1,13 @@
 """One settings object, checked when it is made."""
 
+from importlib import resources
+
 import pytest
 from pydantic import ValidationError
 
-from vitprune.training import LossWeights, Recipe
+from vitprune.errors import UsageError
+from vitprune.training import LossWeights, Recipe, load_recipe
+from vitprune.training.recipe import DEFAULT_STEPS, RECIPES
 
 
 def test_default_distils_and_leaves_labels_alone():
@@ -39,3 +43,49 @@ def test_epochs_become_steps():
 def test_settings_survive_json():
     recipe = Recipe(lr=3e-4, weights=LossWeights(ce=0), num_workers=2)
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_documented_and_complete(name):
+    text = resources.files("vitprune.training").joinpath("recipes", f"{name}.yaml").read_text()
+    assert text.startswith(f"# {name}:")
+    for word in ("Hardware and time:", "Expect"):
+        assert word in text
+    assert load_recipe(name).name == name
+
+
+def test_short_is_the_default_in_python_too():
+    assert load_recipe("short") == Recipe(steps=DEFAULT_STEPS)
+    assert Recipe().num_steps(1) == DEFAULT_STEPS
+
+
+def test_the_papers_recipe_is_the_papers():
+    """DynamicViT section 4.1 and its public settings."""
+    recipe = load_recipe("paper")
+    assert recipe.weights == LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
+    assert (recipe.epochs, recipe.freeze_epochs, recipe.warm_start_steps, recipe.deployed_share) == (30, 5, 0, 0)
+    assert round(recipe.warmup_share * recipe.epochs, 3) == 5
+    assert (recipe.weight_decay, recipe.backbone_lr_scale, recipe.ema_decay) == (0.05, 0.01, 0.9999)
+    assert recipe.model_copy(update={"batch_size": 1024}).peak_lr == pytest.approx(1e-3)
+    assert recipe.peak_lr == pytest.approx(1e-3 / 8)
+    assert (recipe.schedule, recipe.dropped, recipe.decision, recipe.noise_end) == ("geometric", "drop", "gumbel", 1)
+    augmentation = recipe.augmentation
+    assert augmentation.auto_augment == "rand-m9-mstd0.5-inc1"
+    assert (augmentation.mixup, augmentation.cutmix, augmentation.re_prob, augmentation.smoothing) == (
+        0.8,
+        1,
+        0.25,
+        0.1,
+    )
+
+
+def test_settings_replace_those_of_the_file():
+    recipe = load_recipe("paper", steps=7, weights={"ce": 0.0}, augmentation={"mixup": 0.0})
+    assert (recipe.steps, recipe.epochs) == (7, None)
+    assert recipe.weights == LossWeights(ce=0, ratio=2, kl=0.5, token=0.5)
+    assert (recipe.augmentation.mixup, recipe.augmentation.cutmix) == (0, 1)
+
+
+def test_a_wrong_setting_is_named():
+    with pytest.raises(UsageError, match=r"recipe 'short': weights\.kl: "):
+        load_recipe("short", weights={"kl": -1})

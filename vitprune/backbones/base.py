@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from torch import Tensor, nn
+
+from vitprune.errors import UnsupportedModelError
 
 
 class Backbone(ABC):
@@ -34,6 +37,11 @@ class Backbone(ABC):
         """N, patch tokens before anything is dropped."""
         return self.grid_size[0] * self.grid_size[1]
 
+    @property
+    @abstractmethod
+    def reads(self) -> Literal["class token", "patches", "attention pool"]:
+        """What the classifier looks at."""
+
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to tokens (B, P + N, C), ready for block 0."""
@@ -41,6 +49,22 @@ class Backbone(ABC):
     @abstractmethod
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Run one block; `attn_mask` is added to the attention logits, broadcastable to (B, heads, T, T)."""
+
+    def check_halves(self) -> None:
+        """Make sure that `attention_half` and `mlp_half` can be used.
+
+        Raises:
+            UnsupportedModelError: a block is not attention and then MLP, each with a residual.
+        """
+        raise UnsupportedModelError(f"the blocks of a {type(self.model).__name__} cannot be run in halves")
+
+    def attention_half(self, index: int, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """The first half of `block`: attention and its residual."""
+        raise NotImplementedError
+
+    def mlp_half(self, index: int, x: Tensor) -> Tensor:
+        """The second half of `block`: MLP and its residual."""
+        raise NotImplementedError
 
     @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
@@ -51,14 +75,23 @@ class Backbone(ABC):
         """Normalised patch tokens (B, N, C) out of `norm`'s output, for the token loss."""
 
     @abstractmethod
-    def head(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+    def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
         """Pool `norm`'s output and classify.
 
         Args:
             x: (B, P + N, C).
             kept: D-hat (B, N) of the patch tokens in a masked pass: pooling then sees kept tokens only, as it will
                 when the others are really gone. None when all tokens of `x` count.
+            sizes: with folding, how many patches each patch token stands for, (B, N): it counts as many times.
 
         Returns:
             Logits (B, num_classes).
         """
+
+    @abstractmethod
+    def tail(self, first_block: int) -> list[nn.Module]:
+        """The modules that run from block `first_block` on, classifier included."""
+
+    @abstractmethod
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth, rising from 0 at the first block to `rate` at the last; acts in training mode only."""

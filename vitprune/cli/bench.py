@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from vitprune.cli.checks import enforce
-from vitprune.cli.options import AsJson, Device, ImgSize, Precision, PrecisionName, Stages, parse_numbers
+from vitprune.cli.options import (
+    AsJson,
+    Device,
+    Dropped,
+    ImgSize,
+    Precision,
+    PrecisionName,
+    Schedule,
+    Stages,
+    parse_numbers,
+    parse_ratios,
+)
 from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.plan import parse_sparsity
 from vitprune.cli.progress import RunProgress
-from vitprune.errors import UsageError
-from vitprune.schedule import check_keep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_MODEL = "deit_small_patch16_224"
 _DEFAULT_KEEPS = "0.9,0.8,0.7"
+_DENSE = "dense"
 
 
 def bench(
@@ -40,6 +51,8 @@ def bench(
         ),
     ] = None,
     stages: Stages = None,
+    schedule: Schedule = None,
+    dropped: Dropped = None,
     img_size: ImgSize = None,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
@@ -65,11 +78,17 @@ def bench(
       vitprune bench runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
     sizes = parse_numbers(batch_size, "--batch-size")
-    keeps = _ratios(keep or ("0.7" if models else _DEFAULT_KEEPS))
 
     from vitprune.measure import describe_environment, pick_device, pick_precision
+    from vitprune.model import attach_as
+    from vitprune.training import load_recipe
     from vitprune.zoo import load_model
 
+    plans = [
+        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None)
+        for each in parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
+    ]
+    plans = [plan for plan in plans if plan.keep < 1]
     where = pick_device(device)
     number_format = pick_precision(precision.value, where, training=False)
     sizes = sizes or ([1, 32, 256] if where.type == "cuda" else [1, 32])
@@ -78,9 +97,10 @@ def bench(
     with RunProgress() as progress:
         for each in loaded:
             if each.sparse is not None and each.metadata is not None:
-                variants: dict[float, Any] = {1.0: each.model, each.metadata.keep: each.sparse}
+                sparse = {each.metadata.label: _Variant(each.metadata.keep, each.sparse)}
             else:
-                variants = _variants(each.model, keeps, parse_numbers(stages, "--stages"))
+                sparse = {plan.label: _Variant(plan.keep, attach_as(each.model, plan)) for plan in plans}
+            variants = {_DENSE: _Variant(1.0, each.model)} | sparse
             progress.begin(f"timing {each.name}", len(sizes) * len(variants))
             rows += _measure(each.name, variants, sizes, where, number_format, progress)
     environment = describe_environment()
@@ -88,36 +108,25 @@ def bench(
         print_json({"rows": rows, "device": str(where), "precision": number_format, "environment": environment})
     else:
         _print(rows, f"{where}, {number_format}, {environment['num_threads']} threads, torch {environment['torch']}")
-    sparse = [row["speedup"] for row in rows if row["keep"] < 1]
-    enforce([("--min-speedup", min(sparse, default=1.0), min_speedup)])
+    speedups = [row["speedup"] for row in rows if row["keep"] != 1]
+    enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
 
 
-def _ratios(text: str) -> list[float]:
-    try:
-        keeps = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--keep is '{text}', expected ratios such as 0.9,0.7") from None
-    for keep in keeps:
-        check_keep(keep)
-    return [keep for keep in keeps if keep < 1]
-
-
-def _variants(model: nn.Module, keeps: list[float], stages: list[int] | None) -> dict[float, nn.Module]:
-    from vitprune.model import attach
-
-    return {1.0: model} | {keep: attach(model, keep, stages) for keep in keeps}
+class _Variant(NamedTuple):
+    keep: float | None
+    model: nn.Module
 
 
 def _measure(
-    name: str, variants: dict[float, nn.Module], sizes: list[int], device: Any, precision: Any, progress: RunProgress
+    name: str, variants: dict[str, _Variant], sizes: list[int], device: Any, precision: Any, progress: RunProgress
 ) -> list[dict[str, Any]]:
     from vitprune.backbones import input_size
     from vitprune.measure import benchmark, count_macs, speedup
 
-    size = input_size(variants[1.0])
-    macs = {keep: count_macs(model, size) for keep, model in variants.items()}
+    size = input_size(variants[_DENSE].model)
+    macs = {label: count_macs(variant.model, size) for label, variant in variants.items()}
     timings: list[Timing] = benchmark(
-        {str(keep): model for keep, model in variants.items()},
+        {label: variant.model for label, variant in variants.items()},
         size,
         sizes,
         device=device,
@@ -125,15 +134,16 @@ def _measure(
         on_row=lambda _: progress.advance(1),
     )
     rows = []
-    for timing, against in zip(timings, speedup(timings, "1.0"), strict=True):
-        keep = float(timing.model)
+    for timing, against in zip(timings, speedup(timings, _DENSE), strict=True):
+        label = timing.model
         rows.append(
             asdict(timing)
             | {
                 "model": name,
-                "keep": keep,
-                "gmacs": macs[keep] / 1e9,
-                "macs_ratio": macs[1.0] / macs[keep],
+                "label": label,
+                "keep": variants[label].keep,
+                "gmacs": macs[label] / 1e9,
+                "macs_ratio": macs[_DENSE] / macs[label],
                 "speedup": against.ratio,
                 "slower": against.slower,
             }
@@ -142,7 +152,7 @@ def _measure(
 
 
 def _print(rows: list[dict[str, Any]], where: str) -> None:
-    columns = ["keep", "batch", "images/s", "ms a batch", "GMACs", "fewer MACs", "measured"]
+    columns = ["", "batch", "images/s", "ms a batch", "GMACs", "fewer MACs", "measured"]
     for model in dict.fromkeys(row["model"] for row in rows):
         print_table(model, columns, [_cells(row) for row in rows if row["model"] == model])
     print_line(f"{where}; timed in turns; median ± half the interquartile range; MACs with attention")
@@ -151,7 +161,7 @@ def _print(rows: list[dict[str, Any]], where: str) -> None:
 def _cells(row: dict[str, Any]) -> list[str]:
     half_spread = (row["latency_ms_p75"] - row["latency_ms_p25"]) / 2
     return [
-        f"{row['keep']:g}",
+        row["label"],
         str(row["batch_size"]),
         number(row["images_per_s"], 1),
         f"{row['latency_ms_p50']:.2f} ±{half_spread:.2f}",

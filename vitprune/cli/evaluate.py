@@ -83,8 +83,9 @@ def evaluate(
     if as_json:
         print_json(result)
     else:
+        label = loaded.metadata.label if loaded.metadata else "dense"
         print_line(
-            f"{loaded.name}, keep {result['keep']:g}: top-1 {predictions.top1_pct:.2f} %, "
+            f"{loaded.name}, {label}: top-1 {predictions.top1_pct:.2f} %, "
             f"top-5 {predictions.top5_pct:.2f} % on {predictions.num_images} pictures"
         )
     enforce([("--min-top1", predictions.top1_pct, min_top1)])

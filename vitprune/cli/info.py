@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitprune.cli.options import AsJson, ImgSize, Keep, Model, Stages, parse_numbers
+from vitprune.cli.options import (
+    AsJson,
+    Dropped,
+    ImgSize,
+    Keep,
+    Model,
+    Ratios,
+    RecipeName,
+    Schedule,
+    Stages,
+    TargetGmacs,
+)
 from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.plan import parse_sparsity, resolve_sparsity
 
 
 def info(
     model: Model,
-    keep: Keep = 0.7,
+    keep: Keep = None,
     stages: Stages = None,
+    schedule: Schedule = None,
+    ratios: Ratios = None,
+    dropped: Dropped = None,
+    target_gmacs: TargetGmacs = None,
+    recipe: RecipeName = "short",
     img_size: ImgSize = None,
     as_json: AsJson = False,
 ) -> None:
@@ -25,24 +42,28 @@ def info(
     """
     from vitprune.backbones import input_size
     from vitprune.measure import count_macs, count_params
-    from vitprune.model import attach
+    from vitprune.model import attach, attach_as
+    from vitprune.training import load_recipe
     from vitprune.zoo import load_model
 
+    asked = parse_sparsity(load_recipe(recipe), keep, stages, schedule, ratios, dropped, target_gmacs)
     loaded = load_model(model, weights="none", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)
-    sparse = loaded.sparse or attach(loaded.model, keep, parse_numbers(stages, "--stages"))
+    plan = asked if loaded.sparse else resolve_sparsity(loaded.model, asked, target_gmacs)
+    sparse = loaded.sparse or attach_as(loaded.model, plan)
     size = input_size(loaded.model)
-    schedule = sparse.schedule
+    staged = sparse.schedule
     macs = {"dense": count_macs(dense, size), "sparse": count_macs(sparse, size)}
     result: dict[str, Any] = {
         "model": loaded.name,
-        "keep": loaded.metadata.keep if loaded.metadata else keep,
+        "keep": loaded.metadata.keep if loaded.metadata else None if plan.ratios else plan.keep,
+        "dropped": sparse.dropped,
         "input_size": list(size),
-        "depth": schedule.depth,
+        "depth": staged.depth,
         "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
-        "num_patches": schedule.num_patches,
+        "num_patches": staged.num_patches,
         "num_classes": sparse.num_classes,
-        "stages": [{"block": s.block, "ratio": s.ratio, "num_tokens": s.num_tokens} for s in schedule.stages],
+        "stages": [{"block": s.block, "ratio": s.ratio, "num_tokens": s.num_tokens} for s in staged.stages],
         "dense": {"gmacs": macs["dense"] / 1e9, "params_m": count_params(dense) / 1e6},
         "sparse": {"gmacs": macs["sparse"] / 1e9, "params_m": count_params(sparse) / 1e6},
         "delta": {"gmacs_pct": 100 * (macs["sparse"] / macs["dense"] - 1)},

@@ -20,6 +20,20 @@ class PrecisionName(str, Enum):
     FP16 = "fp16"
 
 
+class ScheduleName(str, Enum):
+    """Choices of --schedule."""
+
+    GEOMETRIC = "geometric"
+    LATE = "late"
+
+
+class DroppedName(str, Enum):
+    """Choices of --dropped."""
+
+    DROP = "drop"
+    FOLD = "fold"
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -36,7 +50,9 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", "-j", min=0, help="Processes that read pictures.", show_default="half the CPUs"),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result, on the CPU.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Same seed, same result, on the CPU.", show_default="by recipe: 0")
+]
 Limit = Annotated[
     int | None,
     typer.Option(min=1, help="At most N pictures of each part, chosen at random, always the same.", metavar="N"),
@@ -51,12 +67,45 @@ DataDir = Annotated[
 ImgSize = Annotated[
     int | None, typer.Option(min=1, metavar="PIXELS", help="Another image size; position embeddings are resampled.")
 ]
-Keep = Annotated[float, typer.Option(metavar="RATIO", help="Share of patch tokens that one stage keeps, in (0, 1].")]
+Keep = Annotated[
+    float | None,
+    typer.Option(metavar="RATIO", help="Share of patch tokens that one stage keeps, in (0, 1].", show_default="0.7"),
+]
 Stages = Annotated[
     str | None,
     typer.Option(
         metavar="BLOCKS", help="Blocks before which tokens are dropped, such as 3,6,9.", show_default="by depth"
     ),
+]
+Schedule = Annotated[
+    ScheduleName | None,
+    typer.Option(
+        help="How stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
+        show_default="by recipe",
+    ),
+]
+Ratios = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RATIOS",
+        help="Shares of all tokens left after each stage, such as .8,.6,.4, instead of --keep.",
+        show_default=False,
+    ),
+]
+Dropped = Annotated[
+    DroppedName | None,
+    typer.Option(
+        help="What becomes of the tokens that leave: gone, or folded into the most similar that stay.",
+        show_default="by recipe",
+    ),
+]
+TargetGmacs = Annotated[
+    float | None,
+    typer.Option(metavar="G", help="Find the keep ratio that costs at most this, in GMACs.", show_default=False),
+]
+RecipeName = Annotated[
+    str,
+    typer.Option("--recipe", metavar="NAME", help="short (minutes), paper (as published), or a YAML file."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; talk goes to stderr.")]
 
@@ -73,3 +122,17 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} is '{text}', expected whole numbers above 0, such as 3,6,9")
     return [int(part) for part in parts]
+
+
+def parse_ratios(text: str | None, option: str) -> list[float] | None:
+    """`.8,.6,.4` to [0.8, 0.6, 0.4].
+
+    Raises:
+        UsageError: an entry is not a number.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} is '{text}', expected ratios such as 0.8,0.6,0.4") from None

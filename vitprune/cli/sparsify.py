@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,21 +13,31 @@ from vitprune.cli.options import (
     Checkpoint,
     DataDir,
     Device,
+    Dropped,
     ImgSize,
     Keep,
     Limit,
     Model,
     Precision,
     PrecisionName,
+    Ratios,
+    RecipeName,
+    Schedule,
     Seed,
     Stages,
+    TargetGmacs,
     Workers,
-    parse_numbers,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
+from vitprune.cli.plan import parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.errors import UsageError
-from vitprune.schedule import check_keep, make_schedule
+
+if TYPE_CHECKING:
+    from vitprune.data import Data
+    from vitprune.model import Sparsity
+    from vitprune.training import Recipe
+    from vitprune.zoo import Loaded
 
 _TRAINING = "Training"
 _LOSSES = "Loss weights"
@@ -52,7 +62,7 @@ def _check(help_text: str) -> Any:
 
 def sparsify(
     model: Model,
-    keep: Keep = 0.7,
+    keep: Keep = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +78,11 @@ def sparsify(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")] = False,
     stages: Stages = None,
+    schedule: Schedule = None,
+    ratios: Ratios = None,
+    dropped: Dropped = None,
+    target_gmacs: TargetGmacs = None,
+    recipe: RecipeName = "short",
     checkpoint: Checkpoint = None,
     data_dir: DataDir = None,
     img_size: ImgSize = None,
@@ -79,7 +94,7 @@ def sparsify(
         typer.Option("--batch-size", "-b", min=1, help="Pictures per step.", show_default="by recipe"),
     ] = None,
     workers: Workers = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     no_labels: Annotated[
         bool,
         typer.Option(
@@ -115,7 +130,7 @@ def sparsify(
 
       vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/pictures --no-labels
     """
-    given = {
+    settings = {
         "batch_size": batch_size,
         "num_workers": workers,
         "warm_start_steps": warm_start_steps,
@@ -124,34 +139,31 @@ def sparsify(
         "lr": lr,
         "backbone_lr_scale": backbone_lr_scale,
         "freeze_epochs": freeze_epochs,
+        "seed": seed,
+        "precision": None if precision is PrecisionName.AUTO else precision.value,
+        "labels": False if no_labels else None,
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
-    recipe = _recipe(
-        model,
-        {name: value for name, value in given.items() if value is not None},
-        {name: value for name, value in weights.items() if value is not None},
-        labels=not no_labels,
-        precision=precision.value,
-        seed=seed,
-    )
-    loaded, pictures, settings = _prepare(
-        model, keep, data, output, overwrite, stages, checkpoint, data_dir, img_size, limit, device, recipe
-    )
+    plan = _recipe(model, recipe, settings, weights)
+    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs)
+    where = _device(device, plan)
+    loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs)
+    folder, pictures = _open(loaded, data, data_dir, limit, plan, sparsity, output, overwrite)
 
-    from vitprune.run import run
+    from vitprune.run import RunSettings, run
 
     talk(
-        f"{loaded.name}, keep {keep:g}, on {settings.device}: "
+        f"{loaded.name}, {sparsity.label}, on {where}: "
         f"{len(pictures.train or ())} pictures to train on, {len(pictures.val)} to evaluate on"
     )
     if pictures.note:
         talk(pictures.note)
     with RunProgress() as progress:
-        _, report = run(loaded, pictures, recipe, settings, progress)
+        _, report = run(loaded, pictures, plan, RunSettings(sparsity, where, folder), progress)
     if as_json:
         print_json(report)
     else:
-        _print_summary(report, settings.output)
+        _print_summary(report, folder)
     top1, delta = report["sparse"]["top1_pct"], report["delta"]
     enforce(
         [
@@ -162,64 +174,77 @@ def sparsify(
     )
 
 
-def _recipe(model: str, given: dict[str, Any], weights: dict[str, Any], **others: Any) -> Any:
-    from pydantic import ValidationError
+def _recipe(model: str, name: str, settings: dict[str, Any], weights: dict[str, float | None]) -> Recipe:
+    """The recipe with what the options replace.
 
-    from vitprune.training.recipe import DEMO, LossWeights, Recipe
+    Raises:
+        UsageError: a setting out of range, or one that would do nothing.
+    """
+    from vitprune.training.recipe import DEMO, load_recipe
 
-    base = DEMO if model == "demo" else {}
-    if "epochs" in given:
-        base = {name: value for name, value in base.items() if name != "steps"}
-    try:
-        return Recipe(**{**base, **given}, **others, weights=LossWeights(**weights))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "--" + "-".join(map(str, first["loc"])).replace("_", "-") if first["loc"] else "the settings"
-        raise UsageError(f"{name}: {first['msg']}") from error
+    given = {key: value for key, value in settings.items() if value is not None}
+    if model == "demo" and name == "short":
+        base = {key: value for key, value in DEMO.items() if key != "steps" or "epochs" not in given}
+        given = {**base, **given}
+    recipe = load_recipe(name, **given, weights={key: value for key, value in weights.items() if value is not None})
+    if weights["ratio"] is not None and recipe.decision == "topk":
+        raise UsageError(
+            f"--ratio-weight does nothing in recipe '{name}': its sampled steps keep the scheduled number anyway",
+            "leave it out, or use a recipe with 'decision: gumbel', such as --recipe paper",
+        )
+    if weights["ce"] and settings["labels"] is False:
+        raise UsageError("--ce-weight needs the labels that --no-labels leaves out", "give one of them")
+    return recipe
 
 
-def _prepare(
-    model: str,
-    keep: float,
-    data: str | None,
-    output: Path | None,
-    overwrite: bool,
-    stages: str | None,
-    checkpoint: Path | None,
-    data_dir: Path | None,
-    img_size: int | None,
-    limit: int | None,
-    device: str,
-    recipe: Any,
-) -> tuple[Any, Any, Any]:
-    """Everything that can be wrong with the input is found here, cheapest first, before anything is written."""
-    blocks = parse_numbers(stages, "--stages")
-    check_keep(keep)
-
-    from vitprune.backbones import wrap
-    from vitprune.data import ModelClasses, open_data
-    from vitprune.files import choose_run_folder
+def _device(device: str, recipe: Recipe) -> Any:
     from vitprune.measure import pick_device, pick_precision
-    from vitprune.run import RunSettings
-    from vitprune.zoo import load_model
 
     where = pick_device(device)
     pick_precision(recipe.precision, where, training=True)
-    spec = data or ("demo" if model == "demo" else "imagenet")
+    return where
+
+
+def _load(
+    model: str, checkpoint: Path | None, img_size: int | None, sparsity: Sparsity, target_gmacs: float | None
+) -> tuple[Loaded, Sparsity]:
+    """The dense model, and a plan that fits it."""
+    from vitprune.zoo import load_model
+
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
     if loaded.sparse is not None:
         raise UsageError(
             f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"
         )
-    backbone = wrap(loaded.model)
-    make_schedule(backbone.depth, backbone.num_patches, keep, blocks)
-    folder = choose_run_folder(output, f"{loaded.short_name}-keep{keep:g}", overwrite=overwrite)
+    return loaded, resolve_sparsity(loaded.model, sparsity, target_gmacs)
+
+
+def _open(
+    loaded: Loaded,
+    data: str | None,
+    data_dir: Path | None,
+    limit: int | None,
+    recipe: Recipe,
+    sparsity: Sparsity,
+    output: Path | None,
+    overwrite: bool,
+) -> tuple[Path, Data]:
+    """The run folder, not made yet, and the pictures."""
+    from vitprune.data import ModelClasses, open_data
+    from vitprune.files import choose_run_folder
+
+    folder = choose_run_folder(output, f"{loaded.short_name}-{_slug(sparsity.label)}", overwrite=overwrite)
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
     pictures = open_data(spec, classes, data_dir=data_dir, training=True, labels=recipe.labels)
     if limit is not None:
         pictures.train = pictures.train and pictures.train.sample(limit)
         pictures.val = pictures.val.sample(limit)
-    return loaded, pictures, RunSettings(keep, blocks, where, folder)
+    return folder, pictures
+
+
+def _slug(label: str) -> str:
+    return label.replace(" ", "").replace(",", "-")
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
@@ -240,7 +265,7 @@ def _print_summary(report: dict[str, Any], folder: Path) -> None:
                 f"{change['speedup']:.2f} x{mark}",
             ]
         )
-    print_table(f"{report['model']}, keep {report['keep']:g}", ["", "dense", "sparse", "change"], rows)
+    print_table(f"{report['model']}, {report['label']}", ["", "dense", "sparse", "change"], rows)
     images = f"{sparse['num_images']} pictures"
     if delta["top1_points"] is not None:
         low, high = delta["top1_points_ci95"]

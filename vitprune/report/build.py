@@ -54,7 +54,10 @@ def build_report(
     return {
         "schema_version": SCHEMA_VERSION,
         "model": metadata.model,
+        "label": metadata.label,
         "keep": metadata.keep,
+        "schedule": metadata.schedule,
+        "dropped": metadata.dropped,
         "stages": [stage.model_dump() for stage in metadata.stages],
         "dense": sides["dense"],
         "sparse": sides["sparse"],

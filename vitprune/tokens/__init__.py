@@ -13,19 +13,31 @@ gate        G, (B, 1, T, T): 1 on the diagonal, else D-hat of the key token
 B images, N patch tokens, P prefix tokens (class, distillation, register), T = P + N, C channels.
 """
 
-from vitprune.tokens.decisions import attention_bias, gumbel_decision, key_bias
+from vitprune.tokens.decisions import (
+    attention_bias,
+    gumbel_decision,
+    key_bias,
+    perturbed_topk_decision,
+    size_bias,
+)
+from vitprune.tokens.fold import fold_masked, fold_tokens
 from vitprune.tokens.losses import distillation_loss, ratio_loss, token_loss
 from vitprune.tokens.predictor import TokenPredictor
-from vitprune.tokens.selection import gather_tokens, topk_decision, topk_tokens
+from vitprune.tokens.selection import gather_tokens, split_tokens, topk_decision, topk_tokens
 
 __all__ = [
     "TokenPredictor",
     "attention_bias",
     "distillation_loss",
+    "fold_masked",
+    "fold_tokens",
     "gather_tokens",
     "gumbel_decision",
     "key_bias",
+    "perturbed_topk_decision",
     "ratio_loss",
+    "size_bias",
+    "split_tokens",
     "token_loss",
     "topk_decision",
     "topk_tokens",

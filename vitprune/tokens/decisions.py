@@ -6,21 +6,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitprune.tokens.selection import topk_decision
+
 GATE_EPS = 1e-6
 """Added to the gate before its logarithm. Not a clamp: clamping kills the gradient of dropped tokens."""
 
 
-def gumbel_decision(log_pi: Tensor, tau: float = 1.0) -> Tensor:
+def gumbel_decision(log_pi: Tensor, tau: float = 1.0, noise: float = 1.0) -> Tensor:
     """Sample D from pi by Gumbel-softmax, hard forward and soft (straight-through) backward.
 
     Args:
         log_pi: log-probabilities (B, N, 2), [..., 1] is keep.
         tau: temperature, above 0.
+        noise: scale of the Gumbel noise; 1 samples from pi, 0 keeps what is likelier kept than not.
 
     Returns:
         D (B, N) of zeros and ones, with the gradient of the soft sample.
     """
-    return F.gumbel_softmax(log_pi, tau=tau, hard=True)[..., 1]
+    soft = ((log_pi + noise * _gumbel(log_pi)) / tau).softmax(dim=-1)[..., 1]
+    hard = (soft > 0.5).to(soft.dtype)
+    return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
+
+
+def perturbed_topk_decision(
+    log_pi: Tensor, num_tokens: int, kept: Tensor, tau: float = 1.0, noise: float = 1.0
+) -> Tensor:
+    """Sample D as the `num_tokens` highest of the noisy scores among the tokens still kept.
+
+    The number is that of inference whatever the noise, so that the noise can fade: at 0 this is what is deployed.
+    Backward it is soft, straight through: the Gumbel-softmax of the distance to the border between the last token
+    kept and the first one dropped.
+
+    Args:
+        log_pi: log-probabilities (B, N, 2), [..., 1] is keep.
+        num_tokens: how many to keep, at most the number of tokens still kept.
+        kept: D-hat (B, N) so far.
+        tau: temperature, above 0.
+        noise: scale of the Gumbel noise.
+
+    Returns:
+        D (B, N) of zeros and ones.
+    """
+    noisy = log_pi + noise * _gumbel(log_pi)
+    # Inference ranks by [..., 1], which in a pair of log-probabilities is the order of their difference.
+    scores = noisy[..., 1] - noisy[..., 0]
+    hard = topk_decision(scores.detach(), num_tokens, kept)
+    among = scores.detach()
+    last_kept = among.masked_fill(hard < 0.5, torch.inf).amin(dim=1, keepdim=True)
+    first_dropped = among.masked_fill((hard > 0.5) | (kept < 0.5), -torch.inf).amax(dim=1, keepdim=True)
+    # Where nothing is dropped there is no border: everything is far above it.
+    border = torch.where(first_dropped.isfinite(), (last_kept + first_dropped) / 2, last_kept - 1)
+    soft = ((scores - border) / tau).sigmoid()
+    return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
+
+
+def _gumbel(like: Tensor) -> Tensor:
+    """Standard Gumbel noise, as torch's gumbel_softmax draws it."""
+    return -torch.empty_like(like).exponential_().log()
 
 
 def key_bias(kept: Tensor) -> Tensor:
@@ -39,7 +81,7 @@ def key_bias(kept: Tensor) -> Tensor:
     return (kept + GATE_EPS).log()
 
 
-def attention_bias(kept: Tensor, num_prefix_tokens: int = 0) -> Tensor:
+def attention_bias(kept: Tensor, num_prefix_tokens: int = 0, sizes: Tensor | None = None) -> Tensor:
     """The attention gate as an additive mask for self-attention (DynamicViT eq. 10-11).
 
     G_ij = 1 if i == j else D-hat_j; prefix tokens are always kept.
@@ -47,11 +89,26 @@ def attention_bias(kept: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     Args:
         kept: D-hat of the patch tokens (B, N).
         num_prefix_tokens: P, the number of tokens in front that are never dropped.
+        sizes: with folding, how many patches each patch token stands for, (B, N).
 
     Returns:
-        log(G + eps), (B, 1, P + N, P + N), to be passed as `attn_mask`.
+        log(G + eps), (B, 1, P + N, P + N), to be passed as `attn_mask`; with `sizes`, their logarithm added.
     """
     bias = key_bias(F.pad(kept, (num_prefix_tokens, 0), value=1.0))  # (B, T)
     num_tokens = bias.shape[1]
     diagonal = torch.eye(num_tokens, dtype=torch.bool, device=bias.device)
-    return bias[:, None, None, :].masked_fill(diagonal, 0.0)  # (B, 1, T, T)
+    gate = bias[:, None, None, :].masked_fill(diagonal, 0.0)  # (B, 1, T, T)
+    return gate if sizes is None else gate + size_bias(sizes, num_prefix_tokens)
+
+
+def size_bias(sizes: Tensor, num_prefix_tokens: int = 0) -> Tensor:
+    """Proportional attention: log of how many patches each key stands for.
+
+    Args:
+        sizes: of the patch tokens, (B, N), at least 1.
+        num_prefix_tokens: P; each counts as one.
+
+    Returns:
+        Bias (B, 1, 1, P + N), to be passed as `attn_mask`.
+    """
+    return F.pad(sizes, (num_prefix_tokens, 0), value=1.0).log()[:, None, None, :]

@@ -37,16 +37,22 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def token_loss(features: Tensor, teacher_features: Tensor, kept: Tensor | None = None) -> Tensor:
+def token_loss(
+    features: Tensor, teacher_features: Tensor, kept: Tensor | None = None, *, relative: bool = False
+) -> Tensor:
     """Mean squared error of the final features over the tokens the student kept (eq. 13), in fp32.
 
     Args:
         features: student's patch tokens after the final norm, (B, N, C).
         teacher_features: teacher's, at the same positions, (B, N, C).
         kept: the student's final D-hat (B, N); None when all N tokens are kept ones.
+        relative: divide by the mean square of the teacher's features, so that a backbone with large ones does not
+            drown the other losses: 1 is then as wrong as answering zero.
     """
-    error = (features.float() - teacher_features.detach().float()).square().mean(dim=-1)  # (B, N)
+    target = teacher_features.detach().float()
+    error = (features.float() - target).square().mean(dim=-1)  # (B, N)
+    scale = target.square().mean().clamp(min=torch.finfo(target.dtype).tiny) if relative else 1.0
     if kept is None:
-        return error.mean()
+        return error.mean() / scale
     weight = kept.detach().to(error.dtype)
-    return (error * weight).sum() / weight.sum().clamp(min=1)
+    return (error * weight).sum() / weight.sum().clamp(min=1) / scale

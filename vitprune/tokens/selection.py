@@ -23,6 +23,12 @@ def topk_tokens(scores: Tensor, num_tokens: int) -> Tensor:
     return indices.sort(dim=1).values
 
 
+def split_tokens(scores: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """As `topk_tokens`, and the indices (B, N - num_tokens) of the others, best first."""
+    order = scores.topk(scores.shape[1], dim=1).indices
+    return order[:, :num_tokens].sort(dim=1).values, order[:, num_tokens:]
+
+
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     """Rows `indices` (B, K) of the tokens `x` (B, N, C), as (B, K, C)."""
     return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

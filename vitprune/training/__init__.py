@@ -3,9 +3,10 @@
 from vitprune.training.log import StepLog
 from vitprune.training.loop import Listener, Progress, StepRecord, train
 from vitprune.training.objective import Objective, StepLoss
-from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe
+from vitprune.training.recipe import Augmentation, LossWeights, Phase, Precision, Recipe, load_recipe
 
 __all__ = [
+    "Augmentation",
     "Listener",
     "LossWeights",
     "Objective",
@@ -16,5 +17,6 @@ __all__ = [
     "StepLog",
     "StepLoss",
     "StepRecord",
+    "load_recipe",
     "train",
 ]

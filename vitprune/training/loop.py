@@ -12,8 +12,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from timm.data import Mixup
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from vitprune.data import PictureSet, batches, make_loader
@@ -21,6 +23,9 @@ from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.recipe import Phase, Recipe
+
+Batch = tuple[Tensor, Tensor]
+"""Images (B, C, H, W) and class indices (B,)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def train(
     listener: Listener,
     progress: Progress,
 ) -> None:
-    """Train `student` in place: warm start, sampled end-to-end steps, steps on the deployed path.
+    """Train `student` in place: warm start, then end to end with sampled decisions, at last on the deployed path.
 
     Args:
         student: the sparse model.
@@ -116,78 +121,105 @@ def train(
         seed=recipe.seed,
         pin=device.type == "cuda",
     )
-    plan = _plan(recipe, len(loader), has_stages=bool(student.schedule.stages))
-    progress.num_steps = sum(steps for *_, steps in plan)
-    trainer = _Trainer(accelerator, student, teacher, _endless(loader), recipe, listener, progress)
-    for phase, train_backbone, num_steps in plan:
-        trainer.run_phase(phase, train_backbone, num_steps)
+    parts = _plan(recipe, len(loader), has_stages=bool(student.schedule.stages))
+    progress.num_steps = sum(part.num_steps for part in parts)
+    stream = _mixed(_endless(loader), recipe, student.num_classes)
+    trainer = _Trainer(accelerator, student, teacher, stream, recipe, listener, progress)
+    student.backbone.set_drop_path(recipe.drop_path)
+    for part in parts:
+        trainer.run(part)
+    student.backbone.set_drop_path(0.0)
     student.requires_grad_(True).eval()
     accelerator.free_memory()
 
 
-def _plan(recipe: Recipe, steps_per_epoch: int, has_stages: bool) -> list[tuple[Phase, bool, int]]:
-    """What is run: (phase, whether the backbone trains, number of steps), without empty entries."""
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of training with one optimiser and one schedule."""
+
+    phases: tuple[tuple[Phase, int], ...]
+    train_backbone: bool = False
+    frozen_steps: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        return sum(steps for _, steps in self.phases)
+
+    def steps(self) -> Iterator[tuple[Phase, float]]:
+        """Phase of every step, and how far into the phase it is: 0 at its first, 1 at its last step."""
+        for phase, steps in self.phases:
+            yield from ((phase, step / max(1, steps - 1)) for step in range(steps))
+
+
+def _plan(recipe: Recipe, steps_per_epoch: int, has_stages: bool) -> list[_Part]:
+    """What is run: the warm start, then everything together; without empty parts."""
     steps = recipe.num_steps(steps_per_epoch)
     deployed = round(steps * recipe.deployed_share)
-    sampled = steps - deployed
-    frozen = min(sampled, round(recipe.freeze_epochs * steps_per_epoch))
-    backbone = recipe.backbone_lr_scale > 0
-    plan: list[tuple[Phase, bool, int]] = [
-        ("warm", False, recipe.warm_start_steps),
-        ("sampled", False, frozen),
-        ("sampled", backbone, sampled - frozen),
-        ("deployed", backbone, deployed),
-    ]
     # Without stages there is nothing to rank; on the deployed path nothing but the backbone can train.
-    return [
-        (phase, tunes, count)
-        for phase, tunes, count in plan
-        if count and (has_stages or phase == "deployed") and (tunes or phase != "deployed")
+    tunes = recipe.backbone_lr_scale > 0
+    parts = [
+        _Part((("warm", recipe.warm_start_steps if has_stages else 0),)),
+        _Part(
+            (("sampled", steps - deployed if has_stages else 0), ("deployed", deployed if tunes else 0)),
+            tunes,
+            frozen_steps=round(recipe.freeze_epochs * steps_per_epoch),
+        ),
     ]
+    return [part for part in parts if part.num_steps]
 
 
 @dataclass
 class _Trainer:
-    """What stays the same from phase to phase."""
+    """What stays the same from step to step."""
 
     accelerator: Accelerator
     student: SparseViT
     teacher: SparseViT
-    stream: Iterator[tuple[Tensor, Tensor]]
+    stream: Iterator[Batch]
     recipe: Recipe
     listener: Listener
     progress: Progress
     skipped_in_a_row: int = 0
 
-    def run_phase(self, phase: Phase, train_backbone: bool, num_steps: int) -> None:
-        """A fresh optimiser and schedule, then `num_steps` steps."""
+    def run(self, part: _Part) -> None:
+        """A fresh optimiser and schedule, then the steps; at the end the averaged weights, where there are any."""
         student, recipe = self.student, self.recipe
-        student.model.requires_grad_(train_backbone)
-        student.predictors.requires_grad_(phase != "deployed")  # top-k passes no gradient to them
+        student.requires_grad_(True)  # timm leaves out of its groups what is frozen when they are made
         optimizer = create_optimizer_v2(
-            _parameter_groups(student, recipe, phase, train_backbone), opt="adamw", weight_decay=0.0
+            _parameter_groups(student, recipe, part.train_backbone, warm=part.phases[0][0] == "warm"),
+            opt="adamw",
+            weight_decay=0.0,
         )
         scheduler = CosineLRScheduler(
             optimizer,
-            t_initial=num_steps,
-            warmup_t=round(num_steps * recipe.warmup_share),
+            t_initial=part.num_steps,
+            warmup_t=round(part.num_steps * recipe.warmup_share),
             warmup_lr_init=0.0,
             warmup_prefix=True,
             t_in_epochs=False,
         )
-        objective: Any = Objective(student, self.teacher, recipe.weights, labels=recipe.labels, tau=recipe.tau)
+        average = ModelEmaV3(student, decay=recipe.ema_decay) if recipe.ema_decay and part.train_backbone else None
+        objective: Any = Objective(student, self.teacher, recipe)
         objective, optimizer = self.accelerator.prepare(objective, optimizer)
         objective.train()
-        for step in range(num_steps):
+        for step, (phase, position) in enumerate(part.steps()):
             scheduler.step_update(step)
-            self._step(objective, optimizer, phase)
+            _freeze(student, recipe, phase, part.train_backbone and step >= part.frozen_steps)
+            noise = 1.0 + (recipe.noise_end - 1.0) * position
+            self._step(objective, optimizer, phase, noise)
+            if average is not None:
+                average.update(student, step=step)
+        if average is not None:
+            student.load_state_dict(average.module.state_dict())
 
-    def _step(self, objective: Any, optimizer: Any, phase: Phase) -> None:
+    def _step(self, objective: Any, optimizer: Any, phase: Phase, noise: float) -> None:
         """One batch: losses, update, record; gives up after too many non-finite ones in a row."""
         start = time.perf_counter()
         images, labels = next(self.stream)
         device = self.accelerator.device
-        loss: StepLoss = objective(images.to(device, non_blocking=True), labels.to(device, non_blocking=True), phase)
+        loss: StepLoss = objective(
+            images.to(device, non_blocking=True), labels.to(device, non_blocking=True), phase, noise
+        )
         skipped = not _update(self.accelerator, optimizer, self.student, loss.total, self.recipe.clip_grad)
         seconds = time.perf_counter() - start
 
@@ -221,13 +253,25 @@ class _Trainer:
             )
 
 
-def _update(accelerator: Accelerator, optimizer: Any, student: SparseViT, loss: Tensor, clip_grad: float) -> bool:
+def _freeze(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: bool) -> None:
+    """Say what a step trains: what has no gradient is left alone by the optimiser."""
+    student.predictors.requires_grad_(phase != "deployed")  # top-k passes no gradient to them
+    student.model.requires_grad_(train_backbone and recipe.train_trunk)
+    if train_backbone and not recipe.train_trunk:
+        first_block = student.schedule.blocks[0] if student.schedule.stages else 0
+        for module in student.backbone.tail(first_block):
+            module.requires_grad_(True)
+
+
+def _update(
+    accelerator: Accelerator, optimizer: Any, student: SparseViT, loss: Tensor, clip_grad: float | None
+) -> bool:
     """Backward and optimiser step; False, with nothing changed, if the loss or the gradient is not finite."""
     optimizer.zero_grad()
     if not torch.isfinite(loss):
         return False
     accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(student.parameters(), clip_grad)
+    norm = accelerator.clip_grad_norm_(student.parameters(), math.inf if clip_grad is None else clip_grad)
     if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
         return False
     optimizer.step()
@@ -235,17 +279,30 @@ def _update(accelerator: Accelerator, optimizer: Any, student: SparseViT, loss: 
     return not accelerator.optimizer_step_was_skipped
 
 
-def _parameter_groups(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: bool) -> list[dict[str, Any]]:
+def _parameter_groups(student: SparseViT, recipe: Recipe, train_backbone: bool, *, warm: bool) -> list[dict[str, Any]]:
     """AdamW groups with their rates; no weight decay on norms, biases and what timm exempts."""
-    groups: list[dict[str, Any]] = []
-    if phase != "deployed":
-        rate = recipe.lr * (1.0 if phase == "warm" else recipe.tune_lr_scale)
-        groups += [g | {"lr": rate} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
+    rate = recipe.peak_lr * (1.0 if warm else recipe.tune_lr_scale)
+    groups = [g | {"lr": rate} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
     if train_backbone:
         exempt = tuple(cast(Any, student.model).no_weight_decay())
-        rate = recipe.lr * recipe.backbone_lr_scale
+        rate = recipe.peak_lr * recipe.backbone_lr_scale
         groups += [g | {"lr": rate} for g in param_groups_weight_decay(student.model, recipe.weight_decay, exempt)]
     return [group for group in groups if group["params"]]
+
+
+def _mixed(stream: Iterator[Batch], recipe: Recipe, num_classes: int) -> Iterator[Batch]:
+    """The batches, mixed by timm where the recipe says so; labels then become class probabilities."""
+    augmentation = recipe.augmentation
+    if augmentation.mixup == 0 and augmentation.cutmix == 0:
+        return stream
+    mixup = Mixup(
+        mixup_alpha=augmentation.mixup,
+        cutmix_alpha=augmentation.cutmix,
+        label_smoothing=augmentation.smoothing,
+        num_classes=num_classes,
+    )
+    # Unlabelled pictures are marked -1, which has no one-hot; their mixed labels are not used.
+    return (mixup(images, labels.clamp(min=0)) for images, labels in stream)
 
 
 def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
@@ -256,7 +313,7 @@ def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 
-def _endless(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(loader: Any) -> Iterator[Batch]:
     """Batches of one pass after another."""
     while True:
         yield from batches(loader)

@@ -8,10 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.model import MaskedOutput, Selection, SparseViT
+from vitprune.model import Decide, MaskedOutput, Selection, SparseViT
 from vitprune.schedule import Stage
-from vitprune.tokens import distillation_loss, gather_tokens, gumbel_decision, ratio_loss, token_loss
-from vitprune.training.recipe import LossWeights, Phase
+from vitprune.tokens import (
+    distillation_loss,
+    gather_tokens,
+    gumbel_decision,
+    perturbed_topk_decision,
+    ratio_loss,
+    token_loss,
+)
+from vitprune.training.recipe import Phase, Recipe
 from vitprune.training.warm_start import ranking_loss, teacher_signal
 
 
@@ -29,26 +36,29 @@ class StepLoss(NamedTuple):
     kept_ratios: Tensor
 
 
+class _Answer(NamedTuple):
+    """What the teacher says: `Selection` without the parts it does not have."""
+
+    logits: Tensor
+    features: Tensor
+
+
 class Objective(nn.Module):
     """Student, teacher and losses as one module, so that a data-parallel wrapper sees the whole step.
 
     Args:
         student: the sparse model.
         teacher: the dense model, a SparseViT without stages; never trained, always in eval mode.
-        weights: of the losses in the phases after the warm start.
-        labels: whether to use the labels.
-        tau: temperature of the Gumbel-softmax.
+        recipe: the settings.
     """
 
-    def __init__(
-        self, student: SparseViT, teacher: SparseViT, weights: LossWeights, *, labels: bool = True, tau: float = 1.0
-    ) -> None:
+    def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval()
-        self.weights = weights
-        self.labels = labels
-        self.tau = tau
+        self.recipe = recipe
+        blocks = student.schedule.blocks
+        self.first_block = blocks[0] if blocks else 0
 
     def train(self, mode: bool = True) -> Objective:
         """Set the student's mode; the teacher stays in eval mode."""
@@ -56,57 +66,83 @@ class Objective(nn.Module):
         self.student.train(mode)
         return self
 
-    def forward(self, images: Tensor, labels: Tensor, phase: Phase) -> StepLoss:
+    def forward(self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0) -> StepLoss:
         """The loss of one batch.
 
         Args:
             images: (B, in_chans, H, W).
-            labels: class indices (B,); ignored without labels and in the warm start.
+            labels: class indices (B,) or, of mixed pictures, class probabilities (B, num_classes); ignored without
+                labels and in the warm start.
             phase: see `Recipe`.
+            noise: scale of the Gumbel noise in sampled steps.
         """
-        if phase == "warm":
-            return self._warm(images)
         with torch.no_grad():
-            teacher = self.teacher.select(images)
+            trunk = self._trunk(images)
+        if phase == "warm":
+            return self._warm(trunk)
+        with torch.no_grad():
+            rest = self.teacher.select_from(trunk, self.first_block)
+            teacher = _Answer(rest.logits, rest.features)
+        if self.recipe.train_trunk:
+            x, first = self.student.backbone.embed(images), 0
+        else:
+            x, first = trunk, self.first_block
         if phase == "sampled":
-            return self._sampled(images, labels, teacher)
-        return self._deployed(images, labels, teacher)
+            return self._sampled(self.student.forward_masked_from(x, first, self._decide(noise)), labels, teacher)
+        return self._deployed(self.student.select_from(x, first), labels, teacher)
 
-    def _warm(self, images: Tensor) -> StepLoss:
-        first_block = self.student.schedule.stages[0].block
-        saliency = teacher_signal(self.teacher.backbone, images, first_block).saliency
-        out = self.student.select(images)
-        loss = ranking_loss(out.log_pi, out.indices, saliency)
-        return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(out))
+    def _trunk(self, images: Tensor) -> Tensor:
+        """Tokens up to the first stage by the teacher; by the student too unless its trunk trains: computed once."""
+        backbone = self.teacher.backbone
+        x = backbone.embed(images)
+        for index in range(self.first_block):
+            x = backbone.block(index, x)
+        return x
 
-    def _sampled(self, images: Tensor, labels: Tensor, teacher: Selection) -> StepLoss:
-        out = self.student.forward_masked(images, self._sample)
-        losses = self._distil(out, labels, teacher) | {
-            "token": token_loss(out.features, teacher.features, out.kept[-1]),
-            "ratio": ratio_loss(out.kept, self.student.schedule.ratios),
-        }
+    def _warm(self, trunk: Tensor) -> StepLoss:
+        signal = teacher_signal(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
+        route = self.student.route_from(trunk, self.first_block)
+        loss = ranking_loss(route.log_pi, route.indices, signal.saliency)
+        return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(route.indices))
+
+    def _decide(self, noise: float) -> Decide:
+        def decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
+            if self.recipe.decision == "gumbel":
+                return gumbel_decision(log_pi, self.recipe.tau, noise)
+            return perturbed_topk_decision(log_pi, stage.num_tokens, kept, self.recipe.tau, noise)
+
+        return decide
+
+    def _sampled(self, out: MaskedOutput, labels: Tensor, teacher: _Answer) -> StepLoss:
+        losses = self._distil(out, labels, teacher)
+        if self.recipe.weights.token > 0:
+            losses["token"] = self._token_loss(out.features, teacher.features, out.kept[-1])
+        if self.recipe.decision == "gumbel":  # top-k keeps the scheduled number: nothing to hold
+            losses["ratio"] = ratio_loss(out.kept, self.student.schedule.ratios)
         return self._sum(losses, torch.stack([mask.detach().mean() for mask in out.kept]))
 
-    def _sample(self, log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
-        del kept, stage  # sampled decisions depend on neither; D-hat multiplies them afterwards
-        return gumbel_decision(log_pi, self.tau)
+    def _deployed(self, out: Selection, labels: Tensor, teacher: _Answer) -> StepLoss:
+        losses = self._distil(out, labels, teacher)
+        if self.recipe.weights.token > 0:
+            target = gather_tokens(teacher.features, out.indices[-1]) if out.indices else teacher.features
+            losses["token"] = self._token_loss(out.features, target)
+        return self._sum(losses, self._deployed_ratios(out.indices))
 
-    def _deployed(self, images: Tensor, labels: Tensor, teacher: Selection) -> StepLoss:
-        out = self.student.select(images)
-        matching = gather_tokens(teacher.features, out.indices[-1])
-        losses = self._distil(out, labels, teacher) | {"token": token_loss(out.features, matching)}
-        return self._sum(losses, self._deployed_ratios(out))
-
-    def _distil(self, out: MaskedOutput | Selection, labels: Tensor, teacher: Selection) -> dict[str, Tensor]:
+    def _distil(self, out: MaskedOutput | Selection, labels: Tensor, teacher: _Answer) -> dict[str, Tensor]:
         losses = {"kl": distillation_loss(out.logits, teacher.logits)}
-        if self.labels and self.weights.ce > 0:
-            losses["ce"] = F.cross_entropy(out.logits.float(), labels)
+        if self.recipe.labels and self.recipe.weights.ce > 0:
+            smoothing = self.recipe.augmentation.smoothing if labels.ndim == 1 else 0.0  # timm's mixup has smoothed
+            losses["ce"] = F.cross_entropy(out.logits.float(), labels, label_smoothing=smoothing)
         return losses
 
+    def _token_loss(self, features: Tensor, target: Tensor, kept: Tensor | None = None) -> Tensor:
+        return token_loss(features, target, kept, relative=self.recipe.relative_token_loss)
+
     def _sum(self, losses: dict[str, Tensor], kept_ratios: Tensor) -> StepLoss:
-        total = torch.stack([getattr(self.weights, name) * loss for name, loss in losses.items()]).sum()
+        weights = self.recipe.weights
+        total = torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()
         return StepLoss(total, {name: loss.detach() for name, loss in losses.items()}, kept_ratios)
 
-    def _deployed_ratios(self, out: Selection) -> Tensor:
+    def _deployed_ratios(self, indices: tuple[Tensor, ...]) -> Tensor:
         num_patches = self.student.schedule.num_patches
-        return torch.tensor([chosen.shape[1] / num_patches for chosen in out.indices])
+        return torch.tensor([chosen.shape[1] / num_patches for chosen in indices])

@@ -1,23 +1,26 @@
-"""How to train: one settings object."""
+"""How to train: one settings object, and the recipes that come with vitprune."""
 
 from __future__ import annotations
 
 import os
-from typing import Literal
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vitprune.errors import UsageError
+from vitprune.training.warm_start import Target
 
 Phase = Literal["warm", "sampled", "deployed"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+RECIPES = ("short", "paper")
+"""Names of the settings files beside this module, in recipes/."""
 
 
 class LossWeights(BaseModel):
-    """Weights of the four losses of DynamicViT eq. 16.
-
-    The paper, with all of ImageNet, has ce 1, ratio 2, kl 0.5, token 0.5. In a short training on few pictures
-    cross-entropy teaches their mix of classes rather than to do without the dropped tokens, so the default leaves it
-    out and weighs the teacher's answer more.
-    """
+    """Weights of the four losses of DynamicViT eq. 16."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,32 +30,66 @@ class LossWeights(BaseModel):
     token: float = Field(0.5, ge=0, description="squared distance of kept tokens' features from the teacher's")
 
 
-class Recipe(BaseModel):
-    """Settings of a training run. The defaults are for minutes on a few thousand pictures.
+class Augmentation(BaseModel):
+    """What is done to training pictures, in timm's terms. Student and teacher see the same picture."""
 
-    Training has three phases. `warm`: predictors alone learn the ranking of tokens that the teacher's gradients
-    give. `sampled`: the end-to-end objective of the paper, decisions sampled, masked attention. `deployed`: the
-    backbone adapts to what inference does, top-k with the other tokens really gone.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of a picture that a training crop shows")
+    auto_augment: str | None = Field(None, description="timm's policy, such as rand-m9-mstd0.5-inc1")
+    color_jitter: float = Field(0.0, ge=0)
+    re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    mixup: float = Field(0.0, ge=0, description="alpha; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha; 0 is off")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
+
+
+class Recipe(BaseModel):
+    """Settings of a training run. The defaults are those of recipes/short.yaml, which says what they are for.
+
+    Training has two parts, each with its own optimiser and schedule. The warm start ("warm"): predictors alone learn
+    the ranking of tokens that the teacher gives. Then predictors and backbone together: first with sampled decisions
+    and masked attention ("sampled"), at last on the path that is deployed, top-k with the other tokens really gone
+    ("deployed").
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    warm_start_steps: int = Field(250, ge=0, description="steps of the warm start")
-    steps: int | None = Field(None, ge=0, description="steps after the warm start")
+    name: str = Field("short", description="of the settings file this began with")
+    schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
+    dropped: Literal["drop", "fold"] = Field("fold", description="what becomes of the tokens that leave")
+
+    warm_start_steps: int = Field(200, ge=0, description="steps of the warm start")
+    warm_start_target: Target = Field("auto", description="what to rank tokens by")
+    steps: int | None = Field(None, ge=0, description="steps after the warm start; None for 400")
     epochs: float | None = Field(None, ge=0, description="the same in passes over the pictures, instead of steps")
     deployed_share: float = Field(0.75, ge=0, le=1, description="share of those steps on the deployed path, at the end")
+    decision: Literal["gumbel", "topk"] = Field(
+        "topk",
+        description="sampled steps keep what exceeds one half (gumbel; the ratio loss holds the share) or the "
+        "scheduled number (topk)",
+    )
+    noise_end: float = Field(0.0, ge=0, le=1, description="scale of the Gumbel noise at the last sampled step")
+    tau: float = Field(1.0, gt=0, description="temperature of the Gumbel-softmax")
+
     batch_size: int = Field(32, ge=1)
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the predictors")
+    lr_batch_size: int | None = Field(None, ge=1, description="batch size that lr is for; None: lr holds for any")
     tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after the warm start, as a share of lr")
-    backbone_lr_scale: float = Field(0.05, ge=0, description="the backbone's rate as a share of lr")
+    backbone_lr_scale: float = Field(0.02, ge=0, description="the backbone's rate as a share of lr")
+    train_trunk: bool = Field(False, description="also train the blocks before the first stage, where no token is gone")
     freeze_epochs: float = Field(0.0, ge=0, description="passes after the warm start with the backbone frozen")
+    warmup_share: float = Field(0.05, ge=0, le=1, description="share of each part in which the rate rises")
     weight_decay: float = Field(0.05, ge=0)
-    warmup_share: float = Field(0.05, ge=0, le=1, description="share of a phase in which the rate rises")
-    clip_grad: float = Field(1.0, gt=0, description="largest gradient norm")
-    tau: float = Field(1.0, gt=0, description="temperature of the Gumbel-softmax")
+    clip_grad: float | None = Field(1.0, gt=0, description="largest gradient norm")
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="of the exponential moving average of weights; 0 is off")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the last block")
+
     weights: LossWeights = LossWeights()
+    relative_token_loss: bool = Field(True, description="token loss over the mean square of the teacher's features")
     labels: bool = Field(True, description="use labels; False is distillation alone")
-    crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of a picture that a training crop shows")
+    augmentation: Augmentation = Augmentation()
+
     precision: Precision = "auto"
     seed: int = Field(0, ge=0)
     num_workers: int | None = Field(None, ge=0, description="processes that read pictures; None to choose")
@@ -76,8 +113,59 @@ class Recipe(BaseModel):
             return round(self.epochs * steps_per_epoch)
         return DEFAULT_STEPS if self.steps is None else self.steps
 
+    @property
+    def peak_lr(self) -> float:
+        """`lr` for the batch size used."""
+        return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
 
-DEFAULT_STEPS = 200
+
+DEFAULT_STEPS = 400
 
 DEMO = {"warm_start_steps": 80, "steps": 40}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""
+
+
+def load_recipe(name: str = "short", **settings: Any) -> Recipe:
+    """A recipe from a settings file, with some settings replaced.
+
+    Args:
+        name: "short", "paper", or the path of a YAML file like theirs.
+        settings: what differs; for `weights` and `augmentation`, a dict of what differs in them. `steps` and `epochs`
+            replace each other.
+
+    Raises:
+        UsageError: no such file, or a setting that does not exist or is out of range; names it.
+    """
+    base = _read(name)
+    if settings.keys() & {"steps", "epochs"}:
+        base = {key: value for key, value in base.items() if key not in ("steps", "epochs")}
+    for key, value in settings.items():
+        base[key] = {**(base.get(key) or {}), **value} if isinstance(value, dict) else value
+    try:
+        return Recipe(**base)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the settings"
+        raise UsageError(f"recipe '{name}': {where}: {first['msg']}", "see vitprune sparsify --help") from error
+
+
+def _read(name: str) -> dict[str, Any]:
+    if name in RECIPES:
+        text = resources.files("vitprune.training").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(
+                f"recipe '{name}' is neither one of ours nor a file", f"choose {' or '.join(RECIPES)}, or a YAML file"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"recipe '{name}' cannot be read: {error}") from error
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe '{name}' is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"recipe '{name}' holds no settings", "write one 'setting: value' per line")
+    return {"name": Path(name).stem, **settings}

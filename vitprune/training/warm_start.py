@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.backbones import Backbone
+from vitprune.backbones import AttentionRecorder, Backbone
 from vitprune.tokens import attention_bias
+
+Target = Literal["auto", "attention", "gradient", "both"]
+"""What tokens are ranked by: what the classifier attends to, the gate's gradient, or the sum of both."""
 
 
 class TeacherSignal(NamedTuple):
-    """One pass of the teacher, forward and backward.
+    """One pass of the teacher over tokens, forward and, for the gradient, backward.
 
     Attributes:
         logits: (B, num_classes).
         features: patch tokens after the final norm, (B, N, C).
-        saliency: how much the answer depends on each patch token, (B, N), at least 0.
+        saliency: how much each patch token matters, (B, N), at least 0; relative to the mean of its image.
     """
 
     logits: Tensor
@@ -26,40 +31,63 @@ class TeacherSignal(NamedTuple):
     saliency: Tensor
 
 
-def teacher_signal(backbone: Backbone, images: Tensor, first_block: int) -> TeacherSignal:
-    """|d log p(top class) / d G_j|: how much the teacher's answer would change if token j faded from attention.
+def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Target = "auto") -> TeacherSignal:
+    """How much each patch token matters for the teacher's answer.
 
-    The gate G (see `vitprune.tokens.attention_bias`) acts from `first_block` on, where the first predictor sits, and
-    in pooling. This is the signal that training through Gumbel noise estimates; here it comes without noise.
+    "gradient" is |d log p(top class) / d G_j|: how much the answer would change if token j faded from attention, with
+    the gate G (see `vitprune.tokens.attention_bias`) on all blocks from `first_block`, where the first predictor
+    sits, and in pooling. It is the signal that training through Gumbel noise estimates; here it comes without noise.
+
+    "attention" is what the classifier looks at: the attention that the class token pays to each patch token, mean over
+    heads and blocks of the later half; of an attention pool, its query's; else what all patch tokens pay to it.
 
     Args:
         backbone: the teacher; its weights get no gradient.
-        images: (B, in_chans, H, W).
+        x: tokens that block `first_block` sees, (B, P + N, C).
         first_block: index of the first gated block.
+        target: "auto" is attention, which costs no backward pass and is easier to learn, but where the classifier
+            averages patches, the gradient. "both" is the sum of the two, each over its mean.
     """
+    if target == "auto":
+        target = "gradient" if backbone.reads == "patches" else "attention"
     prefix = backbone.num_prefix_tokens
-    with torch.no_grad():
-        x = backbone.embed(images)
-        for index in range(first_block):
-            x = backbone.block(index, x)
-    gate = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device, requires_grad=True)  # (B, N)
-    with torch.enable_grad():
-        bias = attention_bias(gate, prefix)
+    wants_gradient = target != "attention"
+    recorder = AttentionRecorder()
+    gate = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device, requires_grad=wants_gradient)  # (B, N)
+    with torch.set_grad_enabled(wants_gradient):
+        bias = attention_bias(gate, prefix) if wants_gradient else None
         for index in range(first_block, backbone.depth):
-            x = backbone.block(index, x, bias)
+            with recorder if _is_read(backbone, index) and target != "gradient" else nullcontext():
+                x = backbone.block(index, x, bias)
         x = backbone.norm(x)
-        logits = backbone.head(x, gate)
-        # Each image's term depends on its own gate only, so the sum has per-image gradients.
-        top = logits.float().log_softmax(dim=-1).amax(dim=-1).sum()
-        (gradient,) = torch.autograd.grad(top, gate)
-    return TeacherSignal(logits.detach(), backbone.token_features(x).detach(), gradient.abs())
+        with recorder if backbone.reads == "attention pool" and target != "gradient" else nullcontext():
+            logits = backbone.head(x, gate if wants_gradient else None)
+        saliency = torch.zeros_like(gate)
+        if wants_gradient:
+            # Each image's term depends on its own gate only, so the sum has per-image gradients.
+            top = logits.float().log_softmax(dim=-1).amax(dim=-1).sum()
+            (gradient,) = torch.autograd.grad(top, gate)
+            saliency = saliency + _over_mean(gradient.abs())
+    if target != "gradient":
+        rows = slice(0, 1) if backbone.reads == "class token" else slice(None)
+        saliency = saliency + _over_mean(recorder.attention(rows)[:, -gate.shape[1] :])
+    return TeacherSignal(logits.detach(), backbone.token_features(x).detach(), saliency.detach())
+
+
+def _is_read(backbone: Backbone, index: int) -> bool:
+    return backbone.reads != "attention pool" and index >= backbone.depth // 2
+
+
+def _over_mean(saliency: Tensor) -> Tensor:
+    return saliency / saliency.mean(dim=1, keepdim=True).clamp(min=torch.finfo(saliency.dtype).tiny)
 
 
 def ranking_loss(log_pi: Sequence[Tensor], indices: Sequence[Tensor], saliency: Tensor) -> Tensor:
-    """How far each stage's keep probabilities are from keeping the most salient of the tokens it sees.
+    """How far each stage's keep probabilities are from the saliency of the tokens it sees.
 
-    Binary cross-entropy, per token: the target is 1 for the K_s most salient tokens still there. So the predictor
-    learns the ranking and, at once, to keep the share it should.
+    The sum of two losses. Listwise: KL divergence of softmax(logit of keeping) over an image's tokens from their share
+    of its saliency, which says how much a mistake costs. Per token: binary cross-entropy of keeping the K_s most
+    salient, which makes pi a probability and the share kept the scheduled one.
 
     Args:
         log_pi: per stage, (B, K_{s-1}, 2), of the tokens that reach it.
@@ -67,13 +95,16 @@ def ranking_loss(log_pi: Sequence[Tensor], indices: Sequence[Tensor], saliency: 
         saliency: (B, N).
 
     Returns:
-        Mean over stages, images and tokens.
+        Mean over stages and images, and in the second over tokens.
     """
     losses, present = [], saliency
     for stage, (stage_log_pi, chosen) in enumerate(zip(log_pi, indices, strict=True)):
+        share = present / present.sum(dim=1, keepdim=True).clamp(min=torch.finfo(present.dtype).tiny)
+        listed = (stage_log_pi[..., 1] - stage_log_pi[..., 0]).log_softmax(dim=1)
+        losses.append(F.kl_div(listed, share, reduction="batchmean"))
         best = present.topk(chosen.shape[1], dim=1).indices
         target = torch.zeros_like(present).scatter_(1, best, 1.0)
         losses.append(-torch.lerp(stage_log_pi[..., 0], stage_log_pi[..., 1], target).mean())
         if stage + 1 < len(indices):
             present = saliency.gather(1, chosen)
-    return torch.stack(losses).mean()
+    return torch.stack(losses).sum() / len(indices)

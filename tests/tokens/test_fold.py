@@ -1,0 +1,161 @@
+"""Folding: by hand, gathered against masked, and what it must not change."""
+
+import pytest
+import torch
+
+from vitprune.tokens import (
+    attention_bias,
+    fold_masked,
+    fold_tokens,
+    gather_tokens,
+    perturbed_topk_decision,
+    size_bias,
+    split_tokens,
+    topk_decision,
+    topk_tokens,
+)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.fixture
+def scores():
+    return torch.randn(3, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_split_is_top_k_and_the_rest(scores):
+    stays, leaves = split_tokens(scores, 13)
+    assert torch.equal(stays, topk_tokens(scores, 13))
+    assert leaves.shape == (3, 7)
+    for image in range(3):
+        assert sorted(stays[image].tolist() + leaves[image].tolist()) == list(range(20))
+
+
+def test_each_leaving_token_joins_its_most_similar_by_weighted_average(x, scores):
+    sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
+    stays, leaves = split_tokens(scores, 13)
+    tokens, new_sizes = fold_tokens(x, sizes, stays, leaves)
+    for image in range(3):
+        groups = {token: [token] for token in stays[image].tolist()}
+        for leaving in leaves[image].tolist():
+            nearest = max(groups, key=lambda s: torch.cosine_similarity(x[image, leaving], x[image, s], dim=0).item())
+            groups[nearest].append(leaving)
+        for row, members in enumerate(groups.values()):
+            weight = sizes[image, members]
+            torch.testing.assert_close(new_sizes[image, row], weight.sum())
+            mean = (x[image, members] * weight[:, None]).sum(0) / weight.sum()
+            torch.testing.assert_close(tokens[image, row], mean)
+    torch.testing.assert_close(new_sizes.sum(1), sizes.sum(1))
+
+
+def test_masked_folding_is_gathered_folding(x, scores):
+    sizes = torch.ones(3, 20, dtype=torch.float64)
+    stays, leaves = split_tokens(scores, 13)
+    tokens, new_sizes = fold_tokens(x, sizes, stays, leaves)
+    masked, masked_sizes = fold_masked(x, sizes, torch.ones_like(sizes), topk_decision(scores, 13))
+    torch.testing.assert_close(gather_tokens(masked, stays), tokens)
+    torch.testing.assert_close(masked_sizes.gather(1, stays), new_sizes)
+    assert torch.equal(gather_tokens(masked, leaves), gather_tokens(x, leaves)), "nobody sees them: let them be"
+
+
+def test_folding_where_nobody_stays_changes_nothing(x):
+    sizes = torch.ones(3, 20, dtype=torch.float64)
+    tokens, new_sizes = fold_masked(x, sizes, torch.ones_like(sizes), torch.zeros_like(sizes))
+    assert torch.equal(tokens, x)
+    assert torch.equal(new_sizes, sizes)
+
+
+def test_tokens_dropped_before_do_not_fold_again(x, scores):
+    sizes = torch.ones(3, 20, dtype=torch.float64)
+    kept = topk_decision(scores, 13)
+    _, sizes = fold_masked(x, sizes, torch.ones_like(kept), kept)
+    decision = topk_decision(-scores, 6, kept)
+    _, later = fold_masked(x, sizes, kept, decision)
+    torch.testing.assert_close((later * kept * decision).sum(1), torch.full((3,), 20.0, dtype=torch.float64))
+
+
+def test_gradient_reaches_folded_tokens_and_not_the_choice(x, scores):
+    x.requires_grad_(True)
+    decision = topk_decision(scores, 13).requires_grad_(True)
+    tokens, _ = fold_masked(x, torch.ones(3, 20, dtype=torch.float64), torch.ones_like(decision), decision)
+    (tokens * decision.detach().unsqueeze(-1)).sum().backward()
+    assert (x.grad.abs().sum(-1) > 0).all(), "what leaves is felt through the token that it joined"
+    assert decision.grad is None
+
+
+def test_bf16_tokens_stay_bf16_and_sizes_exact(x, scores):
+    stays, leaves = split_tokens(scores, 3)
+    tokens, sizes = fold_tokens(x.bfloat16(), torch.ones(3, 20), stays, leaves)
+    assert tokens.dtype == torch.bfloat16
+    assert sizes.dtype == torch.float32
+    assert torch.equal(sizes.sum(1), torch.full((3,), 20.0))
+
+
+def test_size_bias_weighs_a_key_as_that_many_copies():
+    query, keys = torch.randn(1, 1, 4), torch.randn(1, 3, 4)
+    sizes = torch.tensor([[1.0, 3.0, 2.0]])
+    weights = (query @ keys.transpose(1, 2) + size_bias(sizes)[:, 0]).softmax(-1)
+    copies = keys[:, [0, 1, 1, 1, 2, 2]]
+    spread = (query @ copies.transpose(1, 2)).softmax(-1)[0, 0]
+    torch.testing.assert_close(weights[0, 0], torch.stack((spread[0], spread[1:4].sum(), spread[4:].sum())))
+
+
+def test_gate_with_sizes_counts_on_the_diagonal_too():
+    kept = torch.tensor([[1.0, 0.0, 1.0]])
+    sizes = torch.tensor([[2.0, 1.0, 4.0]])
+    bias = attention_bias(kept, 1, sizes)[0, 0]
+    gate = attention_bias(kept, 1)[0, 0]
+    torch.testing.assert_close(bias - gate, torch.tensor([1.0, 2.0, 1.0, 4.0]).log().expand(4, 4))
+
+
+# Noisy top-k
+
+
+def log_pi_of(scores):
+    return torch.stack((torch.zeros_like(scores), scores), -1).log_softmax(-1)
+
+
+def test_noisy_top_k_keeps_the_number_whatever_the_noise(scores):
+    kept = topk_decision(torch.rand(3, 20), 15)
+    for noise in (0.0, 0.5, 1.0, 5.0):
+        decision = perturbed_topk_decision(log_pi_of(scores), 8, kept, noise=noise)
+        assert set(decision.unique().tolist()) == {0.0, 1.0}
+        assert (decision.sum(1) == 8).all()
+        assert ((decision == 1) <= (kept == 1)).all()
+
+
+def test_without_noise_it_is_top_k(scores):
+    ones = torch.ones(3, 20, dtype=torch.float64)
+    assert torch.equal(perturbed_topk_decision(log_pi_of(scores), 8, ones, noise=0.0), topk_decision(scores, 8))
+
+
+def test_noise_tries_other_tokens_the_more_the_noisier(scores):
+    torch.manual_seed(0)
+    ones, best = torch.ones(3, 20, dtype=torch.float64), topk_decision(scores, 8)
+
+    def change(noise):
+        draws = [perturbed_topk_decision(log_pi_of(scores), 8, ones, noise=noise) for _ in range(50)]
+        return sum((draw - best).abs().mean().item() for draw in draws) / 50
+
+    assert 0 < change(0.1) < change(1.0)
+
+
+def test_gradient_pulls_at_the_border_hardest(scores):
+    log_pi = log_pi_of(scores).requires_grad_(True)
+    ones = torch.ones(3, 20, dtype=torch.float64)
+    perturbed_topk_decision(log_pi, 8, ones, noise=0.0).sum().backward()
+    pull = log_pi.grad[..., 1]
+    assert (pull > 0).all(), "dropped tokens are told too"
+    logits = log_pi.detach()[..., 1] - log_pi.detach()[..., 0]
+    distance = (logits - logits.topk(9, 1).values[:, 7:].mean(1, keepdim=True)).abs()
+    torch.testing.assert_close(pull, distance.sigmoid() * (1 - distance.sigmoid()))
+
+
+def test_keeping_all_is_certain(scores):
+    ones = torch.ones(3, 20, dtype=torch.float64)
+    decision = perturbed_topk_decision(log_pi_of(scores).requires_grad_(True), 20, ones)
+    assert (decision == 1).all()
+    decision.sum().backward()

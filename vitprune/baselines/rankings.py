@@ -1,0 +1,68 @@
+"""Rankings of tokens that need no training, in the place of a TokenPredictor's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.backbones import AttentionRecorder
+from vitprune.model import Dropped, SparseViT
+from vitprune.schedule import Schedule
+
+
+class RandomPredictor(nn.Module):
+    """Keeps tokens at random, with a random stream of its own; stands in for a TokenPredictor."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        # On the CPU, so that the same tokens go whatever device the model is on.
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """log_pi (B, N, 2) of a keep probability uniform in (0, 1)."""
+        del kept
+        keep = torch.rand(x.shape[:2], generator=self.generator).clamp(1e-6, 1 - 1e-6)
+        return torch.stack((1 - keep, keep), dim=-1).log().to(x.device)
+
+
+class NormPredictor(nn.Module):
+    """Keeps the tokens with the largest L2 norm."""
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """log_pi (B, N, 2), rising with the norm."""
+        del kept
+        return _as_log_pi(x.float().norm(dim=-1))
+
+
+class _FromAttention(nn.Module):
+    """Marks a stage whose scores the model itself knows."""
+
+
+class AttentionViT(SparseViT):
+    """Keeps the tokens that the class token attends to most in the block before the stage, mean over heads.
+
+    The ranking of EViT (https://arxiv.org/abs/2202.07800), without its training. Where there is no class token, what
+    all tokens together attend to.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule, dropped: Dropped = "drop") -> None:
+        super().__init__(model, schedule, [_FromAttention() for _ in schedule.stages], dropped)
+        self._recorder = AttentionRecorder()
+
+    def _block(self, index: int, x: Tensor, bias: Tensor | None) -> Tensor:
+        if index + 1 not in self.schedule.blocks:
+            return super()._block(index, x, bias)
+        self._recorder = AttentionRecorder()
+        with self._recorder:
+            return super()._block(index, x, bias)
+
+    def _predict(self, predictor: Any, patches: Tensor) -> Tensor:
+        rows = slice(0, 1) if self.backbone.reads == "class token" else slice(None)
+        return _as_log_pi(self._recorder.attention(rows)[:, -patches.shape[1] :])
+
+
+def _as_log_pi(scores: Tensor) -> Tensor:
+    """Any scores (B, N) as log-probabilities (B, N, 2) in the same order."""
+    return torch.stack((torch.zeros_like(scores), scores), dim=-1).log_softmax(dim=-1)

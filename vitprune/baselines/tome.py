@@ -1,0 +1,91 @@
+"""Token merging, from its paper (ToMe, Bolya et al., ICLR 2023, https://arxiv.org/abs/2210.09461)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.backbones import AttentionRecorder, wrap
+from vitprune.tokens import size_bias
+
+
+def merges_per_block(depth: int, total: int, *, late: bool = False) -> tuple[int, ...]:
+    """How many tokens each block merges, `total` in all.
+
+    Args:
+        depth: number of blocks.
+        total: merges of all blocks together.
+        late: in proportion to the square of the block's number, counted from 1, instead of equally: published to lose
+            less at the same cost.
+    """
+    weights = [((index + 1) / depth) ** 2 if late else 1.0 for index in range(depth)]
+    borders = [0]
+    for index in range(depth):  # rounding the running sum keeps the total exact
+        borders.append(round(total * sum(weights[: index + 1]) / sum(weights)))
+    return tuple(after - before for before, after in pairwise(borders))
+
+
+class ToMeViT(nn.Module):
+    """A model that merges its most similar patch tokens in every block, between attention and MLP. No training.
+
+    Patch tokens are split into two sets in turns; every token of the first finds its most similar one in the second
+    (cosine of the keys, mean over heads); the `merges` most similar pairs become one token each, their average
+    weighted by size. Attention is told the sizes (log size added to the logits of the keys). Prefix tokens never merge.
+
+    Args:
+        model: a timm model of a supported family whose blocks have attention and MLP one after the other.
+        merges: per block, how many tokens to merge; at most half of those there are.
+
+    Raises:
+        UnsupportedModelError: see `vitprune.backbones.wrap`, or the blocks are built otherwise.
+    """
+
+    def __init__(self, model: nn.Module, merges: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.backbone = wrap(model)
+        self.backbone.check_halves()
+        if len(merges) != self.backbone.depth:
+            raise ValueError(f"expected merges for {self.backbone.depth} blocks, got {len(merges)}")
+        self.merges = tuple(merges)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to logits (B, num_classes)."""
+        backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
+        x = backbone.embed(images)
+        sizes = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device)
+        for index, wanted in enumerate(self.merges):
+            recorder = AttentionRecorder()
+            with recorder:
+                x = backbone.attention_half(index, x, size_bias(sizes, prefix))
+            merges = min(wanted, (x.shape[1] - prefix) // 2)
+            if merges:
+                keys = recorder.keys[-1].float().mean(dim=1)[:, prefix:]
+                patches, sizes = _merge(x[:, prefix:], sizes, keys, merges)
+                x = torch.cat((x[:, :prefix], patches), dim=1)
+            x = backbone.mlp_half(index, x)
+        return backbone.head(backbone.norm(x), sizes=sizes)
+
+
+def _merge(x: Tensor, sizes: Tensor, keys: Tensor, merges: int) -> tuple[Tensor, Tensor]:
+    """X (B, N, C), sizes (B, N) and keys (B, N, D) to N - `merges` tokens and their sizes."""
+    unit = keys / keys.norm(dim=-1, keepdim=True)
+    similarity, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)  # (B, N / 2)
+    order = similarity.argsort(dim=-1, descending=True)
+    leaving, staying = order[:, :merges], order[:, merges:].sort(dim=-1).values
+    target = partner.gather(1, leaving)
+
+    def merged(values: Tensor) -> Tensor:
+        def rows(indices: Tensor) -> Tensor:
+            return indices.unsqueeze(-1).expand(-1, -1, values.shape[-1])
+
+        first, second = values[:, ::2], values[:, 1::2]
+        second = second.scatter_add(1, rows(target), first.gather(1, rows(leaving)))
+        return torch.cat((first.gather(1, rows(staying)), second), dim=1)
+
+    weight = sizes.unsqueeze(-1)
+    total, new_sizes = merged(x * weight), merged(weight)
+    return (total / new_sizes).to(x.dtype), new_sizes.squeeze(-1)
