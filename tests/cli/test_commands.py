@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
-COMMANDS = ["sparsify", "eval", "bench", "info", "env"]
+COMMANDS = ["sparsify", "eval", "bench", "compare", "info", "env"]
 
 
 @pytest.fixture
@@ -79,15 +79,34 @@ def test_bench_of_several_keep_ratios_and_the_check(capsys, no_hub):
 def test_info_shows_the_plan_without_weights(capsys, no_hub):
     assert run(["info", "deit_small", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
+    assert [(s["block"], s["num_tokens"]) for s in plan["stages"]] == [(3, 148), (6, 100), (9, 52)]
+    assert plan["dropped"] == "fold"
+    assert round(plan["sparse"]["params_m"] * 1e6) == 22_774_414
+    assert run(["info", "deit_small", "--recipe", "paper", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert [(s["block"], s["num_tokens"]) for s in plan["stages"]] == [(3, 137), (6, 96), (9, 67)]
+    assert plan["dropped"] == "drop"
     assert round(plan["dense"]["gmacs"], 3) == 4.599
     assert round(plan["sparse"]["gmacs"], 3) == 2.981
     assert round(plan["sparse"]["params_m"] * 1e6) == 22_774_414
-    assert run(["info", "deit_small", "--keep", "0.5", "--stages", "4,8"]) == 0
+    assert run(["info", "deit_small", "--keep", "0.5", "--stages", "4,8", "--schedule", "geometric"]) == 0
     out = capsys.readouterr().out
     assert "0-3" in out
     assert "98" in out
     assert "49" in out
+
+
+def test_info_finds_the_keep_ratio_of_a_budget(capsys, no_hub):
+    assert run(["info", "deit_tiny", "--target-gmacs", "0.8", "--json"]) == 0
+    out, err = capsys.readouterr()
+    plan = json.loads(out)
+    assert 0.795 < plan["sparse"]["gmacs"] <= 0.8
+    assert 0.68 < plan["keep"] < 0.7
+    assert "keep ratio" in err
+    assert run(["info", "deit_tiny", "--ratios", ".8,.6,.4", "--dropped", "drop", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["keep"] is None
+    assert [stage["num_tokens"] for stage in plan["stages"]] == [156, 117, 78]
 
 
 def test_info_of_a_file_tells_what_it_is(sparse_file, capsys):
@@ -115,8 +134,27 @@ MISTAKES = {
     "stages outside": (["info", "demo", "--stages", "3,6,12"], 2, "blocks 0..11"),
     "stages in sparsify": (["sparsify", "demo", "--stages", "6,3"], 2, "expected rising block indices"),
     "stages text": (["info", "demo", "--stages", "3;6"], 2, "--stages is '3;6'"),
+    "keep and target": (["info", "demo", "--keep", "0.5", "--target-gmacs", "0.1"], 2, "--keep and --target-gmacs say"),
+    "ratios text": (["info", "demo", "--ratios", "a,b"], 2, "--ratios is 'a,b'"),
+    "ratios rising": (["sparsify", "demo", "--ratios", "0.4,0.6"], 2, "does not come back"),
+    "ratios and schedule": (["info", "demo", "--ratios", "0.4", "--schedule", "late"], 2, "a schedule of their own"),
+    "target above dense": (["info", "demo", "--target-gmacs", "9"], 2, "the dense model needs 0."),
+    "target below all": (["info", "demo", "--target-gmacs", "0.001"], 2, "still leaves 0."),
+    "no such schedule": (["info", "demo", "--schedule", "early"], 2, "'early' is not one of"),
+    "ratio weight of top-k": (["sparsify", "demo", "--ratio-weight", "1"], 2, "--ratio-weight does nothing"),
+    "labels and none": (["sparsify", "demo", "--no-labels", "--ce-weight", "1"], 2, "that --no-labels leaves out"),
+    "no such recipe": (["sparsify", "demo", "--recipe", "long"], 2, "recipe 'long' is neither one of ours nor a file"),
+    "recipe with a typo": (
+        ["sparsify", "demo", "--recipe", "typo.yaml"],
+        2,
+        "leanring_rate: Extra inputs",
+    ),
+    "recipe of no settings": (["sparsify", "demo", "--recipe", "list.yaml"], 2, "holds no settings"),
+    "recipe that is no YAML": (["sparsify", "demo", "--recipe", "broken.yaml"], 2, "is not YAML"),
+    "no such method": (["compare", "demo", "--methods", "tome,magic"], 2, "there is no method 'magic'"),
+    "compare without a dense model": (["compare", "model.safetensors", "pictures", "--methods", "tome"], 1, "Hub"),
     "steps and epochs": (["sparsify", "demo", "--steps", "1", "--epochs", "1"], 2, "steps or epochs, not both"),
-    "negative rate": (["sparsify", "demo", "--lr", "-1"], 2, "--lr"),
+    "negative rate": (["sparsify", "demo", "--lr", "-1"], 2, "lr: Input should be greater than 0"),
     "no such device": (["sparsify", "demo", "--device", "tpu"], 2, "device 'tpu' is unknown"),
     "fp16 on the CPU": (["eval", "demo", "--device", "cpu", "--precision", "fp16"], 2, "fp16"),
     "batch size 0": (["bench", "test_vit", "-b", "0"], 2, "--batch-size is '0'"),
@@ -152,6 +190,9 @@ def workplace(tmp_path, monkeypatch, weights_file, picture_folder, sparse_file, 
     state = load_file(weights_file)
     save_file(state | {"blocks.0.mlp.fc1.weight": torch.zeros(7, 7)}, tmp_path / "wrong.safetensors")
     save_file(state | {"norm.bias": torch.full((64,), float("nan"))}, tmp_path / "nan.safetensors")
+    (tmp_path / "typo.yaml").write_text("leanring_rate: 1\n")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "broken.yaml").write_text("lr: [1\n")
     torch.save({"model": state, "extra": _Thing()}, tmp_path / "pickled.pth")
     return tmp_path
 

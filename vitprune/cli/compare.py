@@ -1,0 +1,179 @@
+"""`vitprune compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitprune.cli.options import (
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    DataDir,
+    Device,
+    Dropped,
+    ImgSize,
+    Keep,
+    Limit,
+    Model,
+    Precision,
+    PrecisionName,
+    Ratios,
+    RecipeName,
+    Schedule,
+    Seed,
+    Stages,
+    TargetGmacs,
+    Workers,
+)
+from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
+from vitprune.cli.plan import parse_sparsity, resolve_sparsity
+from vitprune.cli.progress import RunProgress
+from vitprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitprune.compare import Subject
+    from vitprune.model import Sparsity
+
+_DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ours"
+
+
+def compare(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="imagenet, imagenette, hf:owner/name, a folder (with train/ to train on), or demo.",
+            show_default="imagenet; demo for the demo model",
+        ),
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help="Which, of all these. 'paper', and 'ours' of a timm name, are trained.")
+    ] = _DEFAULT_METHODS,
+    keep: Keep = None,
+    stages: Stages = None,
+    schedule: Schedule = None,
+    ratios: Ratios = None,
+    dropped: Dropped = None,
+    target_gmacs: TargetGmacs = None,
+    recipe: RecipeName = "short",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the paper's recipe.", show_default="as many as ours")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    data_dir: DataDir = None,
+    img_size: ImgSize = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.FP32,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Train without labels.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The same budget by other means: all methods at the MACs of ours, on the same pictures, in one run.
+
+    MODEL is a file that vitprune wrote (its dense model comes from the Hub, or from --checkpoint), or a timm name:
+    then ours is trained here too.
+
+    Examples:
+
+      vitprune compare runs/deit_small_patch16_224-keep0.7/model.safetensors imagenet
+
+      vitprune compare deit_small path/to/imagenet --keep 0.5 --methods tome,tome-late,ours
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+
+    from vitprune.compare import METHODS, TRAINED, CompareSettings
+    from vitprune.compare import compare as run
+    from vitprune.data import ModelClasses, open_data
+    from vitprune.measure import describe_environment, pick_device, pick_precision
+    from vitprune.training import load_recipe
+
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(f"there is no method '{name}'", f"choose from {', '.join(METHODS)}")
+    given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
+    settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
+    where = pick_device(device)
+    number_format = pick_precision(precision.value, where, training=False)
+    asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
+    name, subject = _subject(model, checkpoint, img_size, asked, target_gmacs)
+    trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
+    classes = ModelClasses(getattr(subject.dense, "num_classes", 0), subject.class_names)
+    spec = data or ("demo" if name == "demo" else "imagenet")
+    pictures = open_data(spec, classes, data_dir=data_dir, training=trains, labels=True)
+    if limit is not None:
+        pictures.train = pictures.train and pictures.train.sample(limit)
+        pictures.val = pictures.val.sample(limit)
+    if pictures.note:
+        talk(pictures.note)
+    plan = CompareSettings(names, where, number_format, batch_size, steps)
+    with RunProgress() as progress:
+        result = run(subject, pictures, settings, plan, progress)
+    result = {
+        "model": name,
+        "data": pictures.name,
+        "num_images": len(pictures.val),
+        **result,
+        "precision": number_format,
+        "device": str(where),
+        "environment": describe_environment(),
+    }
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _subject(
+    model: str, checkpoint: Path | None, img_size: int | None, asked: Sparsity, target_gmacs: float | None
+) -> tuple[str, Subject]:
+    """The dense model and, of a file, ours."""
+    from vitprune.compare import Subject
+    from vitprune.zoo import load_model
+
+    if not (model.endswith(".safetensors") or Path(model).is_file()):
+        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
+        sparsity = resolve_sparsity(loaded.model, asked, target_gmacs)
+        return loaded.name, Subject(loaded.model, sparsity, class_names=loaded.class_names)
+    file = load_model(model, img_size=img_size)
+    assert file.metadata is not None
+    trained = file.metadata.training or {}
+    dense = load_model(file.metadata.model, checkpoint=checkpoint)
+    return file.name, Subject(
+        dense.model, ours=file.sparse, steps=trained.get("steps_done", 0), class_names=file.class_names
+    )
+
+
+def _print(result: dict[str, Any]) -> None:
+    columns = ["", "top-1 (%)", "to dense (95 %)", "GMACs", "images/s", "speed", "trained"]
+    print_table(
+        f"{result['model']} at {result['budget_gmacs']:.3f} GMACs", columns, [_cells(row) for row in result["rows"]]
+    )
+    for row in result["rows"]:
+        note = f" ({row['note']})" if row["note"] else ""
+        print_line(f"{row['method']}: {row['what']}{note}")
+    print_line(
+        f"{result['num_images']} pictures, the same for all; {result['device']}, {result['precision']}; "
+        f"batch {result['rows'][0]['batch_size']}"
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if not row["available"]:
+        return [row["method"], *["-"] * 6]
+    interval = "" if row["delta_points"] is None else " ({:+.2f} to {:+.2f})".format(*row["delta_points_ci95"])
+    return [
+        row["method"],
+        number(row["top1_pct"]),
+        "" if row["method"] == "dense" else signed(row["delta_points"]) + interval,
+        number(row["gmacs"], 3),
+        number(row["images_per_s"], 1),
+        f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
+        f"{row['train_steps']} steps, {row['train_s'] / 60:.1f} min" if row["train_s"] else "",
+    ]
