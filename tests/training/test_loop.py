@@ -18,6 +18,7 @@ SHORT = {
     "batch_size": 4,
     "num_workers": 0,
     "train_trunk": True,
+    "rate_reference_kl": None,
 }
 
 
@@ -164,6 +165,26 @@ def test_drop_path_acts_in_training_alone(run_training, make_vit):
     dropped, *_ = run_training(Recipe(**SHORT, drop_path=0.5), model)
     assert not torch.equal(plain.model.head.weight, dropped.model.head.weight)
     assert str(dropped.model) == str(plain.model), "nothing of it is left in the model"
+
+
+def test_the_backbones_rate_follows_what_the_warm_start_leaves(run_training):
+    """Up to fourfold and down to half."""
+
+    def rate(reference):
+        _, _, progress = run_training(Recipe(**SHORT | {"rate_reference_kl": reference, "warmup_share": 0.0}))
+        return progress.backbone_lr
+
+    fixed = rate(None)
+    assert fixed == pytest.approx(1e-3 * 0.02)
+    assert rate(1e-9) == pytest.approx(4 * fixed)
+    assert rate(1e9) == pytest.approx(fixed / 2)
+    reference = 1e-4
+    for _ in range(60):  # this model's own loss is somewhere above
+        factor = rate(reference) / fixed
+        if 0.5 < factor < 4:
+            break
+        reference *= 1.5
+    assert rate(reference * 1.2) == pytest.approx(fixed * factor / 1.2, rel=1e-5)
 
 
 def test_rate_is_for_the_stated_batch_size(run_training):

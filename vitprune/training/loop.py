@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,6 +24,9 @@ from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.recipe import Phase, Recipe
+
+_RATE_BATCHES = 8
+"""On how many batches the loss is measured that sets the backbone's rate."""
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and class indices (B,)."""
@@ -82,6 +86,7 @@ class Progress:
     seconds: float = 0.0
     phases: dict[str, int] = field(default_factory=dict)
     sampled_ratios: tuple[float, ...] | None = None
+    backbone_lr: float | None = None
 
 
 def train(
@@ -184,9 +189,17 @@ class _Trainer:
     def run(self, part: _Part) -> None:
         """A fresh optimiser and schedule, then the steps; at the end the averaged weights, where there are any."""
         student, recipe = self.student, self.recipe
+        objective: Any = self.accelerator.prepare(Objective(student, self.teacher, recipe))
+        if part.train_backbone:
+            self.progress.backbone_lr = self._backbone_rate(objective)
         student.requires_grad_(True)  # timm leaves out of its groups what is frozen when they are made
         optimizer = create_optimizer_v2(
-            _parameter_groups(student, recipe, part.train_backbone, warm=part.phases[0][0] == "warm"),
+            _parameter_groups(
+                student,
+                recipe,
+                recipe.peak_lr * (1.0 if part.phases[0][0] == "warm" else recipe.tune_lr_scale),
+                self.progress.backbone_lr if part.train_backbone else None,
+            ),
             opt="adamw",
             weight_decay=0.0,
         )
@@ -199,8 +212,7 @@ class _Trainer:
             t_in_epochs=False,
         )
         average = ModelEmaV3(student, decay=recipe.ema_decay) if recipe.ema_decay and part.train_backbone else None
-        objective: Any = Objective(student, self.teacher, recipe)
-        objective, optimizer = self.accelerator.prepare(objective, optimizer)
+        optimizer = self.accelerator.prepare(optimizer)
         objective.train()
         for step, (phase, position) in enumerate(part.steps()):
             scheduler.step_update(step)
@@ -211,6 +223,25 @@ class _Trainer:
                 average.update(student, step=step)
         if average is not None:
             student.load_state_dict(average.module.state_dict())
+
+    def _backbone_rate(self, objective: Any) -> float:
+        """The backbone's peak rate: the further the warm start has left the student from its teacher, the higher.
+
+        Adam's steps are as long as the rate says, however small the gradient: where hardly anything is lost, a rate
+        that would mend a greater loss does harm.
+        """
+        recipe = self.recipe
+        rate = recipe.peak_lr * recipe.backbone_lr_scale
+        if recipe.rate_reference_kl is None:
+            return rate
+        device, losses = self.accelerator.device, []
+        objective.eval()
+        with torch.no_grad():
+            for images, labels in islice(self.stream, _RATE_BATCHES):
+                losses.append(objective(images.to(device), labels.to(device), "deployed").components["kl"])
+        loss = torch.stack(losses).mean().item()
+        factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
+        return rate * min(4.0, max(0.5, factor))
 
     def _step(self, objective: Any, optimizer: Any, phase: Phase, noise: float) -> None:
         """One batch: losses, update, record; gives up after too many non-finite ones in a row."""
@@ -279,14 +310,15 @@ def _update(
     return not accelerator.optimizer_step_was_skipped
 
 
-def _parameter_groups(student: SparseViT, recipe: Recipe, train_backbone: bool, *, warm: bool) -> list[dict[str, Any]]:
+def _parameter_groups(
+    student: SparseViT, recipe: Recipe, predictor_lr: float, backbone_lr: float | None
+) -> list[dict[str, Any]]:
     """AdamW groups with their rates; no weight decay on norms, biases and what timm exempts."""
-    rate = recipe.peak_lr * (1.0 if warm else recipe.tune_lr_scale)
-    groups = [g | {"lr": rate} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
-    if train_backbone:
+    groups = [g | {"lr": predictor_lr} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
+    if backbone_lr is not None:
         exempt = tuple(cast(Any, student.model).no_weight_decay())
-        rate = recipe.peak_lr * recipe.backbone_lr_scale
-        groups += [g | {"lr": rate} for g in param_groups_weight_decay(student.model, recipe.weight_decay, exempt)]
+        decayed = param_groups_weight_decay(student.model, recipe.weight_decay, exempt)
+        groups += [g | {"lr": backbone_lr} for g in decayed]
     return [group for group in groups if group["params"]]
 
 

@@ -61,7 +61,7 @@ class Recipe(BaseModel):
 
     warm_start_steps: int = Field(200, ge=0, description="steps of the warm start")
     warm_start_target: Target = Field("auto", description="what to rank tokens by")
-    steps: int | None = Field(None, ge=0, description="steps after the warm start; None for 400")
+    steps: int | None = Field(None, ge=0, description="steps after the warm start; None for 500")
     epochs: float | None = Field(None, ge=0, description="the same in passes over the pictures, instead of steps")
     deployed_share: float = Field(0.75, ge=0, le=1, description="share of those steps on the deployed path, at the end")
     decision: Literal["gumbel", "topk"] = Field(
@@ -77,6 +77,12 @@ class Recipe(BaseModel):
     lr_batch_size: int | None = Field(None, ge=1, description="batch size that lr is for; None: lr holds for any")
     tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after the warm start, as a share of lr")
     backbone_lr_scale: float = Field(0.02, ge=0, description="the backbone's rate as a share of lr")
+    rate_reference_kl: float | None = Field(
+        0.05,
+        gt=0,
+        description="KL after the warm start at which backbone_lr_scale holds; the rate follows it, up to "
+        "fourfold and down to half; None: the rate is fixed",
+    )
     train_trunk: bool = Field(False, description="also train the blocks before the first stage, where no token is gone")
     freeze_epochs: float = Field(0.0, ge=0, description="passes after the warm start with the backbone frozen")
     warmup_share: float = Field(0.05, ge=0, le=1, description="share of each part in which the rate rises")
@@ -119,7 +125,7 @@ class Recipe(BaseModel):
         return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
 
 
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 500
 
 DEMO = {"warm_start_steps": 80, "steps": 40}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""
