@@ -151,12 +151,13 @@ def _subject(
 
 
 def _print(result: dict[str, Any]) -> None:
-    columns = ["", "top-1 (%)", "to dense (95 %)", "GMACs", "images/s", "speed", "trained"]
+    columns = ["", "top-1", "change", "95 %", "GMACs", "img/s", "speed"]
     print_table(
         f"{result['model']} at {result['budget_gmacs']:.3f} GMACs", columns, [_cells(row) for row in result["rows"]]
     )
     for row in result["rows"]:
-        note = f" ({row['note']})" if row["note"] else ""
+        trained = f"; {row['train_steps']} steps in {row['train_s'] / 60:.1f} min" if row["train_s"] else ""
+        note = f" ({row['note']}{trained})" if row["note"] else ""
         print_line(f"{row['method']}: {row['what']}{note}")
     print_line(
         f"{result['num_images']} pictures, the same for all; {result['device']}, {result['precision']}; "
@@ -167,13 +168,13 @@ def _print(result: dict[str, Any]) -> None:
 def _cells(row: dict[str, Any]) -> list[str]:
     if not row["available"]:
         return [row["method"], *["-"] * 6]
-    interval = "" if row["delta_points"] is None else " ({:+.2f} to {:+.2f})".format(*row["delta_points_ci95"])
+    against = row["delta_points"] is not None and row["method"] != "dense"
     return [
         row["method"],
         number(row["top1_pct"]),
-        "" if row["method"] == "dense" else signed(row["delta_points"]) + interval,
+        signed(row["delta_points"]) if against else "",
+        "{:+.2f} to {:+.2f}".format(*row["delta_points_ci95"]) if against else "",
         number(row["gmacs"], 3),
         number(row["images_per_s"], 1),
         f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
-        f"{row['train_steps']} steps, {row['train_s'] / 60:.1f} min" if row["train_s"] else "",
     ]

@@ -77,7 +77,18 @@ class Listener(Protocol):
 
 @dataclass
 class Progress:
-    """What a run has done so far; complete when it ends, true also when it is stopped."""
+    """What a run has done so far; complete when it ends, true also when it is stopped.
+
+    Attributes:
+        steps_done: over all phases.
+        num_steps: planned, over all phases.
+        num_skipped: steps left out because loss or gradient was not finite.
+        num_images: seen, repeats counted.
+        seconds: spent on steps, data included.
+        phases: steps done by phase.
+        sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
+        backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
+    """
 
     steps_done: int = 0
     num_steps: int = 0
