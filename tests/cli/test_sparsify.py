@@ -187,7 +187,7 @@ def test_interrupt_leaves_a_usable_checkpoint_and_says_where(arguments, tmp_path
     real, calls = Objective.forward, iter(range(100))
 
     def forward(*args):
-        if next(calls) == 3:
+        if torch.is_grad_enabled() and next(calls) == 3:  # the fourth step; without gradient it is no step
             raise KeyboardInterrupt
         return real(*args)
 
