@@ -279,7 +279,7 @@ class _Trainer:
             total=loss.total.item(),
             kept_ratios=tuple(loss.kept_ratios.tolist()),
             target_ratios=self.student.schedule.ratios,
-            lr=optimizer.param_groups[0]["lr"],
+            lr=optimizer.param_groups[-1 if phase == "deployed" else 0]["lr"],
             images_per_s=len(labels) / seconds,
             skipped=skipped,
         )
