@@ -54,6 +54,9 @@ class CompareSettings:
         precision: of accuracy and speed figures.
         batch_size: of accuracy and speed figures.
         steps: training steps of the paper's recipe; None for as many as ours had.
+
+    Raises:
+        UsageError: a method does not exist.
     """
 
     methods: Sequence[str]
@@ -62,8 +65,13 @@ class CompareSettings:
     batch_size: int = 32
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in METHODS:
+                raise UsageError(f"there is no method '{name}'", f"choose from {', '.join(METHODS)}")
 
-@dataclass
+
+@dataclass(frozen=True)
 class Subject:
     """What is compared.
 
@@ -72,14 +80,12 @@ class Subject:
         sparsity: how ours is made.
         ours: the sparse model where it was trained before; None to train it here.
         steps: that `ours` was trained for.
-        class_names: in output order, where known.
     """
 
     dense: nn.Module
     sparsity: Sparsity = field(default_factory=Sparsity)
     ours: SparseViT | None = None
     steps: int = 0
-    class_names: tuple[str, ...] | None = None
 
 
 def compare(
@@ -98,11 +104,8 @@ def compare(
         `budget_gmacs` and `rows`, one per method, dense first, in JSON's types.
 
     Raises:
-        UsageError: a method does not exist, or training is asked for without pictures to train on.
+        UsageError: training is asked for without pictures to train on.
     """
-    unknown = [name for name in settings.methods if name not in METHODS]
-    if unknown:
-        raise UsageError(f"there is no method '{unknown[0]}'", f"choose from {', '.join(METHODS)}")
     size = input_size(subject.dense)
     budget = count_macs(subject.ours or attach_as(subject.dense, subject.sparsity), size)
     rows: dict[str, _Row] = {"dense": _Row(subject.dense)}
@@ -188,7 +191,6 @@ def _ours(subject: Subject, data: Data, recipe: Recipe, settings: CompareSetting
     student = new_student(subject.dense, subject.sparsity, recipe.seed)
     row = _train(student, subject.dense, data, recipe, settings, listener)
     row.note = f"{subject.sparsity.label}, {subject.sparsity.schedule}, {subject.sparsity.dropped}"
-    subject.steps = row.steps
     return row
 
 
@@ -201,7 +203,8 @@ def _paper(
     leave the model as it was. The shares of frozen and of warm-up steps are the published ones.
     """
     per_epoch = max(1, len(data.train or ()) // recipe.batch_size)
-    steps = settings.steps or subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)
+    ours = subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)
+    steps = settings.steps or ours
     cut = load_recipe(
         "paper",
         steps=steps,

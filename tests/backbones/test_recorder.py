@@ -12,6 +12,10 @@ def test_attention_is_the_softmax_mean_over_heads_queries_and_calls():
     with AttentionRecorder() as recorder:
         for query, key, value in calls:
             F.scaled_dot_product_attention(query, key, value)
+    with AttentionRecorder() as other:
+        F.scaled_dot_product_attention(*calls[0], scale=2.0)
+    expected = (calls[0][0] @ calls[0][1].transpose(-2, -1) * 2).softmax(-1).mean((1, 2))
+    torch.testing.assert_close(other.attention(), expected)
     matrices = torch.stack([(q @ k.transpose(-2, -1) / 2).softmax(-1) for q, k, _ in calls])  # (calls, B, heads, T, T)
     torch.testing.assert_close(recorder.attention(), matrices.mean((0, 2, 3)))
     torch.testing.assert_close(recorder.attention(slice(0, 1)), matrices.mean((0, 2))[:, 0])

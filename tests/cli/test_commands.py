@@ -143,6 +143,8 @@ MISTAKES = {
     "no such schedule": (["info", "demo", "--schedule", "early"], 2, "'early' is not one of"),
     "ratio weight of top-k": (["sparsify", "demo", "--ratio-weight", "1"], 2, "--ratio-weight does nothing"),
     "labels and none": (["sparsify", "demo", "--no-labels", "--ce-weight", "1"], 2, "that --no-labels leaves out"),
+    "plan of a file": (["info", "model.safetensors", "--keep", "0.5"], 2, "has its own plan"),
+    "plan of a compared file": (["compare", "model.safetensors", "--ratios", ".5"], 2, "has its own plan"),
     "no such recipe": (["sparsify", "demo", "--recipe", "long"], 2, "recipe 'long' is neither one of ours nor a file"),
     "recipe with a typo": (
         ["sparsify", "demo", "--recipe", "typo.yaml"],

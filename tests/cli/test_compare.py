@@ -68,9 +68,12 @@ def test_a_file_is_compared_with_the_model_it_came_from(arguments, weights_file,
 
 def test_a_budget_that_merging_cannot_meet_is_said_not_hidden(arguments, capsys):
     arguments[arguments.index("--keep") + 1] = "0.02"
-    assert run([*arguments, "--methods", "tome", "--json"]) == 0
+    assert run([*arguments, "--methods", "tome-late", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["rows"][1]
-    assert row["available"] == (row["note"].startswith("merges"))
+    assert not row["available"]
+    assert row["note"].startswith("cannot merge down to 0.0")
+    assert run([*arguments, "--methods", "tome-late"]) == 0
+    assert "cannot merge down" in capsys.readouterr().out
 
 
 def test_weights_that_do_not_fit_the_file_are_refused(arguments, weights_file, picture_folder, tmp_path, capsys):

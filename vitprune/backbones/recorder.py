@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -12,30 +11,33 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class AttentionRecorder:
+class AttentionRecorder(TorchFunctionMode):
     """In a `with` block, keeps query and key of every `scaled_dot_product_attention` call, without gradient.
 
     timm's fused attention never forms the attention matrix; what is needed of it is computed afterwards from what
     went in. Works with any model whose attention is PyTorch's, as long as it is fused.
 
     Attributes:
-        queries: per call, (B, heads, Tq, D).
+        queries: per call, scaled, (B, heads, Tq, D).
         keys: per call, (B, heads, Tk, D).
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.queries: list[Tensor] = []
         self.keys: list[Tensor] = []
-        self._mode = _Listening(self)
 
-    def __enter__(self) -> AttentionRecorder:
-        self._mode.__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Listen, and let everything through."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, key = args[0].detach(), args[1].detach()
+            scale = kwargs.get("scale")
+            self.queries.append(query * (query.shape[-1] ** -0.5 if scale is None else scale))
+            self.keys.append(key)
+        return func(*args, **kwargs)
 
     def attention(self, rows: slice = slice(None)) -> Tensor:
         """Attention that the queries `rows` pay to each key, mean over those, heads and calls: (B, Tk), sums to 1.
@@ -49,20 +51,6 @@ class AttentionRecorder:
             raise RuntimeError("no call of scaled_dot_product_attention was seen: fused attention is off")
         means = []
         for query, key in zip(self.queries, self.keys, strict=True):
-            logits = query[:, :, rows].float() @ key.float().transpose(-2, -1) * query.shape[-1] ** -0.5
+            logits = query[:, :, rows].float() @ key.float().transpose(-2, -1)
             means.append(logits.softmax(dim=-1).mean(dim=(1, 2)))
         return torch.stack(means).mean(dim=0)
-
-
-class _Listening(TorchFunctionMode):
-    def __init__(self, recorder: AttentionRecorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.recorder.queries.append(args[0].detach())
-            self.recorder.keys.append(args[1].detach())
-        return func(*args, **(kwargs or {}))

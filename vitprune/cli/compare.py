@@ -29,13 +29,13 @@ from vitprune.cli.options import (
     Workers,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
-from vitprune.cli.plan import parse_sparsity, resolve_sparsity
+from vitprune.cli.plan import parse_sparsity, refuse_plan, resolve_sparsity
 from vitprune.cli.progress import RunProgress
-from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.compare import Subject
     from vitprune.model import Sparsity
+    from vitprune.zoo import Loaded
 
 _DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ours"
 
@@ -88,35 +88,34 @@ def compare(
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
 
-    from vitprune.compare import METHODS, TRAINED, CompareSettings
+    from vitprune.compare import TRAINED, CompareSettings
     from vitprune.compare import compare as run
     from vitprune.data import ModelClasses, open_data
     from vitprune.measure import describe_environment, pick_device, pick_precision
     from vitprune.training import load_recipe
 
-    for name in names:
-        if name not in METHODS:
-            raise UsageError(f"there is no method '{name}'", f"choose from {', '.join(METHODS)}")
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
     settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
     where = pick_device(device)
     number_format = pick_precision(precision.value, where, training=False)
+    plan = CompareSettings(names, where, number_format, batch_size, steps)
     asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
-    name, subject = _subject(model, checkpoint, img_size, asked, target_gmacs)
+    if Path(model).suffix == ".safetensors":
+        refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs)
+    loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
-    classes = ModelClasses(getattr(subject.dense, "num_classes", 0), subject.class_names)
-    spec = data or ("demo" if name == "demo" else "imagenet")
+    classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
+    spec = data or ("demo" if loaded.name == "demo" else "imagenet")
     pictures = open_data(spec, classes, data_dir=data_dir, training=trains, labels=True)
     if limit is not None:
         pictures.train = pictures.train and pictures.train.sample(limit)
         pictures.val = pictures.val.sample(limit)
     if pictures.note:
         talk(pictures.note)
-    plan = CompareSettings(names, where, number_format, batch_size, steps)
     with RunProgress() as progress:
         result = run(subject, pictures, settings, plan, progress)
     result = {
-        "model": name,
+        "model": loaded.name,
         "data": pictures.name,
         "num_images": len(pictures.val),
         **result,
@@ -132,22 +131,20 @@ def compare(
 
 def _subject(
     model: str, checkpoint: Path | None, img_size: int | None, asked: Sparsity, target_gmacs: float | None
-) -> tuple[str, Subject]:
-    """The dense model and, of a file, ours."""
+) -> tuple[Loaded, Subject]:
+    """What MODEL names; its dense model and, of a file, ours."""
     from vitprune.compare import Subject
     from vitprune.zoo import load_model
 
     if not (model.endswith(".safetensors") or Path(model).is_file()):
         loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
         sparsity = resolve_sparsity(loaded.model, asked, target_gmacs)
-        return loaded.name, Subject(loaded.model, sparsity, class_names=loaded.class_names)
+        return loaded, Subject(loaded.model, sparsity)
     file = load_model(model, img_size=img_size)
     assert file.metadata is not None
     trained = file.metadata.training or {}
     dense = load_model(file.metadata.model, checkpoint=checkpoint)
-    return file.name, Subject(
-        dense.model, ours=file.sparse, steps=trained.get("steps_done", 0), class_names=file.class_names
-    )
+    return file, Subject(dense.model, ours=file.sparse, steps=trained.get("steps_done", 0))
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from vitprune.cli.options import (
     TargetGmacs,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table
-from vitprune.cli.plan import parse_sparsity, resolve_sparsity
+from vitprune.cli.plan import parse_sparsity, refuse_plan, resolve_sparsity
 
 
 def info(
@@ -49,6 +49,8 @@ def info(
     asked = parse_sparsity(load_recipe(recipe), keep, stages, schedule, ratios, dropped, target_gmacs)
     loaded = load_model(model, weights="none", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)
+    if loaded.sparse:
+        refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs)
     plan = asked if loaded.sparse else resolve_sparsity(loaded.model, asked, target_gmacs)
     sparse = loaded.sparse or attach_as(loaded.model, plan)
     size = input_size(loaded.model)

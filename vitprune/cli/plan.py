@@ -51,6 +51,19 @@ def parse_sparsity(
     )
 
 
+def refuse_plan(model: str, *options: object) -> None:
+    """A sparse file has its plan: an option that asks for another would do nothing.
+
+    Raises:
+        UsageError: one of the options was given.
+    """
+    if any(option is not None for option in options):
+        raise UsageError(
+            f"'{model}' has its own plan, which options cannot change",
+            "leave out --keep, --stages, --schedule, --ratios, --dropped and --target-gmacs, or start from a timm name",
+        )
+
+
 def resolve_sparsity(model: nn.Module, sparsity: Sparsity, target_gmacs: float | None) -> Sparsity:
     """Find the keep ratio for --target-gmacs, and make sure that the plan fits the model.
 

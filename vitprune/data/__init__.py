@@ -3,10 +3,11 @@
 from vitprune.data.classes import ModelClasses, match_classes
 from vitprune.data.pictures import UNLABELLED, PictureSet, Unreadable, open_picture
 from vitprune.data.source import Data, batches, make_loader, open_data
-from vitprune.data.transforms import eval_transform, train_transform
+from vitprune.data.transforms import Augmentation, eval_transform, train_transform
 
 __all__ = [
     "UNLABELLED",
+    "Augmentation",
     "Data",
     "ModelClasses",
     "PictureSet",

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import timm.data
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from vitprune.backbones import preprocessing
 from vitprune.data.pictures import Transform
 
-if TYPE_CHECKING:
-    from vitprune.training import Augmentation
+
+class Augmentation(BaseModel):
+    """What is done to training pictures, in timm's terms. Student and teacher see the same picture."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of a picture that a training crop shows")
+    auto_augment: str | None = Field(None, description="timm's policy, such as rand-m9-mstd0.5-inc1")
+    color_jitter: float = Field(0.0, ge=0)
+    re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    mixup: float = Field(0.0, ge=0, description="alpha; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha; 0 is off")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
 
 
 def eval_transform(model: nn.Module) -> Transform:

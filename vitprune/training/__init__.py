@@ -3,10 +3,9 @@
 from vitprune.training.log import StepLog
 from vitprune.training.loop import Listener, Progress, StepRecord, train
 from vitprune.training.objective import Objective, StepLoss
-from vitprune.training.recipe import Augmentation, LossWeights, Phase, Precision, Recipe, load_recipe
+from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load_recipe
 
 __all__ = [
-    "Augmentation",
     "Listener",
     "LossWeights",
     "Objective",

@@ -36,13 +36,6 @@ class StepLoss(NamedTuple):
     kept_ratios: Tensor
 
 
-class _Answer(NamedTuple):
-    """What the teacher says: `Selection` without the parts it does not have."""
-
-    logits: Tensor
-    features: Tensor
-
-
 class Objective(nn.Module):
     """Student, teacher and losses as one module, so that a data-parallel wrapper sees the whole step.
 
@@ -81,8 +74,7 @@ class Objective(nn.Module):
         if phase == "warm":
             return self._warm(trunk)
         with torch.no_grad():
-            rest = self.teacher.select_from(trunk, self.first_block)
-            teacher = _Answer(rest.logits, rest.features)
+            teacher = self.teacher.select_from(trunk, self.first_block)
         if self.recipe.train_trunk:
             x, first = self.student.backbone.embed(images), 0
         else:
@@ -113,7 +105,7 @@ class Objective(nn.Module):
 
         return decide
 
-    def _sampled(self, out: MaskedOutput, labels: Tensor, teacher: _Answer) -> StepLoss:
+    def _sampled(self, out: MaskedOutput, labels: Tensor, teacher: Selection) -> StepLoss:
         losses = self._distil(out, labels, teacher)
         if self.recipe.weights.token > 0:
             losses["token"] = self._token_loss(out.features, teacher.features, out.kept[-1])
@@ -121,14 +113,14 @@ class Objective(nn.Module):
             losses["ratio"] = ratio_loss(out.kept, self.student.schedule.ratios)
         return self._sum(losses, torch.stack([mask.detach().mean() for mask in out.kept]))
 
-    def _deployed(self, out: Selection, labels: Tensor, teacher: _Answer) -> StepLoss:
+    def _deployed(self, out: Selection, labels: Tensor, teacher: Selection) -> StepLoss:
         losses = self._distil(out, labels, teacher)
         if self.recipe.weights.token > 0:
             target = gather_tokens(teacher.features, out.indices[-1]) if out.indices else teacher.features
             losses["token"] = self._token_loss(out.features, target)
         return self._sum(losses, self._deployed_ratios(out.indices))
 
-    def _distil(self, out: MaskedOutput | Selection, labels: Tensor, teacher: _Answer) -> dict[str, Tensor]:
+    def _distil(self, out: MaskedOutput | Selection, labels: Tensor, teacher: Selection) -> dict[str, Tensor]:
         losses = {"kl": distillation_loss(out.logits, teacher.logits)}
         if self.recipe.labels and self.recipe.weights.ce > 0:
             smoothing = self.recipe.augmentation.smoothing if labels.ndim == 1 else 0.0  # timm's mixup has smoothed

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vitprune.data import Augmentation
 from vitprune.errors import UsageError
 from vitprune.training.warm_start import Target
 
@@ -28,20 +29,6 @@ class LossWeights(BaseModel):
     ratio: float = Field(2.0, ge=0, description="squared distance of the kept share from its target")
     kl: float = Field(1.0, ge=0, description="KL divergence from the teacher's classes")
     token: float = Field(0.5, ge=0, description="squared distance of kept tokens' features from the teacher's")
-
-
-class Augmentation(BaseModel):
-    """What is done to training pictures, in timm's terms. Student and teacher see the same picture."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of a picture that a training crop shows")
-    auto_augment: str | None = Field(None, description="timm's policy, such as rand-m9-mstd0.5-inc1")
-    color_jitter: float = Field(0.0, ge=0)
-    re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
-    mixup: float = Field(0.0, ge=0, description="alpha; 0 is off")
-    cutmix: float = Field(0.0, ge=0, description="alpha; 0 is off")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
 
 
 class Recipe(BaseModel):
