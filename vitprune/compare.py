@@ -12,12 +12,12 @@ from torch import nn
 
 from vitprune.backbones import input_size, wrap
 from vitprune.baselines import AttentionViT, NormPredictor, RandomPredictor, ToMeViT, merges_per_block
-from vitprune.data import Data, eval_transform, make_loader
+from vitprune.data import Data
 from vitprune.errors import UnsupportedModelError, UsageError
-from vitprune.evaluation import Predictions, paired_difference, predict
+from vitprune.evaluation import Predictions, paired_difference
 from vitprune.measure import Precision, Timing, benchmark, count_macs, keep_within, last_within, speedup
 from vitprune.model import SparseViT, Sparsity, attach_as
-from vitprune.run import RunListener, fit, new_student
+from vitprune.run import RunListener, evaluate, fit, new_student
 from vitprune.training import Progress, Recipe, load_recipe
 
 METHODS = {
@@ -116,7 +116,15 @@ def compare(
             rows[name] = _build(name, subject, budget, data, recipe, settings, listener)
     ordered = {name: rows[name] for name in ("dense", *settings.methods)}
     models = {name: row.model for name, row in ordered.items() if row.model is not None}
-    predictions = _evaluate(models, data, recipe, settings, listener)
+    predictions = evaluate(
+        models,
+        data,
+        listener,
+        batch_size=settings.batch_size,
+        num_workers=recipe.workers(),
+        device=settings.device,
+        precision=settings.precision,
+    )
     listener.begin("measuring speed", len(models))
     timings = benchmark(
         models,
@@ -235,15 +243,6 @@ def _train(
     started, progress = time.perf_counter(), Progress()
     fit(dense, student, data, recipe, settings.device, listener, progress)
     return _Row(student.eval(), seconds=time.perf_counter() - started, steps=progress.steps_done)
-
-
-def _evaluate(
-    models: Mapping[str, nn.Module], data: Data, recipe: Recipe, settings: CompareSettings, listener: RunListener
-) -> dict[str, Predictions]:
-    data.val.transform = eval_transform(models["dense"])
-    loader = make_loader(data.val, settings.batch_size, training=False, num_workers=recipe.workers())
-    listener.begin("evaluating", len(data.val))
-    return predict(models, loader, settings.device, settings.precision, listener.advance)
 
 
 def _describe(

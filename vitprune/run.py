@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,7 +19,7 @@ from vitprune.data import Data, PictureSet, eval_transform, make_loader, train_t
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions, predict
 from vitprune.files import create_run_folder, write_json
-from vitprune.measure import Timing, benchmark, pick_precision
+from vitprune.measure import Precision, Timing, benchmark, pick_precision
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import build_report, object_coverage
 from vitprune.training import Listener, Progress, Recipe, StepLog, train
@@ -86,7 +87,15 @@ def run(
     progress = _train_and_save(student, loaded.model, data, recipe, settings, metadata, listener)
 
     models = _contestants(student, loaded.model)
-    predictions = _evaluate(models, data, recipe, settings, listener)
+    predictions = evaluate(
+        models,
+        data,
+        listener,
+        batch_size=recipe.batch_size,
+        num_workers=recipe.workers(),
+        device=settings.device,
+        precision=settings.eval_precision,
+    )
     coverage = object_coverage(models, data, settings.device) if data.object_mask is not None else None
     timings = _bench(models, student, settings, listener)
     report = build_report(
@@ -190,13 +199,21 @@ def _contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
     return {"dense": model, "random": SparseViT(model, student.schedule, guesses, student.dropped), "sparse": student}
 
 
-def _evaluate(
-    models: dict[str, nn.Module], data: Data, recipe: Recipe, settings: RunSettings, listener: RunListener
+def evaluate(
+    models: Mapping[str, nn.Module],
+    data: Data,
+    listener: RunListener,
+    *,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    precision: Precision,
 ) -> dict[str, Predictions]:
+    """Predictions of several models, "dense" among them, on the same pictures of `data.val`."""
     data.val.transform = eval_transform(models["dense"])
-    loader = make_loader(data.val, recipe.batch_size, training=False, num_workers=recipe.workers())
+    loader = make_loader(data.val, batch_size, training=False, num_workers=num_workers)
     listener.begin("evaluating", len(data.val))
-    return predict(models, loader, settings.device, settings.eval_precision, listener.advance)
+    return predict(models, loader, device, precision, listener.advance)
 
 
 def _bench(
