@@ -71,6 +71,31 @@ def test_every_picture_counts_once_and_in_order():
     assert predictions.top.shape == (7, 3), "fewer than five classes"
 
 
+class _Fixed(nn.Module):
+    """Answers every picture alike."""
+
+    def __init__(self, probabilities):
+        super().__init__()
+        self.logits = torch.tensor(probabilities).log() + 3.0
+
+    def forward(self, images):
+        return self.logits.expand(len(images), -1)
+
+
+def test_divergence_is_the_formula_and_the_reference_has_none():
+    pictures = torch.utils.data.TensorDataset(torch.zeros(5, 1, 1, 1), torch.full((5,), -1))
+    p, q = [0.7, 0.2, 0.1], [0.5, 0.25, 0.25]
+    models = {"dense": _Fixed(p), "sparse": _Fixed(q), "same": _Fixed(p)}
+    loader = torch.utils.data.DataLoader(pictures, batch_size=2)
+    predictions = predict(models, loader, torch.device("cpu"), reference="dense")
+    expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert predictions["sparse"].kl.shape == (5,)
+    assert predictions["sparse"].mean_kl == pytest.approx(expected, abs=1e-6)
+    assert predictions["same"].mean_kl == pytest.approx(0.0, abs=1e-6)
+    assert predictions["dense"].mean_kl is None
+    assert predict({"sparse": _Fixed(q)}, loader, torch.device("cpu"))["sparse"].mean_kl is None
+
+
 def test_dense_accuracy_is_timms_own(make_vit, picture_folder):
     model = make_vit(num_classes=2)
     pictures = open_data(str(picture_folder), ModelClasses(2)).val

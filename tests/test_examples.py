@@ -1,5 +1,6 @@
 """Examples cannot drift: they run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"train_loop.py", "train_demo_model.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"ablation.py", "train_loop.py", "train_demo_model.py"}
 
 
 def _run(name, *arguments, cwd):
@@ -26,7 +27,35 @@ def test_own_training_loop_runs_and_saves(tmp_path):
     assert (tmp_path / "runs" / "train_loop" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", ["train_loop.py", "train_demo_model.py"])
+def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
+    options = ["demo", "--variants", "warm-only,drop", "--output", "out"]
+    quick = ["--limit", "20", "--warm-start-steps", "2", "--device", "cpu", "-b", "10"]
+    done = _run("ablation.py", *options, "--", *quick, "--steps", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]] == ["warm-only", "drop"]
+    reports = {
+        name: json.loads((tmp_path / "out" / name / "report.json").read_text()) for name in ("warm-only", "drop")
+    }
+    assert [reports[name]["dropped"] for name in ("warm-only", "drop")] == ["fold", "drop"]
+    again = _run("ablation.py", *options, cwd=tmp_path)
+    assert again.stdout == done.stdout, "finished runs are read, not repeated"
+
+
+def test_ablation_holds_out_training_pictures(tmp_path, picture_folder):
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        from ablation import hold_out
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    total = len(list((picture_folder / "train").glob("*/*")))
+    made = hold_out(picture_folder, tmp_path / "split", 3)
+    parts = {part: {path.resolve() for path in (made / part).glob("*/*")} for part in ("train", "val")}
+    assert (len(parts["train"]), len(parts["val"])) == (total - 3, 3)
+    assert not parts["train"] & parts["val"]
+    assert all(path.parent.parent == (picture_folder / "train").resolve() for path in parts["train"] | parts["val"])
+
+
+@pytest.mark.parametrize("name", ["ablation.py", "train_loop.py", "train_demo_model.py"])
 def test_examples_explain_themselves(name, tmp_path):
     done = _run(name, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

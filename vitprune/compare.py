@@ -270,6 +270,7 @@ def _describe(
         "delta_points": None if difference is None else difference.points,
         "delta_points_ci95": None if difference is None else [difference.low, difference.high],
         "agreement_pct": predictions[name].agreement_pct(predictions["dense"]),
+        "kl": predictions[name].mean_kl,
         "gmacs": count_macs(row.model, size) / 1e9,
         "images_per_s": timing.images_per_s,
         "batch_size": timing.batch_size,

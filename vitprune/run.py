@@ -213,7 +213,7 @@ def evaluate(
     data.val.transform = eval_transform(models["dense"])
     loader = make_loader(data.val, batch_size, training=False, num_workers=num_workers)
     listener.begin("evaluating", len(data.val))
-    return predict(models, loader, device, precision, listener.advance)
+    return predict(models, loader, device, precision, listener.advance, reference="dense")
 
 
 def _bench(

@@ -148,7 +148,7 @@ def _subject(
 
 
 def _print(result: dict[str, Any]) -> None:
-    columns = ["", "top-1", "change", "95 %", "GMACs", "img/s", "speed"]
+    columns = ["", "top-1", "change", "95 %", "KL", "GMACs", "img/s", "speed"]
     print_table(
         f"{result['model']} at {result['budget_gmacs']:.3f} GMACs", columns, [_cells(row) for row in result["rows"]]
     )
@@ -164,13 +164,14 @@ def _print(result: dict[str, Any]) -> None:
 
 def _cells(row: dict[str, Any]) -> list[str]:
     if not row["available"]:
-        return [row["method"], *["-"] * 6]
+        return [row["method"], *["-"] * 7]
     against = row["delta_points"] is not None and row["method"] != "dense"
     return [
         row["method"],
         number(row["top1_pct"]),
         signed(row["delta_points"]) if against else "",
         "{:+.2f} to {:+.2f}".format(*row["delta_points_ci95"]) if against else "",
+        number(row["kl"], 3) if row["kl"] is not None else "",
         number(row["gmacs"], 3),
         number(row["images_per_s"], 1),
         f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),

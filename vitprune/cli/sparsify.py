@@ -273,7 +273,10 @@ def _print_summary(report: dict[str, Any], folder: Path) -> None:
             f"top-1 change {delta['top1_points']:+.2f} points on the same {images} (95 %: {low:+.2f} to {high:+.2f}); "
             f"random tokens {report['random']['top1_pct']:.2f} %, ours {delta['top1_points_over_random']:+.2f}"
         )
-    print_line(f"same answer as dense on {delta['agreement_pct']:.1f} % of {images}")
+    print_line(
+        f"same answer as dense on {delta['agreement_pct']:.1f} % of {images}; KL divergence from its answers "
+        f"{delta['kl']:.3f}, of random tokens {delta['kl_random']:.3f}"
+    )
     if report["coverage"]:
         shares = report["coverage"]
         print_line(

@@ -88,6 +88,8 @@ def _delta(sides: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Pre
         "top1_points_over_random": None if to_random is None else to_random.points,
         "top1_points_over_random_ci95": None if to_random is None else [to_random.low, to_random.high],
         "agreement_pct": predictions["sparse"].agreement_pct(predictions["dense"]),
+        "kl": predictions["sparse"].mean_kl,
+        "kl_random": predictions["random"].mean_kl,
         "gmacs_pct": 100 * (sparse["gmacs"] / dense["gmacs"] - 1),
         "speedup": [
             {
