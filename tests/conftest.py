@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from vitprune.backbones import input_size
 from vitprune.model import SparseViT, attach
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs time, on a busy machine most of it
@@ -42,10 +43,9 @@ def _make_sparse(name="test_vit", keep=0.7, stages=None, seed=0, **kwargs) -> Sp
 
 def _make_images(model, count=2, seed=0, size=None):
     """Normal noise of the size the model (dense or sparse) was built for."""
-    embed = getattr(model, "model", model).patch_embed
-    in_chans = getattr(model, "model", model).in_chans
+    dense = getattr(model, "model", model)
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, in_chans, *(size or embed.img_size), generator=generator)
+    images = torch.randn(count, dense.in_chans, *(size or input_size(dense)[1:]), generator=generator)
     return images.to(next(model.parameters()).dtype)
 
 

@@ -157,7 +157,10 @@ def _build(
     if name.startswith("tome"):
         return _merging(subject.dense, budget, late=name == "tome-late")
     build = _RANKINGS[name]
-    keep = keep_within(budget, lambda ratio: build(subject.dense, ratio), size)
+    try:
+        keep = keep_within(budget, lambda ratio: build(subject.dense, ratio), size)
+    except UnsupportedModelError as error:
+        return _Row(None, note=error.message)
     return _Row(build(subject.dense, keep), note=f"keep {keep:g}")
 
 

@@ -157,6 +157,7 @@ class SparseViT(nn.Module):
         """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`."""
         prefix = self.backbone.num_prefix_tokens
         num_patches = x.shape[1] - prefix
+        place = self.backbone.positions_of()
         present: Tensor | None = None  # original positions of the patch tokens still there
         sizes: Tensor | None = None
         bias: Tensor | None = None
@@ -178,14 +179,15 @@ class SparseViT(nn.Module):
                     patches = gather_tokens(patches, stays)
                 x = torch.cat((x[:, :prefix], patches), dim=1)
                 present = stays if present is None else present.gather(1, stays)
+                place = self.backbone.positions_of(present)
                 positions.append(present)
                 log_pis.append(log_pi)
             if index < end:
-                x = self._block(index, x, bias)
+                x = self._block(index, x, bias, place)
         return x, Route(tuple(positions), tuple(log_pis), sizes)
 
-    def _block(self, index: int, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.backbone.block(index, x, bias)
+    def _block(self, index: int, x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
+        return self.backbone.block(index, x, bias, positions)
 
     def _predict(self, predictor: nn.Module, patches: Tensor) -> Tensor:
         log_pi: Tensor = predictor(patches)
@@ -209,6 +211,7 @@ class SparseViT(nn.Module):
             kept = kept.double()
         sizes = torch.ones_like(kept) if self.dropped == "fold" else None
         bias: Tensor | None = None
+        place = backbone.positions_of()
         masks: list[Tensor] = []
         log_pis: list[Tensor] = []
         stages = self._stages_by_block(num_patches)
@@ -225,7 +228,7 @@ class SparseViT(nn.Module):
                 bias = attention_bias(kept, prefix, sizes)
                 masks.append(kept)
                 log_pis.append(log_pi)
-            x = backbone.block(index, x, bias)
+            x = backbone.block(index, x, bias, place)
         x = backbone.norm(x)
         logits = backbone.head(x, kept if masks else None, sizes if masks else None)
         return MaskedOutput(logits, backbone.token_features(x), tuple(masks), tuple(log_pis))

@@ -1,13 +1,11 @@
 """Every shape of timm's VisionTransformer: dense as timm does it, and dropped by mask as dropped for real."""
 
 import pytest
-import timm
 import torch
+from agreement import assert_masked_is_gathered, dense_twin
 from timm.layers import DropPath
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import nn
+from timm.models.vision_transformer import Block
 
-from vitprune.backbones import wrap
 from vitprune.errors import UnsupportedModelError
 from vitprune.model import SparseViT, attach
 
@@ -75,23 +73,6 @@ def build(make_sparse):
         return built[kind]
 
     return get
-
-
-def dense_twin(sparse):
-    return attach(sparse.model, keep=1.0)
-
-
-def assert_masked_is_gathered(sparse, images):
-    """Same tokens, same answer, and not the dense model's answer."""
-    with torch.no_grad():
-        dense, selection, masked = sparse.model(images), sparse.select(images), sparse.forward_masked(images)
-    for indices, kept in zip(selection.indices, masked.kept, strict=True):
-        assert torch.equal(torch.zeros_like(kept).scatter_(1, indices, 1.0), kept)
-    torch.testing.assert_close(masked.logits, selection.logits, rtol=0, atol=1e-4)
-    last = selection.indices[-1].unsqueeze(-1).expand_as(selection.features)
-    torch.testing.assert_close(masked.features.gather(1, last), selection.features, rtol=0, atol=1e-4)
-    change = (selection.logits - dense).abs().mean() / dense.std()
-    assert change > 0.02, f"dropping tokens changes the logits by {change:.1e}: the agreement says nothing"
 
 
 @by_kind
@@ -351,60 +332,3 @@ def test_the_mask_comes_in_the_dtype_of_the_tokens(make_sparse, make_images, dty
     sparse.forward_masked(make_images(sparse))
     assert seen[0] is None
     assert [mask.dtype for mask in seen[1:]] == [dtype] * 3
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("swin_tiny_patch4_window7_224", "hierarchical"),
-        ("convnext_atto", "convolutional"),
-        ("eva02_tiny_patch14_224", "positions per token pair"),
-        ("beit_base_patch16_224", "positions per token pair"),
-        ("mixer_s16_224", "one weight per position"),
-        ("resnet18", "convolutional"),
-        ("naflexvit_base_patch16_gap", "variable-length"),
-        ("pit_ti_224", "only plain vision transformers"),
-    ],
-)
-def test_other_families_are_refused_by_name_with_the_reason(name, reason):
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    with pytest.raises(UnsupportedModelError) as caught:
-        wrap(model)
-    assert f"'{name}'" in caught.value.message
-    assert type(model).__name__ in caught.value.message
-    assert reason in caught.value.message
-    assert "ViT" in caught.value.hint
-
-
-@pytest.mark.parametrize("model", [nn.Linear(2, 2), nn.Sequential(nn.Flatten(), nn.Linear(2, 2))])
-def test_a_module_that_is_not_timms_is_refused(model):
-    with pytest.raises(UnsupportedModelError, match=type(model).__name__) as caught:
-        attach(model)
-    assert "only plain vision transformers" in caught.value.message
-
-
-def test_a_subclass_with_a_forward_of_its_own_is_refused():
-    class Custom(VisionTransformer):
-        def forward(self, x):
-            return super().forward(x) + 1
-
-    with pytest.raises(UnsupportedModelError, match="Custom"):
-        wrap(Custom(**TINY))
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224"])
-def test_a_model_that_returns_tokens_is_refused(name):
-    with pytest.raises(UnsupportedModelError, match="global_pool=''") as caught:
-        wrap(timm.create_model(name, **TINY, global_pool=""))
-    assert f"'{name}'" in caught.value.message
-    assert "global_pool='token'" in caught.value.hint
-
-
-def test_the_model_is_used_as_it_is_not_copied(make_vit):
-    model = make_vit(**PLAIN)
-    assert wrap(model).model is model
-    assert attach(model).model is model

@@ -1,9 +1,8 @@
-"""The one place that knows timm's insides: a file per family, and `wrap`, which picks one or refuses by name."""
+"""The one place that knows timm's insides: a file per kind of attention, and `wrap`, which picks one or refuses."""
 
 from vitprune.backbones.base import Backbone
 from vitprune.backbones.preprocessing import input_size, preprocessing
 from vitprune.backbones.recorder import AttentionRecorder
-from vitprune.backbones.registry import wrap
-from vitprune.backbones.vision_transformer import VisionTransformerBackbone
+from vitprune.backbones.registry import family_of, wrap
 
-__all__ = ["AttentionRecorder", "Backbone", "VisionTransformerBackbone", "input_size", "preprocessing", "wrap"]
+__all__ = ["AttentionRecorder", "Backbone", "family_of", "input_size", "preprocessing", "wrap"]

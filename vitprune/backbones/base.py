@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -47,8 +47,25 @@ class Backbone(ABC):
         """Images (B, in_chans, H, W) to tokens (B, P + N, C), ready for block 0."""
 
     @abstractmethod
-    def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Run one block; `attn_mask` is added to the attention logits, broadcastable to (B, heads, T, T)."""
+    def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
+        """Run one block.
+
+        Args:
+            index: which.
+            x: (B, P + K, C).
+            attn_mask: added to the attention logits, broadcastable to (B, heads, P + K, P + K).
+            positions: what `positions_of` gave for the tokens of `x`; None is for all tokens.
+        """
+
+    def positions_of(self, present: Tensor | None = None) -> Any:
+        """What `block` needs to know of where tokens sit; None in models whose tokens carry it themselves.
+
+        To be asked once, and again whenever tokens have left: what it gives serves all blocks until then.
+
+        Args:
+            present: original positions of the patch tokens still there, (B, K); None for all.
+        """
+        return None
 
     def check_halves(self) -> None:
         """Make sure that `attention_half` and `mlp_half` can be used.

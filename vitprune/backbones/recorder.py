@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vitprune.errors import UnsupportedModelError
+
 
 class AttentionRecorder(TorchFunctionMode):
     """In a `with` block, keeps query and key of every `scaled_dot_product_attention` call, without gradient.
@@ -45,10 +47,13 @@ class AttentionRecorder(TorchFunctionMode):
         Gates and size biases are not in it. Returns fp32.
 
         Raises:
-            RuntimeError: nothing was recorded.
+            UnsupportedModelError: nothing was recorded.
         """
         if not self.queries:
-            raise RuntimeError("no call of scaled_dot_product_attention was seen: fused attention is off")
+            raise UnsupportedModelError(
+                "its attention cannot be read: it does not go through PyTorch's scaled_dot_product_attention",
+                "leave TIMM_FUSED_ATTN alone",
+            )
         means = []
         for query, key in zip(self.queries, self.keys, strict=True):
             logits = query[:, :, rows].float() @ key.float().transpose(-2, -1)

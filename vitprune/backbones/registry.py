@@ -2,42 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from timm.models.beit import Beit
+from timm.models.cait import Cait
+from timm.models.deepseek_vit import DeepseekVitClassifier
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.gemma4_vit import Gemma4VitClassifier
+from timm.models.naflexvit import NaFlexVit
+from timm.models.qwen3_vit import Qwen3VitClassifier
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from vitprune.backbones.base import Backbone
+from vitprune.backbones.cait import CaitBackbone
+from vitprune.backbones.multimodal import AxialBackbone, GemmaBackbone
+from vitprune.backbones.pairwise import BeitBackbone, RelPosBackbone
+from vitprune.backbones.rotary import EvaBackbone, NaFlexBackbone
 from vitprune.backbones.vision_transformer import VisionTransformerBackbone
 from vitprune.errors import UnsupportedModelError
 
-_HIERARCHICAL = "it is hierarchical: its stages need a full grid of tokens, so single tokens cannot leave"
-_CONVOLUTIONAL = "it is convolutional: there are no tokens to drop"
-_POSITIONS = "its attention carries positions per token pair, which must be gathered with the tokens; not built yet"
-
-_REASONS = {
-    "beit": _POSITIONS,
-    "cait": "its talking heads and separate class-attention layers are not built yet",
-    "convit": "its gated attention carries positions per token pair and takes no mask",
-    "convnext": _CONVOLUTIONAL,
-    "efficientnet": _CONVOLUTIONAL,
-    "eva": _POSITIONS,
-    "hiera": _HIERARCHICAL,
-    "maxxvit": _HIERARCHICAL,
-    "metaformer": _HIERARCHICAL,
-    "mlp_mixer": "its token-mixing layers have one weight per position, so tokens cannot leave",
-    "mvitv2": _HIERARCHICAL,
-    "naflexvit": "its variable-length batches are not built yet",
-    "pvt_v2": _HIERARCHICAL,
-    "regnet": _CONVOLUTIONAL,
-    "resnet": _CONVOLUTIONAL,
-    "swin_transformer": _HIERARCHICAL,
-    "swin_transformer_v2": _HIERARCHICAL,
-    "twins": _HIERARCHICAL,
-    "vision_transformer_relpos": _POSITIONS,
-    "vision_transformer_sam": "its windowed attention needs a full grid of tokens",
-    "volo": _HIERARCHICAL,
-    "xcit": "its attention is over channels and its blocks convolve the token grid",
+ADAPTERS: Mapping[type[nn.Module], Callable[[Any], Backbone]] = {
+    VisionTransformer: VisionTransformerBackbone,
+    VisionTransformerDistilled: VisionTransformerBackbone,
+    Eva: EvaBackbone,
+    NaFlexVit: NaFlexBackbone,
+    Beit: BeitBackbone,
+    VisionTransformerRelPos: RelPosBackbone,
+    Cait: CaitBackbone,
+    Qwen3VitClassifier: AxialBackbone,
+    DeepseekVitClassifier: AxialBackbone,
+    Gemma4VitClassifier: GemmaBackbone,
 }
+"""By exact type: a subclass may carry a forward of its own that an adapter would silently skip."""
+
+_CONVOLUTIONAL = "it is convolutional: there are no tokens to drop"
+_HIERARCHICAL = "it is hierarchical: its stages need a full grid of tokens, so single tokens cannot leave"
+_GRID = "its blocks convolve or pool the grid of tokens, so single tokens cannot leave"
+_MIXER = "its token-mixing layers have one weight per position, so tokens cannot leave"
+_ENCODER = "it is an encoder whose projector joins neighbouring tokens, and has no classifier"
+
+_FAMILIES_BY_REASON = {
+    _CONVOLUTIONAL: """
+        byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet focalnet ghostnet hgnet hrnet
+        inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 mobilenetv5 nasnet
+        nfnet pnasnet rdnet regnet repghost repvit resnet resnetv2 rexnet selecsls senet starnet tresnet vgg vovnet
+        xception xception_aligned
+    """,
+    _HIERARCHICAL: """
+        coat cpubone davit edgenext efficientformer efficientformer_v2 efficientvim efficientvit_mit efficientvit_msra
+        fastvit gcvit hiera hieradet_sam2 iformer levit lowformer maxxvit metaformer mobilevit mvitv2 nest nextvit pit
+        pvt_v2 shvit swiftformer swin_transformer swin_transformer_v2 swin_transformer_v2_cr tiny_vit twins volo
+    """,
+    _GRID: "csatv2 visformer xcit",
+    _MIXER: "mlp_mixer",
+    _ENCODER: "deepseek_vit gemma4_vit qwen3_vit",
+    "its two branches of different patch sizes exchange tokens": "crossvit",
+    "each of its tokens carries a sequence of pixel tokens of its own through the blocks": "tnt",
+    "its gated attention mixes in positions after the softmax, and its class token joins half-way": "convit",
+    "its windowed attention needs a full grid of tokens": "vision_transformer_sam",
+    "its recurrent layers run along rows and columns of the full grid": "sequencer",
+}
+REASONS: Mapping[str, str] = {
+    family: reason for reason, families in _FAMILIES_BY_REASON.items() for family in families.split()
+}
+"""Why the tokens of a family cannot be dropped, by the name of timm's module."""
 
 
 def wrap(model: nn.Module) -> Backbone:
@@ -46,26 +78,34 @@ def wrap(model: nn.Module) -> Backbone:
     Raises:
         UnsupportedModelError: the model is not of a family whose tokens can be dropped; names it and says why.
     """
-    from timm.models.deit import VisionTransformerDistilled
-    from timm.models.vision_transformer import VisionTransformer
-
-    # Exact types: a subclass may carry a forward of its own that this adapter would silently skip.
-    if type(model) in (VisionTransformer, VisionTransformerDistilled):
-        _check_pooling(model)
-        return VisionTransformerBackbone(model)
-    name, family = type(model).__name__, type(model).__module__.rpartition(".")[2]
-    reason = _REASONS.get(family, "only plain vision transformers can lose single tokens")
+    adapter = ADAPTERS.get(type(model))
+    if adapter is not None:
+        _check(model)
+        return adapter(model)
+    name, family = type(model).__name__, family_of(model)
+    reason = REASONS.get(family, "only plain vision transformers can lose single tokens")
     where = f" of timm's family '{family}'" if type(model).__module__.startswith("timm.") else ", not a timm model"
     raise UnsupportedModelError(
         f"{_architecture(model)}is a {name}{where}: {reason}",
-        "choose a model that timm builds as VisionTransformer: ViT, DeiT, DeiT-III, CLIP, DINOv2 or SigLIP",
+        "choose a model whose blocks run over a plain sequence of tokens; `vitprune models` lists them",
     )
 
 
-def _check_pooling(model: Any) -> None:
-    if not model.global_pool and model.attn_pool is None:
+def family_of(model: nn.Module) -> str:
+    """The name of the module that defines the model's class, which is how timm groups its architectures."""
+    return type(model).__module__.rpartition(".")[2]
+
+
+def _check(model: Any) -> None:
+    name, inner, pool = _architecture(model), getattr(model, "encoder_pool", ""), model.global_pool
+    if inner not in ("", "none"):
         raise UnsupportedModelError(
-            f"{_architecture(model)}has global_pool='' and so returns tokens, not one vector per image",
+            f"{name}has encoder_pool='{inner}', which joins neighbouring tokens, so single tokens cannot leave",
+            "create it with encoder_pool=''",
+        )
+    if pool in ("", "none") and getattr(model, "attn_pool", None) is None:
+        raise UnsupportedModelError(
+            f"{name}has global_pool='{pool}' and so returns tokens, not one vector per image",
             "create it with global_pool='token' or 'avg'",
         )
 

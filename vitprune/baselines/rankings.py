@@ -51,12 +51,12 @@ class AttentionViT(SparseViT):
         super().__init__(model, schedule, [_FromAttention() for _ in schedule.stages], dropped)
         self._recorder = AttentionRecorder()
 
-    def _block(self, index: int, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _block(self, index: int, x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
         if index + 1 not in self.schedule.blocks:
-            return super()._block(index, x, bias)
+            return super()._block(index, x, bias, positions)
         self._recorder = AttentionRecorder()
         with self._recorder:
-            return super()._block(index, x, bias)
+            return super()._block(index, x, bias, positions)
 
     def _predict(self, predictor: Any, patches: Tensor) -> Tensor:
         rows = slice(0, 1) if self.backbone.reads == "class token" else slice(None)

@@ -87,8 +87,9 @@ class Objective(nn.Module):
         """Tokens up to the first stage by the teacher; by the student too unless its trunk trains: computed once."""
         backbone = self.teacher.backbone
         x = backbone.embed(images)
+        positions = backbone.positions_of()
         for index in range(self.first_block):
-            x = backbone.block(index, x)
+            x = backbone.block(index, x, positions=positions)
         return x
 
     def _warm(self, trunk: Tensor) -> StepLoss:

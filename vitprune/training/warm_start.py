@@ -56,9 +56,10 @@ def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Targ
     gate = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device, requires_grad=wants_gradient)  # (B, N)
     with torch.set_grad_enabled(wants_gradient):
         bias = attention_bias(gate, prefix) if wants_gradient else None
+        positions = backbone.positions_of()
         for index in range(first_block, backbone.depth):
             with recorder if _is_read(backbone, index) and target != "gradient" else nullcontext():
-                x = backbone.block(index, x, bias)
+                x = backbone.block(index, x, bias, positions)
         x = backbone.norm(x)
         with recorder if backbone.reads == "attention pool" and target != "gradient" else nullcontext():
             logits = backbone.head(x, gate if wants_gradient else None)

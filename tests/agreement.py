@@ -1,0 +1,22 @@
+"""What every adapter must hold to: the masked pass and the gathered one agree, and say something."""
+
+import torch
+
+from vitprune.model import attach
+
+
+def dense_twin(sparse):
+    return attach(sparse.model, keep=1.0)
+
+
+def assert_masked_is_gathered(sparse, images):
+    """Same tokens, same answer, and not the dense model's answer."""
+    with torch.no_grad():
+        dense, selection, masked = sparse.model(images), sparse.select(images), sparse.forward_masked(images)
+    for indices, kept in zip(selection.indices, masked.kept, strict=True):
+        assert torch.equal(torch.zeros_like(kept).scatter_(1, indices, 1.0), kept)
+    torch.testing.assert_close(masked.logits, selection.logits, rtol=0, atol=1e-4)
+    last = selection.indices[-1].unsqueeze(-1).expand_as(selection.features)
+    torch.testing.assert_close(masked.features.gather(1, last), selection.features, rtol=0, atol=1e-4)
+    change = (selection.logits - dense).abs().mean() / dense.std()
+    assert change > 0.02, f"dropping tokens changes the logits by {change:.1e}: the agreement says nothing"

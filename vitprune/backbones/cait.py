@@ -1,0 +1,120 @@
+"""timm's CaiT: talking heads over patch tokens, then class attention layers that alone see the class token."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitprune.backbones.pooling import weighted_pool
+from vitprune.backbones.standard import StandardBackbone
+from vitprune.tokens import key_bias, size_bias
+
+
+class CaitBackbone(StandardBackbone):
+    """timm.models.cait.Cait.
+
+    The class token joins after all blocks, so the sequence has no prefix here and the class attention layers are part
+    of the head.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.num_prefix_tokens = 0
+
+    @property
+    def reads(self) -> Literal["class token", "patches", "attention pool"]:
+        """The class attention is a pool with the class token as its query."""
+        model: Any = self.model
+        return "attention pool" if model.global_pool == "token" else "patches"
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch embedding and position embedding."""
+        cait: Any = self.model
+        out: Tensor = cait.pos_drop(cait.patch_embed(images) + cait.pos_embed)
+        return out
+
+    def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
+        """Timm's own block, or with a mask its parts around talking heads that heed it."""
+        block = self.blocks[index]
+        if attn_mask is None:
+            return self._run(block, x)
+        return self._run(_masked_block, x, block=block, mask=attn_mask)
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Identity: timm norms after the class attention layers."""
+        return x
+
+    def token_features(self, x: Tensor) -> Tensor:
+        """Patch tokens, normed."""
+        cait: Any = self.model
+        out: Tensor = cait.norm(x)
+        return out
+
+    def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+        """Class attention over kept tokens, each counted as often as its size says, norm and classifier."""
+        cait: Any = self.model
+        if kept is None and sizes is None:
+            dense: Tensor = cait.forward_head(cait.norm(cait.forward_cls(x)))
+            return dense
+        if cait.global_pool == "token":
+            mask = key_bias(x.new_ones(x.shape[:2]) if kept is None else kept)
+            if sizes is not None:
+                mask = mask + size_bias(sizes)[:, 0, 0]
+            token = cait.cls_token.expand(x.shape[0], -1, -1)
+            for layer in cait.blocks_token_only:
+                token = _class_attention_layer(layer, x, token, F.pad(mask, (1, 0)))
+            pooled = cait.norm(token)[:, 0]
+        else:
+            pooled = weighted_pool(cait, cait.norm(x), 0, kept, sizes, include_prefix=False)
+        logits: Tensor = cait.head(cait.head_drop(pooled))
+        return logits
+
+    def tail(self, first_block: int) -> list[nn.Module]:
+        """Blocks, class attention layers, norm and classifier."""
+        cait: Any = self.model
+        return [*cait.blocks[first_block:], cait.blocks_token_only, cait.norm, cait.head]
+
+
+def _masked_block(x: Tensor, block: Any, mask: Tensor) -> Tensor:
+    x = x + block.drop_path(block.gamma_1 * _talking_heads(block.attn, block.norm1(x), mask))
+    out: Tensor = x + block.drop_path(block.gamma_2 * block.mlp(block.norm2(x)))
+    return out
+
+
+def _talking_heads(attention: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Timm's TalkingHeadAttn (https://arxiv.org/abs/2003.02436) with a mask: (B, T, C) to (B, T, C).
+
+    Heads are mixed before and after the softmax. The second mixing adds a constant to every weight, also to that of a
+    token which is gone or which stands for several: it is scaled as the weights themselves are, by the mask's factor.
+    """
+    qkv = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv[0] * attention.scale, qkv[1], qkv[2]
+    logits = query @ key.transpose(-2, -1)
+    logits = attention.proj_l(logits.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    weights = (logits + mask.to(logits.dtype)).softmax(dim=-1)
+    weights = F.linear(weights.permute(0, 2, 3, 1), attention.proj_w.weight).permute(0, 3, 1, 2)
+    constant = attention.proj_w.bias.view(1, -1, 1, 1)
+    weights = weights + (constant * mask.exp()).to(weights.dtype)
+    out = (attention.attn_drop(weights) @ value).transpose(1, 2).flatten(2)
+    projected: Tensor = attention.proj_drop(attention.proj(out))
+    return projected
+
+
+def _class_attention_layer(layer: Any, x: Tensor, token: Tensor, mask: Tensor) -> Tensor:
+    """Timm's LayerScaleBlockClassAttn with a mask (B, 1 + K) on the keys: the new class token, (B, 1, C)."""
+    attention = layer.attn
+    everything = layer.norm1(torch.cat((token, x), dim=1))
+    heads = attention.num_heads
+    query = attention.q(everything[:, :1]).unflatten(2, (heads, -1)).transpose(1, 2)
+    key = attention.k(everything).unflatten(2, (heads, -1)).transpose(1, 2)
+    value = attention.v(everything).unflatten(2, (heads, -1)).transpose(1, 2)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    bias = mask[:, None, None, :].to(query.dtype)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+    attended = attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
+    token = token + layer.drop_path(layer.gamma_1 * attended)
+    new: Tensor = token + layer.drop_path(layer.gamma_2 * layer.mlp(layer.norm2(token)))
+    return new
