@@ -1,6 +1,8 @@
 """What every adapter must hold to: the masked pass and the gathered one agree, and say something."""
 
 import torch
+from timm.models.eva import EvaBlockPostNorm
+from timm.models.gemma4_vit import Gemma4Block
 
 from vitprune.model import attach
 
@@ -20,3 +22,16 @@ def assert_masked_is_gathered(sparse, images):
     torch.testing.assert_close(masked.features.gather(1, last), selection.features, rtol=0, atol=1e-4)
     change = (selection.logits - dense).abs().mean() / dense.std()
     assert change > 0.02, f"dropping tokens changes the logits by {change:.1e}: the agreement says nothing"
+
+
+def calm_attention(model):
+    """Bring random weights' attention logits to a trained model's size.
+
+    The gate hides a dropped token up to eps * exp(logit), and two kinds have no norm or no scale before the softmax.
+    """
+    for block in getattr(model, "encoder", model).blocks:
+        with torch.no_grad():
+            if isinstance(block, Gemma4Block):
+                block.attn.q_norm.weight.mul_(block.attn.head_dim**-0.5)
+            if isinstance(block, EvaBlockPostNorm):
+                block.attn.qkv.weight.mul_(0.3)

@@ -5,9 +5,7 @@ What positions do is where these can go wrong, so tokens are dropped in differen
 
 import pytest
 import torch
-from agreement import assert_masked_is_gathered, dense_twin
-from timm.models.eva import EvaBlockPostNorm
-from timm.models.gemma4_vit import Gemma4Block
+from agreement import assert_masked_is_gathered, calm_attention, dense_twin
 
 from vitprune.errors import UsageError
 from vitprune.model import SparseViT
@@ -72,19 +70,6 @@ MODELS = {
 ROTARY = ("EVA-02", "DINOv3", "RoPE ViT, mixed", "NaFlex, axial", "Qwen3", "Gemma 4")
 
 
-def calm(model):
-    """Attention logits of a trained model's size.
-
-    The gate hides a dropped token up to eps * exp(logit), and two kinds have no norm or no scale before the softmax.
-    """
-    for block in getattr(model, "encoder", model).blocks:
-        with torch.no_grad():
-            if isinstance(block, Gemma4Block):
-                block.attn.q_norm.weight.mul_(block.attn.head_dim**-0.5)
-            if isinstance(block, EvaBlockPostNorm):
-                block.attn.qkv.weight.mul_(0.3)
-
-
 by_kind = pytest.mark.parametrize("kind", MODELS)
 
 
@@ -96,7 +81,7 @@ def build(make_sparse):
     def get(kind) -> SparseViT:
         if kind not in built:
             built[kind] = make_sparse(**MODELS[kind])
-            calm(built[kind].model)
+            calm_attention(built[kind].model)
         return built[kind]
 
     return get

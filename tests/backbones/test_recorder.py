@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from vitprune.backbones import AttentionRecorder
+from vitprune.errors import UnsupportedModelError
 
 
 def test_attention_is_the_softmax_mean_over_heads_queries_and_calls():
@@ -40,5 +41,5 @@ def test_unfused_attention_is_said(make_vit, make_images):
         block.attn.fused_attn = False
     with AttentionRecorder() as recorder:
         model(make_images(model))
-    with pytest.raises(RuntimeError, match="fused attention is off"):
+    with pytest.raises(UnsupportedModelError, match="cannot be read"):
         recorder.attention()

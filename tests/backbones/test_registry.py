@@ -62,7 +62,7 @@ def test_a_model_that_returns_tokens_is_refused(name):
     with pytest.raises(UnsupportedModelError, match="global_pool=''") as caught:
         wrap(timm.create_model(name, **TINY, global_pool=""))
     assert f"'{name}'" in caught.value.message
-    assert "global_pool='token'" in caught.value.hint
+    assert "global_pool=" in caught.value.hint
 
 
 def test_the_model_is_used_as_it_is_not_copied(make_vit):

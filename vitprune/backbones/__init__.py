@@ -3,6 +3,6 @@
 from vitprune.backbones.base import Backbone
 from vitprune.backbones.preprocessing import input_size, preprocessing
 from vitprune.backbones.recorder import AttentionRecorder
-from vitprune.backbones.registry import family_of, wrap
+from vitprune.backbones.registry import family_of, why_not, wrap
 
-__all__ = ["AttentionRecorder", "Backbone", "family_of", "input_size", "preprocessing", "wrap"]
+__all__ = ["AttentionRecorder", "Backbone", "family_of", "input_size", "preprocessing", "why_not", "wrap"]

@@ -47,19 +47,20 @@ _ENCODER = "it is an encoder whose projector joins neighbouring tokens, and has 
 
 _FAMILIES_BY_REASON = {
     _CONVOLUTIONAL: """
-        byobnet convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet focalnet ghostnet hgnet hrnet
+        convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet focalnet ghostnet hgnet hrnet
         inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 mobilenetv5 nasnet
         nfnet pnasnet rdnet regnet repghost repvit resnet resnetv2 rexnet selecsls senet starnet tresnet vgg vovnet
         xception xception_aligned
     """,
     _HIERARCHICAL: """
         coat cpubone davit edgenext efficientformer efficientformer_v2 efficientvim efficientvit_mit efficientvit_msra
-        fastvit gcvit hiera hieradet_sam2 iformer levit lowformer maxxvit metaformer mobilevit mvitv2 nest nextvit pit
+        fastvit gcvit hiera hieradet_sam2 iformer levit lowformer maxxvit metaformer mvitv2 nest nextvit pit
         pvt_v2 shvit swiftformer swin_transformer swin_transformer_v2 swin_transformer_v2_cr tiny_vit twins volo
     """,
     _GRID: "csatv2 visformer xcit",
     _MIXER: "mlp_mixer",
     _ENCODER: "deepseek_vit gemma4_vit qwen3_vit",
+    "its attention, where it has any, sits between convolutions that need the full grid": "byobnet",
     "its two branches of different patch sizes exchange tokens": "crossvit",
     "each of its tokens carries a sequence of pixel tokens of its own through the blocks": "tnt",
     "its gated attention mixes in positions after the softmax, and its class token joins half-way": "convit",
@@ -78,17 +79,27 @@ def wrap(model: nn.Module) -> Backbone:
     Raises:
         UnsupportedModelError: the model is not of a family whose tokens can be dropped; names it and says why.
     """
-    adapter = ADAPTERS.get(type(model))
-    if adapter is not None:
-        _check(model)
-        return adapter(model)
-    name, family = type(model).__name__, family_of(model)
-    reason = REASONS.get(family, "only plain vision transformers can lose single tokens")
-    where = f" of timm's family '{family}'" if type(model).__module__.startswith("timm.") else ", not a timm model"
-    raise UnsupportedModelError(
-        f"{_architecture(model)}is a {name}{where}: {reason}",
-        "choose a model whose blocks run over a plain sequence of tokens; `vitprune models` lists them",
-    )
+    reason = why_not(model)
+    if reason is None:
+        return ADAPTERS[type(model)](model)
+    where = f" of timm's family '{family_of(model)}'" if _is_timms(model) else ", not a timm model"
+    hint = "choose a model whose blocks run over a plain sequence of tokens; `vitprune models` lists them"
+    if type(model) in ADAPTERS:
+        hint = "create it with encoder_pool='' and global_pool='avg' or, where there is a class token, 'token'"
+    raise UnsupportedModelError(f"{_architecture(model)}is a {type(model).__name__}{where}: {reason}", hint)
+
+
+def why_not(model: nn.Module) -> str | None:
+    """Why the tokens of a model cannot be dropped; None if they can."""
+    if type(model) not in ADAPTERS:
+        plain = "only plain vision transformers can lose single tokens"
+        return REASONS.get(family_of(model), plain) if _is_timms(model) else plain
+    inner, pool = getattr(model, "encoder_pool", ""), model.global_pool
+    if inner not in ("", "none"):
+        return f"encoder_pool='{inner}' joins neighbouring tokens, so single tokens cannot leave"
+    if pool in ("", "none") and getattr(model, "attn_pool", None) is None:
+        return f"with global_pool='{pool}' it returns tokens, not one vector per image"
+    return None
 
 
 def family_of(model: nn.Module) -> str:
@@ -96,18 +107,8 @@ def family_of(model: nn.Module) -> str:
     return type(model).__module__.rpartition(".")[2]
 
 
-def _check(model: Any) -> None:
-    name, inner, pool = _architecture(model), getattr(model, "encoder_pool", ""), model.global_pool
-    if inner not in ("", "none"):
-        raise UnsupportedModelError(
-            f"{name}has encoder_pool='{inner}', which joins neighbouring tokens, so single tokens cannot leave",
-            "create it with encoder_pool=''",
-        )
-    if pool in ("", "none") and getattr(model, "attn_pool", None) is None:
-        raise UnsupportedModelError(
-            f"{name}has global_pool='{pool}' and so returns tokens, not one vector per image",
-            "create it with global_pool='token' or 'avg'",
-        )
+def _is_timms(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("timm.")
 
 
 def _architecture(model: nn.Module) -> str:

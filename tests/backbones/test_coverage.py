@@ -1,0 +1,125 @@
+"""Every architecture of the installed timm is either supported, and then works, or refused with a reason."""
+
+import re
+import sys
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from agreement import calm_attention
+
+from vitprune.backbones import why_not
+from vitprune.backbones.registry import ADAPTERS, REASONS
+from vitprune.catalogue import look_up
+from vitprune.model import Sparsity, attach
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+OWN = ("lvvit",)
+"""Modules of this project that register models with timm."""
+
+
+def small(name):
+    """Arguments that shrink an architecture in depth, width and image size, and nothing else."""
+    arguments = {"depth": 4, "embed_dim": 64, "num_heads": 2, "num_classes": 5, "img_size": 96}
+    if "patch14" in name or name.startswith("deepseek"):
+        arguments["img_size"] = 84
+    if name.startswith(("vitamin", "vit_base_mci")):  # the width is that of a convolutional stem
+        del arguments["embed_dim"], arguments["num_heads"]
+    if "giant_patch14" in name:  # a fractional ratio of a small width is not even, which their MLP needs
+        arguments["mlp_ratio"] = 4
+    if "sapiens2" in name:
+        arguments["num_kv_heads"] = (2, 1, 1, 2)
+    if name.startswith("lvvit"):
+        del arguments["num_heads"]
+    return arguments
+
+
+class _Asked(Exception):
+    """Carries the class that an architecture would have been built of."""
+
+
+@pytest.fixture(scope="module")
+def classes():
+    """The class of every architecture, asked of timm's own entry points, without building any."""
+
+    def ask(model_cls, *args, **kwargs):
+        raise _Asked(model_cls)
+
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("timm.models.", "vitprune.")) and hasattr(module, "build_model_with_cfg"):
+                patch.setattr(module, "build_model_with_cfg", ask)
+        for name in timm.list_models():
+            with pytest.raises(_Asked) as asked:
+                timm.create_model(name)
+            found[name] = asked.value.args[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def verdicts(classes):
+    """Why not, by name; None of those that are supported. Of the classes that have an adapter each is built, small."""
+    found = {}
+    for name, cls in classes.items():
+        if cls not in ADAPTERS:
+            found[name] = REASONS.get(family(cls), "undecided")
+            continue
+        torch.manual_seed(0)
+        model = timm.create_model(name, **small(name))
+        calm_attention(model)
+        found[name] = why_not(model) or check(model, small(name)["img_size"])
+    return found
+
+
+def family(cls):
+    return cls.__module__.rpartition(".")[2]
+
+
+def check(model, size):
+    """None if masked and gathered pass agree, with each other and with timm, else what does not."""
+    sparse, images = attach(model, 0.6).eval(), torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        dense, gathered = attach(sparse.model, 1.0)(images), sparse(images)
+        masked = sparse.forward_masked(images).logits
+        all_kept = sparse.forward_masked(images, lambda log_pi, kept, stage: torch.ones_like(kept)).logits
+        timms = sparse.model(images)
+    problems = {
+        "broken: dense differs": torch.equal(dense, timms),
+        "broken: masked differs": torch.allclose(gathered, masked, rtol=1e-3, atol=1e-4),
+        "broken: an all-kept mask differs": torch.allclose(all_kept, dense, rtol=1e-3, atol=1e-4),
+    }
+    return next((problem for problem, fine in problems.items() if not fine), None)
+
+
+def test_every_architecture_is_decided_and_what_is_supported_works(verdicts):
+    wrong = {name: reason for name, reason in verdicts.items() if reason and reason.startswith(("undecided", "broken"))}
+    assert not wrong
+
+
+def test_no_reason_is_left_over(classes):
+    families = {family(cls) for cls in classes.values()}
+    assert set(REASONS) <= families, "families that timm no longer has"
+    assert {family(cls) for cls in ADAPTERS} <= families
+
+
+def test_readme_states_the_counts(classes, verdicts):
+    stated = re.search(r"timm ([\d.]+): (\d+) of its ([\d,]+) architectures", README)
+    assert stated, "README says how many architectures are supported, of which timm"
+    if stated[1] != version("timm"):
+        pytest.skip(f"README counts timm {stated[1]}, installed is {version('timm')}")
+    timms = [name for name, cls in classes.items() if family(cls) not in OWN]
+    supported = Counter(family(classes[name]) for name in timms if verdicts[name] is None)
+    assert int(stated[2]) == supported.total(), sorted(supported.items())
+    assert int(stated[3].replace(",", "")) == len(timms)
+
+
+def test_cost_of_one_of_each_family(classes):
+    first = {family(cls): name for name, cls in reversed(classes.items()) if cls in ADAPTERS}
+    for name in first.values():
+        entry = next(look_up([name], Sparsity(0.7)))
+        assert entry.reason is None
+        assert 0.4 * entry.gmacs < entry.gmacs_sparse < 0.9 * entry.gmacs, name
