@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
-from vitprune.evaluation import Predictions, paired_difference, predict
+from vitprune.evaluation import Predictions, class_accuracy, paired_difference, predict
 
 
 def _predictions(top1, labels):
@@ -104,3 +104,12 @@ def test_dense_accuracy_is_timms_own(make_vit, picture_folder):
     with torch.no_grad():
         answers = [model(pictures[i][0][None]).argmax().item() for i in range(len(pictures))]
     assert predictions.top[:, 0].tolist() == answers
+
+
+def test_accuracy_by_class_counts_pictures_of_each():
+    labels = [0, 0, 2, 2, 2, 5]
+    dense, sparse = _predictions([0, 1, 2, 2, 2, 5], labels), _predictions([0, 0, 2, 2, 1, 4], labels)
+    rows = class_accuracy(dense, sparse)
+    assert [(row.index, row.num_images) for row in rows] == [(0, 2), (2, 3), (5, 1)]
+    assert [row.top1_pct for row in rows] == [(50.0, 100.0), (100.0, pytest.approx(200 / 3)), (100.0, 0.0)]
+    assert class_accuracy(_predictions([0], [-1])) == []

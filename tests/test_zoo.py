@@ -53,7 +53,7 @@ def test_structure_alone_needs_no_weights():
     assert next(model.parameters()).is_meta
 
 
-@pytest.mark.parametrize("spec", ["swin_tiny", "convnext_tiny", "resnet50", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("spec", ["swin_tiny", "convnext_tiny", "resnet50", "tnt_s_patch16_224"])
 def test_unsupported_family_is_refused_before_anything_is_downloaded(spec, no_hub):
     with pytest.raises(UnsupportedModelError, match=spec):
         load_model(spec)

@@ -226,6 +226,15 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
         ) from error
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a safetensors file carries our header."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weight file by name; never runs code from it.
 

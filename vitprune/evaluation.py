@@ -82,6 +82,33 @@ class PairedDifference:
     high: float
 
 
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """How often pictures of one class are recognised.
+
+    Attributes:
+        index: of the model's output.
+        num_images: pictures of the class.
+        top1_pct: of each model.
+    """
+
+    index: int
+    num_images: int
+    top1_pct: tuple[float, ...]
+
+
+def class_accuracy(*models: Predictions) -> list[ClassAccuracy]:
+    """Top-1 accuracy of several models on the same pictures, class by class; empty without labels."""
+    if not all(model.labelled for model in models):
+        return []
+    labels, found = models[0].labels, []
+    for index in sorted(set(labels.tolist())):
+        members = labels == index
+        shares = tuple(_percent(model.correct[members]) for model in models)
+        found.append(ClassAccuracy(index, int(members.sum()), shares))
+    return found
+
+
 def paired_difference(model: Predictions, baseline: Predictions) -> PairedDifference | None:
     """top-1 of `model` less that of `baseline`, in points; None without labels.
 

@@ -80,7 +80,7 @@ def run(
         student,
         name=loaded.name,
         sparsity=settings.sparsity,
-        class_names=loaded.class_names,
+        class_names=loaded.class_names or data.class_names(student.num_classes),
         origin=loaded.origin,
     )
     create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from vitprune.backbones import wrap
-from vitprune.checkpoint import Metadata, check_npz, load_sparse, read_weights
+from vitprune.checkpoint import Metadata, check_npz, is_ours, load_sparse, read_weights
 from vitprune.errors import CheckpointError, HubError, UnknownModelError, UsageError
+from vitprune.folders import build_from_folder
+from vitprune.foreign import convert_state, is_transformers_state
 from vitprune.model import SparseViT
 
 Weights = Literal["pretrained", "random", "none"]
@@ -61,7 +63,8 @@ def load_model(
     """Build the model that `spec` names and load its weights.
 
     Args:
-        spec: a timm name or short name, `hf-hub:owner/name`, a .safetensors file of ours, or `demo`.
+        spec: a timm name or short name, `hf-hub:owner/name`, a .safetensors file of ours or its run folder, a folder
+            that timm or transformers saved, or `demo`.
         checkpoint: a weight file (.safetensors, .pth, .bin, .npz) instead of the Hub's.
         weights: "pretrained", or without any file or download "random", or "none": the structure alone, on the
             meta device.
@@ -84,6 +87,8 @@ def load_model(
         )
     if spec == "demo":
         return _load_demo()
+    if Path(spec).is_dir():
+        return _load_folder(spec, checkpoint, sizes)
     if spec.startswith("hf-hub:"):
         return _load_hub(spec, sizes)
     name = resolve_name(spec)
@@ -169,6 +174,8 @@ def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loade
         overlay, classes = {"file": str(path), "custom_load": True}, {}
     else:
         state = read_weights(path)
+        if is_transformers_state(state):
+            state = convert_state(state)
         config = timm.get_pretrained_cfg(name)
         head = (config.classifier if config is not None else None) or "head"
         head_weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
@@ -184,6 +191,18 @@ def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loade
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
     return _loaded(spec, name, model, {"source": path.name})
+
+
+def _load_folder(spec: str, checkpoint: Path | None, sizes: dict[str, Any]) -> Loaded:
+    """A run folder of ours, or a model that timm or transformers saved."""
+    if checkpoint is not None:
+        raise UsageError(f"'{spec}' is a folder with weights of its own; --checkpoint goes with a timm name")
+    folder = Path(spec)
+    ours = folder / "model.safetensors"
+    if ours.is_file() and is_ours(ours):
+        return load_model(str(ours), **sizes)
+    model = build_from_folder(folder, sizes)
+    return _loaded(spec, folder.resolve().name, model, {"source": folder.resolve().name})
 
 
 def _load_demo() -> Loaded:

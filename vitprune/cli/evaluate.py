@@ -20,7 +20,7 @@ from vitprune.cli.options import (
     PrecisionName,
     Workers,
 )
-from vitprune.cli.output import print_json, print_line
+from vitprune.cli.output import number, print_json, print_line, print_table
 from vitprune.cli.progress import RunProgress
 
 
@@ -43,6 +43,7 @@ def evaluate(
     batch_size: BatchSize = 64,
     workers: Workers = None,
     min_top1: Annotated[float | None, typer.Option(help="Exit with 3 if top-1 is lower, in percent.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of every class.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
@@ -54,7 +55,7 @@ def evaluate(
       vitprune eval deit_small path/to/imagenet --checkpoint my.safetensors
     """
     from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
-    from vitprune.evaluation import predict
+    from vitprune.evaluation import class_accuracy, predict
     from vitprune.measure import pick_device, pick_precision
     from vitprune.training import Recipe
     from vitprune.zoo import load_model
@@ -72,6 +73,8 @@ def evaluate(
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", len(val))
         predictions = predict({"model": subject}, loader, where, number_format, progress.advance)["model"]
+    names = val.class_names | dict(enumerate(loaded.class_names or ()))
+    by_class = class_accuracy(predictions)
     result = {
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
@@ -79,10 +82,24 @@ def evaluate(
         **predictions.summary(),
         "precision": number_format,
         "device": str(where),
+        "classes": [
+            {
+                "index": row.index,
+                "name": names.get(row.index),
+                "num_images": row.num_images,
+                "top1_pct": row.top1_pct[0],
+            }
+            for row in by_class
+        ],
     }
     if as_json:
         print_json(result)
     else:
+        if per_class:
+            rows = [
+                [names.get(row.index, str(row.index)), str(row.num_images), number(row.top1_pct[0])] for row in by_class
+            ]
+            print_table("by class", ["class", "pictures", "top-1 (%)"], rows)
         label = loaded.metadata.label if loaded.metadata else "dense"
         print_line(
             f"{loaded.name}, {label}: top-1 {predictions.top1_pct:.2f} %, "

@@ -39,7 +39,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A timm name (deit_small_patch16_224.fb_in1k) or short name (deit_small), hf-hub:owner/name, "
-        "a model.safetensors that vitprune wrote, or demo.",
+        "a model.safetensors that vitprune wrote, a folder that timm or transformers saved, or demo.",
         show_default=False,
     ),
 ]

@@ -28,7 +28,7 @@ def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -
     """The model's output index of each class of the data.
 
     By name where the model knows its names; by WordNet id on ImageNet models, so that a part of ImageNet evaluates
-    rightly on 1000 classes; else in sorted order, if the counts agree.
+    rightly on 1000 classes; else, where the model has no names, in sorted order, if the counts agree.
 
     Args:
         data_names: class names found in the data.
@@ -43,13 +43,18 @@ def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -
         if model_names and set(names) <= set(model_names):
             index = {name: i for i, name in enumerate(model_names)}
             return {name: index[name] for name in names}
-    if len(names) == model.num_classes:
+    if len(names) == model.num_classes and not named(model):
         return {name: i for i, name in enumerate(names)}
     raise DataError(
         f"the model has {model.num_classes} classes{_shown(model.names)}, but '{source}' has "
         f"{len(names)}{_shown(names)}",
         "use data with the model's classes, or train without labels: vitprune sparsify ... --no-labels",
     )
+
+
+def named(model: ModelClasses) -> bool:
+    """Whether the model's classes have names that data must use too; WordNet ids may be spelled out."""
+    return model.names is not None and not all(_WORDNET_ID.fullmatch(name) for name in model.names)
 
 
 def _wordnet_ids(names: Sequence[str], num_classes: int) -> Sequence[str] | None:

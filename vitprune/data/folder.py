@@ -34,6 +34,7 @@ def read_folder(root: Path, classes: ModelClasses | None) -> PictureSet:
     if not root.is_dir():
         raise DataError(f"there is no folder '{root}'", "check the path given as DATA")
     class_folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    index: dict[str, int] = {}
     if classes is None:
         paths = _pictures(root)
         labels = [UNLABELLED] * len(paths)
@@ -54,7 +55,7 @@ def read_folder(root: Path, classes: ModelClasses | None) -> PictureSet:
             f"there are no pictures in '{root}'",
             f"expected files such as {root / 'some_class' / 'picture.jpg'}",
         )
-    return PictureSet(paths, labels, open_picture)
+    return PictureSet(paths, labels, open_picture, class_names={i: name for name, i in index.items()})
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from vitprune.data.classes import ModelClasses, match_classes
+from vitprune.data.classes import ModelClasses, match_classes, named
 from vitprune.data.pictures import UNLABELLED, PictureSet
 from vitprune.errors import DataError, HubError
 
@@ -75,6 +75,7 @@ def from_table(table: Any, classes: ModelClasses | None, source: str) -> Picture
     if pictures is None:
         raise DataError(f"'{source}' has no column of pictures, only {', '.join(table.features)}")
     labels = [UNLABELLED] * len(table)
+    spelled: dict[int, str] = {}
     if classes is not None:
         column = next((name for name, kind in table.features.items() if isinstance(kind, ClassLabel)), None)
         if column is None:
@@ -82,11 +83,12 @@ def from_table(table: Any, classes: ModelClasses | None, source: str) -> Picture
         names = table.features[column].names
         # The Hub's ImageNet spells its classes out, in the usual order; only names known to the model reorder.
         index = match_classes(names, classes, source) if set(names) <= set(classes.names or ()) else None
-        if index is None and len(names) != classes.num_classes:
+        if index is None and (len(names) != classes.num_classes or named(classes)):
             match_classes(names, classes, source)  # says what does not fit
         labels = [index[names[label]] if index else label for label in table[column]]
+        spelled = {index[name] if index else i: name for i, name in enumerate(names)}
     rows = range(len(table))
-    return PictureSet(rows, labels, _TableReader(table, pictures), _RowName(source))
+    return PictureSet(rows, labels, _TableReader(table, pictures), _RowName(source), spelled)
 
 
 class _TableReader:

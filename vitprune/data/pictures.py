@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class PictureSet(Dataset[Any]):
         labels: class index of the model for each, or UNLABELLED.
         read: turns an item into a PIL image; may raise any of PIL's or the system's errors.
         name: turns an item into what is shown to the user.
+        class_names: what the data calls the classes, by class index of the model; empty where not known.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class PictureSet(Dataset[Any]):
         labels: Sequence[int],
         read: Callable[[Any], Image.Image],
         name: Callable[[Any], str] = str,
+        class_names: Mapping[int, str] | None = None,
     ) -> None:
         if len(items) != len(labels):
             raise ValueError(f"expected one label per picture, got {len(items)} and {len(labels)}")
@@ -59,6 +61,7 @@ class PictureSet(Dataset[Any]):
         self.labels = labels
         self.read = read
         self.name = name
+        self.class_names = dict(class_names or {})
         self.transform: Transform | None = None
 
     @property
@@ -79,7 +82,8 @@ class PictureSet(Dataset[Any]):
 
     def subset(self, indices: Sequence[int]) -> PictureSet:
         """The pictures at `indices`, in that order."""
-        chosen = PictureSet([self.items[i] for i in indices], [self.labels[i] for i in indices], self.read, self.name)
+        labels = [self.labels[i] for i in indices]
+        chosen = PictureSet([self.items[i] for i in indices], labels, self.read, self.name, self.class_names)
         chosen.transform = self.transform
         return chosen
 

@@ -42,6 +42,11 @@ class Data:
     note: str | None = None
     object_mask: Callable[[int], NDArray[np.bool_]] | None = None
 
+    def class_names(self, num_classes: int) -> tuple[str, ...] | None:
+        """The model's classes in output order, as the data calls them; None unless it names every one."""
+        known = self.val.class_names
+        return tuple(known[i] for i in range(num_classes)) if known.keys() == set(range(num_classes)) else None
+
 
 def open_data(
     spec: str,
@@ -131,13 +136,14 @@ def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
 
 
 def _demo() -> Data:
-    from vitprune.data.demo import DemoPictures
+    from vitprune.data.demo import CLASS_NAMES, DemoPictures
 
+    names = dict(enumerate(CLASS_NAMES))
     train, val = DemoPictures("train"), DemoPictures("val")
     return Data(
         "demo",
-        PictureSet(range(len(train)), train.labels, train.picture),
-        PictureSet(range(len(val)), val.labels, val.picture),
+        PictureSet(range(len(train)), train.labels, train.picture, class_names=names),
+        PictureSet(range(len(val)), val.labels, val.picture, class_names=names),
         object_mask=val.object_mask,
     )
 

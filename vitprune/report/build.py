@@ -11,7 +11,7 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.checkpoint import Metadata
 from vitprune.data import Data
-from vitprune.evaluation import Predictions, paired_difference
+from vitprune.evaluation import Predictions, class_accuracy, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 
 SCHEMA_VERSION = 1
@@ -63,6 +63,7 @@ def build_report(
         "sparse": sides["sparse"],
         "random": predictions["random"].summary(),
         "delta": _delta(sides, predictions),
+        "classes": _classes(predictions, metadata, data),
         "coverage": None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
         "training": dict(training),
         "data": {
@@ -100,6 +101,20 @@ def _delta(sides: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Pre
             for before, after in zip(dense["speed"], sparse["speed"], strict=True)
         ],
     }
+
+
+def _classes(predictions: Mapping[str, Predictions], metadata: Metadata, data: Data) -> list[dict[str, Any]]:
+    names = data.val.class_names | dict(enumerate(metadata.class_names or []))
+    return [
+        {
+            "index": row.index,
+            "name": names.get(row.index),
+            "num_images": row.num_images,
+            "dense_top1_pct": row.top1_pct[0],
+            "sparse_top1_pct": row.top1_pct[1],
+        }
+        for row in class_accuracy(predictions["dense"], predictions["sparse"])
+    ]
 
 
 def _speed(row: Timing) -> dict[str, Any]:

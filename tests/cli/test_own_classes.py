@@ -1,0 +1,50 @@
+"""A folder of N classes and a model of N classes, from end to end: names travel and come back."""
+
+import json
+
+import pytest
+from safetensors.torch import save_file
+
+from vitprune.checkpoint import read_metadata
+from vitprune.cli.app import run
+
+QUICK = ["--warm-start-steps", "2", "--steps", "2", "-b", "4", "--device", "cpu", "-j", "0"]
+
+
+@pytest.fixture
+def weights(make_vit, tmp_path):
+    save_file(make_vit(num_classes=2).state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
+def test_names_travel_in_the_file_and_come_back(weights, picture_folder, tmp_path, capsys, quick_bench):
+    output = tmp_path / "out"
+    command = ["sparsify", "test_vit", "--checkpoint", str(weights), "--data", str(picture_folder), "-o", str(output)]
+    assert run([*command, *QUICK, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(row["index"], row["name"], row["num_images"]) for row in report["classes"]] == [
+        (0, "cat", 3),
+        (1, "dog", 3),
+    ]
+    assert read_metadata(output / "model.safetensors").class_names == ["cat", "dog"]
+
+    # One class alone: only the names in the file say that it is the second.
+    only = tmp_path / "only"
+    (only).mkdir()
+    (picture_folder / "val" / "dog").rename(only / "dog")
+    assert run(["eval", str(output / "model.safetensors"), str(only), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [(row["index"], row["name"]) for row in result["classes"]] == [(1, "dog")]
+    assert run(["eval", str(output), str(only), "--per-class"]) == 0
+    assert "dog" in capsys.readouterr().out
+
+
+def test_a_folder_with_another_class_is_refused_with_both_sides(weights, picture_folder, tmp_path, capsys, quick_bench):
+    output = tmp_path / "out"
+    command = ["sparsify", "test_vit", "--checkpoint", str(weights), "--data", str(picture_folder), "-o", str(output)]
+    assert run([*command, *QUICK]) == 0
+    (picture_folder / "val" / "dog").rename(picture_folder / "val" / "wolf")
+    assert run(["eval", str(output), str(picture_folder)]) != 0
+    error = capsys.readouterr().err
+    assert "cat, dog" in error
+    assert "cat, wolf" in error
