@@ -5,6 +5,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from vitprune.backbones import input_size, wrap
+from vitprune.data import ModelClasses, eval_transform, open_data
 from vitprune.errors import (
     CheckpointError,
     HubError,
@@ -153,3 +155,55 @@ def test_demo_is_there_offline(no_hub):
     assert loaded.model.num_classes == len(loaded.class_names) == 10
     assert len(loaded.model.blocks) == 12
     assert loaded.model.patch_embed.num_patches >= 64
+
+
+@pytest.mark.parametrize(
+    ("name", "img_size", "grid"),
+    [
+        ("deit_base_patch16_384", None, (24, 24)),
+        ("vit_base_patch14_dinov2", None, (37, 37)),
+        ("vit_small_patch8_224", None, (28, 28)),
+        ("vit_base_patch32_224", None, (7, 7)),
+        ("deit_tiny", 384, (24, 24)),
+        ("deit_tiny", (256, 320), (16, 20)),
+        ("vit_small_patch16_dinov3", (256, 320), (16, 20)),
+        ("beit_base", (256, 320), (16, 20)),
+        ("naflexvit_base_patch16_gap", (256, 320), (16, 20)),
+    ],
+)
+def test_sizes_and_patches(name, img_size, grid):
+    loaded = load_model(name, weights="none", img_size=img_size)
+    backbone = wrap(loaded.model)
+    assert backbone.grid_size == grid
+    assert input_size(loaded.model)[1:] == tuple(n * (input_size(loaded.model)[1] // grid[0]) for n in grid)
+
+
+def test_a_file_of_one_channel_makes_a_model_of_one_channel(make_vit, picture_folder, tmp_path):
+    model = make_vit(num_classes=2, in_chans=1)
+    save_file(model.state_dict(), tmp_path / "grey.safetensors")
+    loaded = load_model("test_vit", checkpoint=tmp_path / "grey.safetensors")
+    pictures = open_data(str(picture_folder), ModelClasses(2)).val
+    pictures.transform = eval_transform(loaded.model)
+    image = pictures[0][0][None]
+    assert image.shape[1] == 1
+    with torch.no_grad():
+        assert torch.equal(loaded.model(image), model(image))
+
+
+def test_five_channels_are_refused_for_pictures(make_vit):
+    with pytest.raises(UnsupportedModelError, match="5 channels"):
+        eval_transform(make_vit(in_chans=5))
+
+
+@pytest.mark.parametrize("wrapping", ["flat", "state_dict", "model", "module."])
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+def test_weights_in_a_pickle_of_tensors_whatever_their_wrapping(wrapping, suffix, make_vit, make_images, tmp_path):
+    model = make_vit(num_classes=2)
+    state = model.state_dict()
+    if wrapping == "module.":
+        state = {f"module.{name}": tensor for name, tensor in state.items()}
+    path = tmp_path / f"weights{suffix}"
+    torch.save(state if wrapping in ("flat", "module.") else {wrapping: state, "epoch": 3}, path)
+    images = make_images(model)
+    with torch.no_grad():
+        assert torch.equal(load_model("test_vit", checkpoint=path).model(images), model(images))

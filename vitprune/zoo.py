@@ -58,7 +58,7 @@ def load_model(
     *,
     checkpoint: Path | None = None,
     weights: Weights = "pretrained",
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
 ) -> Loaded:
     """Build the model that `spec` names and load its weights.
 
@@ -68,7 +68,7 @@ def load_model(
         checkpoint: a weight file (.safetensors, .pth, .bin, .npz) instead of the Hub's.
         weights: "pretrained", or without any file or download "random", or "none": the structure alone, on the
             meta device.
-        img_size: another image size in pixels; position embeddings are resampled.
+        img_size: another image size in pixels, or height and width; position embeddings are resampled.
 
     Raises:
         UnknownModelError: no such model; offers close matches.
@@ -169,6 +169,7 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
 def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
     """A timm model with the weights of a file, through timm's own conversion of foreign layouts."""
     overlay: dict[str, Any]
+    channels: dict[str, int] = {}
     if path.suffix == ".npz":
         check_npz(path)
         overlay, classes = {"file": str(path), "custom_load": True}, {}
@@ -181,9 +182,12 @@ def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loade
         head_weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
         # A fine-tuned model has its own class count; the file says which.
         classes = {"num_classes": int(head_weight.shape[0])} if head_weight is not None else {}
+        first = state.get(f"{config.first_conv if config is not None else ''}.weight")
+        if first is not None and first.ndim == 4 and first.shape[1] != 3:
+            channels = {"in_chans": int(first.shape[1])}
         overlay = {"state_dict": state, "custom_load": False, **classes}
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes, **sizes)
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes, **channels, **sizes)
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         raise CheckpointError(
             f"the weights in '{path}' do not fit {name}: {_first_mismatch(error)}",

@@ -19,6 +19,8 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
     """
     size = {"input_size": get_model_input_config(model)["input_size"]}
     config = timm.data.resolve_model_data_config(model, args=size)
+    if config["input_size"][0] == 1:  # grey: timm keeps the three colours' figures
+        config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
     return {key: config[key] for key in KEYS}
 
 

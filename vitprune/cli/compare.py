@@ -130,7 +130,7 @@ def compare(
 
 
 def _subject(
-    model: str, checkpoint: Path | None, img_size: int | None, asked: Sparsity, target_gmacs: float | None
+    model: str, checkpoint: Path | None, img_size: tuple[int, int] | None, asked: Sparsity, target_gmacs: float | None
 ) -> tuple[Loaded, Subject]:
     """What MODEL names; its dense model and, of a file, ours."""
     from vitprune.compare import Subject

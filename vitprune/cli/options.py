@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -64,8 +65,29 @@ Checkpoint = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder of the data set imagenet (or set VITPRUNE_IMAGENET).")
 ]
+
+
+class ImageSize(NamedTuple):
+    """Height and width of the model's input, in pixels."""
+
+    height: int
+    width: int
+
+
+def _image_size(text: str) -> ImageSize:
+    found = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    if not found or int(found[1]) < 1 or int(found[2] or 1) < 1:
+        raise typer.BadParameter(f"'{text}' is no image size: give pixels, such as 384, or height and width: 256x320")
+    return ImageSize(int(found[1]), int(found[2] or found[1]))
+
+
 ImgSize = Annotated[
-    int | None, typer.Option(min=1, metavar="PIXELS", help="Another image size; position embeddings are resampled.")
+    ImageSize | None,
+    typer.Option(
+        parser=_image_size,
+        metavar="PIXELS",
+        help="Another image size, 384 or 256x320 (height, width); position embeddings are resampled.",
+    ),
 ]
 Keep = Annotated[
     float | None,

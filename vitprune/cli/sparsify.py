@@ -206,7 +206,11 @@ def _device(device: str, recipe: Recipe) -> Any:
 
 
 def _load(
-    model: str, checkpoint: Path | None, img_size: int | None, sparsity: Sparsity, target_gmacs: float | None
+    model: str,
+    checkpoint: Path | None,
+    img_size: tuple[int, int] | None,
+    sparsity: Sparsity,
+    target_gmacs: float | None,
 ) -> tuple[Loaded, Sparsity]:
     """The dense model, and a plan that fits it."""
     from vitprune.zoo import load_model

@@ -5,9 +5,11 @@ from __future__ import annotations
 import timm.data
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
+from torchvision.transforms import Compose, Grayscale
 
-from vitprune.backbones import preprocessing
+from vitprune.backbones import input_size, preprocessing
 from vitprune.data.pictures import Transform
+from vitprune.errors import UnsupportedModelError
 
 
 class Augmentation(BaseModel):
@@ -26,8 +28,7 @@ class Augmentation(BaseModel):
 
 def eval_transform(model: nn.Module) -> Transform:
     """Resize, crop and normalise as the model's weights want it."""
-    transform: Transform = timm.data.create_transform(**preprocessing(model))
-    return transform
+    return _in_channels(model, timm.data.create_transform(**preprocessing(model)))
 
 
 def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
@@ -35,7 +36,7 @@ def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
 
     The teacher sees the same picture as the student, so its answer is right for it whatever the label says.
     """
-    transform: Transform = timm.data.create_transform(
+    transform = timm.data.create_transform(
         **preprocessing(model),
         is_training=True,
         scale=(augmentation.crop_scale, 1.0),
@@ -44,4 +45,18 @@ def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
         re_prob=augmentation.re_prob,
         re_mode="pixel",
     )
-    return transform
+    return _in_channels(model, transform)
+
+
+def _in_channels(model: nn.Module, transform: Transform) -> Transform:
+    """Pictures come in three colours; a model of one channel sees them in grey."""
+    channels, _, _ = input_size(model)
+    if channels == 3:
+        return transform
+    if channels == 1:
+        grey: Transform = Compose([Grayscale(), transform])
+        return grey
+    raise UnsupportedModelError(
+        f"the model takes images of {channels} channels, pictures have three colours",
+        "use vitprune from Python with a loader of your own: examples/train_loop.py",
+    )
