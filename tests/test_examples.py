@@ -11,7 +11,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"ablation.py", "train_loop.py", "train_demo_model.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "ablation.py",
+        "families.py",
+        "train_loop.py",
+        "train_demo_model.py",
+    }
 
 
 def _run(name, *arguments, cwd):
@@ -55,8 +60,20 @@ def test_ablation_holds_out_training_pictures(tmp_path, picture_folder):
     assert all(path.parent.parent == (picture_folder / "train").resolve() for path in parts["train"] | parts["val"])
 
 
-@pytest.mark.parametrize("name", ["ablation.py", "train_loop.py", "train_demo_model.py"])
+@pytest.mark.parametrize("name", ["ablation.py", "families.py", "train_loop.py", "train_demo_model.py"])
 def test_examples_explain_themselves(name, tmp_path):
     done = _run(name, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "python examples/" in done.stdout
+
+
+def test_families_are_right_at_full_size(tmp_path):
+    models = "vit_tiny_patch16_224,cait_xxs24_224"
+    done = _run(
+        "families.py", "--models", models, "--img-size", "96", "--batch-size", "1", "--seconds", "0.1", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines()[2:]:
+        _, _, _, exact, masked, *_ = line.split("|")
+        assert float(exact) == 0
+        assert float(masked) < 1e-3
