@@ -9,7 +9,7 @@ from PIL import Image
 from timm.models import save_for_hf
 
 from vitprune.checkpoint import describe, save
-from vitprune.errors import CheckpointError, UsageError
+from vitprune.errors import CheckpointError, HubError, UsageError
 from vitprune.zoo import load_model
 
 SIZES = {
@@ -170,3 +170,56 @@ def test_a_folder_can_be_sparsified_and_rebuilt(timm_folder, tmp_path, make_imag
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "out")(images), sparse(images))
     assert timm.is_model(loaded.model.pretrained_cfg["architecture"])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that serves a folder of this machine as every repository."""
+    import huggingface_hub
+
+    def serve(folder):
+        monkeypatch.setattr("vitprune.zoo._check_hub", lambda repository: None)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, revision=None: folder / name)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(folder))
+
+    return serve
+
+
+def test_a_transformers_repository_of_the_hub(hub, tmp_path):
+    model = _transformers("ViTForImageClassification", tmp_path / "hf")
+    hub(tmp_path / "hf")
+    loaded = load_model("hf-hub:someone/cats@main")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images), model(images).logits, rtol=0, atol=1e-4)
+    assert loaded.origin["source"] == "hf-hub:someone/cats@main"
+    assert (loaded.name, loaded.short_name) == ("cats", "cats")
+    assert loaded.class_names == ("cat", "dog", "eel")
+
+
+def test_a_sparse_file_of_the_hub(hub, make_sparse, tmp_path):
+    sparse = make_sparse(num_classes=2)
+    save(sparse, tmp_path / "model.safetensors", describe(sparse, class_names=("cat", "dog")))
+    hub(tmp_path)
+    loaded = load_model("hf-hub:someone/sparse")
+    assert loaded.sparse is not None
+    assert loaded.class_names == ("cat", "dog")
+
+
+def test_a_repository_without_a_model_is_refused(hub, monkeypatch, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    hub(tmp_path)
+    for raised, expected, message in (
+        (EntryNotFoundError, CheckpointError, "no config.json"),
+        (LocalEntryNotFoundError, HubError, "out of reach"),
+    ):
+
+        def absent(*args, raised=raised, **kwargs):
+            raise raised("no such file")
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
+        with pytest.raises(expected, match=message) as caught:
+            load_model("hf-hub:someone/empty")
+        assert "someone/empty" in caught.value.message

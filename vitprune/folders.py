@@ -15,6 +15,8 @@ from vitprune.errors import CheckpointError
 from vitprune.foreign import convert_state, read_config
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.pth", "model.pth")
+FOLDER_FILES = ("config.json", "preprocessor_config.json", *_WEIGHTS)
+"""What is read of a folder."""
 
 
 def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
@@ -27,12 +29,12 @@ def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
     Raises:
         CheckpointError: no config.json or weights, or not of a kind that can be read; names the folder.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     try:
         if "architectures" in config:
             preprocessor = folder / "preprocessor_config.json"
             architecture, arguments, overlay = read_config(
-                config, _read_json(preprocessor) if preprocessor.is_file() else {}
+                config, read_json(preprocessor) if preprocessor.is_file() else {}
             )
             state = convert_state(_read_weights(folder))
         elif "architecture" in config:
@@ -61,7 +63,12 @@ def _read_weights(folder: Path) -> dict[str, Any]:
     raise CheckpointError("it holds no weights", f"there should be one of {', '.join(_WEIGHTS)}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a config.json.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or no object.
+    """
     if not path.is_file():
         raise CheckpointError(f"folder '{path.parent}' holds no {path.name}, so it is no saved model")
     try:

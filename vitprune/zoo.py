@@ -16,7 +16,7 @@ from torch import nn
 from vitprune.backbones import wrap
 from vitprune.checkpoint import Metadata, check_npz, is_ours, load_sparse, read_weights
 from vitprune.errors import CheckpointError, HubError, UnknownModelError, UsageError
-from vitprune.folders import build_from_folder
+from vitprune.folders import FOLDER_FILES, build_from_folder, read_json
 from vitprune.foreign import convert_state, is_transformers_state
 from vitprune.model import SparseViT
 
@@ -221,9 +221,28 @@ def _load_demo() -> Loaded:
 
 
 def _load_hub(spec: str, sizes: dict[str, Any]) -> Loaded:
-    _check_hub(spec.removeprefix("hf-hub:").partition("@")[0])
-    model = _from_hub(spec, sizes)
-    return _loaded(spec, spec.rpartition("/")[2], model, {"source": spec})
+    """A repository of timm's layout, of transformers', or with a file of ours."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    repository, _, revision = spec.removeprefix("hf-hub:").partition("@")
+    _check_hub(repository)
+    try:
+        config = read_json(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
+        if "architecture" in config and "stages" not in config:
+            return _loaded(spec, spec.rpartition("/")[2], _from_hub(spec, sizes), {"source": spec})
+        folder = snapshot_download(repository, revision=revision or None, allow_patterns=list(FOLDER_FILES))
+    except LocalEntryNotFoundError as error:  # a kind of the next, but it means that there is no connection
+        raise _hub_error(repository, error) from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"'{spec}' holds no config.json, so it is no saved model", "check the name") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise _hub_error(repository, error) from error
+    loaded = _load_folder(folder, None, sizes)
+    if loaded.sparse is None:  # the folder in the cache is named by a commit
+        loaded.name = repository.rpartition("/")[2]
+    loaded.spec, loaded.origin = spec, loaded.origin | {"source": spec}
+    return loaded
 
 
 def _from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:
