@@ -106,10 +106,7 @@ def compare(
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
-    pictures = open_data(spec, classes, data_dir=data_dir, training=trains, labels=True)
-    if limit is not None:
-        pictures.train = pictures.train and pictures.train.sample(limit)
-        pictures.val = pictures.val.sample(limit)
+    pictures = open_data(spec, classes, data_dir=data_dir, training=trains, limit=limit)
     if pictures.note:
         talk(pictures.note)
     with RunProgress() as progress:

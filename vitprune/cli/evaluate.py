@@ -65,8 +65,9 @@ def evaluate(
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
     subject = loaded.sparse or loaded.model
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    pictures = open_data(data or ("demo" if loaded.name == "demo" else "imagenet"), classes, data_dir=data_dir)
-    val = pictures.val if limit is None else pictures.val.sample(limit)
+    spec = data or ("demo" if loaded.name == "demo" else "imagenet")
+    pictures = open_data(spec, classes, data_dir=data_dir, limit=limit)
+    val = pictures.val
     val.transform = eval_transform(loaded.model)
     workers = Recipe(num_workers=workers).workers()
     loader = make_loader(val, batch_size, training=False, num_workers=workers)

@@ -240,10 +240,7 @@ def _open(
     folder = choose_run_folder(output, f"{loaded.short_name}-{_slug(sparsity.label)}", overwrite=overwrite)
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
-    pictures = open_data(spec, classes, data_dir=data_dir, training=True, labels=recipe.labels)
-    if limit is not None:
-        pictures.train = pictures.train and pictures.train.sample(limit)
-        pictures.val = pictures.val.sample(limit)
+    pictures = open_data(spec, classes, data_dir=data_dir, training=True, labels=recipe.labels, limit=limit)
     return folder, pictures
 
 

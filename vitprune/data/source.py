@@ -55,6 +55,7 @@ def open_data(
     data_dir: Path | None = None,
     training: bool = False,
     labels: bool = True,
+    limit: int | None = None,
 ) -> Data:
     """Open `demo`, `imagenet`, `imagenette`, `hf:owner/name`, or a folder.
 
@@ -64,6 +65,7 @@ def open_data(
         data_dir: folder for `imagenet`, before $VITPRUNE_IMAGENET and the Hub.
         training: whether training pictures are needed. If the data has no val part, a tenth is then held out.
         labels: False if labels are not needed: pictures that have none, or that do not fit, are taken without.
+        limit: at most so many pictures of each part, chosen at random, always the same.
 
     Raises:
         DataError: no pictures, or classes that do not fit the model.
@@ -72,14 +74,19 @@ def open_data(
     if data_dir is not None and spec != "imagenet":
         raise DataError(f"--data-dir goes with the data set 'imagenet', not with '{spec}'", f"use --data {data_dir}")
     if spec == "demo":
-        return _demo()
-    folder = _local_folder(spec, data_dir)
-    if folder is not None:
-        train, val = _read_splits(folder, classes, training, labels)
+        data = _demo()
     else:
-        name, config = _HUB_NAMES.get(spec) or (spec.removeprefix("hf:"), None)
-        train, val = read_hub(name, classes if labels else None, config)
-    return _complete(spec, train, val, training)
+        folder = _local_folder(spec, data_dir)
+        if folder is not None:
+            train, val = _read_splits(folder, classes, training, labels)
+        else:
+            name, config = _HUB_NAMES.get(spec) or (spec.removeprefix("hf:"), None)
+            train, val = read_hub(name, classes if labels else None, config)
+        data = _complete(spec, train, val, training)
+    if limit is not None:
+        data.train = data.train and data.train.sample(limit)
+        data.val = data.val.sample(limit)
+    return data
 
 
 def _read_splits(

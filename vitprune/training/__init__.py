@@ -1,8 +1,9 @@
 """Recipe, warm start, objective and the loop."""
 
 from vitprune.training.log import StepLog
-from vitprune.training.loop import Listener, Progress, StepRecord, train
+from vitprune.training.loop import train
 from vitprune.training.objective import Objective, StepLoss
+from vitprune.training.progress import Listener, Progress, StepRecord
 from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load_recipe
 
 __all__ = [

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TextIO
 
 from vitprune.files import write_error
-from vitprune.training.loop import Listener, StepRecord
+from vitprune.training.progress import Listener, StepRecord
 
 
 class StepLog:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from vitprune.data import PictureSet, batches, make_loader
 from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.objective import Objective, StepLoss
+from vitprune.training.progress import Listener, Progress, StepRecord
 from vitprune.training.recipe import Phase, Recipe
 
 _RATE_BATCHES = 8
@@ -30,74 +31,6 @@ _RATE_BATCHES = 8
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and class indices (B,)."""
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """One training step, as it goes to the log and the progress display.
-
-    Attributes:
-        step: 1-based, over all phases.
-        num_steps: of the whole run.
-        phase: see `Recipe`.
-        losses: unweighted components by name.
-        total: weighted sum that was minimised.
-        kept_ratios: share of the original tokens kept after each stage.
-        target_ratios: the shares to reach.
-        lr: of the predictors, or of the backbone where predictors do not train.
-        images_per_s: of this step, data included.
-        skipped: True if the loss or gradient was not finite and the step was left out.
-    """
-
-    step: int
-    num_steps: int
-    phase: Phase
-    losses: dict[str, float]
-    total: float
-    kept_ratios: tuple[float, ...]
-    target_ratios: tuple[float, ...]
-    lr: float
-    images_per_s: float
-    skipped: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """The record for log.jsonl; a loss that is not finite becomes null."""
-        record = asdict(self)
-        record["losses"] = {name: _finite(value) for name, value in self.losses.items()}
-        record["total"] = _finite(self.total)
-        return record
-
-
-class Listener(Protocol):
-    """Who wants to know how training goes."""
-
-    def step(self, record: StepRecord) -> None:
-        """A step is done."""
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; complete when it ends, true also when it is stopped.
-
-    Attributes:
-        steps_done: over all phases.
-        num_steps: planned, over all phases.
-        num_skipped: steps left out because loss or gradient was not finite.
-        num_images: seen, repeats counted.
-        seconds: spent on steps, data included.
-        phases: steps done by phase.
-        sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
-        backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
-    """
-
-    steps_done: int = 0
-    num_steps: int = 0
-    num_skipped: int = 0
-    num_images: int = 0
-    seconds: float = 0.0
-    phases: dict[str, int] = field(default_factory=dict)
-    sampled_ratios: tuple[float, ...] | None = None
-    backbone_lr: float | None = None
 
 
 def train(
@@ -360,7 +293,3 @@ def _endless(loader: Any) -> Iterator[Batch]:
     """Batches of one pass after another."""
     while True:
         yield from batches(loader)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
