@@ -159,6 +159,11 @@ def test_a_new_classifier_replaces_both_heads(tiny, make_images):
     assert tiny(make_images(tiny)).shape == (2, 48)
 
 
+def test_another_pooling_is_refused():
+    with pytest.raises(ValueError, match="expected global_pool='token', got 'avg'"):
+        timm.create_model("lvvit_s", **TINY, global_pool="avg")
+
+
 def test_drop_path_rises_from_block_to_block():
     model = timm.create_model("lvvit_s", **TINY, drop_path_rate=0.3)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]

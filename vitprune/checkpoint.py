@@ -253,6 +253,9 @@ def is_ours(path: Path) -> bool:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weight file by name; never runs code from it.
 
+    Of a torch pickle timm unpickles tensors, plain containers and an argparse.Namespace, which training files hold
+    beside the weights; nothing else.
+
     Raises:
         CheckpointError: the file is missing, damaged, a pickle of more than tensors, or holds NaN.
     """

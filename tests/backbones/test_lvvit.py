@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from agreement import assert_masked_is_gathered, dense_twin
 from timm.layers import DropPath
 from torch import nn
 
@@ -48,28 +49,14 @@ def with_statistics(model):
     return model
 
 
-def assert_masked_is_gathered(sparse, images):
-    """Same tokens, same answer, and not the dense model's answer."""
-    with torch.no_grad():
-        dense, selection, masked = sparse.model(images), sparse.select(images), sparse.forward_masked(images)
-    for indices, kept in zip(selection.indices, masked.kept, strict=True):
-        assert torch.equal(torch.zeros_like(kept).scatter_(1, indices, 1.0), kept)
-    torch.testing.assert_close(masked.logits, selection.logits, rtol=0, atol=1e-4)
-    last = selection.indices[-1].unsqueeze(-1).expand_as(selection.features)
-    torch.testing.assert_close(masked.features.gather(1, last), selection.features, rtol=0, atol=1e-4)
-    change = (selection.logits - dense).abs().mean() / dense.std()
-    assert change > 0.02, f"dropping tokens changes the logits by {change:.1e}: the agreement says nothing"
-
-
 @by_kind
 def test_keep_1_is_the_models_own_output_bit_for_bit(build, make_images, kind):
     sparse = build(kind)
     images = make_images(sparse)
-    twin = attach(sparse.model, keep=1.0)
     with torch.no_grad():
         expected = sparse.model(images)
-        assert torch.equal(twin(images), expected)
-        assert torch.equal(twin.forward_masked(images).logits, expected)
+        assert torch.equal(dense_twin(sparse)(images), expected)
+        assert torch.equal(dense_twin(sparse).forward_masked(images).logits, expected)
 
 
 @by_kind
