@@ -165,10 +165,25 @@ def load_sparse(path: Path) -> tuple[SparseViT, Metadata]:
     metadata = read_metadata(path)
     model = rebuild(metadata, "cpu")
     tensors = _read_safetensors(path)
-    _check_shapes(model, tensors, f"'{path}'", "its own metadata")
     _check_finite(tensors, path)
-    model.load_state_dict({_module_name(name): tensor for name, tensor in tensors.items()})
+    fill(model, tensors, f"'{path}'", "its own metadata")
     return model.eval(), metadata
+
+
+def fill(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) -> None:
+    """Put tensors, under the names of the file, into `model`.
+
+    Args:
+        model: the sparse model.
+        tensors: the backbone's under timm's names, and `predictors.<stage>.*`.
+        what: where they come from, for the error.
+        against: what `model` was built from, for the error.
+
+    Raises:
+        CheckpointError: one is missing, unexpected or of another shape; names it.
+    """
+    _check_shapes(model, tensors, what, against)
+    model.load_state_dict({_module_name(name): tensor for name, tensor in tensors.items()})
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -237,6 +252,9 @@ def is_ours(path: Path) -> bool:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weight file by name; never runs code from it.
+
+    Of a torch pickle timm unpickles tensors, plain containers and an argparse.Namespace, which training files hold
+    beside the weights; nothing else.
 
     Raises:
         CheckpointError: the file is missing, damaged, a pickle of more than tensors, or holds NaN.

@@ -69,6 +69,19 @@ def choose_run_folder(output: Path | None, name: str, *, overwrite: bool) -> Pat
     return folder
 
 
+def check_file_is_new(path: Path, *, overwrite: bool) -> None:
+    """Make sure that a model may be written to `path`, and its config.json beside it.
+
+    Raises:
+        OutputError: `path` does not end in .safetensors or is a folder, or a file is there and may not be overwritten.
+    """
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise OutputError(f"the output '{path}' is not the name of a .safetensors file", "-o model.safetensors")
+    for file in (path, path.parent / "config.json"):
+        if file.exists() and not overwrite:
+            raise OutputError(f"the output '{file}' exists", "choose another --output or add --overwrite")
+
+
 def create_run_folder(folder: Path, needed_bytes: int) -> None:
     """Create a run folder and make sure, before hours are spent, that the results can be written there.
 

@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import nn
 
+from vitprune.authors import load_authors
 from vitprune.backbones import wrap
 from vitprune.checkpoint import Metadata, check_npz, is_ours, load_sparse, read_weights
 from vitprune.errors import CheckpointError, HubError, UnknownModelError, UsageError
@@ -24,6 +25,8 @@ Weights = Literal["pretrained", "random", "none"]
 
 HUB_TIMEOUT_S = 10.0
 
+_PICKLES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+
 
 @dataclass
 class Loaded:
@@ -33,10 +36,10 @@ class Loaded:
         spec: the MODEL argument.
         name: full timm name, with the tag of its weights where there is one.
         model: the timm model; of one of our files, its backbone, which was trained for dropped tokens.
-        sparse: the sparse model of one of our files, else None.
+        sparse: the sparse model of one of our files or of DynamicViT's authors, else None.
         class_names: in output order, where known.
         origin: where the weights come from and under which licence.
-        metadata: header of one of our files.
+        metadata: header of one of our files, or what it would be.
     """
 
     spec: str
@@ -59,16 +62,20 @@ def load_model(
     checkpoint: Path | None = None,
     weights: Weights = "pretrained",
     img_size: int | tuple[int, int] | None = None,
+    keep: float | None = None,
+    stages: Sequence[int] | None = None,
 ) -> Loaded:
     """Build the model that `spec` names and load its weights.
 
     Args:
         spec: a timm name or short name, `hf-hub:owner/name`, a .safetensors file of ours or its run folder, a folder
-            that timm or transformers saved, or `demo`.
+            that timm or transformers saved, a checkpoint of DynamicViT's authors, or `demo`.
         checkpoint: a weight file (.safetensors, .pth, .bin, .npz) instead of the Hub's.
         weights: "pretrained", or without any file or download "random", or "none": the structure alone, on the
             meta device.
         img_size: another image size in pixels, or height and width; position embeddings are resampled.
+        keep: of a checkpoint of the authors, which does not say, the share of tokens that one stage keeps.
+        stages: of such a checkpoint, the block indices before which its predictors act; None for the default.
 
     Raises:
         UnknownModelError: no such model; offers close matches.
@@ -78,10 +85,16 @@ def load_model(
         HubError: the weights cannot be had from the Hub.
     """
     sizes = {} if img_size is None else {"img_size": img_size}
-    if spec.endswith(".safetensors") or Path(spec).is_file():
+    theirs = spec.endswith(_PICKLES) and not Path(spec).is_dir()
+    if (keep is not None or stages is not None) and not theirs:
+        raise UsageError(
+            f"'{spec}' is no checkpoint of DynamicViT's authors: --keep and --stages say how such a file is to be run",
+            "leave them out; vitprune sparsify makes a dense model sparse",
+        )
+    if theirs or spec.endswith(".safetensors") or Path(spec).is_file():
         if checkpoint is not None or img_size is not None:
             raise UsageError(f"'{spec}' is a file of its own; --checkpoint and --img-size go with a timm name")
-        sparse, metadata = load_sparse(Path(spec))
+        sparse, metadata = load_authors(Path(spec), keep, stages) if theirs else load_sparse(Path(spec))
         return Loaded(
             spec, metadata.model, sparse.model, sparse, _tuple(metadata.class_names), metadata.origin, metadata
         )

@@ -32,8 +32,6 @@ def small(name):
         arguments["mlp_ratio"] = 4
     if "sapiens2" in name:
         arguments["num_kv_heads"] = (2, 1, 1, 2)
-    if name.startswith("lvvit"):
-        del arguments["num_heads"]
     return arguments
 
 

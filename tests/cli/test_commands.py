@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
-COMMANDS = ["sparsify", "eval", "bench", "compare", "info", "models", "env"]
+COMMANDS = ["sparsify", "eval", "bench", "compare", "convert", "info", "models", "env"]
 
 
 @pytest.fixture
@@ -164,6 +164,10 @@ MISTAKES = {
     "empty data folder": (["sparsify", "demo", "--data", "empty"], 1, "there are no pictures in 'empty'"),
     "class count": (["sparsify", "demo", "--data", "pictures"], 1, "the model has 10 classes"),
     "class count in eval": (["eval", "model.safetensors", "three"], 1, "the model has 2 classes (cat, dog)"),
+    "missing checkpoint": (["convert", "absent.pth", "--keep", "0.7"], 1, "there is no file 'absent.pth'"),
+    "no checkpoint of theirs": (["convert", "plain.pth", "--keep", "0.7"], 1, "no checkpoint of DynamicViT's authors"),
+    "keep of a dense model": (["eval", "test_vit", "pictures", "--keep", "0.7"], 2, "'test_vit' is no checkpoint of"),
+    "keep of a file": (["eval", "model.safetensors", "pictures", "--keep", "0.7"], 2, "say how such a file"),
     "missing file": (["eval", "absent.safetensors", "pictures"], 1, "there is no file 'absent.safetensors'"),
     "truncated file": (["eval", "truncated.safetensors", "pictures"], 1, "'truncated.safetensors' is damaged"),
     "weights that are not ours": (["bench", "weights.safetensors"], 1, "was not written by vitprune"),
@@ -195,6 +199,7 @@ def workplace(tmp_path, monkeypatch, weights_file, picture_folder, sparse_file, 
     (tmp_path / "typo.yaml").write_text("leanring_rate: 1\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("lr: [1\n")
+    torch.save({"model": state}, tmp_path / "plain.pth")
     torch.save({"model": state, "extra": _Thing()}, tmp_path / "pickled.pth")
     return tmp_path
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vitprune.tokens import distillation_loss, ratio_loss, token_loss
+from vitprune.tokens import distillation_loss, ratio_loss, token_distillation_loss, token_loss
 
 
 def randn(*shape, seed=0):
@@ -134,10 +134,39 @@ def test_token_loss_does_not_reward_dropping_tokens():
     assert kept.grad is None
 
 
-# Both
+# Tokens' own answers
 
 
-@pytest.mark.parametrize("loss", [distillation_loss, token_loss])
+def test_token_distillation_loss_is_the_mean_divergence_of_kept_tokens():
+    student, teacher, kept = randn(3, 8, 5), 2 * randn(3, 8, 5, seed=1), random_mask(3, 8)
+    terms = []
+    for b, n in kept.nonzero().tolist():
+        q, p = student[b, n].double().softmax(-1), teacher[b, n].double().softmax(-1)
+        terms.append((p * (p / q).log()).sum().item())
+    assert 0 < len(terms) < 24
+    assert token_distillation_loss(student, teacher, kept).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+def test_token_distillation_loss_without_mask_is_the_distillation_loss_of_all_rows():
+    student, teacher = randn(3, 8, 5), randn(3, 8, 5, seed=1)
+    expected = distillation_loss(student.flatten(0, 1), teacher.flatten(0, 1))
+    torch.testing.assert_close(token_distillation_loss(student, teacher), expected)
+
+
+def test_token_distillation_loss_ignores_dropped_tokens():
+    student, teacher, kept = randn(3, 8, 5), randn(3, 8, 5, seed=1), random_mask(3, 8)
+    changed = torch.where(kept[..., None] == 0, 1e3, student).requires_grad_()
+    loss = token_distillation_loss(changed, teacher, kept)
+    torch.testing.assert_close(loss, token_distillation_loss(student, teacher, kept))
+    loss.backward()
+    assert (changed.grad[kept == 0] == 0).all()
+    assert token_distillation_loss(student, teacher, torch.zeros(3, 8)) == 0
+
+
+# All
+
+
+@pytest.mark.parametrize("loss", [distillation_loss, token_loss, token_distillation_loss])
 def test_no_gradient_reaches_the_teacher(loss):
     shape = (2, 5) if loss is distillation_loss else (2, 5, 3)
     student, teacher = randn(*shape).requires_grad_(), randn(*shape, seed=1).requires_grad_()
@@ -146,7 +175,7 @@ def test_no_gradient_reaches_the_teacher(loss):
     assert (student.grad != 0).all()
 
 
-@pytest.mark.parametrize("loss", [distillation_loss, token_loss])
+@pytest.mark.parametrize("loss", [distillation_loss, token_loss, token_distillation_loss])
 def test_low_precision_inputs_are_compared_in_fp32(loss):
     shape = (2, 5) if loss is distillation_loss else (2, 5, 3)
     student, teacher = randn(*shape).bfloat16(), randn(*shape, seed=1).bfloat16()

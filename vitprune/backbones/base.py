@@ -91,6 +91,14 @@ class Backbone(ABC):
     def token_features(self, x: Tensor) -> Tensor:
         """Normalised patch tokens (B, N, C) out of `norm`'s output, for the token loss."""
 
+    def token_logits(self, features: Tensor) -> Tensor | None:
+        """The model's own answer for each patch token, out of `token_features`: (B, N, C) to (B, N, num_classes).
+
+        None where patch tokens have no classifier of their own. Where they have, the token loss compares these answers
+        with the teacher's instead of features.
+        """
+        return None
+
     @abstractmethod
     def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
         """Pool `norm`'s output and classify.

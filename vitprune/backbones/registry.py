@@ -19,11 +19,13 @@ from torch import nn
 
 from vitprune.backbones.base import Backbone
 from vitprune.backbones.cait import CaitBackbone
+from vitprune.backbones.lvvit import LvVitBackbone
 from vitprune.backbones.multimodal import AxialBackbone, GemmaBackbone
 from vitprune.backbones.pairwise import BeitBackbone, RelPosBackbone
 from vitprune.backbones.rotary import EvaBackbone, NaFlexBackbone
 from vitprune.backbones.vision_transformer import VisionTransformerBackbone
 from vitprune.errors import UnsupportedModelError
+from vitprune.lvvit import LvVit  # its import also makes the models known to timm
 
 ADAPTERS: Mapping[type[nn.Module], Callable[[Any], Backbone]] = {
     VisionTransformer: VisionTransformerBackbone,
@@ -36,6 +38,7 @@ ADAPTERS: Mapping[type[nn.Module], Callable[[Any], Backbone]] = {
     Qwen3VitClassifier: AxialBackbone,
     DeepseekVitClassifier: AxialBackbone,
     Gemma4VitClassifier: GemmaBackbone,
+    LvVit: LvVitBackbone,
 }
 """By exact type: a subclass may carry a forward of its own that an adapter would silently skip."""
 

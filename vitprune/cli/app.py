@@ -9,7 +9,7 @@ import traceback
 import typer
 from typer.exceptions import Abort, TyperException
 
-from vitprune.cli import bench, compare, env, evaluate, info, models, sparsify
+from vitprune.cli import bench, compare, convert, env, evaluate, info, models, sparsify
 from vitprune.cli.output import print_error
 from vitprune.errors import VitpruneError
 
@@ -25,6 +25,7 @@ app.command("sparsify")(sparsify.sparsify)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
+app.command("convert")(convert.convert)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("env")(env.env)

@@ -9,6 +9,8 @@ import typer
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
+    AuthorsKeep,
+    AuthorsStages,
     BatchSize,
     Checkpoint,
     DataDir,
@@ -19,6 +21,7 @@ from vitprune.cli.options import (
     Precision,
     PrecisionName,
     Workers,
+    parse_numbers,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table
 from vitprune.cli.progress import RunProgress
@@ -34,6 +37,8 @@ def evaluate(
             show_default="imagenet; demo for the demo model",
         ),
     ] = None,
+    keep: AuthorsKeep = None,
+    stages: AuthorsStages = None,
     checkpoint: Checkpoint = None,
     data_dir: DataDir = None,
     img_size: ImgSize = None,
@@ -48,12 +53,18 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
 
+    MODEL may also be a checkpoint that DynamicViT's authors published, with --keep.
+
     Examples:
 
       vitprune eval runs/deit_small_patch16_224-keep0.7/model.safetensors imagenet
 
       vitprune eval deit_small path/to/imagenet --checkpoint my.safetensors
+
+      vitprune eval dynamicvit_lvvit_s.pth imagenet --keep 0.7
     """
+    blocks = parse_numbers(stages, "--stages")
+
     from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
     from vitprune.evaluation import class_accuracy, predict
     from vitprune.measure import pick_device, pick_precision
@@ -62,7 +73,7 @@ def evaluate(
 
     where = pick_device(device)
     number_format = pick_precision(precision.value, where, training=False)
-    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
+    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks)
     subject = loaded.sparse or loaded.model
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")

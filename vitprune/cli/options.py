@@ -99,6 +99,25 @@ Stages = Annotated[
         metavar="BLOCKS", help="Blocks before which tokens are dropped, such as 3,6,9.", show_default="by depth"
     ),
 ]
+AuthorsKeep = Annotated[
+    float | None,
+    typer.Option(
+        "--keep",
+        metavar="RATIO",
+        help="Of a checkpoint of DynamicViT's authors, which does not say: share of patch tokens that one stage keeps, "
+        "in (0, 1].",
+        show_default=False,
+    ),
+]
+AuthorsStages = Annotated[
+    str | None,
+    typer.Option(
+        "--stages",
+        metavar="BLOCKS",
+        help="Of such a checkpoint: blocks before which its predictors act.",
+        show_default="by depth",
+    ),
+]
 Schedule = Annotated[
     ScheduleName | None,
     typer.Option(

@@ -21,7 +21,7 @@ from vitprune.tokens.decisions import (
     size_bias,
 )
 from vitprune.tokens.fold import fold_masked, fold_tokens
-from vitprune.tokens.losses import distillation_loss, ratio_loss, token_loss
+from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
 from vitprune.tokens.predictor import TokenPredictor
 from vitprune.tokens.selection import gather_tokens, split_tokens, topk_decision, topk_tokens
 
@@ -38,6 +38,7 @@ __all__ = [
     "ratio_loss",
     "size_bias",
     "split_tokens",
+    "token_distillation_loss",
     "token_loss",
     "topk_decision",
     "topk_tokens",

@@ -37,6 +37,22 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
+def token_distillation_loss(logits: Tensor, teacher_logits: Tensor, kept: Tensor | None = None) -> Tensor:
+    """KL(teacher || student) of every kept token's own class distribution, mean over tokens, in fp32.
+
+    What takes the place of `token_loss` in LV-ViT, whose patch tokens have a classifier.
+
+    Args:
+        logits: student's, (B, N, num_classes).
+        teacher_logits: teacher's, at the same positions, (B, N, num_classes); no gradient flows into them.
+        kept: the student's final D-hat (B, N); None when all N tokens are kept ones.
+    """
+    student = F.log_softmax(logits.float(), dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach().float(), dim=-1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)  # (B, N)
+    return _mean_over_kept(divergence, kept)
+
+
 def token_loss(
     features: Tensor, teacher_features: Tensor, kept: Tensor | None = None, *, relative: bool = False
 ) -> Tensor:
@@ -52,7 +68,12 @@ def token_loss(
     target = teacher_features.detach().float()
     error = (features.float() - target).square().mean(dim=-1)  # (B, N)
     scale = target.square().mean().clamp(min=torch.finfo(target.dtype).tiny) if relative else 1.0
+    return _mean_over_kept(error, kept) / scale
+
+
+def _mean_over_kept(losses: Tensor, kept: Tensor | None) -> Tensor:
+    """Mean of losses (B, N) over the tokens that D-hat (B, N) keeps; 0 if that is none."""
     if kept is None:
-        return error.mean() / scale
-    weight = kept.detach().to(error.dtype)
-    return (error * weight).sum() / weight.sum().clamp(min=1) / scale
+        return losses.mean()
+    weight = kept.detach().to(losses.dtype)
+    return (losses * weight).sum() / weight.sum().clamp(min=1)

@@ -16,6 +16,7 @@ from vitprune.tokens import (
     gumbel_decision,
     perturbed_topk_decision,
     ratio_loss,
+    token_distillation_loss,
     token_loss,
 )
 from vitprune.training.recipe import Phase, Recipe
@@ -54,9 +55,14 @@ class Objective(nn.Module):
         self.first_block = blocks[0] if blocks else 0
 
     def train(self, mode: bool = True) -> Objective:
-        """Set the student's mode; the teacher stays in eval mode."""
+        """Set the student's mode. The teacher stays in eval mode, and so do the student's batch norms: what is deployed
+        uses running statistics, and few small batches must not replace those that the weights came with.
+        """
         self.training = mode
         self.student.train(mode)
+        for module in self.student.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
         return self
 
     def forward(self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0) -> StepLoss:
@@ -129,6 +135,11 @@ class Objective(nn.Module):
         return losses
 
     def _token_loss(self, features: Tensor, target: Tensor, kept: Tensor | None = None) -> Tensor:
+        own, teachers = (
+            model.backbone.token_logits(x) for model, x in ((self.student, features), (self.teacher, target))
+        )
+        if own is not None and teachers is not None:
+            return token_distillation_loss(own, teachers, kept)
         return token_loss(features, target, kept, relative=self.recipe.relative_token_loss)
 
     def _sum(self, losses: dict[str, Tensor], kept_ratios: Tensor) -> StepLoss:

@@ -28,7 +28,12 @@ class LossWeights(BaseModel):
     ce: float = Field(0.0, ge=0, description="cross-entropy with the labels")
     ratio: float = Field(2.0, ge=0, description="squared distance of the kept share from its target")
     kl: float = Field(1.0, ge=0, description="KL divergence from the teacher's classes")
-    token: float = Field(0.5, ge=0, description="squared distance of kept tokens' features from the teacher's")
+    token: float = Field(
+        0.5,
+        ge=0,
+        description="squared distance of kept tokens' features from the teacher's; in LV-ViT, whose patch tokens "
+        "answer too, KL divergence from the teacher's answers",
+    )
 
 
 class Recipe(BaseModel):
