@@ -178,7 +178,7 @@ def hub(monkeypatch):
     import huggingface_hub
 
     def serve(folder):
-        monkeypatch.setattr("vitprune.zoo._check_hub", lambda repository: None)
+        monkeypatch.setattr("vitprune.hub.check_hub", lambda repository: None)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, revision=None: folder / name)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(folder))
 

@@ -14,16 +14,15 @@ import torch
 from torch import nn
 
 from vitprune.authors import load_authors
-from vitprune.backbones import wrap
+from vitprune.backbones import input_size, wrap
 from vitprune.checkpoint import Metadata, check_npz, is_ours, load_sparse, read_weights
-from vitprune.errors import CheckpointError, HubError, UnknownModelError, UsageError
-from vitprune.folders import FOLDER_FILES, build_from_folder, read_json
+from vitprune.errors import CheckpointError, UnknownModelError, UsageError
+from vitprune.folders import build_from_folder
 from vitprune.foreign import convert_state, is_transformers_state
+from vitprune.hub import check_hub, fetch, first_mismatch, from_hub
 from vitprune.model import SparseViT
 
 Weights = Literal["pretrained", "random", "none"]
-
-HUB_TIMEOUT_S = 10.0
 
 _PICKLES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 
@@ -118,8 +117,34 @@ def load_model(
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for '{name}'", "give a weight file: --checkpoint FILE")
     if config.hf_hub_id:
-        _check_hub(config.hf_hub_id)
-    return _loaded(spec, name, _from_hub(name, sizes), {})
+        check_hub(config.hf_hub_id)
+    return _loaded(spec, name, from_hub(name, sizes), {})
+
+
+def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
+    """The dense model that a sparse file was made from, at the file's image size.
+
+    Args:
+        sparse: what `load_model` gave for one of our files.
+        checkpoint: weights of the dense model; None to get them by name.
+
+    Raises:
+        UnknownModelError: without `checkpoint`, the name in the file is not timm's.
+        CheckpointError: `checkpoint` does not fit.
+    """
+    metadata = sparse.metadata
+    assert metadata is not None
+    if checkpoint is not None:
+        return _load_file(metadata.model, metadata.architecture, checkpoint, metadata.model_args)
+    _, height, width = input_size(sparse.model)
+    return load_model(metadata.model, img_size=None if metadata.model == "demo" else (height, width))
+
+
+def sparse_file(spec: str) -> Path | None:
+    """The file that MODEL names if it is one of ours, by itself or by its run folder."""
+    path = Path(spec)
+    path = path / "model.safetensors" if path.is_dir() else path
+    return path if path.is_file() and is_ours(path) else None
 
 
 def resolve_name(spec: str) -> str:
@@ -200,10 +225,12 @@ def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loade
             channels = {"in_chans": int(first.shape[1])}
         overlay = {"state_dict": state, "custom_load": False, **classes}
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **classes, **channels, **sizes)
+        model = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, **{**sizes, **classes, **channels}
+        )
     except (RuntimeError, KeyError, ValueError, AssertionError) as error:
         raise CheckpointError(
-            f"the weights in '{path}' do not fit {name}: {_first_mismatch(error)}",
+            f"the weights in '{path}' do not fit {name}: {first_mismatch(error)}",
             "check that MODEL is the architecture the file was saved from",
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
@@ -215,8 +242,8 @@ def _load_folder(spec: str, checkpoint: Path | None, sizes: dict[str, Any]) -> L
     if checkpoint is not None:
         raise UsageError(f"'{spec}' is a folder with weights of its own; --checkpoint goes with a timm name")
     folder = Path(spec)
-    ours = folder / "model.safetensors"
-    if ours.is_file() and is_ours(ours):
+    ours = sparse_file(spec)
+    if ours is not None:
         return load_model(str(ours), **sizes)
     model = build_from_folder(folder, sizes)
     return _loaded(spec, folder.resolve().name, model, {"source": folder.resolve().name})
@@ -235,76 +262,15 @@ def _load_demo() -> Loaded:
 
 def _load_hub(spec: str, sizes: dict[str, Any]) -> Loaded:
     """A repository of timm's layout, of transformers', or with a file of ours."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
     repository, _, revision = spec.removeprefix("hf-hub:").partition("@")
-    _check_hub(repository)
-    try:
-        config = read_json(Path(hf_hub_download(repository, "config.json", revision=revision or None)))
-        if "architecture" in config and "stages" not in config:
-            return _loaded(spec, spec.rpartition("/")[2], _from_hub(spec, sizes), {"source": spec})
-        folder = snapshot_download(repository, revision=revision or None, allow_patterns=list(FOLDER_FILES))
-    except LocalEntryNotFoundError as error:  # a kind of the next, but it means that there is no connection
-        raise _hub_error(repository, error) from error
-    except EntryNotFoundError as error:
-        raise CheckpointError(f"'{spec}' holds no config.json, so it is no saved model", "check the name") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise _hub_error(repository, error) from error
-    loaded = _load_folder(folder, None, sizes)
+    folder = fetch(repository, revision or None)
+    if folder is None:
+        return _loaded(spec, spec.rpartition("/")[2], from_hub(spec, sizes), {"source": spec})
+    loaded = _load_folder(str(folder), None, sizes)
     if loaded.sparse is None:  # the folder in the cache is named by a commit
         loaded.name = repository.rpartition("/")[2]
     loaded.spec, loaded.origin = spec, loaded.origin | {"source": spec}
     return loaded
-
-
-def _from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **sizes)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise _hub_error(name, error) from error
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights of '{name}' do not fit: {_first_mismatch(error)}") from error
-    return model
-
-
-def _check_hub(repository: str) -> None:
-    """Ask the Hub for a repository, briefly, unless something of it is cached: the download itself retries for a
-    minute before it says that there is no connection.
-    """
-    from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    if Path(HF_HUB_CACHE).is_dir() and any(r.repo_id == repository for r in scan_cache_dir().repos):
-        return
-    try:
-        HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # the Hub's own, the system's, or one of whichever HTTP client it uses
-        raise _hub_error(repository, error) from error
-
-
-def _hub_error(name: str, error: Exception) -> HubError:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if isinstance(error, GatedRepoError):
-        return HubError(
-            f"'{name}' is gated on the Hugging Face Hub", "accept its terms on its page, then run: hf auth login"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return HubError(f"there is no '{name}' on the Hugging Face Hub", "check the name")
-    return HubError(
-        f"cannot get '{name}': the Hugging Face Hub is out of reach ({type(error).__name__})",
-        "check the connection, or give a weight file that is already here: --checkpoint FILE",
-    )
-
-
-def _first_mismatch(error: Exception) -> str:
-    """The first of the lines in which torch lists what is missing, unexpected or of another shape."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else (lines or [repr(error)])[0]
-    return text if len(text) <= 240 else text[:240] + " ..."
 
 
 def _tuple(names: Any) -> tuple[str, ...] | None:

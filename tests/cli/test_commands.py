@@ -144,6 +144,7 @@ MISTAKES = {
     "ratio weight of top-k": (["sparsify", "demo", "--ratio-weight", "1"], 2, "--ratio-weight does nothing"),
     "labels and none": (["sparsify", "demo", "--no-labels", "--ce-weight", "1"], 2, "that --no-labels leaves out"),
     "plan of a file": (["info", "model.safetensors", "--keep", "0.5"], 2, "has its own plan"),
+    "plan of a timed file": (["bench", "model.safetensors", "--keep", "0.5"], 2, "has its own plan"),
     "plan of a compared file": (["compare", "model.safetensors", "--ratios", ".5"], 2, "has its own plan"),
     "no such recipe": (["sparsify", "demo", "--recipe", "long"], 2, "recipe 'long' is neither one of ours nor a file"),
     "recipe with a typo": (

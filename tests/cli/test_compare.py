@@ -5,6 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
 METHODS = ["random", "norm", "attention", "attention-fold", "tome", "tome-late", "paper", "ours"]
@@ -82,3 +83,18 @@ def test_weights_that_do_not_fit_the_file_are_refused(arguments, weights_file, p
     arguments[arguments.index("--checkpoint") + 1] = "less.safetensors"
     assert run(arguments) == 1
     assert "less.safetensors" in capsys.readouterr().err
+
+
+def test_a_run_folder_and_the_weights_of_a_model_that_timm_does_not_know_by_name(
+    make_sparse, picture_folder, tmp_path, capsys
+):
+    """The file says how its dense model is built; only the weights must be given."""
+    sparse = make_sparse(num_classes=2, depth=4)
+    save(sparse, tmp_path / "model.safetensors", describe(sparse, name="my_own_vit", class_names=("cat", "dog")))
+    save_file(sparse.model.state_dict(), tmp_path / "dense.safetensors")
+    options = ["--methods", "random,ours", "--checkpoint", str(tmp_path / "dense.safetensors"), "--device", "cpu"]
+    assert run(["compare", str(tmp_path), str(picture_folder), *options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["method"] for row in result["rows"]] == ["dense", "random", "ours"]
+    assert run(["compare", str(tmp_path), str(picture_folder), "--methods", "random"]) == 2
+    assert "my_own_vit" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from vitprune.cli.options import (
     parse_ratios,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table
-from vitprune.cli.plan import parse_sparsity
+from vitprune.cli.plan import parse_sparsity, refuse_plan
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def bench(
     from vitprune.measure import describe_environment, pick_device, pick_precision
     from vitprune.model import attach_as
     from vitprune.training import load_recipe
-    from vitprune.zoo import load_model
+    from vitprune.zoo import load_model, sparse_file
 
     plans = [
         parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None)
@@ -93,6 +93,9 @@ def bench(
     number_format = pick_precision(precision.value, where, training=False)
     sizes = sizes or ([1, 32, 256] if where.type == "cuda" else [1, 32])
     rows: list[dict[str, Any]] = []
+    for spec in models or []:
+        if sparse_file(spec):
+            refuse_plan(spec, keep, stages, schedule, dropped)
     loaded = [load_model(spec, weights="random", img_size=img_size) for spec in models or [_DEFAULT_MODEL]]
     with RunProgress() as progress:
         for each in loaded:

@@ -93,6 +93,7 @@ def compare(
     from vitprune.data import ModelClasses, open_data
     from vitprune.measure import describe_environment, pick_device, pick_precision
     from vitprune.training import load_recipe
+    from vitprune.zoo import sparse_file
 
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
     settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
@@ -100,7 +101,7 @@ def compare(
     number_format = pick_precision(precision.value, where, training=False)
     plan = CompareSettings(names, where, number_format, batch_size, steps)
     asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
-    if Path(model).suffix == ".safetensors":
+    if sparse_file(model):
         refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs)
     loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
@@ -131,16 +132,17 @@ def _subject(
 ) -> tuple[Loaded, Subject]:
     """What MODEL names; its dense model and, of a file, ours."""
     from vitprune.compare import Subject
-    from vitprune.zoo import load_model
+    from vitprune.zoo import load_dense, load_model, sparse_file
 
-    if not (model.endswith(".safetensors") or Path(model).is_file()):
+    path = sparse_file(model)
+    if path is None:
         loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
         sparsity = resolve_sparsity(loaded.model, asked, target_gmacs)
         return loaded, Subject(loaded.model, sparsity)
-    file = load_model(model, img_size=img_size)
+    file = load_model(str(path), img_size=img_size)
     assert file.metadata is not None
     trained = file.metadata.training or {}
-    dense = load_model(file.metadata.model, checkpoint=checkpoint)
+    dense = load_dense(file, checkpoint)
     return file, Subject(dense.model, ours=file.sparse, steps=trained.get("steps_done", 0))
 
 
