@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
+from vitprune.data.loading import collate
 from vitprune.evaluation import Predictions, class_accuracy, paired_difference, predict
 
 
@@ -63,7 +64,7 @@ def test_every_picture_counts_once_and_in_order():
             return torch.full((1, 1, 1), float(index % 3)), index % 3
 
     seen = []
-    loader = torch.utils.data.DataLoader(Numbers(), batch_size=3)
+    loader = torch.utils.data.DataLoader(Numbers(), batch_size=3, collate_fn=collate)
     predictions = predict({"echo": _Echo()}, loader, torch.device("cpu"), on_batch=seen.append)["echo"]
     assert seen == [3, 3, 1]
     assert predictions.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -86,7 +87,7 @@ def test_divergence_is_the_formula_and_the_reference_has_none():
     pictures = torch.utils.data.TensorDataset(torch.zeros(5, 1, 1, 1), torch.full((5,), -1))
     p, q = [0.7, 0.2, 0.1], [0.5, 0.25, 0.25]
     models = {"dense": _Fixed(p), "sparse": _Fixed(q), "same": _Fixed(p)}
-    loader = torch.utils.data.DataLoader(pictures, batch_size=2)
+    loader = torch.utils.data.DataLoader(pictures, batch_size=2, collate_fn=collate)
     predictions = predict(models, loader, torch.device("cpu"), reference="dense")
     expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert predictions["sparse"].kl.shape == (5,)

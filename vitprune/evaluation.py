@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.data import UNLABELLED, batches
+from vitprune.data import UNLABELLED, Faults, batches
+from vitprune.errors import DataError
 from vitprune.measure import DTYPES, Precision
 
 _CONFIDENCE_95 = 1.96
@@ -132,6 +133,7 @@ def predict(
     precision: Precision = "fp32",
     on_batch: Callable[[int], None] | None = None,
     reference: str | None = None,
+    faults: Faults | None = None,
 ) -> dict[str, Predictions]:
     """Run every model over every picture.
 
@@ -142,16 +144,17 @@ def predict(
         precision: "fp32", or "bf16"/"fp16" by autocast.
         on_batch: called with the number of pictures of each finished batch.
         reference: name of the model from whose answers the others' divergence is told.
+        faults: where unreadable pictures are counted, which are left out; None if there may be none.
 
     Raises:
-        DataError: a picture cannot be read; names it.
+        DataError: a picture cannot be read, too many, or all; names it.
     """
     for model in models.values():
         model.to(device).eval()
     tops: dict[str, list[Tensor]] = {name: [] for name in models}
     kls: dict[str, list[Tensor]] = {name: [] for name in models if reference not in (None, name)}
     all_labels: list[Tensor] = []
-    for images, labels in batches(loader):
+    for images, labels in batches(loader, faults):
         images = images.to(device, non_blocking=True)
         with autocast(device, precision):
             logits = {name: model(images).float() for name, model in models.items()}
@@ -162,6 +165,8 @@ def predict(
         all_labels.append(labels)
         if on_batch is not None:
             on_batch(len(labels))
+    if not all_labels:
+        raise DataError("no picture could be read", "check the data set with a picture viewer")
     labels = torch.cat(all_labels)
     return {
         name: Predictions(torch.cat(parts), labels, torch.cat(kls[name]) if name in kls else None)

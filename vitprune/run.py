@@ -209,11 +209,14 @@ def evaluate(
     device: torch.device,
     precision: Precision,
 ) -> dict[str, Predictions]:
-    """Predictions of several models, "dense" among them, on the same pictures of `data.val`."""
+    """Predictions of several models, "dense" among them, on the same pictures of `data.val`.
+
+    What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad picture.
+    """
     data.val.transform = eval_transform(models["dense"])
     loader = make_loader(data.val, batch_size, training=False, num_workers=num_workers)
     listener.begin("evaluating", len(data.val))
-    return predict(models, loader, device, precision, listener.advance, reference="dense")
+    return predict(models, loader, device, precision, listener.advance, reference="dense", faults=data.faults)
 
 
 def _bench(

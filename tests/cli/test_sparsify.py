@@ -249,11 +249,36 @@ def _interrupt_when_training(process, folder):
     vitprune.load(log.parent)
 
 
-def test_unreadable_training_picture_is_named_and_nothing_is_lost(arguments, picture_folder, capsys):
+def test_unreadable_pictures_are_skipped_named_and_counted(arguments, picture_folder, capsys):
+    victims = [picture_folder / part / "dog" / "1.png" for part in ("train", "val")]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:50])
+    assert run([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["training"]["unreadable"] == [str(victims[0])]
+    assert report["training"]["num_unreadable"] >= 1
+    assert report["data"]["unreadable_val"] == [str(victims[1])]
+    assert report["data"]["num_unreadable_val"] == 1
+    assert report["sparse"]["num_images"] == 5
+    assert run([*arguments, "--overwrite"]) == 0
+    assert f"1 unreadable picture(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
+
+
+def test_none_allowed_is_an_error_that_names_the_picture(arguments, picture_folder, capsys):
     victim = picture_folder / "train" / "dog" / "3.png"
     victim.write_bytes(victim.read_bytes()[:50])
-    assert run(arguments) == 1
+    assert run([*arguments, "--max-unreadable", "0"]) == 1
     assert f"cannot read picture '{victim}'" in capsys.readouterr().err
+
+
+def test_a_folder_of_broken_pictures_ends_at_once(arguments, picture_folder, capsys):
+    pictures = sorted((picture_folder / "train").glob("*/*.png"))
+    for victim in pictures:
+        victim.write_bytes(b"no picture")
+    assert run(arguments) == 1
+    assert "12 of 12 pictures could not be read" in capsys.readouterr().err
+    assert run([*arguments, "--limit", "4", "--overwrite"]) == 1
+    assert "no training picture could be read" in capsys.readouterr().err
 
 
 def test_demo_reports_object_coverage(quick_bench, tmp_path, monkeypatch, capsys):

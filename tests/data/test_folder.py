@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from vitprune.data import UNLABELLED, ModelClasses, batches, make_loader, match_classes, open_data
+from vitprune.data import UNLABELLED, Faults, ModelClasses, Unreadable, batches, make_loader, match_classes, open_data
+from vitprune.data.loading import Batch
 from vitprune.data.pictures import PictureSet, open_picture
 from vitprune.errors import DataError
 
@@ -129,6 +130,28 @@ def test_unreadable_picture_is_named(picture_folder, damage, num_workers):
     data.val.transform = _to_tensor
     with pytest.raises(DataError, match=r"cannot read picture '.*val/dog/1.png'"):
         list(batches(make_loader(data.val, 2, training=False, num_workers=num_workers)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_pictures_are_left_out_where_that_is_allowed(picture_folder, num_workers):
+    for name in ("0", "1"):
+        (picture_folder / "val" / "cat" / f"{name}.png").write_bytes(b"not a picture")
+    data = open_data(str(picture_folder), TWO)
+    data.val.transform = _to_tensor
+    faults = Faults(allowed_share=1.0)
+    read = list(batches(make_loader(data.val, 2, training=False, num_workers=num_workers), faults))
+    assert [labels.tolist() for _, labels in read] == [[0, 1], [1, 1]], "a batch of which nothing is left is none"
+    assert (faults.count, faults.seen) == (2, 6)
+    assert [name.rpartition("/")[2] for name in faults.names] == ["0.png", "1.png"]
+
+
+def test_too_many_unreadable_pictures_are_an_error():
+    faults, bad = Faults(allowed_share=0.01), Unreadable("bad.png", "truncated")
+    for _ in range(10):  # as many as 1 % of a thousand
+        faults.note(Batch(None, torch.empty(0), (bad,)))
+    with pytest.raises(DataError, match=r"11 of 11 pictures .* share of 0.01; the last was 'bad.png': truncated"):
+        faults.note(Batch(None, torch.empty(0), (bad,)))
+    assert faults.names == ["bad.png"]
 
 
 def test_picture_that_vanished_is_named(picture_folder):

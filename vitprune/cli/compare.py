@@ -115,7 +115,8 @@ def compare(
     result = {
         "model": loaded.name,
         "data": pictures.name,
-        "num_images": len(pictures.val),
+        "num_images": len(pictures.val) - pictures.faults.count,
+        "num_unreadable": pictures.faults.count,
         **result,
         "precision": number_format,
         "device": str(where),

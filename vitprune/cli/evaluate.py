@@ -48,6 +48,9 @@ def evaluate(
     batch_size: BatchSize = 64,
     workers: Workers = None,
     min_top1: Annotated[float | None, typer.Option(help="Exit with 3 if top-1 is lower, in percent.")] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and say how many.")
+    ] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of every class.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +68,7 @@ def evaluate(
     """
     blocks = parse_numbers(stages, "--stages")
 
-    from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
+    from vitprune.data import Faults, ModelClasses, eval_transform, make_loader, open_data
     from vitprune.evaluation import class_accuracy, predict
     from vitprune.measure import pick_device, pick_precision
     from vitprune.training import Recipe
@@ -84,7 +87,8 @@ def evaluate(
     loader = make_loader(val, batch_size, training=False, num_workers=workers)
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", len(val))
-        predictions = predict({"model": subject}, loader, where, number_format, progress.advance)["model"]
+        models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)
+        predictions = predict(models, loader, where, number_format, progress.advance, faults=faults)["model"]
     names = val.class_names | dict(enumerate(loaded.class_names or ()))
     by_class = class_accuracy(predictions)
     result = {
@@ -92,6 +96,8 @@ def evaluate(
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
         "data": pictures.name,
         **predictions.summary(),
+        "num_unreadable": faults.count,
+        "unreadable": faults.names,
         "precision": number_format,
         "device": str(where),
         "classes": [
@@ -117,4 +123,6 @@ def evaluate(
             f"{loaded.name}, {label}: top-1 {predictions.top1_pct:.2f} %, "
             f"top-5 {predictions.top5_pct:.2f} % on {predictions.num_images} pictures"
         )
+        if faults.count:
+            print_line(f"{faults.count} unreadable picture(s) were left out: {', '.join(faults.names[:3])}")
     enforce([("--min-top1", predictions.top1_pct, min_top1)])

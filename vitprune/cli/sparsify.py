@@ -109,6 +109,10 @@ def sparsify(
     freeze_epochs: Annotated[
         float | None, _setting("Passes after the warm start with the backbone frozen.", min=0)
     ] = None,
+    max_unreadable: Annotated[
+        float | None,
+        _setting("Share of training pictures that may be unreadable; they are skipped, named, counted.", min=0, max=1),
+    ] = None,
     ce_weight: Annotated[float | None, _weight("Cross-entropy with the labels.")] = None,
     ratio_weight: Annotated[float | None, _weight("Kept share against its target.")] = None,
     kl_weight: Annotated[float | None, _weight("KL divergence from the teacher's classes.")] = None,
@@ -139,6 +143,7 @@ def sparsify(
         "lr": lr,
         "backbone_lr_scale": backbone_lr_scale,
         "freeze_epochs": freeze_epochs,
+        "max_unreadable": max_unreadable,
         "seed": seed,
         "precision": None if precision is PrecisionName.AUTO else precision.value,
         "labels": False if no_labels else None,
@@ -283,7 +288,14 @@ def _print_summary(report: dict[str, Any], folder: Path) -> None:
         print_line(
             f"kept tokens cover {shares['sparse_pct']:.1f} % of the object, random ones {shares['random_pct']:.1f} %"
         )
-    skipped = report["training"]["num_skipped"]
+    training, pictures = report["training"], report["data"]
+    for count, names, what in (
+        (training["num_unreadable"], training["unreadable"], "in training (repeats counted)"),
+        (pictures["num_unreadable_val"], pictures["unreadable_val"], "in the evaluation"),
+    ):
+        if count:
+            print_line(f"{count} unreadable picture(s) were left out {what}: {', '.join(names[:3])}")
+    skipped = training["num_skipped"]
     if skipped:
         print_line(f"{skipped} training steps were skipped: loss or gradient not finite")
     print_line(f"in {report['wall_s']:.0f} s, written to {folder}")

@@ -1,14 +1,16 @@
 """From a DATA argument to picture sets and loaders; the embedded demo set."""
 
 from vitprune.data.classes import ModelClasses, match_classes
+from vitprune.data.loading import Faults, batches, make_loader
 from vitprune.data.pictures import UNLABELLED, PictureSet, Unreadable, open_picture
-from vitprune.data.source import Data, batches, make_loader, open_data
+from vitprune.data.source import Data, open_data
 from vitprune.data.transforms import Augmentation, eval_transform, train_transform
 
 __all__ = [
     "UNLABELLED",
     "Augmentation",
     "Data",
+    "Faults",
     "ModelClasses",
     "PictureSet",
     "Unreadable",

@@ -1,4 +1,4 @@
-"""Picture sets: what they are, how a picture is opened, and how a batch of them is made."""
+"""Picture sets: what they are and how a picture is opened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from vitprune.errors import DataError
 
@@ -32,7 +32,8 @@ class Unreadable:
     def error(self) -> DataError:
         """The error to raise in the main process."""
         return DataError(
-            f"cannot read picture '{self.name}': {self.reason}", "remove or replace the file, then run again"
+            f"cannot read picture '{self.name}': {self.reason}",
+            "remove or replace the file; eval --skip-unreadable and sparsify --max-unreadable do without such pictures",
         )
 
 
@@ -105,15 +106,6 @@ def open_picture(path: Path) -> Image.Image:
     """Read and decode one picture file as RGB."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
-
-
-def collate(batch: list[tuple[Tensor, int] | Unreadable]) -> tuple[Tensor, Tensor] | Unreadable:
-    """Stack pictures (B, C, H, W) and labels (B,); the first unreadable picture instead, if there is one."""
-    for sample in batch:
-        if isinstance(sample, Unreadable):
-            return sample
-    images, labels = default_collate(batch)
-    return images, labels
 
 
 def _reason(error: Exception) -> str:

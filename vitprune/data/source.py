@@ -1,23 +1,20 @@
-"""From a DATA argument to picture sets and loaders."""
+"""From a DATA argument to picture sets."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
 from vitprune.data.hub import read_hub
-from vitprune.data.pictures import PictureSet, Unreadable, collate
+from vitprune.data.loading import Faults
+from vitprune.data.pictures import PictureSet
 from vitprune.errors import DataError
 
 _HUB_NAMES = {"imagenet": ("ILSVRC/imagenet-1k", None), "imagenette": ("frgfm/imagenette", "320px")}
@@ -33,6 +30,7 @@ class Data:
         train: pictures to train on, None where there are none.
         val: pictures to evaluate on.
         note: how `val` came about, if not from the data itself.
+        faults: pictures of `val` that could not be read, once it was evaluated.
         object_mask: where the drawing knows it: item of `val` to the pixels (H, W) that show the object.
     """
 
@@ -40,6 +38,7 @@ class Data:
     train: PictureSet | None
     val: PictureSet
     note: str | None = None
+    faults: Faults = field(default_factory=lambda: Faults(allowed_share=1.0))
     object_mask: Callable[[int], NDArray[np.bool_]] | None = None
 
     def class_names(self, num_classes: int) -> tuple[str, ...] | None:
@@ -153,35 +152,3 @@ def _demo() -> Data:
         PictureSet(range(len(val)), val.labels, val.picture, class_names=names),
         object_mask=val.object_mask,
     )
-
-
-def make_loader(
-    pictures: PictureSet, batch_size: int, *, training: bool, num_workers: int = 0, seed: int = 0, pin: bool = False
-) -> DataLoader[Any]:
-    """Batches of (images (B, C, H, W), labels (B,)); a training loader shuffles and drops a last short batch.
-
-    Set `pictures.transform` first. Use `batches` to iterate, so that an unreadable picture is named.
-    """
-    return DataLoader(
-        pictures,
-        batch_size=min(batch_size, len(pictures)) if training else batch_size,
-        shuffle=training,
-        drop_last=training,
-        num_workers=num_workers,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),
-        pin_memory=pin,
-        persistent_workers=False,
-    )
-
-
-def batches(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over a loader of `make_loader`.
-
-    Raises:
-        DataError: a picture could not be read; names it.
-    """
-    for batch in loader:
-        if isinstance(batch, Unreadable):
-            raise batch.error()
-        yield batch

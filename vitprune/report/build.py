@@ -70,6 +70,8 @@ def build_report(
             "name": data.name,
             "num_train_images": None if data.train is None else len(data.train),
             "num_val_images": len(data.val),
+            "num_unreadable_val": data.faults.count,
+            "unreadable_val": data.faults.names,
             "note": data.note,
         },
         "precision": precision,

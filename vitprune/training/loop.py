@@ -19,8 +19,8 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from vitprune.data import PictureSet, batches, make_loader
-from vitprune.errors import TrainingError
+from vitprune.data import Faults, PictureSet, batches, make_loader
+from vitprune.errors import DataError, TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.progress import Listener, Progress, StepRecord
@@ -58,7 +58,7 @@ def train(
 
     Raises:
         TrainingError: the loss was not finite for `recipe.max_skipped` steps in a row.
-        DataError: a picture cannot be read; names it.
+        DataError: more pictures cannot be read than `recipe.max_unreadable` allows; names one.
     """
     accelerator = _make_accelerator(device, precision)
     set_seed(recipe.seed)  # torch, numpy and, for timm's transforms, random
@@ -72,8 +72,10 @@ def train(
     )
     parts = _plan(recipe, len(loader), has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(part.num_steps for part in parts)
-    stream = _mixed(_endless(loader), recipe, student.num_classes)
-    trainer = _Trainer(accelerator, student, teacher, stream, recipe, listener, progress)
+    faults = Faults(recipe.max_unreadable)
+    progress.unreadable = faults.names
+    stream = _mixed(_endless(loader, faults), recipe, student.num_classes)
+    trainer = _Trainer(accelerator, student, teacher, stream, recipe, listener, progress, faults)
     student.backbone.set_drop_path(recipe.drop_path)
     for part in parts:
         trainer.run(part)
@@ -128,6 +130,7 @@ class _Trainer:
     recipe: Recipe
     listener: Listener
     progress: Progress
+    faults: Faults
     skipped_in_a_row: int = 0
 
     def run(self, part: _Part) -> None:
@@ -203,6 +206,7 @@ class _Trainer:
         progress.phases[phase] = progress.phases.get(phase, 0) + 1
         progress.num_skipped += skipped
         progress.num_images += len(labels)
+        progress.num_unreadable = self.faults.count
         progress.seconds += seconds
         record = StepRecord(
             step=progress.steps_done,
@@ -289,7 +293,10 @@ def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
     return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
 
 
-def _endless(loader: Any) -> Iterator[Batch]:
+def _endless(loader: Any, faults: Faults) -> Iterator[Batch]:
     """Batches of one pass after another."""
     while True:
-        yield from batches(loader)
+        before = faults.seen - faults.count
+        yield from batches(loader, faults)
+        if faults.seen - faults.count == before:
+            raise DataError("no training picture could be read", f"the first is '{(*faults.names, '?')[0]}'")

@@ -61,6 +61,8 @@ class Progress:
         num_steps: planned, over all phases.
         num_skipped: steps left out because loss or gradient was not finite.
         num_images: seen, repeats counted.
+        num_unreadable: pictures left out because they could not be read, repeats counted.
+        unreadable: names of the first of them.
         seconds: spent on steps, data included.
         phases: steps done by phase.
         sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
@@ -71,6 +73,8 @@ class Progress:
     num_steps: int = 0
     num_skipped: int = 0
     num_images: int = 0
+    num_unreadable: int = 0
+    unreadable: list[str] = field(default_factory=list)
     seconds: float = 0.0
     phases: dict[str, int] = field(default_factory=dict)
     sampled_ratios: tuple[float, ...] | None = None

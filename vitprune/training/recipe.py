@@ -91,6 +91,9 @@ class Recipe(BaseModel):
     precision: Precision = "auto"
     seed: int = Field(0, ge=0)
     num_workers: int | None = Field(None, ge=0, description="processes that read pictures; None to choose")
+    max_unreadable: float = Field(
+        0.01, ge=0, le=1, description="share of training pictures that may be unreadable: skipped, named and counted"
+    )
     max_skipped: int = Field(20, ge=1, description="non-finite steps in a row after which training stops")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A folder of N classes and a model of N classes, from end to end: names travel and come back."""
+"""Data of the user: N classes whose names travel and come back, pictures that cannot be read."""
 
 import json
 
@@ -48,3 +48,16 @@ def test_a_folder_with_another_class_is_refused_with_both_sides(weights, picture
     error = capsys.readouterr().err
     assert "cat, dog" in error
     assert "cat, wolf" in error
+
+
+def test_eval_refuses_unreadable_pictures_unless_told(weights, picture_folder, capsys):
+    victim = picture_folder / "val" / "dog" / "1.png"
+    victim.write_bytes(b"no picture")
+    command = ["eval", "test_vit", str(picture_folder), "--checkpoint", str(weights), "--device", "cpu", "-j", "0"]
+    assert run(command) == 1
+    assert f"cannot read picture '{victim}'" in capsys.readouterr().err
+    assert run([*command, "--skip-unreadable", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_images"], result["num_unreadable"], result["unreadable"]) == (5, 1, [str(victim)])
+    assert run([*command, "--skip-unreadable"]) == 0
+    assert "1 unreadable picture(s) were left out" in capsys.readouterr().out
