@@ -20,7 +20,7 @@ from vitprune.zoo import loaded_from
 
 
 class _Silent:
-    def begin(self, what: str, total: int) -> None:
+    def begin(self, what: str, total: int | None) -> None:
         """Say nothing."""
 
     def advance(self, count: int) -> None:

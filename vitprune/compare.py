@@ -12,7 +12,7 @@ from torch import nn
 
 from vitprune.backbones import input_size, wrap
 from vitprune.baselines import AttentionViT, NormPredictor, RandomPredictor, ToMeViT, merges_per_block
-from vitprune.data import Data
+from vitprune.data import Data, count_pictures
 from vitprune.errors import UnsupportedModelError, UsageError
 from vitprune.evaluation import Predictions, paired_difference
 from vitprune.measure import Precision, Timing, benchmark, count_macs, keep_within, last_within, speedup
@@ -213,7 +213,7 @@ def _paper(
     The rate is not scaled down to the small batch and weights are not averaged over ten thousand steps: both would
     leave the model as it was. The shares of frozen and of warm-up steps are the published ones.
     """
-    per_epoch = max(1, len(data.train or ()) // recipe.batch_size)
+    per_epoch = max(1, (count_pictures(data.train) or 0) // recipe.batch_size)
     ours = subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)
     steps = settings.steps or ours
     cut = load_recipe(

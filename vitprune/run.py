@@ -15,7 +15,7 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
 from vitprune.checkpoint import Metadata, describe, save
-from vitprune.data import Data, PictureSet, eval_transform, make_loader, train_transform
+from vitprune.data import Data, Pictures, count_pictures, eval_transform, make_loader, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions, predict
 from vitprune.files import create_run_folder, write_json
@@ -33,8 +33,8 @@ BENCH_SECONDS = 2.0
 class RunListener(Listener, Protocol):
     """Who wants to know how a run goes."""
 
-    def begin(self, what: str, total: int) -> None:
-        """A part of the run begins: `total` pictures or steps."""
+    def begin(self, what: str, total: int | None) -> None:
+        """A part of the run begins: `total` pictures or steps, None where that is not known."""
 
     def advance(self, count: int) -> None:
         """`count` more of them are done."""
@@ -153,7 +153,7 @@ def fit(
     )
 
 
-def _check_trainable(student: SparseViT, data: Data) -> PictureSet:
+def _check_trainable(student: SparseViT, data: Data) -> Pictures:
     """The pictures to train on, if that is possible at all."""
     if student.num_classes < 1:
         raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
@@ -215,7 +215,7 @@ def evaluate(
     """
     data.val.transform = eval_transform(models["dense"])
     loader = make_loader(data.val, batch_size, training=False, num_workers=num_workers)
-    listener.begin("evaluating", len(data.val))
+    listener.begin("evaluating", count_pictures(data.val))
     return predict(models, loader, device, precision, listener.advance, reference="dense", faults=data.faults)
 
 

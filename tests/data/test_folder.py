@@ -7,7 +7,17 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from vitprune.data import UNLABELLED, Faults, ModelClasses, Unreadable, batches, make_loader, match_classes, open_data
+from vitprune.data import (
+    UNLABELLED,
+    DataOptions,
+    Faults,
+    ModelClasses,
+    Unreadable,
+    batches,
+    make_loader,
+    match_classes,
+    open_data,
+)
 from vitprune.data.loading import Batch
 from vitprune.data.pictures import PictureSet, open_picture
 from vitprune.errors import DataError
@@ -107,7 +117,7 @@ def test_loose_pictures_have_no_labels_and_the_error_says_so(tmp_path):
 
 
 def test_imagenet_folder_comes_from_option_or_environment(picture_folder, monkeypatch):
-    assert len(open_data("imagenet", TWO, data_dir=picture_folder).val) == 6
+    assert len(open_data("imagenet", TWO, DataOptions(data_dir=picture_folder)).val) == 6
     monkeypatch.setenv("VITPRUNE_IMAGENET", str(picture_folder))
     assert len(open_data("imagenet", TWO).val) == 6
     monkeypatch.setenv("VITPRUNE_IMAGENET", str(picture_folder / "absent"))
@@ -117,7 +127,7 @@ def test_imagenet_folder_comes_from_option_or_environment(picture_folder, monkey
 
 def test_data_dir_without_imagenet_is_refused(picture_folder):
     with pytest.raises(DataError, match="--data-dir goes with"):
-        open_data("demo", TWO, data_dir=picture_folder)
+        open_data("demo", TWO, DataOptions(data_dir=picture_folder))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
@@ -193,3 +203,22 @@ def test_training_loader_shuffles_by_seed_and_drops_the_short_batch(picture_fold
 
 def _to_tensor(picture):
     return torch.zeros(3, *picture.size)
+
+
+def test_a_fraction_is_chosen_at_random_and_always_the_same(picture_folder):
+    chosen = [
+        [
+            path.name
+            for path in open_data(str(picture_folder), TWO, DataOptions(fraction=0.5), training=True).train.items
+        ]
+        for _ in range(2)
+    ]
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 6
+    assert len(open_data(str(picture_folder), TWO, DataOptions(fraction=0.5), training=True).val) == 6
+
+
+@pytest.mark.parametrize("options", [{"streaming": True}, {"splits": ("a", None)}, {"columns": ("a", "b")}])
+def test_what_is_said_of_tables_is_refused_for_folders(picture_folder, options):
+    with pytest.raises(DataError, match="is none"):
+        open_data(str(picture_folder), TWO, DataOptions(**options))

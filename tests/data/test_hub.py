@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vitprune.data import UNLABELLED, ModelClasses, batches, make_loader, open_data
-from vitprune.data.hub import from_table
+from vitprune.data.tables import picture_set
 from vitprune.errors import DataError, HubError
 
 
@@ -16,7 +16,7 @@ def _table(names=("cat", "dog"), labels=(0, 1, 1)):
 
 
 def test_columns_are_found_by_their_kind():
-    pictures = from_table(_table(), ModelClasses(2), "x/y")
+    pictures = picture_set(_table(), ModelClasses(2), "x/y")
     picture, label = pictures[1]
     assert picture.mode == "RGB"
     assert label == 1
@@ -24,25 +24,25 @@ def test_columns_are_found_by_their_kind():
 
 
 def test_classes_the_model_knows_by_name_are_reordered():
-    assert from_table(_table(), ModelClasses(2, ("dog", "cat")), "x/y").labels == [1, 0, 0]
+    assert picture_set(_table(), ModelClasses(2, ("dog", "cat")), "x/y").labels == [1, 0, 0]
 
 
 def test_labels_may_be_left_out():
-    assert set(from_table(_table(), None, "x/y").labels) == {UNLABELLED}
+    assert set(picture_set(_table(), None, "x/y").labels) == {UNLABELLED}
 
 
 def test_class_count_that_does_not_fit_is_an_error():
     with pytest.raises(DataError, match="the model has 3 classes, but 'x/y' has 2"):
-        from_table(_table(), ModelClasses(3), "x/y")
+        picture_set(_table(), ModelClasses(3), "x/y")
 
 
 def test_table_without_pictures_is_an_error():
     with pytest.raises(DataError, match="no column of pictures, only text"):
-        from_table(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
+        picture_set(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
 
 
 def test_table_can_be_read_in_worker_processes():
-    pictures = from_table(_table(), ModelClasses(2), "x/y")
+    pictures = picture_set(_table(), ModelClasses(2), "x/y")
     pictures.transform = _size
     (_, labels), *_ = batches(make_loader(pictures, 3, training=False, num_workers=1))
     assert labels.tolist() == [0, 1, 1]

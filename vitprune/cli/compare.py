@@ -11,6 +11,7 @@ from vitprune.cli.options import (
     AsJson,
     BatchSize,
     Checkpoint,
+    Columns,
     DataDir,
     Device,
     Dropped,
@@ -24,9 +25,12 @@ from vitprune.cli.options import (
     RecipeName,
     Schedule,
     Seed,
+    Splits,
     Stages,
+    Streaming,
     TargetGmacs,
     Workers,
+    parse_pair,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
 from vitprune.cli.plan import parse_sparsity, refuse_plan, resolve_sparsity
@@ -46,7 +50,8 @@ def compare(
         str | None,
         typer.Argument(
             metavar="[DATA]",
-            help="imagenet, imagenette, hf:owner/name, a folder (with train/ to train on), or demo.",
+            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (with train/ to "
+            "train on), or demo.",
             show_default="imagenet; demo for the demo model",
         ),
     ] = None,
@@ -67,6 +72,9 @@ def compare(
     data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
+    splits: Splits = None,
+    columns: Columns = None,
+    streaming: Streaming = False,
     device: Device = "auto",
     precision: Precision = PrecisionName.FP32,
     batch_size: BatchSize = 32,
@@ -90,7 +98,7 @@ def compare(
 
     from vitprune.compare import TRAINED, CompareSettings
     from vitprune.compare import compare as run
-    from vitprune.data import ModelClasses, open_data
+    from vitprune.data import DataOptions, ModelClasses, open_data
     from vitprune.measure import describe_environment, pick_device, pick_precision
     from vitprune.training import load_recipe
     from vitprune.zoo import sparse_file
@@ -106,8 +114,10 @@ def compare(
     loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
+    pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
+    options = DataOptions(data_dir, *pair, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
-    pictures = open_data(spec, classes, data_dir=data_dir, training=trains, limit=limit)
+    pictures = open_data(spec, classes, options, training=trains)
     if pictures.note:
         talk(pictures.note)
     with RunProgress() as progress:
@@ -115,7 +125,7 @@ def compare(
     result = {
         "model": loaded.name,
         "data": pictures.name,
-        "num_images": len(pictures.val) - pictures.faults.count,
+        "num_images": result["rows"][0]["num_images"],
         "num_unreadable": pictures.faults.count,
         **result,
         "precision": number_format,

@@ -13,6 +13,7 @@ from vitprune.cli.options import (
     AuthorsStages,
     BatchSize,
     Checkpoint,
+    Columns,
     DataDir,
     Device,
     ImgSize,
@@ -20,8 +21,11 @@ from vitprune.cli.options import (
     Model,
     Precision,
     PrecisionName,
+    Splits,
+    Streaming,
     Workers,
     parse_numbers,
+    parse_pair,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table
 from vitprune.cli.progress import RunProgress
@@ -33,7 +37,8 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="[DATA]",
-            help="imagenet, imagenette, hf:owner/name, a folder of class folders (or with val/), or demo.",
+            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder of class "
+            "folders (or with val/), or demo.",
             show_default="imagenet; demo for the demo model",
         ),
     ] = None,
@@ -43,6 +48,9 @@ def evaluate(
     data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
+    splits: Splits = None,
+    columns: Columns = None,
+    streaming: Streaming = False,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
     batch_size: BatchSize = 64,
@@ -68,7 +76,7 @@ def evaluate(
     """
     blocks = parse_numbers(stages, "--stages")
 
-    from vitprune.data import Faults, ModelClasses, eval_transform, make_loader, open_data
+    from vitprune.data import DataOptions, Faults, ModelClasses, count_pictures, eval_transform, make_loader, open_data
     from vitprune.evaluation import class_accuracy, predict
     from vitprune.measure import pick_device, pick_precision
     from vitprune.training import Recipe
@@ -79,14 +87,16 @@ def evaluate(
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks)
     subject = loaded.sparse or loaded.model
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
+    options = DataOptions(data_dir, *pair, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
-    pictures = open_data(spec, classes, data_dir=data_dir, limit=limit)
+    pictures = open_data(spec, classes, options)
     val = pictures.val
     val.transform = eval_transform(loaded.model)
     workers = Recipe(num_workers=workers).workers()
     loader = make_loader(val, batch_size, training=False, num_workers=workers)
     with RunProgress() as progress:
-        progress.begin(f"evaluating {loaded.name}", len(val))
+        progress.begin(f"evaluating {loaded.name}", count_pictures(val))
         models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)
         predictions = predict(models, loader, where, number_format, progress.advance, faults=faults)["model"]
     names = val.class_names | dict(enumerate(loaded.class_names or ()))

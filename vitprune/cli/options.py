@@ -89,6 +89,21 @@ ImgSize = Annotated[
         help="Another image size, 384 or 256x320 (height, width); position embeddings are resampled.",
     ),
 ]
+Splits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TRAIN,VAL",
+        help="Splits of a table: their names, or what shards' names begin with.",
+        show_default="found",
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="IMAGE,LABEL", help="Columns of a table with pictures and classes.", show_default="found"),
+]
+Streaming = Annotated[
+    bool, typer.Option("--streaming", help="Read a Hub data set or parquet files as they come, storing nothing.")
+]
 Keep = Annotated[
     float | None,
     typer.Option(metavar="RATIO", help="Share of patch tokens that one stage keeps, in (0, 1].", show_default="0.7"),
@@ -177,3 +192,15 @@ def parse_ratios(text: str | None, option: str) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} is '{text}', expected ratios such as 0.8,0.6,0.4") from None
+
+
+def parse_pair(text: str | None, option: str) -> tuple[str | None, str | None]:
+    """Two names with a comma between them; either may be left out.
+
+    Raises:
+        UsageError: more than two; names `option`.
+    """
+    names = [name.strip() or None for name in (text or "").split(",")]
+    if len(names) > 2:
+        raise UsageError(f"{option} takes two names, got '{text}'", f"for example {option} train,validation")
+    return names[0], names[1] if len(names) == 2 else None

@@ -35,7 +35,7 @@ class RunProgress:
         self.live = self.console.is_terminal
         self.task: TaskID | None = None
         self.part = ""
-        self.total = 0
+        self.total: int | None = 0
         self.done = 0
         self.last_line = 0.0
         self.started = 0.0
@@ -53,15 +53,15 @@ class RunProgress:
         if self.live:
             self.display.stop()
 
-    def begin(self, what: str, total: int) -> None:
-        """A part of the run begins: `total` pictures or steps."""
+    def begin(self, what: str, total: int | None) -> None:
+        """A part of the run begins: `total` pictures or steps, None where that is not known."""
         self.part, self.total, self.done = what, total, 0
         self.started = self.last_line = time.monotonic()
         if self.live:
             self.task = self.bar.add_task(what, total=total)
             self.detail.plain = ""
         else:
-            self.console.print(f"{what} ({total})", markup=False)
+            self.console.print(what if total is None else f"{what} ({total})", markup=False)
 
     def advance(self, count: int) -> None:
         """`count` more of them are done."""
@@ -85,8 +85,10 @@ class RunProgress:
         now = time.monotonic()
         if now - self.last_line >= _LINE_EVERY_S or (detail and self.done == self.total):
             self.last_line = now
-            left = (now - self.started) / self.done * (self.total - self.done)
-            text = f"{self.part} {self.done}/{self.total} {detail} {left:.0f} s left"
+            text = f"{self.part} {self.done} {detail}"
+            if self.total is not None:
+                left = (now - self.started) / self.done * (self.total - self.done)
+                text = f"{self.part} {self.done}/{self.total} {detail} {left:.0f} s left"
             self.console.print(" ".join(text.split()), markup=False)
 
     def _detail(self, record: Any) -> str:

@@ -11,6 +11,7 @@ from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
     Checkpoint,
+    Columns,
     DataDir,
     Device,
     Dropped,
@@ -24,9 +25,12 @@ from vitprune.cli.options import (
     RecipeName,
     Schedule,
     Seed,
+    Splits,
     Stages,
+    Streaming,
     TargetGmacs,
     Workers,
+    parse_pair,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
 from vitprune.cli.plan import parse_sparsity, resolve_sparsity
@@ -34,7 +38,7 @@ from vitprune.cli.progress import RunProgress
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitprune.data import Data
+    from vitprune.data import Data, DataOptions, Pictures
     from vitprune.model import Sparsity
     from vitprune.training import Recipe
     from vitprune.zoo import Loaded
@@ -67,8 +71,8 @@ def sparsify(
         str | None,
         typer.Option(
             metavar="DATA",
-            help="imagenet, imagenette, hf:owner/name, a folder (train/ and val/ with a folder per class, or class "
-            "folders alone), or demo.",
+            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ "
+            "with a folder per class, or class folders alone), or demo.",
             show_default="imagenet; demo for the model demo",
         ),
     ] = None,
@@ -87,6 +91,12 @@ def sparsify(
     data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
+    fraction: Annotated[
+        float | None, typer.Option(min=0, max=1, metavar="SHARE", help="Train on this share of the training pictures.")
+    ] = None,
+    splits: Splits = None,
+    columns: Columns = None,
+    streaming: Streaming = False,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
     batch_size: Annotated[
@@ -152,14 +162,16 @@ def sparsify(
     plan = _recipe(model, recipe, settings, weights)
     sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs)
     where = _device(device, plan)
+    pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
+    options = _data_options(data_dir, *pair, streaming, limit, fraction)
     loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs)
-    folder, pictures = _open(loaded, data, data_dir, limit, plan, sparsity, output, overwrite)
+    folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite)
 
     from vitprune.run import RunSettings, run
 
     talk(
         f"{loaded.name}, {sparsity.label}, on {where}: "
-        f"{len(pictures.train or ())} pictures to train on, {len(pictures.val)} to evaluate on"
+        f"{_counted(pictures.train)} to train on, {_counted(pictures.val)} to evaluate on"
     )
     if pictures.note:
         talk(pictures.note)
@@ -231,8 +243,7 @@ def _load(
 def _open(
     loaded: Loaded,
     data: str | None,
-    data_dir: Path | None,
-    limit: int | None,
+    options: DataOptions,
     recipe: Recipe,
     sparsity: Sparsity,
     output: Path | None,
@@ -245,8 +256,21 @@ def _open(
     folder = choose_run_folder(output, f"{loaded.short_name}-{_slug(sparsity.label)}", overwrite=overwrite)
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
-    pictures = open_data(spec, classes, data_dir=data_dir, training=True, labels=recipe.labels, limit=limit)
+    pictures = open_data(spec, classes, options, training=True, labels=recipe.labels)
     return folder, pictures
+
+
+def _data_options(*given: Any) -> DataOptions:
+    from vitprune.data import DataOptions
+
+    return DataOptions(*given)
+
+
+def _counted(pictures: Pictures | None) -> str:
+    from vitprune.data import count_pictures
+
+    count = count_pictures(pictures)
+    return "a stream of pictures" if count is None else f"{count} pictures"
 
 
 def _slug(label: str) -> str:

@@ -1,20 +1,27 @@
 """From a DATA argument to picture sets and loaders; the embedded demo set."""
 
 from vitprune.data.classes import ModelClasses, match_classes
+from vitprune.data.hub import Pictures
 from vitprune.data.loading import Faults, batches, make_loader
+from vitprune.data.options import DataOptions
 from vitprune.data.pictures import UNLABELLED, PictureSet, Unreadable, open_picture
-from vitprune.data.source import Data, open_data
+from vitprune.data.source import Data, count_pictures, open_data
+from vitprune.data.tables import PictureStream
 from vitprune.data.transforms import Augmentation, eval_transform, train_transform
 
 __all__ = [
     "UNLABELLED",
     "Augmentation",
     "Data",
+    "DataOptions",
     "Faults",
     "ModelClasses",
     "PictureSet",
+    "PictureStream",
+    "Pictures",
     "Unreadable",
     "batches",
+    "count_pictures",
     "eval_transform",
     "make_loader",
     "match_classes",

@@ -52,6 +52,12 @@ def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -
     )
 
 
+def model_index(model: ModelClasses) -> dict[str, int] | None:
+    """The model's output index of every class by name, by WordNet id on ImageNet models; None where it has no names."""
+    names = model.names or _wordnet_ids((), model.num_classes)
+    return {name: i for i, name in enumerate(names)} if names else None
+
+
 def named(model: ModelClasses) -> bool:
     """Whether the model's classes have names that data must use too; WordNet ids may be spelled out."""
     return model.names is not None and not all(_WORDNET_ID.fullmatch(name) for name in model.names)

@@ -1,49 +1,160 @@
-"""Data sets of the Hugging Face Hub, through `datasets`."""
+"""Data sets of the Hugging Face Hub and shards on disk, through `datasets`."""
 
 from __future__ import annotations
 
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from vitprune.data.classes import ModelClasses, match_classes, named
-from vitprune.data.pictures import UNLABELLED, PictureSet
+from vitprune.data.classes import ModelClasses
+from vitprune.data.options import DataOptions
+from vitprune.data.pictures import PictureSet
+from vitprune.data.tables import PictureStream, picture_set, picture_stream
 from vitprune.errors import DataError, HubError
 
-_TRAIN = ("train",)
+Pictures = PictureSet | PictureStream
+
+_TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "test")
+_SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 def read_hub(
-    repository: str, classes: ModelClasses | None, config: str | None = None
-) -> tuple[PictureSet | None, PictureSet | None]:
+    repository: str,
+    classes: ModelClasses | None,
+    options: DataOptions,
+    config: str | None = None,
+) -> tuple[Pictures | None, Pictures | None]:
     """Training and validation pictures of a Hub data set; downloads what is not cached.
 
     Args:
         repository: `owner/name`.
         classes: the model's classes, None for unlabelled use.
+        options: splits, columns, and whether it is read over the network as it goes, storing nothing.
         config: configuration of the data set, where it has several.
 
     Raises:
         HubError: the Hub is out of reach, or the data set is gated or absent.
-        DataError: the data set has no pictures, or its classes do not fit the model.
+        DataError: the data set has no such split or no pictures, or its classes do not fit the model.
     """
-    splits = _load(repository, config)
-    train = next((splits[name] for name in _TRAIN if name in splits), None)
-    val = next((splits[name] for name in _VAL if name in splits), None)
-    return tuple(  # type: ignore[return-value]
-        None if table is None else from_table(table, classes, repository) for table in (train, val)
-    )
+    tables = _load(repository, config, options.streaming)
+    return _parts(tables, classes, repository, options)
 
 
-def _load(repository: str, config: str | None) -> Any:
+def find_shards(spec: str) -> list[Path]:
+    """The parquet or tar files that a DATA argument names: one, a pattern, or a folder that holds such files alone."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        folders = any(entry.is_dir() for entry in path.iterdir())
+        return [file for file in files if file.suffix in _SHARDS] if files and not folders else []
+    if path.suffix not in _SHARDS:
+        return []
+    return [path] if path.is_file() else sorted(path.parent.glob(path.name))
+
+
+def read_shards(
+    shards: list[Path],
+    classes: ModelClasses | None,
+    options: DataOptions,
+    source: str,
+) -> tuple[Pictures | None, Pictures | None]:
+    """Training and validation pictures of parquet files or of webdataset tar files, told apart by the files' names.
+
+    tar files can only be read one row after another; so are parquet files with `options.streaming`, or else they are
+    unpacked into the cache of `datasets` so that rows can be chosen.
+
+    Args:
+        shards: the files, all of one kind.
+        classes: the model's classes, None for unlabelled use.
+        options: splits, columns, streaming.
+        source: what to call the data.
+
+    Raises:
+        DataError: files of two kinds, a damaged one, or none of a split that is named.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    kinds = {shard.suffix for shard in shards}
+    if len(kinds) > 1:
+        raise DataError(
+            f"'{source}' holds both {' and '.join(sorted(kinds))} files", "give one kind: 'folder/*.parquet'"
+        )
+    kind = _SHARDS[kinds.pop()]
+    if kind == "webdataset":
+        for shard in shards:
+            _check_tar(shard)
+    streaming = options.streaming or kind == "webdataset"
+    files = _by_split(shards, options.splits)
+    try:
+        tables = load_dataset(
+            kind, data_files={name: [str(p) for p in paths] for name, paths in files.items()}, streaming=streaming
+        )
+    except (OSError, ValueError, tarfile.TarError, DatasetGenerationError) as error:
+        cause = error.__cause__ or error
+        raise DataError(f"'{source}' cannot be read: {str(cause).splitlines()[0]}", "copy the files again") from error
+    return _parts(tables, classes, source, options)
+
+
+def _check_tar(path: Path) -> None:
+    """A tar file ends in a block of zeros; one that was cut off would be read as if it were all."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - tarfile.BLOCKSIZE))
+        whole = size % tarfile.BLOCKSIZE == 0 and size > 0 and not file.read().strip(b"\0")
+    if not whole:
+        raise DataError(f"'{path}' is damaged: it does not end as a tar file does", "copy it again")
+
+
+def _by_split(shards: list[Path], splits: tuple[str | None, str | None]) -> dict[str, list[Path]]:
+    """Files by split: those whose name begins with one of its words, as in train-00000-of-00010; else all are val."""
+    found: dict[str, list[Path]] = {}
+    for words, given in zip((_TRAIN, _VAL), splits, strict=True):
+        names = words if given is None else (given,)
+        chosen = [s for s in shards if re.split(r"[^A-Za-z]", s.name)[0] in names or s.name.startswith(given or "\0")]
+        if chosen:
+            found[names[0]] = chosen
+    return found or {_VAL[0]: shards}
+
+
+def _parts(
+    tables: Mapping[str, Any],
+    classes: ModelClasses | None,
+    source: str,
+    options: DataOptions,
+) -> tuple[Pictures | None, Pictures | None]:
+    found = []
+    for words, given in zip((_TRAIN, _VAL), options.splits, strict=True):
+        if given is not None and given not in tables:
+            raise DataError(f"'{source}' has no split '{given}'", f"its splits are {', '.join(map(str, tables))}")
+        name = given or next((word for word in words if word in tables), None)
+        found.append(None if name is None else _pictures(tables[name], classes, source, options))
+    if found == [None, None]:
+        raise DataError(
+            f"'{source}' has no split that is called train or val, only {', '.join(map(str, tables))}",
+            "name them: --splits TRAIN,VAL",
+        )
+    return found[0], found[1]
+
+
+def _pictures(table: Any, classes: ModelClasses | None, source: str, options: DataOptions) -> Pictures:
+    from datasets import IterableDataset
+
+    build = picture_stream if isinstance(table, IterableDataset) else picture_set
+    return build(table, classes, source, options.columns)
+
+
+def _load(repository: str, config: str | None, streaming: bool) -> Any:
     from datasets import DownloadConfig, load_dataset
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import GatedRepoError
 
     try:
         # Never `trust_remote_code`: a data set is data.
-        return load_dataset(repository, config, download_config=DownloadConfig(max_retries=1))
+        return load_dataset(repository, config, download_config=DownloadConfig(max_retries=1), streaming=streaming)
     except (DatasetNotFoundError, GatedRepoError) as error:
         if "gated" in str(error).lower():
             raise HubError(
@@ -60,52 +171,3 @@ def _load(repository: str, config: str | None) -> Any:
             "check the connection, or pass a local folder as DATA (for ImageNet also by $VITPRUNE_IMAGENET or "
             "--data-dir)",
         ) from error
-
-
-def from_table(table: Any, classes: ModelClasses | None, source: str) -> PictureSet:
-    """A picture set over one split of a `datasets` table with an image column and, for labels, a class column.
-
-    Raises:
-        DataError: a column is missing, or the classes do not fit the model.
-    """
-    from datasets import ClassLabel
-    from datasets import Image as ImageFeature
-
-    pictures = next((name for name, kind in table.features.items() if isinstance(kind, ImageFeature)), None)
-    if pictures is None:
-        raise DataError(f"'{source}' has no column of pictures, only {', '.join(table.features)}")
-    labels = [UNLABELLED] * len(table)
-    spelled: dict[int, str] = {}
-    if classes is not None:
-        column = next((name for name, kind in table.features.items() if isinstance(kind, ClassLabel)), None)
-        if column is None:
-            raise DataError(f"'{source}' has no column of class labels", "train without labels: --no-labels")
-        names = table.features[column].names
-        # The Hub's ImageNet spells its classes out, in the usual order; only names known to the model reorder.
-        index = match_classes(names, classes, source) if set(names) <= set(classes.names or ()) else None
-        if index is None and (len(names) != classes.num_classes or named(classes)):
-            match_classes(names, classes, source)  # says what does not fit
-        labels = [index[names[label]] if index else label for label in table[column]]
-        spelled = {index[name] if index else i: name for i, name in enumerate(names)}
-    rows = range(len(table))
-    return PictureSet(rows, labels, _TableReader(table, pictures), _RowName(source), spelled)
-
-
-class _TableReader:
-    """Reads the picture of a row (a class and not a closure, so that worker processes can receive it)."""
-
-    def __init__(self, table: Any, column: str) -> None:
-        self.table = table
-        self.column = column
-
-    def __call__(self, row: int) -> Image.Image:
-        picture: Image.Image = self.table[row][self.column]
-        return picture.convert("RGB")
-
-
-class _RowName:
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def __call__(self, row: int) -> str:
-        return f"{self.source} row {row}"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from vitprune.data.pictures import PictureSet, Unreadable
+from vitprune.data.tables import PictureStream
 from vitprune.errors import DataError
 
 _NAMES_KEPT = 20
@@ -55,6 +56,9 @@ class Faults:
         Raises:
             DataError: too many pictures could not be read; names the first of this batch.
         """
+        for picture in batch.unreadable:
+            if picture.fatal:
+                raise DataError(f"cannot read '{picture.name}': {picture.reason}", "copy the shards again")
         self.seen += len(batch.labels) + len(batch.unreadable)
         self.count += len(batch.unreadable)
         for picture in batch.unreadable:
@@ -73,16 +77,27 @@ class Faults:
 
 
 def make_loader(
-    pictures: PictureSet, batch_size: int, *, training: bool, num_workers: int = 0, seed: int = 0, pin: bool = False
+    pictures: PictureSet | PictureStream,
+    batch_size: int,
+    *,
+    training: bool,
+    num_workers: int = 0,
+    seed: int = 0,
+    pin: bool = False,
 ) -> DataLoader[Any]:
     """Batches of (images (B, C, H, W), labels (B,)); a training loader shuffles and drops a last short batch.
 
     Set `pictures.transform` first. Use `batches` to iterate, so that unreadable pictures are dealt with.
     """
+    if isinstance(pictures, PictureStream):
+        pictures = pictures.shuffled(seed) if training else pictures
+        num_workers = min(num_workers, pictures.num_shards)  # each reads shards of its own
+    elif training:
+        batch_size = min(batch_size, len(pictures))
     return DataLoader(
         pictures,
-        batch_size=min(batch_size, len(pictures)) if training else batch_size,
-        shuffle=training,
+        batch_size=batch_size,
+        shuffle=training if isinstance(pictures, PictureSet) else None,
         drop_last=training,
         num_workers=num_workers,
         collate_fn=collate,
@@ -107,6 +122,8 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
         faults.note(batch)
         if batch.images is not None:
             yield batch.images, batch.labels
+    if isinstance(getattr(loader, "dataset", None), PictureStream):
+        loader.dataset.passes += 1  # here and not in the stream: its copies in worker processes are made anew
 
 
 def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> Batch:

@@ -28,6 +28,8 @@ class Unreadable:
 
     name: str
     reason: str
+    fatal: bool = False
+    """Whether nothing that follows can be read either, as after the end of a truncated shard."""
 
     def error(self) -> DataError:
         """The error to raise in the main process."""
@@ -75,11 +77,7 @@ class PictureSet(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Any, int] | Unreadable:
         item = self.items[index]
-        try:
-            picture = self.read(item)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            return Unreadable(self.name(item), _reason(error))
-        return (picture if self.transform is None else self.transform(picture)), self.labels[index]
+        return read_sample(lambda: self.read(item), lambda: self.name(item), self.transform, self.labels[index])
 
     def subset(self, indices: Sequence[int]) -> PictureSet:
         """The pictures at `indices`, in that order."""
@@ -100,6 +98,17 @@ class PictureSet(Dataset[Any]):
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
         num_held_out = max(1, round(len(self) * share))
         return self.subset(sorted(order[num_held_out:])), self.subset(sorted(order[:num_held_out]))
+
+
+def read_sample(
+    read: Callable[[], Image.Image], name: Callable[[], str], transform: Transform | None, label: int
+) -> tuple[Any, int] | Unreadable:
+    """One picture, transformed, and its label."""
+    try:
+        picture = read()
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        return Unreadable(name(), _reason(error))
+    return (picture if transform is None else transform(picture)), label
 
 
 def open_picture(path: Path) -> Image.Image:

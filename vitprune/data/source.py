@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
-from vitprune.data.hub import read_hub
+from vitprune.data.hub import Pictures, find_shards, read_hub, read_shards
 from vitprune.data.loading import Faults
+from vitprune.data.options import DataOptions
 from vitprune.data.pictures import PictureSet
+from vitprune.data.tables import PictureStream
 from vitprune.errors import DataError
 
 _HUB_NAMES = {"imagenet": ("ILSVRC/imagenet-1k", None), "imagenette": ("frgfm/imagenette", "320px")}
@@ -35,8 +37,8 @@ class Data:
     """
 
     name: str
-    train: PictureSet | None
-    val: PictureSet
+    train: Pictures | None
+    val: Pictures
     note: str | None = None
     faults: Faults = field(default_factory=lambda: Faults(allowed_share=1.0))
     object_mask: Callable[[int], NDArray[np.bool_]] | None = None
@@ -47,44 +49,74 @@ class Data:
         return tuple(known[i] for i in range(num_classes)) if known.keys() == set(range(num_classes)) else None
 
 
+def count_pictures(pictures: Pictures | None) -> int | None:
+    """How many there are; None of a stream, or of nothing."""
+    return len(pictures) if isinstance(pictures, PictureSet) else None
+
+
 def open_data(
     spec: str,
     classes: ModelClasses | None,
+    options: DataOptions | None = None,
     *,
-    data_dir: Path | None = None,
     training: bool = False,
     labels: bool = True,
-    limit: int | None = None,
 ) -> Data:
-    """Open `demo`, `imagenet`, `imagenette`, `hf:owner/name`, or a folder.
+    """Open `demo`, `imagenet`, `imagenette`, `hf:owner/name`, a folder, or parquet or tar shards.
 
     Args:
         spec: the DATA argument.
         classes: the model's classes.
-        data_dir: folder for `imagenet`, before $VITPRUNE_IMAGENET and the Hub.
+        options: what else is said about the data.
         training: whether training pictures are needed. If the data has no val part, a tenth is then held out.
         labels: False if labels are not needed: pictures that have none, or that do not fit, are taken without.
-        limit: at most so many pictures of each part, chosen at random, always the same.
 
     Raises:
-        DataError: no pictures, or classes that do not fit the model.
+        DataError: no pictures, options that do not fit the kind of data, or classes that do not fit the model.
         HubError: the data set cannot be had from the Hub.
     """
-    if data_dir is not None and spec != "imagenet":
-        raise DataError(f"--data-dir goes with the data set 'imagenet', not with '{spec}'", f"use --data {data_dir}")
+    options = options or DataOptions()
+    if options.data_dir is not None and spec != "imagenet":
+        raise DataError(
+            f"--data-dir goes with the data set 'imagenet', not with '{spec}'", f"use --data {options.data_dir}"
+        )
+    shards = find_shards(spec)
+    of_tables = bool(shards) or spec in _HUB_NAMES or spec.startswith("hf:")
+    if not of_tables and (options.streaming or options.splits != (None, None) or options.columns != (None, None)):
+        raise DataError(
+            f"--streaming, --splits and --columns say how tables are read, and '{spec}' is none",
+            "leave them out, or use a data set of the Hub, parquet or tar files",
+        )
+    folder = None if spec == "demo" or shards else _local_folder(spec, options.data_dir)
     if spec == "demo":
         data = _demo()
+    elif folder is not None:
+        data = _complete(spec, *_read_splits(folder, classes, training, labels), training)
     else:
-        folder = _local_folder(spec, data_dir)
-        if folder is not None:
-            train, val = _read_splits(folder, classes, training, labels)
-        else:
-            name, config = _HUB_NAMES.get(spec) or (spec.removeprefix("hf:"), None)
-            train, val = read_hub(name, classes if labels else None, config)
-        data = _complete(spec, train, val, training)
-    if limit is not None:
-        data.train = data.train and data.train.sample(limit)
-        data.val = data.val.sample(limit)
+        data = _complete(spec, *_read_tables(spec, shards, classes if labels else None, options), training)
+    return _less(data, options)
+
+
+def _read_tables(
+    spec: str, shards: list[Path], classes: ModelClasses | None, options: DataOptions
+) -> tuple[Pictures | None, Pictures | None]:
+    if shards:
+        return read_shards(shards, classes, options, spec)
+    name, config = _HUB_NAMES.get(spec) or (spec.removeprefix("hf:"), None)
+    if config is None and ":" in name:
+        name, _, config = name.partition(":")
+    return read_hub(name, classes, options, config)
+
+
+def _less(data: Data, options: DataOptions) -> Data:
+    """Apply `limit` and `fraction`."""
+    if options.fraction is not None:
+        if isinstance(data.train, PictureStream):
+            raise DataError("--fraction needs to know how many pictures there are; a stream does not", "use --limit")
+        data.train = data.train and data.train.sample(max(1, round(options.fraction * len(data.train))))
+    if options.limit is not None:
+        data.train = data.train and data.train.sample(options.limit)
+        data.val = data.val.sample(options.limit)
     return data
 
 
@@ -107,7 +139,7 @@ def _read_splits(
     return read(train_root if training or val_root is None else None), read(val_root)
 
 
-def _complete(spec: str, train: PictureSet | None, val: PictureSet | None, training: bool) -> Data:
+def _complete(spec: str, train: Pictures | None, val: Pictures | None, training: bool) -> Data:
     """Make sure that there is something to evaluate on and, for training, to train on, without overlap."""
     if train is not None and val is not None:
         return Data(spec, train, val)
@@ -116,6 +148,11 @@ def _complete(spec: str, train: PictureSet | None, val: PictureSet | None, train
         raise DataError(f"'{spec}' has neither a train nor a val part")
     if not training:
         return Data(spec, None, everything)
+    if isinstance(everything, PictureStream):
+        raise DataError(
+            f"'{spec}' has no val part, and none can be held out of a stream",
+            "add shards whose names begin with val, or name its splits: --splits TRAIN,VAL",
+        )
     if len(everything) < 2:
         raise DataError(f"'{spec}' has {len(everything)} picture(s); training needs at least 2")
     rest, held_out = everything.split(HELD_OUT)
@@ -136,7 +173,8 @@ def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
     if not folder.is_dir():
         what = "is a file, not a folder of pictures" if folder.exists() else "is not there"
         raise DataError(
-            f"the data '{spec}' {what}", "give a folder, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'"
+            f"the data '{spec}' {what}",
+            "give a folder, parquet or tar files, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'",
         )
     return folder
 

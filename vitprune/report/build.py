@@ -10,7 +10,7 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.checkpoint import Metadata
-from vitprune.data import Data
+from vitprune.data import Data, count_pictures
 from vitprune.evaluation import Predictions, class_accuracy, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 
@@ -68,8 +68,8 @@ def build_report(
         "training": dict(training),
         "data": {
             "name": data.name,
-            "num_train_images": None if data.train is None else len(data.train),
-            "num_val_images": len(data.val),
+            "num_train_images": count_pictures(data.train),
+            "num_val_images": predictions["dense"].num_images,
             "num_unreadable_val": data.faults.count,
             "unreadable_val": data.faults.names,
             "note": data.note,

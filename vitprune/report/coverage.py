@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune.data import Data, batches, make_loader
+from vitprune.data import Data, PictureSet, batches, make_loader
 from vitprune.model import SparseViT
 
 
@@ -22,6 +22,7 @@ def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.d
         device: where to run.
     """
     assert data.object_mask is not None
+    assert isinstance(data.val, PictureSet)
     sparse = {n: m for n, m in models.items() if isinstance(m, SparseViT) and m.schedule.stages}
     shares: dict[str, list[Tensor]] = {name: [] for name in sparse}
     done = 0

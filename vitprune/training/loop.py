@@ -19,7 +19,7 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from vitprune.data import Faults, PictureSet, batches, make_loader
+from vitprune.data import Faults, Pictures, PictureStream, batches, make_loader
 from vitprune.errors import DataError, TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.objective import Objective, StepLoss
@@ -36,7 +36,7 @@ Batch = tuple[Tensor, Tensor]
 def train(
     student: SparseViT,
     teacher: SparseViT,
-    pictures: PictureSet,
+    pictures: Pictures,
     recipe: Recipe,
     *,
     device: torch.device,
@@ -70,7 +70,8 @@ def train(
         seed=recipe.seed,
         pin=device.type == "cuda",
     )
-    parts = _plan(recipe, len(loader), has_stages=bool(student.schedule.stages))
+    per_epoch = None if isinstance(pictures, PictureStream) else len(loader)
+    parts = _plan(recipe, per_epoch, has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(part.num_steps for part in parts)
     faults = Faults(recipe.max_unreadable)
     progress.unreadable = faults.names
@@ -102,7 +103,7 @@ class _Part:
             yield from ((phase, step / max(1, steps - 1)) for step in range(steps))
 
 
-def _plan(recipe: Recipe, steps_per_epoch: int, has_stages: bool) -> list[_Part]:
+def _plan(recipe: Recipe, steps_per_epoch: int | None, has_stages: bool) -> list[_Part]:
     """What is run: the warm start, then everything together; without empty parts."""
     steps = recipe.num_steps(steps_per_epoch)
     deployed = round(steps * recipe.deployed_share)
@@ -113,7 +114,7 @@ def _plan(recipe: Recipe, steps_per_epoch: int, has_stages: bool) -> list[_Part]
         _Part(
             (("sampled", steps - deployed if has_stages else 0), ("deployed", deployed if tunes else 0)),
             tunes,
-            frozen_steps=round(recipe.freeze_epochs * steps_per_epoch),
+            frozen_steps=round(recipe.freeze_epochs * (steps_per_epoch or 0)),
         ),
     ]
     return [part for part in parts if part.num_steps]

@@ -108,10 +108,21 @@ class Recipe(BaseModel):
             return self.num_workers
         return min(8, (os.cpu_count() or 1) // 2)
 
-    def num_steps(self, steps_per_epoch: int) -> int:
-        """Steps after the warm start."""
+    def num_steps(self, steps_per_epoch: int | None) -> int:
+        """Steps after the warm start.
+
+        Args:
+            steps_per_epoch: None where the data is a stream of unknown length.
+
+        Raises:
+            UsageError: the length is given in passes over such a stream.
+        """
+        if steps_per_epoch is None and (self.epochs is not None or self.freeze_epochs > 0):
+            raise UsageError(
+                "the data is a stream, so how long a pass over it is is not known", "use --steps and --freeze-epochs 0"
+            )
         if self.epochs is not None:
-            return round(self.epochs * steps_per_epoch)
+            return round(self.epochs * (steps_per_epoch or 0))
         return DEFAULT_STEPS if self.steps is None else self.steps
 
     @property
