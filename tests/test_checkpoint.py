@@ -12,8 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vitprune
-from vitprune.checkpoint import METADATA_KEY, describe, read_metadata, read_weights, save
+from vitprune.checkpoint import describe, read_metadata, read_weights, save
 from vitprune.errors import CheckpointError
+from vitprune.metadata import METADATA_KEY
 
 
 @pytest.fixture

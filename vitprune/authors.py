@@ -17,8 +17,9 @@ import timm
 from torch import Tensor, nn
 
 from vitprune.backbones import wrap
-from vitprune.checkpoint import Metadata, describe, fill, read_weights
+from vitprune.checkpoint import describe, fill, read_weights
 from vitprune.errors import CheckpointError, UsageError
+from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, Sparsity
 from vitprune.schedule import check_keep, default_stages
 

@@ -14,12 +14,13 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
-from vitprune.checkpoint import Metadata, describe, save
+from vitprune.checkpoint import describe, save
 from vitprune.data import Data, Pictures, count_pictures, eval_transform, make_loader, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions, predict
 from vitprune.files import create_run_folder, write_json
 from vitprune.measure import Precision, Timing, benchmark, pick_precision
+from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import build_report, object_coverage
 from vitprune.training import Listener, Progress, Recipe, StepLog, train

@@ -15,11 +15,12 @@ from torch import nn
 
 from vitprune.authors import load_authors
 from vitprune.backbones import input_size, wrap
-from vitprune.checkpoint import Metadata, check_npz, is_ours, load_sparse, read_weights
+from vitprune.checkpoint import check_npz, is_ours, load_sparse, read_weights
 from vitprune.errors import CheckpointError, UnknownModelError, UsageError
 from vitprune.folders import build_from_folder
 from vitprune.foreign import convert_state, is_transformers_state
 from vitprune.hub import check_hub, fetch, first_mismatch, from_hub
+from vitprune.metadata import Metadata
 from vitprune.model import SparseViT
 
 Weights = Literal["pretrained", "random", "none"]

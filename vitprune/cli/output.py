@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def stderr_console() -> Console:
@@ -27,30 +28,35 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))  # as Text, or a class called "[/b]" would be markup
     console = Console(highlight=False)
-    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(plain(title), style="bold", markup=False, soft_wrap=True)
     console.print(table)
 
 
 def print_line(text: str) -> None:
     """Print one line of a result on stdout."""
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(highlight=False, soft_wrap=True).print(plain(text), markup=False)
 
 
 def talk(text: str) -> None:
     """Tell the user something, on stderr."""
-    stderr_console().print(text, markup=False)
+    stderr_console().print(plain(text), markup=False)
 
 
 def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -> None:
     """`error: ...`, a blank line, `hint: ...` on stderr; with `as_json` also one object on stdout."""
     console = stderr_console()
-    console.print(f"error: {message}", markup=False)
+    console.print(f"error: {plain(message)}", markup=False)
     if hint:
-        console.print(f"\nhint: {hint}", markup=False)
+        console.print(f"\nhint: {plain(hint)}", markup=False)
     if as_json:
         print_json({"error": message, "hint": hint, "exit_code": exit_code})
+
+
+def plain(text: str) -> str:
+    """The text without what would act on the terminal: names in files and data sets may hold escape sequences."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -1,0 +1,217 @@
+"""Files and settings from anywhere: whatever they hold, an error of ours or a model, quickly and within bounds."""
+
+import contextlib
+import io
+import json
+import struct
+import tracemalloc
+import zlib
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import vitprune
+from vitprune.checkpoint import describe, read_metadata, save
+from vitprune.cli.app import run
+from vitprune.cli.options import parse_numbers, parse_pair, parse_ratios
+from vitprune.data import Unreadable
+from vitprune.data.pictures import PictureSet, open_picture
+from vitprune.errors import CheckpointError, UsageError, VitpruneError
+from vitprune.metadata import METADATA_KEY
+from vitprune.training import load_recipe
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+ARGUMENTS = st.sampled_from(["depth", "embed_dim", "num_heads", "img_size", "patch_size", "num_classes", "global_pool"])
+
+
+class Saved(NamedTuple):
+    """Tensors and header of a file; short in hypothesis' reports."""
+
+    tensors: dict
+    header: dict
+
+    def __repr__(self):
+        return "saved"
+
+
+@pytest.fixture(scope="module")
+def saved(make_sparse, tmp_path_factory):
+    """A file of ours, its tensors and its header."""
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    sparse = make_sparse(num_classes=2)
+    save(sparse, path, describe(sparse, class_names=("cat", "dog")))
+    return Saved(load_file(path), json.loads(read_metadata(path).model_dump_json()))
+
+
+def rewrite(saved, path, change):
+    save_file(saved.tensors, path, metadata={METADATA_KEY: json.dumps(saved.header | change)})
+    return path
+
+
+# safetensors
+
+
+@quick
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_an_error_of_ours(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        vitprune.load(path)
+
+
+@quick
+@given(length=st.integers(0, 2**64 - 1), rest=st.binary(max_size=100))
+def test_a_header_that_lies_about_its_length(tmp_path, length, rest):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + rest)
+    with pytest.raises(CheckpointError):
+        vitprune.load(path)
+
+
+@quick
+@given(data=st.data())
+def test_any_value_in_the_metadata_is_a_model_or_an_error_of_ours(saved, tmp_path, data):
+    key = data.draw(st.sampled_from(sorted(saved.header)))
+    path = rewrite(saved, tmp_path / "model.safetensors", {key: data.draw(values)})
+    with contextlib.suppress(VitpruneError):
+        vitprune.load(path)
+
+
+@quick
+@given(arguments=st.dictionaries(ARGUMENTS | st.text(max_size=12), values, max_size=3))
+def test_any_argument_of_the_model_is_a_model_or_an_error_of_ours(saved, tmp_path, arguments):
+    path = rewrite(saved, tmp_path / "model.safetensors", {"model_args": arguments})
+    with contextlib.suppress(VitpruneError):
+        vitprune.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "schema_version"),
+        ({"architecture": "hf-hub:someone/model"}, "architecture"),
+        ({"architecture": "local-dir:/etc"}, "architecture"),
+        ({"model": "../../etc/passwd"}, "model"),
+        ({"model": "hf-hub:someone/model"}, "model"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path"),
+        ({"model_args": {"pretrained": True}}, "pretrained"),
+        ({"model_args": {"depth": 10**5}}, "depth"),
+        ({"model_args": {"embed_dim": 10**9}}, "out of range"),
+        ({"model_args": {"embed_dim": 10**5, "num_heads": 1}}, "does not fit"),
+        ({"num_patches": 10**12}, "num_patches"),
+        ({"class_names": ["x" * 10**5]}, "class_names"),
+        ({"class_names": ["x"] * (9 * 2**20 // 5)}, "bytes long"),
+    ],
+)
+def test_what_a_header_may_not_say(saved, tmp_path, change, message):
+    path = rewrite(saved, tmp_path / "model.safetensors", change)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        vitprune.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 500 * 2**20
+    assert "model.safetensors" in caught.value.message or "cannot build" in caught.value.message
+
+
+def test_a_tiny_crop_share_does_not_ask_for_a_huge_picture(saved, tmp_path):
+    change = {"preprocessing": saved.header["preprocessing"] | {"crop_pct": 1e-6}}
+    with pytest.raises(CheckpointError, match="crop_pct"):
+        vitprune.load(rewrite(saved, tmp_path / "model.safetensors", change))
+
+
+def test_names_with_markup_and_escapes_are_shown_as_they_are(saved, tmp_path, picture_folder, capsys):
+    for folder, name in (("cat", "[red]a[/b]"), ("dog", "b\x1b[2J\x07")):
+        (picture_folder / "val" / folder).rename(picture_folder / "val" / name.replace("/", "|"))
+    names = ["[red]a[|b]", "b\x1b[2J\x07"]
+    path = rewrite(saved, tmp_path / "model.safetensors", {"class_names": names})
+    assert run(["eval", str(path), str(picture_folder), "--per-class", "--device", "cpu", "-j", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "[red]a[|b]" in shown
+    assert "\x1b[2J" not in shown
+    assert "\x07" not in shown
+
+
+# pictures
+
+
+def test_a_picture_bomb_is_unreadable_and_takes_no_memory(tmp_path):
+    """A PNG that says 50,000 x 50,000 pixels in a few hundred bytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    tracemalloc.start()
+    sample = PictureSet([tmp_path / "bomb.png"], [0], open_picture)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(sample, Unreadable)
+    assert "decompression bomb" in sample.reason
+    assert peak < 50 * 2**20
+
+
+@quick
+@given(content=st.binary(max_size=300), cut=st.integers(0, 300))
+def test_any_bytes_are_a_picture_or_unreadable(tmp_path, content, cut):
+    real = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(real, "PNG")
+    path = tmp_path / "picture.png"
+    path.write_bytes(real.getvalue()[:cut] + content)
+    sample = PictureSet([path], [0], open_picture)[0]
+    assert isinstance(sample, (tuple, Unreadable))
+
+
+# settings
+
+
+@quick
+@given(
+    content=st.dictionaries(st.sampled_from(["lr", "steps", "batch_size", "weights", "tau", "x"]), values, max_size=3)
+)
+def test_any_recipe_is_settings_or_an_error_of_ours(tmp_path, content):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    with contextlib.suppress(UsageError):
+        assert load_recipe(str(tmp_path / "r.yaml")).lr > 0
+
+
+def test_a_recipe_that_would_run_code_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("!!python/object/apply:os.system ['touch hacked']")
+    with pytest.raises(UsageError, match="not YAML"):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+@quick
+@given(text=st.text(max_size=20))
+def test_any_text_of_an_option_is_a_value_or_an_error_of_ours(text):
+    for parse in (parse_numbers, parse_ratios, parse_pair):
+        with contextlib.suppress(UsageError):
+            parse(text, "--option")
+
+
+def test_saved_model_still_loads(saved, tmp_path):
+    """The bounds above leave room for what is real."""
+    assert isinstance(vitprune.load(rewrite(saved, tmp_path / "model.safetensors", {})), torch.nn.Module)

@@ -1,0 +1,101 @@
+"""The header of model.safetensors, and what it may not say: the file may come from anywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+METADATA_KEY = "vitprune"
+MAX_METADATA_BYTES = 8 * 2**20
+_MAX_NUMBER = 1_000_000
+_MAX_DEPTH = 1000
+_MAX_TEXT = 1000
+_REACHES_OUT = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only"}
+)
+"""Arguments of timm.create_model that read files or the network, or build something else than a classifier."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]
+Text = Annotated[str, Field(max_length=_MAX_TEXT)]
+Side = Annotated[int, Field(ge=1, le=16384)]
+Colour = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
+
+
+class StageMetadata(BaseModel):
+    """One stage, as in `vitprune.schedule.Stage`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: int = Field(ge=1)
+    ratio: float = Field(gt=0, le=1)
+    num_tokens: int = Field(ge=1)
+
+
+class Preprocessing(BaseModel):
+    """timm's data configuration; bounded, or a tiny crop share would ask for a picture of any size."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input_size: tuple[Annotated[int, Field(ge=1, le=1024)], Side, Side]
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming", "random"]
+    mean: tuple[Colour, ...]
+    std: tuple[Colour, ...]
+    crop_pct: float = Field(ge=0.1, le=10)
+    crop_mode: Literal["center", "squash", "border"]
+
+
+class Metadata(BaseModel):
+    """The header of model.safetensors: enough to rebuild the model offline."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    schema_version: Literal[1] = 1
+    model: Name = Field(description="full timm name with the tag of the weights")
+    architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,200}$")] = Field(
+        description="name for timm.create_model"
+    )
+    model_args: dict[str, Any] = Field(description="arguments for timm.create_model")
+    num_patches: int = Field(ge=1, le=_MAX_NUMBER)
+    keep: float | None = Field(gt=0, le=1, description="null where the stages' ratios were chosen freely")
+    stages: list[StageMetadata] = Field(max_length=_MAX_DEPTH)
+    schedule: Literal["geometric", "late"] | None = "geometric"
+    dropped: Literal["drop", "fold"] = "drop"
+    preprocessing: Preprocessing
+    class_names: list[Text] | None = Field(None, max_length=_MAX_NUMBER)
+    origin: dict[str, Any] = Field(default_factory=dict, description="source and licence of the weights")
+    versions: dict[str, str] = Field(default_factory=dict)
+    accuracy: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4"."""
+        if self.keep is not None:
+            return f"keep {self.keep:g}"
+        return "ratios " + ",".join(f"{stage.ratio:g}" for stage in self.stages)
+
+    @field_validator("model_args")
+    @classmethod
+    def _only_what_builds_a_model(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(arguments.keys() & _REACHES_OUT):
+            raise ValueError(f"'{name}' is no argument that a saved model may have")
+        if isinstance(depth := arguments.get("depth"), int) and depth > _MAX_DEPTH:
+            raise ValueError(f"a depth of {depth} is more than {_MAX_DEPTH}")
+        _check_bounded(arguments)
+        return arguments
+
+
+def _check_bounded(value: Any, level: int = 0) -> None:
+    """Numbers, texts and lists of a size that a model's arguments have."""
+    if level > 4:
+        raise ValueError("arguments are nested too deeply")
+    if isinstance(value, (int, float)) and not abs(value) <= _MAX_NUMBER:
+        raise ValueError(f"{value} is out of range")
+    if isinstance(value, str) and len(value) > _MAX_TEXT:
+        raise ValueError("an argument is too long")
+    if isinstance(value, (list, dict)):
+        if len(value) > _MAX_TEXT:
+            raise ValueError("an argument has too many parts")
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_bounded(part, level + 1)
