@@ -101,7 +101,7 @@ def test_dense_accuracy_is_timms_own(make_vit, picture_folder):
     model = make_vit(num_classes=2)
     pictures = open_data(str(picture_folder), ModelClasses(2)).val
     pictures.transform = eval_transform(model)
-    predictions = predict({"m": model}, make_loader(pictures, 4, training=False), torch.device("cpu"))["m"]
+    predictions = predict({"m": model}, make_loader(pictures, 4), torch.device("cpu"))["m"]
     with torch.no_grad():
         answers = [model(pictures[i][0][None]).argmax().item() for i in range(len(pictures))]
     assert predictions.top[:, 0].tolist() == answers

@@ -10,7 +10,8 @@ VitpruneError (1)
 ├── DeviceError (2)            the device asked for is not there
 ├── OutputError (1)            the output exists, cannot be written, or the disk is full
 ├── TrainingError (1)          training cannot go on
-└── Interrupted (130)          the user stopped the run; says what was saved
+├── Interrupted (130)          the user stopped the run; says what was saved
+└── Preempted (143)            the run was told to end (SIGTERM); a checkpoint to resume from is written
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "HubError",
     "Interrupted",
     "OutputError",
+    "Preempted",
     "TrainingError",
     "UnknownModelError",
     "UnsupportedModelError",
@@ -87,3 +89,9 @@ class Interrupted(VitpruneError):
     """The user stopped the run."""
 
     exit_code = 130
+
+
+class Preempted(VitpruneError):
+    """The run was told to end by SIGTERM."""
+
+    exit_code = 143

@@ -51,12 +51,16 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def choose_run_folder(output: Path | None, name: str, *, overwrite: bool) -> Path:
+def choose_run_folder(output: Path | None, name: str, *, overwrite: bool, resume: bool = False) -> Path:
     """Where a run goes, without creating it: `output`, or runs/<name>, numbered when that exists.
 
+    With `resume` it is the folder of the run to go on with: `output`, or the last of runs/<name>.
+
     Raises:
-        OutputError: `output` exists and may not be overwritten, or is a file.
+        OutputError: `output` exists and may not be overwritten, or is a file; or there is nothing to resume.
     """
+    if resume:
+        return _resumable(output, name)
     if output is not None:
         if output.exists() and not output.is_dir():
             raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output")
@@ -67,6 +71,26 @@ def choose_run_folder(output: Path | None, name: str, *, overwrite: bool) -> Pat
     while folder.exists():
         folder, number = Path("runs") / f"{name}-{number}", number + 1
     return folder
+
+
+def _resumable(output: Path | None, name: str) -> Path:
+    found = [output] if output is not None else _numbered(name)
+    folder = next((folder for folder in reversed(found) if folder.is_dir()), None)
+    if folder is None:
+        raise OutputError(
+            f"there is no run to resume in '{output or Path('runs') / name}'", "start one by leaving out --resume"
+        )
+    if (folder / "report.json").is_file():
+        raise OutputError(f"the run in '{folder}' is complete", "start another by leaving out --resume")
+    return folder
+
+
+def _numbered(name: str) -> list[Path]:
+    """runs/<name>, runs/<name>-2 and so on, as far as they exist."""
+    found, number = [Path("runs") / name], 2
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        found, number = [*found, folder], number + 1
+    return found
 
 
 def check_file_is_new(path: Path, *, overwrite: bool) -> None:

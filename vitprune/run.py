@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +26,7 @@ from vitprune.measure import Precision, Timing, benchmark, pick_precision
 from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import build_report, object_coverage
-from vitprune.training import Listener, Progress, Recipe, StepLog, train
+from vitprune.training import Checkpoints, Listener, Progress, Recipe, State, StepLog, train
 from vitprune.zoo import Loaded
 
 BENCH_BATCH_SIZES = (1, 32)
@@ -50,12 +53,18 @@ class RunSettings:
         device: where to run.
         output: the run folder.
         eval_precision: precision of accuracy and speed figures.
+        resume: go on with the run in `output`, if one is there.
+        keep_checkpoints: how many training checkpoints to keep, the last ones; they go when the run is complete.
+        checkpoint_every: steps between two; None for about every two minutes.
     """
 
     sparsity: Sparsity
     device: torch.device
     output: Path
     eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    resume: bool = False
+    keep_checkpoints: int = 2
+    checkpoint_every: int | None = None
 
 
 def run(
@@ -70,7 +79,8 @@ def run(
         The sparse model and the report.
 
     Raises:
-        Interrupted: the user stopped the run; the checkpoint is written.
+        Interrupted: the user stopped the run; the model so far is written.
+        Preempted: SIGTERM came; a training checkpoint is written.
         TrainingError: training cannot go on; the checkpoint of the last finite step is written.
         OutputError: the results cannot be written.
     """
@@ -85,7 +95,10 @@ def run(
         origin=loaded.origin,
     )
     create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))
-    progress = _train_and_save(student, loaded.model, data, recipe, settings, metadata, listener)
+    checkpoints = _checkpoints(loaded, recipe, settings)
+    state = checkpoints.latest() if settings.resume else None
+    earlier = 0.0 if state is None else state.about["progress"]["seconds"]
+    progress = _train_and_save(student, loaded.model, data, recipe, settings, metadata, listener, checkpoints, state)
 
     models = _contestants(student, loaded.model)
     predictions = evaluate(
@@ -109,14 +122,22 @@ def run(
         data=data,
         precision=settings.eval_precision,
         device=str(settings.device),
-        wall_s=time.perf_counter() - started,
+        wall_s=earlier + time.perf_counter() - started,
     )
     # The name alone: the file may be published, and a path is nobody's business.
     pictures = report["data"] | {"name": Path(data.name).name}
     metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": pictures}
     save(student, settings.output / "model.safetensors", metadata)
     write_json(settings.output / "report.json", report)
+    checkpoints.clear()
     return student, report
+
+
+def _checkpoints(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
+    """The run's training checkpoints, and what a resumed run must have in common with them."""
+    free = {"num_workers", "name"}  # worker processes do not change the result
+    same = {"model": loaded.name, **asdict(settings.sparsity), **recipe.model_dump(mode="json", exclude=free)}
+    return Checkpoints(settings.output / "checkpoints", same, settings.keep_checkpoints, settings.checkpoint_every)
 
 
 def new_student(model: nn.Module, sparsity: Sparsity, seed: int) -> SparseViT:
@@ -133,6 +154,8 @@ def fit(
     device: torch.device,
     listener: Listener,
     progress: Progress,
+    checkpoints: Checkpoints | None = None,
+    resume: State | None = None,
 ) -> None:
     """Train `student` in place against `model`, the teacher.
 
@@ -151,6 +174,8 @@ def fit(
         precision=pick_precision(recipe.precision, device, training=True),
         listener=listener,
         progress=progress,
+        checkpoints=checkpoints,
+        resume=resume,
     )
 
 
@@ -171,13 +196,16 @@ def _train_and_save(
     settings: RunSettings,
     metadata: Metadata,
     listener: RunListener,
+    checkpoints: Checkpoints,
+    resume: State | None,
 ) -> Progress:
     progress = Progress()
     path = settings.output / "model.safetensors"
     stopped: BaseException | None = None
-    with StepLog(settings.output / "log.jsonl", listener) as log:
+    done = 0 if resume is None else resume.about["progress"]["steps_done"]
+    with StepLog(settings.output / "log.jsonl", listener, done) as log, _stopping_on_sigterm(checkpoints):
         try:
-            fit(model, student, data, recipe, settings.device, log, progress)
+            fit(model, student, data, recipe, settings.device, log, progress, checkpoints, resume)
         except (KeyboardInterrupt, TrainingError) as error:
             stopped = error
     metadata.training = {
@@ -192,6 +220,23 @@ def _train_and_save(
     if isinstance(stopped, TrainingError):
         raise TrainingError(f"{stopped.message}, {where}", stopped.hint) from stopped
     raise Interrupted(f"stopped {where}", f"vitprune eval {path} DATA tells how good it is") from stopped
+
+
+@contextmanager
+def _stopping_on_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
+    """In the block SIGTERM, by which schedulers preempt a job, means: end the step, write a checkpoint, stop."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        checkpoints.stop = True
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
@@ -215,7 +260,7 @@ def evaluate(
     What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad picture.
     """
     data.val.transform = eval_transform(models["dense"])
-    loader = make_loader(data.val, batch_size, training=False, num_workers=num_workers)
+    loader = make_loader(data.val, batch_size, num_workers=num_workers)
     listener.begin("evaluating", count_pictures(data.val))
     return predict(models, loader, device, precision, listener.advance, reference="dense", faults=data.faults)
 

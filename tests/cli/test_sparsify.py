@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import vitprune
 from vitprune.cli.app import run
@@ -291,3 +292,53 @@ def test_demo_reports_object_coverage(quick_bench, tmp_path, monkeypatch, capsys
         "a quarter of the tokens, a quarter of the object"
     )
     assert 0 <= report["coverage"]["sparse_pct"] <= 100
+
+
+# Resuming
+
+
+def _start(arguments, *options):
+    command = [sys.executable, "-m", "vitprune", *arguments, *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _wait_for(process, path, lines):
+    deadline = time.monotonic() + 120
+    while not (path.is_file() and path.read_text().count("\n") >= lines):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_is_the_same_file(arguments, tmp_path, capsys, sent):
+    steps = ["--steps", "60", "--checkpoint-every", "3"]
+    assert run([*arguments, *steps, "-o", "undisturbed"]) == 0
+    process = _start(arguments, *steps, "-o", "cut")
+    _wait_for(process, tmp_path / "cut" / "log.jsonl", 12)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if sent == signal.SIGKILL else 143), err
+    if sent == signal.SIGTERM:
+        assert "error: the run was told to stop" in err
+        assert "--resume" in err
+    assert run([*arguments, *steps, "-o", "cut", "--resume"]) == 0
+    capsys.readouterr()
+    for name in ("undisturbed", "cut"):
+        folder = tmp_path / name
+        assert not (folder / "checkpoints").exists()
+        steps_logged = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert steps_logged == list(range(1, len(steps_logged) + 1))
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("undisturbed", "cut"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_cannot_be_resumed_is_said(arguments, tmp_path, capsys):
+    assert run([*arguments, "--resume"]) == 1
+    assert "there is no run to resume in 'runs/test_vit-keep0.7'" in capsys.readouterr().err
+    assert run([*arguments, "--resume", "--overwrite"]) == 2
+    assert run(arguments) == 0
+    assert run([*arguments, "--resume"]) == 1
+    assert "is complete" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """Picture folders and the errors a user meets with them."""
 
+import random
 import shutil
+from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +20,7 @@ from vitprune.data import (
     make_loader,
     match_classes,
     open_data,
+    training_loader,
 )
 from vitprune.data.loading import Batch
 from vitprune.data.pictures import PictureSet, open_picture
@@ -139,7 +143,7 @@ def test_unreadable_picture_is_named(picture_folder, damage, num_workers):
     data = open_data(str(picture_folder), TWO)
     data.val.transform = _to_tensor
     with pytest.raises(DataError, match=r"cannot read picture '.*val/dog/1.png'"):
-        list(batches(make_loader(data.val, 2, training=False, num_workers=num_workers)))
+        list(batches(make_loader(data.val, 2, num_workers=num_workers)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -149,7 +153,7 @@ def test_unreadable_pictures_are_left_out_where_that_is_allowed(picture_folder, 
     data = open_data(str(picture_folder), TWO)
     data.val.transform = _to_tensor
     faults = Faults(allowed_share=1.0)
-    read = list(batches(make_loader(data.val, 2, training=False, num_workers=num_workers), faults))
+    read = list(batches(make_loader(data.val, 2, num_workers=num_workers), faults))
     assert [labels.tolist() for _, labels in read] == [[0, 1], [1, 1]], "a batch of which nothing is left is none"
     assert (faults.count, faults.seen) == (2, 6)
     assert [name.rpartition("/")[2] for name in faults.names] == ["0.png", "1.png"]
@@ -169,7 +173,7 @@ def test_picture_that_vanished_is_named(picture_folder):
     data.val.transform = _to_tensor
     shutil.rmtree(picture_folder / "val" / "cat")
     with pytest.raises(DataError, match="No such file or directory"):
-        list(batches(make_loader(data.val, 2, training=False)))
+        list(batches(make_loader(data.val, 2)))
 
 
 def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path):
@@ -193,12 +197,34 @@ def test_training_loader_shuffles_by_seed_and_drops_the_short_batch(picture_fold
     data.train.transform = _to_tensor
 
     def order(seed):
-        loader = make_loader(data.train, 5, training=True, seed=seed)
-        return [label for _, labels in batches(loader) for label in labels.tolist()]
+        loader = training_loader(data.train, 5, seed=seed)
+        return [labels.tolist() for _, labels in islice(batches(loader), 4)]
 
-    assert len(order(0)) == 10
+    assert [len(batch) for batch in order(0)] == [5] * 4, "two passes, each short of a last batch of two"
     assert order(0) == order(0)
     assert order(0) != order(1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_training_batch_depends_on_its_number_alone(picture_folder, num_workers):
+    """Crops too: reading can begin at any batch, with any number of workers."""
+    data = open_data(str(picture_folder), TWO, training=True)
+    data.train.transform = _random
+
+    def read(first, count):
+        loader = training_loader(data.train, 5, seed=3, first_step=first, num_workers=num_workers)
+        return [(images.flatten().tolist(), labels.tolist()) for images, labels in islice(batches(loader), count)]
+
+    everything = read(0, 7)
+    state = torch.get_rng_state()
+    assert read(3, 4) == everything[3:]
+    assert torch.equal(torch.get_rng_state(), state) or num_workers, "the caller's generator is left alone"
+    pictures = [images for images, _ in everything]
+    assert len({tuple(images) for images in pictures}) == 7, "every pass crops anew"
+
+
+def _random(picture):
+    return torch.tensor([random.random(), float(torch.rand(())), float(np.random.rand())])  # noqa: NPY002
 
 
 def _to_tensor(picture):

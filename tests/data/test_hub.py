@@ -44,7 +44,7 @@ def test_table_without_pictures_is_an_error():
 def test_table_can_be_read_in_worker_processes():
     pictures = picture_set(_table(), ModelClasses(2), "x/y")
     pictures.transform = _size
-    (_, labels), *_ = batches(make_loader(pictures, 3, training=False, num_workers=1))
+    (_, labels), *_ = batches(make_loader(pictures, 3, num_workers=1))
     assert labels.tolist() == [0, 1, 1]
 
 

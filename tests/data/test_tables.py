@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 from vitprune.cli.app import run
-from vitprune.data import DataOptions, Faults, ModelClasses, PictureStream, batches, make_loader, open_data
+from vitprune.data import (
+    DataOptions,
+    Faults,
+    ModelClasses,
+    PictureStream,
+    batches,
+    make_loader,
+    open_data,
+    training_loader,
+)
 from vitprune.data.tables import decode, picture_set, picture_stream
 from vitprune.errors import DataError
 from vitprune.training import Recipe
@@ -60,10 +69,10 @@ def shade(picture):
     return torch.tensor([picture.getpixel((0, 0))[0]])
 
 
-def read(pictures, batch_size=4, num_workers=0, training=False, faults=None):
+def read(pictures, batch_size=4, num_workers=0, faults=None):
     """(shade, label) of every picture."""
     pictures.transform = shade
-    loader = make_loader(pictures, batch_size, training=training, num_workers=num_workers)
+    loader = make_loader(pictures, batch_size, num_workers=num_workers)
     return [(int(s), int(y)) for images, labels in batches(loader, faults) for s, y in zip(images, labels, strict=True)]
 
 
@@ -103,7 +112,7 @@ def test_a_training_stream_is_shuffled_each_pass_another_way_and_the_same_for_a_
     for _ in range(2):
         train = open_data(str(tmp_path / "set"), TWO, training=True).train
         train.transform = shade
-        loader = make_loader(train, 5, training=True, seed=3)
+        loader = training_loader(train, 5, seed=3)
         orders.append([[int(s) for images, _ in batches(loader) for s in images] for _ in range(2)])
     assert orders[0] == orders[1]
     assert orders[0][0] != orders[0][1]

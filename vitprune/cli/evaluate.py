@@ -94,7 +94,7 @@ def evaluate(
     val = pictures.val
     val.transform = eval_transform(loaded.model)
     workers = Recipe(num_workers=workers).workers()
-    loader = make_loader(val, batch_size, training=False, num_workers=workers)
+    loader = make_loader(val, batch_size, num_workers=workers)
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_pictures(val))
         models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)

@@ -81,6 +81,10 @@ def sparsify(
         typer.Option("--output", "-o", metavar="DIR", help="Run folder.", show_default="runs/<model>-keep<ratio>"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --output, or the last of its name, where it was cut."),
+    ] = False,
     stages: Stages = None,
     schedule: Schedule = None,
     ratios: Ratios = None,
@@ -127,6 +131,19 @@ def sparsify(
     ratio_weight: Annotated[float | None, _weight("Kept share against its target.")] = None,
     kl_weight: Annotated[float | None, _weight("KL divergence from the teacher's classes.")] = None,
     token_weight: Annotated[float | None, _weight("Kept tokens' features against the teacher's.")] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="Steps between two training checkpoints.",
+            rich_help_panel=_TRAINING,
+            show_default="about every two minutes",
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int, typer.Option(min=1, help="How many of them to keep, the last ones.", rich_help_panel=_TRAINING)
+    ] = 2,
     max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.")] = None,
     min_top1: Annotated[float | None, _check("Lowest top-1, in percent.")] = None,
     min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.")] = None,
@@ -144,6 +161,8 @@ def sparsify(
 
       vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/pictures --no-labels
     """
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
     settings = {
         "batch_size": batch_size,
         "num_workers": workers,
@@ -165,7 +184,7 @@ def sparsify(
     pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
     options = _data_options(data_dir, *pair, streaming, limit, fraction)
     loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs)
-    folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite)
+    folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
     from vitprune.run import RunSettings, run
 
@@ -175,8 +194,16 @@ def sparsify(
     )
     if pictures.note:
         talk(pictures.note)
+    settled = RunSettings(
+        sparsity,
+        where,
+        folder,
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+        checkpoint_every=checkpoint_every,
+    )
     with RunProgress() as progress:
-        _, report = run(loaded, pictures, plan, RunSettings(sparsity, where, folder), progress)
+        _, report = run(loaded, pictures, plan, settled, progress)
     if as_json:
         print_json(report)
     else:
@@ -248,12 +275,14 @@ def _open(
     sparsity: Sparsity,
     output: Path | None,
     overwrite: bool,
+    resume: bool,
 ) -> tuple[Path, Data]:
     """The run folder, not made yet, and the pictures."""
     from vitprune.data import ModelClasses, open_data
     from vitprune.files import choose_run_folder
 
-    folder = choose_run_folder(output, f"{loaded.short_name}-{_slug(sparsity.label)}", overwrite=overwrite)
+    name = f"{loaded.short_name}-{_slug(sparsity.label)}"
+    folder = choose_run_folder(output, name, overwrite=overwrite, resume=resume)
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
     pictures = open_data(spec, classes, options, training=True, labels=recipe.labels)

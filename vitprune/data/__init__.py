@@ -2,7 +2,7 @@
 
 from vitprune.data.classes import ModelClasses, match_classes
 from vitprune.data.hub import Pictures
-from vitprune.data.loading import Faults, batches, make_loader
+from vitprune.data.loading import Faults, batches, make_loader, training_loader
 from vitprune.data.options import DataOptions
 from vitprune.data.pictures import UNLABELLED, PictureSet, Unreadable, open_picture
 from vitprune.data.source import Data, count_pictures, open_data
@@ -28,4 +28,5 @@ __all__ = [
     "open_data",
     "open_picture",
     "train_transform",
+    "training_loader",
 ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vitprune.data.pictures import PictureSet, Unreadable
 from vitprune.data.tables import PictureStream
 from vitprune.errors import DataError
+from vitprune.randomness import mix, own_randomness
 
 _NAMES_KEPT = 20
 _PATIENCE = 1000
@@ -37,18 +39,18 @@ class Faults:
 
     Args:
         allowed_share: of the pictures seen, or of a thousand if those are fewer; 0 makes the first one an error.
-
-    Attributes:
-        count: how many, repeats counted.
-        seen: pictures asked for.
-        names: the first ones, each once.
+        count: how many so far, repeats counted.
+        seen: pictures asked for so far.
+        names: the first ones, each once; added to.
     """
 
-    def __init__(self, allowed_share: float = 0.0) -> None:
+    def __init__(
+        self, allowed_share: float = 0.0, count: int = 0, seen: int = 0, names: list[str] | None = None
+    ) -> None:
         self.allowed_share = allowed_share
-        self.count = 0
-        self.seen = 0
-        self.names: list[str] = []
+        self.count = count
+        self.seen = seen
+        self.names = [] if names is None else names
 
     def note(self, batch: Batch) -> None:
         """Count a batch.
@@ -76,35 +78,83 @@ class Faults:
         )
 
 
-def make_loader(
-    pictures: PictureSet | PictureStream,
-    batch_size: int,
-    *,
-    training: bool,
-    num_workers: int = 0,
-    seed: int = 0,
-    pin: bool = False,
-) -> DataLoader[Any]:
-    """Batches of (images (B, C, H, W), labels (B,)); a training loader shuffles and drops a last short batch.
+def make_loader(pictures: PictureSet | PictureStream, batch_size: int, *, num_workers: int = 0) -> DataLoader[Any]:
+    """Batches of (images (B, C, H, W), labels (B,)), every picture once and in order.
 
     Set `pictures.transform` first. Use `batches` to iterate, so that unreadable pictures are dealt with.
     """
     if isinstance(pictures, PictureStream):
-        pictures = pictures.shuffled(seed) if training else pictures
         num_workers = min(num_workers, pictures.num_shards)  # each reads shards of its own
-    elif training:
-        batch_size = min(batch_size, len(pictures))
-    return DataLoader(
-        pictures,
-        batch_size=batch_size,
-        shuffle=training if isinstance(pictures, PictureSet) else None,
-        drop_last=training,
-        num_workers=num_workers,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),
-        pin_memory=pin,
-        persistent_workers=False,
-    )
+    return DataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=collate)
+
+
+def training_loader(
+    pictures: PictureSet | PictureStream,
+    batch_size: int,
+    *,
+    seed: int,
+    first_step: int = 0,
+    num_workers: int = 0,
+    pin: bool = False,
+) -> DataLoader[Any]:
+    """Endless shuffled batches, one pass after another, each short of a last incomplete batch.
+
+    What a batch holds depends on the seed and the number of the batch alone, so that reading can begin at any. Not so
+    a stream's: it begins anew.
+
+    Args:
+        pictures: with the training transform set.
+        batch_size: at most the number of pictures.
+        seed: of order and transforms.
+        first_step: the number of the first batch.
+        num_workers: processes that read pictures.
+        pin: into memory that a GPU reads fast.
+    """
+    # With a generator of its own, or the loader would draw from the caller's.
+    common: dict[str, Any] = {
+        "collate_fn": collate,
+        "pin_memory": pin,
+        "generator": torch.Generator().manual_seed(mix(seed)),
+    }
+    if isinstance(pictures, PictureStream):
+        stream = pictures.shuffled(seed)
+        workers = min(num_workers, stream.num_shards)  # each reads shards of its own
+        return DataLoader(stream, batch_size, num_workers=workers, drop_last=True, **common)
+    order = _Order(len(pictures), min(batch_size, len(pictures)), seed, first_step)
+    return DataLoader(_Seeded(pictures, seed), batch_sampler=order, num_workers=num_workers, **common)
+
+
+class _Seeded(Dataset[Any]):
+    """Pictures whose random crop depends on the seed, the pass and the picture."""
+
+    def __init__(self, pictures: PictureSet, seed: int) -> None:
+        self.pictures = pictures
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int] | Unreadable:
+        with own_randomness(self.seed, *key):
+            return self.pictures[key[1]]
+
+
+class _Order(Sampler[list[tuple[int, int]]]):
+    """Batches of (pass, picture) without end."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, first_step: int) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first_step = first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_pass = self.num_images // self.batch_size
+        current, order = -1, []
+        for step in count(self.first_step):
+            number, position = divmod(step, per_pass)
+            if number != current:
+                generator = torch.Generator().manual_seed(mix(self.seed, number))
+                current, order = number, torch.randperm(self.num_images, generator=generator).tolist()
+            start = position * self.batch_size
+            yield [(number, index) for index in order[start : start + self.batch_size]]
 
 
 def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -26,7 +26,7 @@ def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.d
     sparse = {n: m for n, m in models.items() if isinstance(m, SparseViT) and m.schedule.stages}
     shares: dict[str, list[Tensor]] = {name: [] for name in sparse}
     done = 0
-    for images, _ in batches(make_loader(data.val, 64, training=False)):
+    for images, _ in batches(make_loader(data.val, 64)):
         masks = np.stack([data.object_mask(item) for item in data.val.items[done : done + len(images)]])
         done += len(images)
         for name, model in sparse.items():

@@ -1,5 +1,6 @@
 """Recipe, warm start, objective and the loop."""
 
+from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.log import StepLog
 from vitprune.training.loop import train
 from vitprune.training.objective import Objective, StepLoss
@@ -7,6 +8,7 @@ from vitprune.training.progress import Listener, Progress, StepRecord
 from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load_recipe
 
 __all__ = [
+    "Checkpoints",
     "Listener",
     "LossWeights",
     "Objective",
@@ -14,6 +16,7 @@ __all__ = [
     "Precision",
     "Progress",
     "Recipe",
+    "State",
     "StepLog",
     "StepLoss",
     "StepRecord",

@@ -14,18 +14,26 @@ from vitprune.training.progress import Listener, StepRecord
 class StepLog:
     """Writes every step to a file and passes it on; a line is on disk as soon as its step is done.
 
+    Args:
+        path: log.jsonl.
+        listener: who is told too.
+        after: of a resumed run, the step it goes on after; what the log holds beyond it is dropped.
+
     Raises:
         OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, listener: Listener) -> None:
+    def __init__(self, path: Path, listener: Listener, after: int = 0) -> None:
         self.path = path
+        self.after = after
         self.listener = listener
         self._file: TextIO | None = None
 
     def __enter__(self) -> StepLog:
         try:
+            kept = self._kept()
             self._file = self.path.open("w", encoding="utf-8")
+            self._file.writelines(kept)
         except OSError as error:
             raise write_error(self.path, error) from error
         return self
@@ -35,6 +43,13 @@ class StepLog:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+    def _kept(self) -> list[str]:
+        """The lines of the steps up to `after`; a last line that a killed process left unfinished is none."""
+        if not self.after or not self.path.is_file():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines[: self.after] if line.endswith("\n")]
 
     def step(self, record: StepRecord) -> None:
         """Write one line and pass the record on."""

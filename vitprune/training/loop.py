@@ -5,24 +5,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from vitprune.data import Faults, Pictures, PictureStream, batches, make_loader
-from vitprune.errors import DataError, TrainingError
+from vitprune.data import Faults, Pictures, PictureStream, batches, training_loader
+from vitprune.errors import DataError, Preempted, TrainingError
 from vitprune.model import SparseViT
+from vitprune.randomness import mix, seed_all
+from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.objective import Objective, StepLoss
+from vitprune.training.optimizer import (
+    freeze,
+    make_optimizer,
+    make_scheduler,
+    optimizer_tensors,
+    restore_optimizer,
+    update,
+)
 from vitprune.training.progress import Listener, Progress, StepRecord
 from vitprune.training.recipe import Phase, Recipe
 
@@ -43,6 +50,8 @@ def train(
     precision: str,
     listener: Listener,
     progress: Progress,
+    checkpoints: Checkpoints | None = None,
+    resume: State | None = None,
 ) -> None:
     """Train `student` in place: warm start, then end to end with sampled decisions, at last on the deployed path.
 
@@ -55,31 +64,27 @@ def train(
         precision: "fp32", "bf16" or "fp16".
         listener: told of every step.
         progress: kept up to date, so that a stopped run knows how far it came.
+        checkpoints: where to save on the way; None not to.
+        resume: where to go on; None to begin.
 
     Raises:
+        Preempted: `checkpoints.stop` was set; a checkpoint is written.
         TrainingError: the loss was not finite for `recipe.max_skipped` steps in a row.
         DataError: more pictures cannot be read than `recipe.max_unreadable` allows; names one.
+        OutputError: a checkpoint cannot be written; those there are stay.
     """
     accelerator = _make_accelerator(device, precision)
-    set_seed(recipe.seed)  # torch, numpy and, for timm's transforms, random
-    loader = make_loader(
-        pictures,
-        recipe.batch_size,
-        training=True,
-        num_workers=recipe.workers(),
-        seed=recipe.seed,
-        pin=device.type == "cuda",
-    )
-    per_epoch = None if isinstance(pictures, PictureStream) else len(loader)
-    parts = _plan(recipe, per_epoch, has_stages=bool(student.schedule.stages))
+    seed_all(recipe.seed)
+    if resume is not None:
+        vars(progress).update(resume.about["progress"])
+    per_pass = None if isinstance(pictures, PictureStream) else max(1, len(pictures) // recipe.batch_size)
+    parts = _plan(recipe, per_pass, has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(part.num_steps for part in parts)
-    faults = Faults(recipe.max_unreadable)
-    progress.unreadable = faults.names
-    stream = _mixed(_endless(loader, faults), recipe, student.num_classes)
-    trainer = _Trainer(accelerator, student, teacher, stream, recipe, listener, progress, faults)
+    trainer = _Trainer(accelerator, student, teacher, pictures, recipe, listener, progress, checkpoints)
     student.backbone.set_drop_path(recipe.drop_path)
-    for part in parts:
-        trainer.run(part)
+    first = 0 if resume is None else resume.about["part"]
+    for number, part in enumerate(parts[first:], start=first):
+        trainer.run(number, part, resume if number == first else None)
     student.backbone.set_drop_path(0.0)
     student.requires_grad_(True).eval()
     accelerator.free_memory()
@@ -127,50 +132,80 @@ class _Trainer:
     accelerator: Accelerator
     student: SparseViT
     teacher: SparseViT
-    stream: Iterator[Batch]
+    pictures: Pictures
     recipe: Recipe
     listener: Listener
     progress: Progress
-    faults: Faults
+    checkpoints: Checkpoints | None
+    faults: Faults = field(default_factory=Faults)
     skipped_in_a_row: int = 0
 
-    def run(self, part: _Part) -> None:
-        """A fresh optimiser and schedule, then the steps; at the end the averaged weights, where there are any."""
-        student, recipe = self.student, self.recipe
+    def run(self, number: int, part: _Part, resume: State | None) -> None:
+        """A fresh optimiser and schedule, then the steps; at the end the averaged weights, where there are any.
+
+        Args:
+            number: of the part.
+            part: what to do.
+            resume: a state within this part to go on from.
+        """
+        student, recipe, progress = self.student, self.recipe, self.progress
+        if resume is not None:
+            student.load_state_dict(resume.part("student."))
         objective: Any = self.accelerator.prepare(Objective(student, self.teacher, recipe))
-        if part.train_backbone:
-            self.progress.backbone_lr = self._backbone_rate(objective)
-        student.requires_grad_(True)  # timm leaves out of its groups what is frozen when they are made
-        optimizer = create_optimizer_v2(
-            _parameter_groups(
-                student,
-                recipe,
-                recipe.peak_lr * (1.0 if part.phases[0][0] == "warm" else recipe.tune_lr_scale),
-                self.progress.backbone_lr if part.train_backbone else None,
-            ),
-            opt="adamw",
-            weight_decay=0.0,
-        )
-        scheduler = CosineLRScheduler(
-            optimizer,
-            t_initial=part.num_steps,
-            warmup_t=round(part.num_steps * recipe.warmup_share),
-            warmup_lr_init=0.0,
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
+        if part.train_backbone and resume is None:
+            progress.backbone_lr = self._backbone_rate(objective)
+        predictor_lr = recipe.peak_lr * (1.0 if part.phases[0][0] == "warm" else recipe.tune_lr_scale)
+        optimizer = make_optimizer(student, recipe, predictor_lr, progress.backbone_lr if part.train_backbone else None)
+        scheduler = make_scheduler(optimizer, part.num_steps, recipe.warmup_share)
         average = ModelEmaV3(student, decay=recipe.ema_decay) if recipe.ema_decay and part.train_backbone else None
+        first = 0
+        if resume is not None:
+            first = resume.about["step"]
+            restore_optimizer(optimizer, resume.part("optimizer."))
+            if average is not None:
+                average.module.load_state_dict(resume.part("average."))
         optimizer = self.accelerator.prepare(optimizer)
         objective.train()
-        for step, (phase, position) in enumerate(part.steps()):
+        seen = progress.num_images + progress.num_unreadable
+        self.faults = Faults(recipe.max_unreadable, progress.num_unreadable, seen, progress.unreadable)
+        stream = self._stream(recipe.seed, progress.steps_done, self.faults)
+        for step, (phase, position) in islice(enumerate(part.steps()), first, None):
             scheduler.step_update(step)
-            _freeze(student, recipe, phase, part.train_backbone and step >= part.frozen_steps)
+            freeze(student, recipe, phase, part.train_backbone and step >= part.frozen_steps)
             noise = 1.0 + (recipe.noise_end - 1.0) * position
-            self._step(objective, optimizer, phase, noise)
+            seed_all(recipe.seed, progress.steps_done)
+            self._step(objective, optimizer, phase, noise, stream)
             if average is not None:
                 average.update(student, step=step)
+            last = progress.steps_done == progress.num_steps
+            if self.checkpoints is not None and (last or self.checkpoints.due(progress.steps_done)):
+                self._save(self.checkpoints, number, step + 1, optimizer, average)
         if average is not None:
             student.load_state_dict(average.module.state_dict())
+
+    def _save(self, checkpoints: Checkpoints, part: int, step: int, optimizer: Any, average: Any) -> None:
+        """Save the state before step `step` of the part; the run ends if it was told to."""
+        tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
+        if average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
+        about = {"part": part, "step": step, "progress": asdict(self.progress)}
+        checkpoints.save(State(tensors, about), self.progress.steps_done)
+        if checkpoints.stop:
+            raise Preempted("the run was told to stop", "vitprune sparsify with the same options and --resume goes on")
+
+    def _stream(self, seed: int, first_step: int, faults: Faults) -> Iterator[Batch]:
+        """Training batches from the given one on, mixed where the recipe says so."""
+        recipe = self.recipe
+        loader = training_loader(
+            self.pictures,
+            recipe.batch_size,
+            seed=seed,
+            first_step=first_step,
+            num_workers=recipe.workers(),
+            pin=self.accelerator.device.type == "cuda",
+        )
+        return _mixed(_endless(loader, faults), recipe, self.student.num_classes)
 
     def _backbone_rate(self, objective: Any) -> float:
         """The backbone's peak rate: the further the warm start has left the student from its teacher, the higher.
@@ -184,45 +219,24 @@ class _Trainer:
             return rate
         device, losses = self.accelerator.device, []
         objective.eval()
+        stream = self._stream(mix(recipe.seed, _RATE_BATCHES), 0, Faults(recipe.max_unreadable))
         with torch.no_grad():
-            for images, labels in islice(self.stream, _RATE_BATCHES):
+            for images, labels in islice(stream, _RATE_BATCHES):
                 losses.append(objective(images.to(device), labels.to(device), "deployed").components["kl"])
         loss = torch.stack(losses).mean().item()
         factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
         return rate * min(4.0, max(0.5, factor))
 
-    def _step(self, objective: Any, optimizer: Any, phase: Phase, noise: float) -> None:
+    def _step(self, objective: Any, optimizer: Any, phase: Phase, noise: float, stream: Iterator[Batch]) -> None:
         """One batch: losses, update, record; gives up after too many non-finite ones in a row."""
         start = time.perf_counter()
-        images, labels = next(self.stream)
+        images, labels = next(stream)
         device = self.accelerator.device
         loss: StepLoss = objective(
             images.to(device, non_blocking=True), labels.to(device, non_blocking=True), phase, noise
         )
-        skipped = not _update(self.accelerator, optimizer, self.student, loss.total, self.recipe.clip_grad)
-        seconds = time.perf_counter() - start
-
-        progress = self.progress
-        progress.steps_done += 1
-        progress.phases[phase] = progress.phases.get(phase, 0) + 1
-        progress.num_skipped += skipped
-        progress.num_images += len(labels)
-        progress.num_unreadable = self.faults.count
-        progress.seconds += seconds
-        record = StepRecord(
-            step=progress.steps_done,
-            num_steps=progress.num_steps,
-            phase=phase,
-            losses={name: value.item() for name, value in loss.components.items()},
-            total=loss.total.item(),
-            kept_ratios=tuple(loss.kept_ratios.tolist()),
-            target_ratios=self.student.schedule.ratios,
-            lr=optimizer.param_groups[-1 if phase == "deployed" else 0]["lr"],
-            images_per_s=len(labels) / seconds,
-            skipped=skipped,
-        )
-        if phase == "sampled":
-            progress.sampled_ratios = record.kept_ratios
+        skipped = not update(self.accelerator, optimizer, self.student, loss.total, self.recipe.clip_grad)
+        record = self._record(loss, len(labels), time.perf_counter() - start, skipped, phase, optimizer)
         self.listener.step(record)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if self.skipped_in_a_row >= self.recipe.max_skipped:
@@ -232,43 +246,32 @@ class _Trainer:
                 "lower --lr, or use --precision fp32",
             )
 
-
-def _freeze(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: bool) -> None:
-    """Say what a step trains: what has no gradient is left alone by the optimiser."""
-    student.predictors.requires_grad_(phase != "deployed")  # top-k passes no gradient to them
-    student.model.requires_grad_(train_backbone and recipe.train_trunk)
-    if train_backbone and not recipe.train_trunk:
-        first_block = student.schedule.blocks[0] if student.schedule.stages else 0
-        for module in student.backbone.tail(first_block):
-            module.requires_grad_(True)
-
-
-def _update(
-    accelerator: Accelerator, optimizer: Any, student: SparseViT, loss: Tensor, clip_grad: float | None
-) -> bool:
-    """Backward and optimiser step; False, with nothing changed, if the loss or the gradient is not finite."""
-    optimizer.zero_grad()
-    if not torch.isfinite(loss):
-        return False
-    accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(student.parameters(), math.inf if clip_grad is None else clip_grad)
-    if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
-        return False
-    optimizer.step()
-    # With fp16 the gradient scaler itself leaves out a step whose gradient overflows.
-    return not accelerator.optimizer_step_was_skipped
-
-
-def _parameter_groups(
-    student: SparseViT, recipe: Recipe, predictor_lr: float, backbone_lr: float | None
-) -> list[dict[str, Any]]:
-    """AdamW groups with their rates; no weight decay on norms, biases and what timm exempts."""
-    groups = [g | {"lr": predictor_lr} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
-    if backbone_lr is not None:
-        exempt = tuple(cast(Any, student.model).no_weight_decay())
-        decayed = param_groups_weight_decay(student.model, recipe.weight_decay, exempt)
-        groups += [g | {"lr": backbone_lr} for g in decayed]
-    return [group for group in groups if group["params"]]
+    def _record(
+        self, loss: StepLoss, num_images: int, seconds: float, skipped: bool, phase: Phase, optimizer: Any
+    ) -> StepRecord:
+        """Count the step and describe it."""
+        progress = self.progress
+        progress.steps_done += 1
+        progress.phases[phase] = progress.phases.get(phase, 0) + 1
+        progress.num_skipped += skipped
+        progress.num_images += num_images
+        progress.num_unreadable = self.faults.count
+        progress.seconds += seconds
+        kept = tuple(loss.kept_ratios.tolist())
+        if phase == "sampled":
+            progress.sampled_ratios = kept
+        return StepRecord(
+            step=progress.steps_done,
+            num_steps=progress.num_steps,
+            phase=phase,
+            losses={name: value.item() for name, value in loss.components.items()},
+            total=loss.total.item(),
+            kept_ratios=kept,
+            target_ratios=self.student.schedule.ratios,
+            lr=optimizer.param_groups[-1 if phase == "deployed" else 0]["lr"],
+            images_per_s=num_images / seconds,
+            skipped=skipped,
+        )
 
 
 def _mixed(stream: Iterator[Batch], recipe: Recipe, num_classes: int) -> Iterator[Batch]:
@@ -296,8 +299,7 @@ def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
 
 def _endless(loader: Any, faults: Faults) -> Iterator[Batch]:
     """Batches of one pass after another."""
-    while True:
-        before = faults.seen - faults.count
+    while True:  # an ordinary set's loader never ends, a stream's does
         yield from batches(loader, faults)
-        if faults.seen - faults.count == before:
+        if faults.seen == faults.count:
             raise DataError("no training picture could be read", f"the first is '{(*faults.names, '?')[0]}'")

@@ -1,0 +1,46 @@
+"""Random numbers that depend on what they are for, not on what was drawn before.
+
+A step's noise comes from the seed and the step, a picture's crop from the seed, the pass and the picture. So a run that
+is resumed at any step goes on as if it had never stopped, and how many worker processes read pictures makes no
+difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def mix(*numbers: int) -> int:
+    """One seed of several numbers; near ones give unrelated seeds."""
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # torch takes 63 bits
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed Python, numpy and torch on every device."""
+    seed = mix(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def own_randomness(*numbers: int) -> Iterator[None]:
+    """Seeds Python's, numpy's and torch's CPU generators for the block; afterwards they are as they were before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = mix(*numbers)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,121 @@
+"""Training checkpoints: safetensors files from which a run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vitprune.errors import UsageError
+from vitprune.files import replacing, write_error
+
+_KEY = "vitprune-training"
+_EVERY_S = 120.0
+
+
+@dataclass
+class State:
+    """A run between two steps.
+
+    Attributes:
+        tensors: weights ("student.*"), their average ("average.*") and the optimiser's moments ("optimizer.*").
+        about: what else there is: the part of the run, the step in it, rates, progress, and the settings.
+    """
+
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, without it."""
+        return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Attributes:
+        folder: where they are.
+        settings: what must be the same for a run to be resumed, as JSON.
+        keep: how many to keep, the last ones.
+        every: steps between two; None for about every two minutes.
+        stop: set by a signal: the run is to save and end after the step at hand.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    keep: int = 2
+    every: int | None = None
+    stop: bool = False
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step."""
+        if self.stop:
+            return True
+        return step % self.every == 0 if self.every else time.monotonic() - self._saved_at > _EVERY_S
+
+    def save(self, state: State, step: int) -> None:
+        """Write a checkpoint whole or not at all, then remove the oldest.
+
+        Raises:
+            OutputError: it cannot be written; those there are stay.
+        """
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise write_error(self.folder, error) from error
+        header = {_KEY: json.dumps(state.about | {"settings": self.settings})}
+        with replacing(self.folder / f"step-{step:09d}.safetensors") as temporary:
+            save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, temporary, header)
+        for old in self._files()[: -self.keep]:
+            old.unlink(missing_ok=True)
+        self._saved_at = time.monotonic()
+
+    def latest(self) -> State | None:
+        """The last checkpoint that can be read; None if there is none.
+
+        Raises:
+            UsageError: it is of a run with other settings; names the first that differs.
+        """
+        for path in reversed(self._files()):
+            state = _read(path)
+            if state is not None:
+                self._check(state.about["settings"])
+                return state
+        return None
+
+    def clear(self) -> None:
+        """Remove all of them, and what a killed process left half-written."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.safetensors")) if self.folder.is_dir() else []
+
+    def _check(self, before: dict[str, Any]) -> None:
+        for name in sorted(before.keys() | self.settings.keys()):
+            old, new = before.get(name), self.settings.get(name)
+            if json.loads(json.dumps(new)) != old:
+                raise UsageError(
+                    f"the run in '{self.folder.parent}' has other settings: {name} is {old!r} there, {new!r} now",
+                    "resume with the same settings, or start anew with --overwrite",
+                )
+
+
+def _read(path: Path) -> State | None:
+    """A checkpoint, None if the file is not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+        return State(load_file(path), about)
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
