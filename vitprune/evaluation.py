@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.data import UNLABELLED, Faults, batches
+from vitprune import processes
+from vitprune.data import UNLABELLED, Faults, Pictures, PictureSet, batches, make_loader
 from vitprune.errors import DataError
 from vitprune.measure import DTYPES, Precision
 
@@ -172,6 +173,52 @@ def predict(
         name: Predictions(torch.cat(parts), labels, torch.cat(kls[name]) if name in kls else None)
         for name, parts in tops.items()
     }
+
+
+def predict_together(
+    models: Mapping[str, nn.Module],
+    pictures: Pictures,
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+    precision: Precision,
+    on_batch: Callable[[int], None] | None = None,
+    reference: str | None = None,
+    faults: Faults | None = None,
+) -> dict[str, Predictions]:
+    """As `predict`, the pictures shared by all processes: each counts once, and all know the result.
+
+    Args:
+        models: as there.
+        pictures: with the evaluation transform set.
+        batch_size: of one process.
+        num_workers: of one process.
+        device: as there.
+        precision: as there.
+        on_batch: called with the number of pictures of each batch that this process has finished.
+        reference: as there.
+        faults: as there; counts those of all processes in the end.
+    """
+    faults = Faults() if faults is None else faults
+    part = pictures.part(processes.rank(), processes.world_size())
+    loader = make_loader(part, batch_size, num_workers=num_workers)
+    own: dict[str, Predictions] | None = None
+    if not isinstance(part, PictureSet) or len(part):
+        own = predict(models, loader, device, precision, on_batch, reference, faults)
+    everyone = processes.gather((own, faults.count, faults.seen, faults.names))
+    faults.count, faults.seen = (sum(values) for values in list(zip(*everyone, strict=True))[1:3])
+    faults.names[:] = list(dict.fromkeys(name for *_, names in everyone for name in names))
+    found = [predictions for predictions, *_ in everyone if predictions is not None]
+    return {name: _joined([predictions[name] for predictions in found]) for name in models}
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
+    kls = [part.kl for part in parts if part.kl is not None]
+    return Predictions(
+        torch.cat([part.top for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.cat(kls) if kls else None,
+    )
 
 
 def _divergence(logits: Tensor, reference: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -15,12 +16,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from vitprune import processes
 from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
 from vitprune.checkpoint import describe, save
-from vitprune.data import Data, Pictures, count_pictures, eval_transform, make_loader, train_transform
+from vitprune.data import Data, Pictures, count_pictures, eval_transform, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
-from vitprune.evaluation import Predictions, predict
+from vitprune.evaluation import Predictions, predict_together
 from vitprune.files import create_run_folder, write_json
 from vitprune.measure import Precision, Timing, benchmark, pick_precision
 from vitprune.metadata import Metadata
@@ -94,7 +96,9 @@ def run(
         class_names=loaded.class_names or data.class_names(student.num_classes),
         origin=loaded.origin,
     )
-    create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))
+    if processes.is_main():
+        create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))
+    processes.wait()
     checkpoints = _checkpoints(loaded, recipe, settings)
     state = checkpoints.latest() if settings.resume else None
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
@@ -110,6 +114,30 @@ def run(
         device=settings.device,
         precision=settings.eval_precision,
     )
+    report = None
+    if processes.is_main():
+        wall_s = earlier + time.perf_counter() - started
+        report = _write_report(
+            models, student, predictions, data, recipe, settings, metadata, progress, listener, wall_s
+        )
+        checkpoints.clear()
+    return student, processes.from_main(report)
+
+
+def _write_report(
+    models: dict[str, nn.Module],
+    student: SparseViT,
+    predictions: dict[str, Predictions],
+    data: Data,
+    recipe: Recipe,
+    settings: RunSettings,
+    metadata: Metadata,
+    progress: Progress,
+    listener: RunListener,
+    wall_s: float,
+) -> dict[str, Any]:
+    """What is measured by one process alone, and the files of a complete run."""
+    started = time.perf_counter()
     coverage = object_coverage(models, data, settings.device) if data.object_mask is not None else None
     timings = _bench(models, student, settings, listener)
     report = build_report(
@@ -122,15 +150,14 @@ def run(
         data=data,
         precision=settings.eval_precision,
         device=str(settings.device),
-        wall_s=earlier + time.perf_counter() - started,
+        wall_s=wall_s + time.perf_counter() - started,
     )
     # The name alone: the file may be published, and a path is nobody's business.
     pictures = report["data"] | {"name": Path(data.name).name}
     metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": pictures}
     save(student, settings.output / "model.safetensors", metadata)
     write_json(settings.output / "report.json", report)
-    checkpoints.clear()
-    return student, report
+    return report
 
 
 def _checkpoints(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
@@ -203,7 +230,9 @@ def _train_and_save(
     path = settings.output / "model.safetensors"
     stopped: BaseException | None = None
     done = 0 if resume is None else resume.about["progress"]["steps_done"]
-    with StepLog(settings.output / "log.jsonl", listener, done) as log, _stopping_on_sigterm(checkpoints):
+    main = processes.is_main()
+    logging = StepLog(settings.output / "log.jsonl", listener, done) if main else nullcontext(listener)
+    with logging as log, _stopping_on_sigterm(checkpoints):
         try:
             fit(model, student, data, recipe, settings.device, log, progress, checkpoints, resume)
         except (KeyboardInterrupt, TrainingError) as error:
@@ -213,7 +242,8 @@ def _train_and_save(
         "num_steps": progress.num_steps,
         "completed": stopped is None,
     }
-    save(student, path, metadata)
+    if main:
+        save(student, path, metadata)
     if stopped is None:
         return progress
     where = f"after {progress.steps_done} of {progress.num_steps} steps; the model so far is in {path}"
@@ -260,9 +290,19 @@ def evaluate(
     What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad picture.
     """
     data.val.transform = eval_transform(models["dense"])
-    loader = make_loader(data.val, batch_size, num_workers=num_workers)
-    listener.begin("evaluating", count_pictures(data.val))
-    return predict(models, loader, device, precision, listener.advance, reference="dense", faults=data.faults)
+    total = count_pictures(data.val)
+    listener.begin("evaluating", None if total is None else math.ceil(total / processes.world_size()))
+    return predict_together(
+        models,
+        data.val,
+        batch_size,
+        num_workers,
+        device,
+        precision,
+        listener.advance,
+        reference="dense",
+        faults=data.faults,
+    )
 
 
 def _bench(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import typer
 from typer.exceptions import Abort, TyperException
 
+from vitprune import processes
 from vitprune.cli import bench, compare, convert, env, evaluate, info, models, sparsify
 from vitprune.cli.output import print_error
 from vitprune.errors import VitpruneError
@@ -54,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr; with --json also to stdout, as one object."""
     as_json = "--json" in arguments
+    if not processes.is_main():
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
         return app(args=arguments, prog_name="vitprune", standalone_mode=False) or 0
     except VitpruneError as error:

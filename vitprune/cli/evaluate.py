@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vitprune import processes
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
@@ -76,13 +77,14 @@ def evaluate(
     """
     blocks = parse_numbers(stages, "--stages")
 
-    from vitprune.data import DataOptions, Faults, ModelClasses, count_pictures, eval_transform, make_loader, open_data
-    from vitprune.evaluation import class_accuracy, predict
+    from vitprune.data import DataOptions, Faults, ModelClasses, count_pictures, eval_transform, open_data
+    from vitprune.evaluation import class_accuracy, predict_together
     from vitprune.measure import pick_device, pick_precision
     from vitprune.training import Recipe
     from vitprune.zoo import load_model
 
     where = pick_device(device)
+    processes.start(where)
     number_format = pick_precision(precision.value, where, training=False)
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks)
     subject = loaded.sparse or loaded.model
@@ -94,11 +96,11 @@ def evaluate(
     val = pictures.val
     val.transform = eval_transform(loaded.model)
     workers = Recipe(num_workers=workers).workers()
-    loader = make_loader(val, batch_size, num_workers=workers)
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_pictures(val))
         models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)
-        predictions = predict(models, loader, where, number_format, progress.advance, faults=faults)["model"]
+        given = (models, val, batch_size, workers, where, number_format, progress.advance)
+        predictions = predict_together(*given, faults=faults)["model"]
     names = val.class_names | dict(enumerate(loaded.class_names or ()))
     by_class = class_accuracy(predictions)
     result = {

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vitprune import processes
+
 
 def stderr_console() -> Console:
     """Where talk, progress and warnings go."""
@@ -41,13 +43,15 @@ def print_line(text: str) -> None:
 
 def talk(text: str) -> None:
     """Tell the user something, on stderr."""
-    stderr_console().print(plain(text), markup=False)
+    if processes.is_main():
+        stderr_console().print(plain(text), markup=False)
 
 
 def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -> None:
     """`error: ...`, a blank line, `hint: ...` on stderr; with `as_json` also one object on stdout."""
     console = stderr_console()
-    console.print(f"error: {plain(message)}", markup=False)
+    who = "" if processes.world_size() == 1 else f" in process {processes.rank()}"
+    console.print(f"error{who}: {plain(message)}", markup=False)
     if hint:
         console.print(f"\nhint: {plain(hint)}", markup=False)
     if as_json:

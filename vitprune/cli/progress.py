@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from vitprune import processes
 from vitprune.cli.output import stderr_console
 
 _LINE_EVERY_S = 15.0
@@ -22,6 +23,7 @@ class RunProgress:
 
     def __init__(self) -> None:
         self.console: Console = stderr_console()
+        self.console.quiet = not processes.is_main()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -32,7 +34,7 @@ class RunProgress:
         # The detail has lines of its own: beside the bar it would push the bar off a narrow terminal.
         self.detail = Text()
         self.display = Live(Group(self.bar, self.detail), console=Console(stderr=True, highlight=False))
-        self.live = self.console.is_terminal
+        self.live = self.console.is_terminal and processes.is_main()
         self.task: TaskID | None = None
         self.part = ""
         self.total: int | None = 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitprune import processes
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
@@ -245,6 +246,7 @@ def _device(device: str, recipe: Recipe) -> Any:
     from vitprune.measure import pick_device, pick_precision
 
     where = pick_device(device)
+    processes.start(where)
     pick_precision(recipe.precision, where, training=True)
     return where
 
@@ -282,7 +284,9 @@ def _open(
     from vitprune.files import choose_run_folder
 
     name = f"{loaded.short_name}-{_slug(sparsity.label)}"
-    folder = choose_run_folder(output, name, overwrite=overwrite, resume=resume)
+    # One process chooses: another may be so late that the folder is there already.
+    chosen = choose_run_folder(output, name, overwrite=overwrite, resume=resume) if processes.is_main() else None
+    folder: Path = processes.from_main(chosen)
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
     pictures = open_data(spec, classes, options, training=True, labels=recipe.labels)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from vitprune import processes
 from vitprune.data.pictures import PictureSet, Unreadable
 from vitprune.data.tables import PictureStream
-from vitprune.errors import DataError
+from vitprune.errors import DataError, UsageError
 from vitprune.randomness import mix, own_randomness
 
 _NAMES_KEPT = 20
@@ -104,23 +105,33 @@ def training_loader(
 
     Args:
         pictures: with the training transform set.
-        batch_size: at most the number of pictures.
+        batch_size: of all processes together; at most the number of pictures.
         seed: of order and transforms.
         first_step: the number of the first batch.
         num_workers: processes that read pictures.
         pin: into memory that a GPU reads fast.
+
+    Raises:
+        UsageError: the batch cannot be shared equally by the processes.
     """
     # With a generator of its own, or the loader would draw from the caller's.
+    rank, world = processes.rank(), processes.world_size()
+    if batch_size % world:
+        raise UsageError(
+            f"a batch of {batch_size} pictures cannot be shared by {world} processes",
+            f"--batch-size is of all processes together; try {world * max(1, round(batch_size / world))}",
+        )
     common: dict[str, Any] = {
         "collate_fn": collate,
         "pin_memory": pin,
         "generator": torch.Generator().manual_seed(mix(seed)),
     }
     if isinstance(pictures, PictureStream):
-        stream = pictures.shuffled(seed)
+        stream = pictures.shuffled(seed).part(rank, world)
         workers = min(num_workers, stream.num_shards)  # each reads shards of its own
-        return DataLoader(stream, batch_size, num_workers=workers, drop_last=True, **common)
-    order = _Order(len(pictures), min(batch_size, len(pictures)), seed, first_step)
+        return DataLoader(stream, batch_size // world, num_workers=workers, drop_last=True, **common)
+    batch_size = min(batch_size, len(pictures) - len(pictures) % world)
+    order = _Order(len(pictures), batch_size, seed, first_step, rank, world)
     return DataLoader(_Seeded(pictures, seed), batch_sampler=order, num_workers=num_workers, **common)
 
 
@@ -137,13 +148,17 @@ class _Seeded(Dataset[Any]):
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (pass, picture) without end."""
+    """Batches of (pass, picture) without end; of each the part that is this process'."""
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, first_step: int) -> None:
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world: int = 1
+    ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
         self.first_step = first_step
+        self.rank = rank
+        self.share = batch_size // world
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_pass = self.num_images // self.batch_size
@@ -153,8 +168,8 @@ class _Order(Sampler[list[tuple[int, int]]]):
             if number != current:
                 generator = torch.Generator().manual_seed(mix(self.seed, number))
                 current, order = number, torch.randperm(self.num_images, generator=generator).tolist()
-            start = position * self.batch_size
-            yield [(number, index) for index in order[start : start + self.batch_size]]
+            start = position * self.batch_size + self.rank * self.share
+            yield [(number, index) for index in order[start : start + self.share]]
 
 
 def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -86,6 +86,10 @@ class PictureSet(Dataset[Any]):
         chosen.transform = self.transform
         return chosen
 
+    def part(self, rank: int, world: int) -> PictureSet:
+        """What one of several processes reads; all of them together read everything once."""
+        return self if world == 1 else self.subset(range(rank, len(self), world))
+
     def sample(self, num_images: int, seed: int = 0) -> PictureSet:
         """At most `num_images` pictures, chosen at random and in order; the same ones for the same seed."""
         if num_images >= len(self):

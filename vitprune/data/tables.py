@@ -74,6 +74,17 @@ class PictureStream(IterableDataset[Any]):
         stream.transform = self.transform
         return stream
 
+    def part(self, rank: int, world: int) -> PictureStream:
+        """What one of several processes reads; all of them together read everything once."""
+        if world == 1:
+            return self
+        from datasets.distributed import split_dataset_by_node
+
+        table = split_dataset_by_node(self.table, rank, world)
+        stream = PictureStream(table, self.image, self._labels, self.source, self._seed)
+        stream.transform = self.transform
+        return stream
+
     def sample(self, num_images: int) -> PictureStream:
         """The first `num_images` pictures."""
         stream = PictureStream(self.table.take(num_images), self.image, self._labels, self.source, self._seed)

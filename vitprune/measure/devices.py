@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from vitprune.errors import DeviceError, UsageError
+from vitprune.processes import local_rank, world_size
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -21,7 +22,8 @@ def pick_device(name: str) -> torch.device:
     """The device of that name, if it is there.
 
     Args:
-        name: "auto" (CUDA, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+        name: "auto" (CUDA, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps". Of several processes each takes
+            the GPU of its number unless one is named.
 
     Raises:
         DeviceError: no such device here, or no such name.
@@ -32,6 +34,8 @@ def pick_device(name: str) -> torch.device:
         raise DeviceError(f"device {name!r} is unknown", "choose from auto, cpu, cuda, cuda:0 (or another number), mps")
     device = torch.device(name)
     if device.type == "cuda":
+        if world_size() > 1 and device.index is None:
+            device = torch.device("cuda", local_rank())
         _check_cuda(name, device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps' is not there: this is no Mac with a GPU that PyTorch can use", _OTHER_DEVICE)

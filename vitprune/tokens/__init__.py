@@ -16,6 +16,7 @@ B images, N patch tokens, P prefix tokens (class, distillation, register), T = P
 from vitprune.tokens.decisions import (
     attention_bias,
     gumbel_decision,
+    gumbel_noise,
     key_bias,
     perturbed_topk_decision,
     size_bias,
@@ -33,6 +34,7 @@ __all__ = [
     "fold_tokens",
     "gather_tokens",
     "gumbel_decision",
+    "gumbel_noise",
     "key_bias",
     "perturbed_topk_decision",
     "ratio_loss",

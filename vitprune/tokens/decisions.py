@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,24 +14,37 @@ GATE_EPS = 1e-6
 """Added to the gate before its logarithm. Not a clamp: clamping kills the gradient of dropped tokens."""
 
 
-def gumbel_decision(log_pi: Tensor, tau: float = 1.0, noise: float = 1.0) -> Tensor:
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Standard Gumbel noise in the shape of `like`, as torch's gumbel_softmax draws it."""
+    return -torch.empty_like(like).exponential_().log()
+
+
+def gumbel_decision(
+    log_pi: Tensor, tau: float = 1.0, noise: float = 1.0, draw: Callable[[Tensor], Tensor] = gumbel_noise
+) -> Tensor:
     """Sample D from pi by Gumbel-softmax, hard forward and soft (straight-through) backward.
 
     Args:
         log_pi: log-probabilities (B, N, 2), [..., 1] is keep.
         tau: temperature, above 0.
         noise: scale of the Gumbel noise; 1 samples from pi, 0 keeps what is likelier kept than not.
+        draw: gives the noise for a tensor.
 
     Returns:
         D (B, N) of zeros and ones, with the gradient of the soft sample.
     """
-    soft = ((log_pi + noise * _gumbel(log_pi)) / tau).softmax(dim=-1)[..., 1]
+    soft = ((log_pi + noise * draw(log_pi)) / tau).softmax(dim=-1)[..., 1]
     hard = (soft > 0.5).to(soft.dtype)
     return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
 
 
 def perturbed_topk_decision(
-    log_pi: Tensor, num_tokens: int, kept: Tensor, tau: float = 1.0, noise: float = 1.0
+    log_pi: Tensor,
+    num_tokens: int,
+    kept: Tensor,
+    tau: float = 1.0,
+    noise: float = 1.0,
+    draw: Callable[[Tensor], Tensor] = gumbel_noise,
 ) -> Tensor:
     """Sample D as the `num_tokens` highest of the noisy scores among the tokens still kept.
 
@@ -43,11 +58,12 @@ def perturbed_topk_decision(
         kept: D-hat (B, N) so far.
         tau: temperature, above 0.
         noise: scale of the Gumbel noise.
+        draw: gives the noise for a tensor.
 
     Returns:
         D (B, N) of zeros and ones.
     """
-    noisy = log_pi + noise * _gumbel(log_pi)
+    noisy = log_pi + noise * draw(log_pi)
     # Inference ranks by [..., 1], which in a pair of log-probabilities is the order of their difference.
     scores = noisy[..., 1] - noisy[..., 0]
     hard = topk_decision(scores.detach(), num_tokens, kept)
@@ -58,11 +74,6 @@ def perturbed_topk_decision(
     border = torch.where(first_dropped.isfinite(), (last_kept + first_dropped) / 2, last_kept - 1)
     soft = ((scores - border) / tau).sigmoid()
     return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
-
-
-def _gumbel(like: Tensor) -> Tensor:
-    """Standard Gumbel noise, as torch's gumbel_softmax draws it."""
-    return -torch.empty_like(like).exponential_().log()
 
 
 def key_bias(kept: Tensor) -> Tensor:

@@ -62,13 +62,14 @@ def token_loss(
         features: student's patch tokens after the final norm, (B, N, C).
         teacher_features: teacher's, at the same positions, (B, N, C).
         kept: the student's final D-hat (B, N); None when all N tokens are kept ones.
-        relative: divide by the mean square of the teacher's features, so that a backbone with large ones does not
-            drown the other losses: 1 is then as wrong as answering zero.
+        relative: divide by the mean square of the teacher's features in each image, so that a backbone with large ones
+            does not drown the other losses: 1 is then as wrong as answering zero.
     """
     target = teacher_features.detach().float()
     error = (features.float() - target).square().mean(dim=-1)  # (B, N)
-    scale = target.square().mean().clamp(min=torch.finfo(target.dtype).tiny) if relative else 1.0
-    return _mean_over_kept(error, kept) / scale
+    if relative:  # image by image, so that what else is in the batch does not matter
+        error = error / target.square().mean(dim=(1, 2)).clamp(min=torch.finfo(target.dtype).tiny).unsqueeze(1)
+    return _mean_over_kept(error, kept)
 
 
 def _mean_over_kept(losses: Tensor, kept: Tensor | None) -> Tensor:

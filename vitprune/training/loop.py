@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from vitprune.data import Faults, Pictures, PictureStream, batches, training_loader
 from vitprune.errors import DataError, Preempted, TrainingError
 from vitprune.model import SparseViT
+from vitprune.processes import is_main, world_size
 from vitprune.randomness import mix, seed_all
 from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.objective import Objective, StepLoss
@@ -151,6 +153,7 @@ class _Trainer:
         student, recipe, progress = self.student, self.recipe, self.progress
         if resume is not None:
             student.load_state_dict(resume.part("student."))
+        student.requires_grad_(True)  # several processes share the gradients of what has one now
         objective: Any = self.accelerator.prepare(Objective(student, self.teacher, recipe))
         if part.train_backbone and resume is None:
             progress.backbone_lr = self._backbone_rate(objective)
@@ -190,7 +193,8 @@ class _Trainer:
         if average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
         about = {"part": part, "step": step, "progress": asdict(self.progress)}
-        checkpoints.save(State(tensors, about), self.progress.steps_done)
+        if is_main():
+            checkpoints.save(State(tensors, about), self.progress.steps_done)
         if checkpoints.stop:
             raise Preempted("the run was told to stop", "vitprune sparsify with the same options and --resume goes on")
 
@@ -223,7 +227,7 @@ class _Trainer:
         with torch.no_grad():
             for images, labels in islice(stream, _RATE_BATCHES):
                 losses.append(objective(images.to(device), labels.to(device), "deployed").components["kl"])
-        loss = torch.stack(losses).mean().item()
+        loss = self._mean(torch.stack(losses).mean()).item()
         factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
         return rate * min(4.0, max(0.5, factor))
 
@@ -236,7 +240,9 @@ class _Trainer:
             images.to(device, non_blocking=True), labels.to(device, non_blocking=True), phase, noise
         )
         skipped = not update(self.accelerator, optimizer, self.student, loss.total, self.recipe.clip_grad)
-        record = self._record(loss, len(labels), time.perf_counter() - start, skipped, phase, optimizer)
+        loss = self._agreed(loss)
+        seconds = time.perf_counter() - start
+        record = self._record(loss, len(labels) * world_size(), seconds, skipped, phase, optimizer)
         self.listener.step(record)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
         if self.skipped_in_a_row >= self.recipe.max_skipped:
@@ -245,6 +251,21 @@ class _Trainer:
                 f"(phase '{phase}', loss {record.total:g})",
                 "lower --lr, or use --precision fp32",
             )
+
+    def _agreed(self, loss: StepLoss) -> StepLoss:
+        """The mean of all processes; they also hear whether one of them was told to stop."""
+        if world_size() == 1:
+            return loss
+        stop = float(self.checkpoints is not None and self.checkpoints.stop)
+        parts = [*loss.components.values(), loss.total.detach(), loss.total.new_tensor(stop)]
+        values = self._mean(torch.stack([part.float() for part in parts]))
+        if self.checkpoints is not None and values[-1] > 0:
+            self.checkpoints.stop = True
+        return StepLoss(values[-2], dict(zip(loss.components, values, strict=False)), loss.kept_ratios)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        mean: Tensor = self.accelerator.reduce(value, "mean")
+        return mean
 
     def _record(
         self, loss: StepLoss, num_images: int, seconds: float, skipped: bool, phase: Phase, optimizer: Any
@@ -294,7 +315,13 @@ def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current one
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else precision)
+    # Which parameters have a gradient differs from phase to phase.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if world_size() > 1 else []
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=handlers,
+    )
 
 
 def _endless(loader: Any, faults: Faults) -> Iterator[Batch]:

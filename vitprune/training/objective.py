@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune.model import Decide, MaskedOutput, Selection, SparseViT
+from vitprune.processes import rank, world_size
 from vitprune.schedule import Stage
 from vitprune.tokens import (
     distillation_loss,
     gather_tokens,
     gumbel_decision,
+    gumbel_noise,
     perturbed_topk_decision,
     ratio_loss,
     token_distillation_loss,
@@ -35,6 +37,12 @@ class StepLoss(NamedTuple):
     total: Tensor
     components: dict[str, Tensor]
     kept_ratios: Tensor
+
+
+def _draw(like: Tensor) -> Tensor:
+    """Noise for this process' part of the batch: all draw it for the whole one, so their number changes nothing."""
+    whole = gumbel_noise(like.new_empty(world_size() * like.shape[0], *like.shape[1:]))
+    return whole.chunk(world_size())[rank()]
 
 
 class Objective(nn.Module):
@@ -107,8 +115,8 @@ class Objective(nn.Module):
     def _decide(self, noise: float) -> Decide:
         def decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
             if self.recipe.decision == "gumbel":
-                return gumbel_decision(log_pi, self.recipe.tau, noise)
-            return perturbed_topk_decision(log_pi, stage.num_tokens, kept, self.recipe.tau, noise)
+                return gumbel_decision(log_pi, self.recipe.tau, noise, _draw)
+            return perturbed_topk_decision(log_pi, stage.num_tokens, kept, self.recipe.tau, noise, _draw)
 
         return decide
 

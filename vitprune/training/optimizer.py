@@ -54,7 +54,10 @@ def freeze(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: boo
 def update(accelerator: Accelerator, optimizer: Any, student: SparseViT, loss: Tensor, clip_grad: float | None) -> bool:
     """Backward and optimiser step; False, with nothing changed, if the loss or the gradient is not finite."""
     optimizer.zero_grad()
-    if not torch.isfinite(loss):
+    finite = torch.isfinite(loss.detach()).float()
+    if accelerator.num_processes > 1:  # all go on or none: the others would wait for its gradient
+        finite = accelerator.reduce(finite, "mean")
+    if finite < 1:
         return False
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(student.parameters(), math.inf if clip_grad is None else clip_grad)

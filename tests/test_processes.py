@@ -1,0 +1,70 @@
+"""Two processes do together what one does alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def run(count, *arguments, cwd):
+    """A vitprune command in `count` processes: exit code, stdout, stderr."""
+    launcher = [*LAUNCH, str(count)] if count > 1 else [sys.executable]
+    command = [*launcher, "-m", "vitprune", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def training(weights_file, picture_folder):
+    return [
+        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder), "--device", "cpu"),
+        *("--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "6", "--steps", "14", "--json"),
+    ]
+
+
+@pytest.mark.slow
+def test_losses_of_two_processes_are_those_of_one(training, tmp_path):
+    logs, tensors = [], []
+    for count in (1, 2):
+        code, out, err = run(count, *training, "-o", f"run{count}", cwd=tmp_path)
+        assert code == 0, err
+        report = json.loads(out)
+        assert report["sparse"]["num_images"] == 6
+        assert report["training"]["num_images"] == 80
+        lines = (tmp_path / f"run{count}" / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line) for line in lines])
+        tensors.append(load_file(tmp_path / f"run{count}" / "model.safetensors"))
+    assert [len(log) for log in logs] == [20, 20]
+    for one, two in zip(*logs, strict=True):
+        assert one["phase"] == two["phase"]
+        assert two["total"] == pytest.approx(one["total"], abs=1e-5)
+    for name, tensor in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_every_picture_counts_once_in_eval(weights_file, picture_folder, tmp_path):
+    """Also where the last process has fewer."""
+    command = ["eval", "test_vit", str(picture_folder), "--checkpoint", str(weights_file), "--device", "cpu", "-j", "0"]
+    results = []
+    for count in (1, 2, 3):
+        code, out, err = run(count, *command, "--limit", "5", "--json", cwd=tmp_path)
+        assert code == 0, err
+        result = json.loads(out)
+        results.append((result["num_images"], result["top1_pct"], result["classes"]))
+    assert results[0][0] == 5
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
+    code, _, err = run(3, *training, "-o", "run", cwd=tmp_path)
+    assert code != 0
+    assert "a batch of 4 pictures cannot be shared by 3 processes" in err

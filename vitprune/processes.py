@@ -1,0 +1,71 @@
+"""Several processes under `torchrun` or `accelerate launch`: which one this is, and how they agree.
+
+All of them must run the same vitprune command. Without a launcher there is one process, and nothing here does
+anything.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+def rank() -> int:
+    """The number of this process."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, and so of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def start(device: Any) -> None:
+    """Let the processes find each other; to be called once the device is known."""
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device.type == "cpu")
+
+
+def wait() -> None:
+    """Until all are here."""
+    if world_size() > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()
+
+
+def gather(value: Value) -> list[Value]:
+    """The values of all processes, in their order, in every process."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed
+
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Value | None) -> Value:
+    """The main process' value, in every process."""
+    if world_size() == 1:
+        return value  # type: ignore[return-value]
+    import torch.distributed
+
+    values: list[Any] = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    result: Value = values[0]
+    return result
