@@ -29,7 +29,8 @@ def test_readme_command_runs_offline(line, tmp_path, monkeypatch, capsys, no_hub
 def test_readme_command_with_needs_has_options_that_exist(line, tmp_path, monkeypatch, capsys, no_hub):
     """It stops at what it needs: pictures, weights, the network or a GPU; not at an option or a command."""
     monkeypatch.chdir(tmp_path)
-    command, *arguments = shlex.split(line, comments=True)[1:]
+    words = shlex.split(line, comments=True)
+    command, *arguments = words[words.index("vitprune") + 1 :]
     quick = {"bench": ["-b", "1"], "convert": []}.get(command, ["--limit", "1"])
     run([command, *arguments, *quick])
     error = capsys.readouterr().err
