@@ -170,7 +170,7 @@ def test_published_sizes_with_a_thousand_classes(tmp_path):
     assert sparse.schedule.num_tokens == (137, 96, 67)
     assert metadata.schedule == "geometric"
     assert metadata.dropped == "drop"
-    assert metadata.preprocessing["crop_pct"] == 0.9
+    assert metadata.preprocessing.crop_pct == 0.9
     assert metadata.origin == {
         "source": "theirs.pth",
         "license": "mit",

@@ -278,8 +278,8 @@ def test_a_folder_of_broken_pictures_ends_at_once(arguments, picture_folder, cap
         victim.write_bytes(b"no picture")
     assert run(arguments) == 1
     assert "12 of 12 pictures could not be read" in capsys.readouterr().err
-    assert run([*arguments, "--limit", "4", "--overwrite"]) == 1
-    assert "no training picture could be read" in capsys.readouterr().err
+    assert run([*arguments, "--max-unreadable", "1", "--overwrite"]) == 1
+    assert "none of the first 1000 pictures could be read" in capsys.readouterr().err
 
 
 def test_demo_reports_object_coverage(quick_bench, tmp_path, monkeypatch, capsys):

@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written_loses_nothing(checkpoints, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vitprune.training.checkpoints.save_file", full)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="the disk is full"):
         checkpoints.save(State({"student.w": torch.zeros(1)}, {"step": 2}), 2)
     assert checkpoints.latest().about["step"] == 1
     assert len(list(checkpoints.folder.iterdir())) == 1

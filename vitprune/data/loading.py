@@ -67,6 +67,8 @@ class Faults:
         for picture in batch.unreadable:
             if picture.name not in self.names and len(self.names) < _NAMES_KEPT:
                 self.names.append(picture.name)
+        if self.count == self.seen >= _PATIENCE:
+            raise DataError(f"none of the first {self.seen} pictures could be read", "repair the data set")
         if not batch.unreadable or self.count <= self.allowed_share * max(self.seen, _PATIENCE):
             return
         first = batch.unreadable[0]
