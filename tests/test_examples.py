@@ -1,6 +1,7 @@
 """Examples cannot drift: they run."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "ablation.py",
         "families.py",
-        "train_loop.py",
+        "kill_and_resume.py",
         "train_demo_model.py",
+        "train_loop.py",
     }
 
 
@@ -60,7 +62,17 @@ def test_ablation_holds_out_training_pictures(tmp_path, picture_folder):
     assert all(path.parent.parent == (picture_folder / "train").resolve() for path in parts["train"] | parts["val"])
 
 
-@pytest.mark.parametrize("name", ["ablation.py", "families.py", "train_loop.py", "train_demo_model.py"])
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
+def test_killed_runs_end_at_the_same_weights(tmp_path):
+    quick = ["--limit", "40", "--warm-start-steps", "4", "--steps", "30", "-b", "8", "-j", "0"]
+    done = _run("kill_and_resume.py", "demo", "--kills", "1", "--every", "2", "--", *quick, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "weights identical" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["ablation.py", "families.py", "kill_and_resume.py", "train_loop.py", "train_demo_model.py"]
+)
 def test_examples_explain_themselves(name, tmp_path):
     done = _run(name, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -299,7 +299,9 @@ def test_demo_reports_object_coverage(quick_bench, tmp_path, monkeypatch, capsys
 
 def _start(arguments, *options):
     command = [sys.executable, "-m", "vitprune", *arguments, *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # As many threads as in this process: sums of floats depend on how they are split.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def _wait_for(process, path, lines):
