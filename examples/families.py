@@ -31,6 +31,7 @@ MODELS = (
     "cait_xxs24_224",
     "naflexvit_base_patch16_gap",
     "qwen3_vit_88m",
+    "lvvit_s",
 )
 
 
