@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import Any, TypeVar
 
+from vitprune.errors import UsageError
+
 Value = TypeVar("Value")
 
 
@@ -38,6 +40,16 @@ def start(device: Any) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device.type == "cpu")
+
+
+def refuse_several(command: str) -> None:
+    """For what several processes would do at the same time, each disturbing the other's clock.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if world_size() > 1:
+        raise UsageError(f"vitprune {command} runs in one process, not in {world_size()}", "start it without torchrun")
 
 
 def wait() -> None:

@@ -87,6 +87,7 @@ def run(
         OutputError: the results cannot be written.
     """
     started = time.perf_counter()
+    processes.start(settings.device)
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
     _check_trainable(student, data)
     metadata = describe(
@@ -96,10 +97,13 @@ def run(
         class_names=loaded.class_names or data.class_names(student.num_classes),
         origin=loaded.origin,
     )
+    checkpoints = _checkpoints(loaded, recipe, settings)
     if processes.is_main():
         create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))
+        if not settings.resume:  # what a run that is written over has left would be taken for this one's
+            checkpoints.clear()
+            (settings.output / "report.json").unlink(missing_ok=True)
     processes.wait()
-    checkpoints = _checkpoints(loaded, recipe, settings)
     state = checkpoints.latest() if settings.resume else None
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
     progress = _train_and_save(student, loaded.model, data, recipe, settings, metadata, listener, checkpoints, state)

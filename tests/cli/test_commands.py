@@ -21,6 +21,13 @@ def sparse_file(make_sparse, tmp_path):
     return tmp_path / "model.safetensors"
 
 
+@pytest.mark.parametrize("command", ["bench", "compare"])
+def test_what_is_timed_runs_in_one_process(command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run([command, "demo"]) == 2
+    assert f"vitprune {command} runs in one process, not in 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
 def test_help_answers_and_does_not_load_torch(command):
     code = (

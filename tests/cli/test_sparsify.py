@@ -337,6 +337,25 @@ def test_killed_and_resumed_is_the_same_file(arguments, tmp_path, capsys, sent):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_a_run_written_over_leaves_nothing_to_resume_from(arguments, tmp_path, monkeypatch):
+    """Else its later checkpoints would win over the new run's, and its report would call the new run complete."""
+    output = ["-o", str(tmp_path / "out")]
+    assert run([*arguments, *output]) == 0
+    checkpoints = tmp_path / "out" / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "step-000009999.safetensors").write_bytes(b"of the old run")
+    seen = []
+
+    def stop(self, record):
+        seen.append(sorted(path.name for path in (tmp_path / "out").glob("**/*") if path.is_file()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitprune.cli.progress.RunProgress.step", stop)
+    assert run([*arguments, *output, "--overwrite"]) == 130
+    assert "report.json" not in seen[0]
+    assert "step-000009999.safetensors" not in seen[0]
+
+
 def test_what_cannot_be_resumed_is_said(arguments, tmp_path, capsys):
     assert run([*arguments, "--resume"]) == 1
     assert "there is no run to resume in 'runs/test_vit-keep0.7'" in capsys.readouterr().err

@@ -119,6 +119,32 @@ def test_a_training_stream_is_shuffled_each_pass_another_way_and_the_same_for_a_
     assert sorted(orders[0][0]) == sorted(orders[0][1]) == list(range(20))
 
 
+@pytest.mark.parametrize("shards", [2, 3])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_processes_share_a_stream_without_overlap(tmp_path, shards, seed):
+    for shard in range(shards):
+        write_tar(tmp_path / "set" / f"val-{shard:03d}.tar", 4, start=4 * shard)
+    parts = []
+    for rank in range(2):
+        val = open_data(str(tmp_path / "set"), TWO).val
+        val = val if seed is None else val.shuffled(seed)
+        parts.append([s for s, _ in read(val.part(rank, 2))])
+    assert all(parts)
+    assert sorted(parts[0] + parts[1]) == list(range(4 * shards))
+
+
+def test_a_stream_that_is_begun_later_has_another_order(tmp_path):
+    write_tar(tmp_path / "set" / "val-000.tar", 20)
+    orders = []
+    for first_step in (0, 7):
+        val = open_data(str(tmp_path / "set"), TWO).val
+        val.transform = shade
+        loader = training_loader(val, 5, seed=3, first_step=first_step)
+        orders.append([int(s) for images, _ in batches(loader) for s in images])
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1])
+
+
 def test_broken_pictures_in_shards_are_left_out_and_named(tmp_path):
     write_tar(tmp_path / "set" / "val-000.tar", 4, broken=(1,))
     faults = Faults(allowed_share=1.0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from vitprune import processes
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
@@ -77,6 +78,7 @@ def bench(
 
       vitprune bench runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
+    processes.refuse_several("bench")
     sizes = parse_numbers(batch_size, "--batch-size")
 
     from vitprune.measure import describe_environment, pick_device, pick_precision

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitprune import processes
 from vitprune.cli.options import (
     AsJson,
     BatchSize,
@@ -30,7 +31,7 @@ from vitprune.cli.options import (
     Streaming,
     TargetGmacs,
     Workers,
-    parse_pair,
+    data_options,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
 from vitprune.cli.plan import parse_sparsity, refuse_plan, resolve_sparsity
@@ -94,11 +95,12 @@ def compare(
 
       vitprune compare deit_small path/to/imagenet --keep 0.5 --methods tome,tome-late,ours
     """
+    processes.refuse_several("compare")
     names = [name.strip() for name in methods.split(",") if name.strip()]
 
     from vitprune.compare import TRAINED, CompareSettings
     from vitprune.compare import compare as run
-    from vitprune.data import DataOptions, ModelClasses, open_data
+    from vitprune.data import ModelClasses, open_data
     from vitprune.measure import describe_environment, pick_device, pick_precision
     from vitprune.training import load_recipe
     from vitprune.zoo import sparse_file
@@ -114,8 +116,7 @@ def compare(
     loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
-    pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
-    options = DataOptions(data_dir, *pair, streaming, limit)
+    options = data_options(data_dir, splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
     pictures = open_data(spec, classes, options, training=trains)
     if pictures.note:

@@ -25,8 +25,8 @@ from vitprune.cli.options import (
     Splits,
     Streaming,
     Workers,
+    data_options,
     parse_numbers,
-    parse_pair,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table
 from vitprune.cli.progress import RunProgress
@@ -77,7 +77,7 @@ def evaluate(
     """
     blocks = parse_numbers(stages, "--stages")
 
-    from vitprune.data import DataOptions, Faults, ModelClasses, count_pictures, eval_transform, open_data
+    from vitprune.data import Faults, ModelClasses, count_pictures, eval_transform, open_data
     from vitprune.evaluation import class_accuracy, predict_together
     from vitprune.measure import pick_device, pick_precision
     from vitprune.training import Recipe
@@ -89,8 +89,7 @@ def evaluate(
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks)
     subject = loaded.sparse or loaded.model
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
-    options = DataOptions(data_dir, *pair, streaming, limit)
+    options = data_options(data_dir, splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
     pictures = open_data(spec, classes, options)
     val = pictures.val

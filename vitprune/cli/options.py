@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from vitprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitprune.data import DataOptions
 
 
 class PrecisionName(str, Enum):
@@ -204,3 +207,22 @@ def parse_pair(text: str | None, option: str) -> tuple[str | None, str | None]:
     if len(names) > 2:
         raise UsageError(f"{option} takes two names, got '{text}'", f"for example {option} train,validation")
     return names[0], names[1] if len(names) == 2 else None
+
+
+def data_options(
+    data_dir: Path | None,
+    splits: str | None,
+    columns: str | None,
+    streaming: bool,
+    limit: int | None,
+    fraction: float | None = None,
+) -> DataOptions:
+    """What the options say of DATA.
+
+    Raises:
+        UsageError: --splits or --columns holds more than two names.
+    """
+    from vitprune.data import DataOptions
+
+    pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
+    return DataOptions(data_dir, *pair, streaming, limit, fraction)

@@ -113,10 +113,12 @@ def _by_split(shards: list[Path], splits: tuple[str | None, str | None]) -> dict
     """Files by split: those whose name begins with one of its words, as in train-00000-of-00010; else all are val."""
     found: dict[str, list[Path]] = {}
     for words, given in zip((_TRAIN, _VAL), splits, strict=True):
-        names = words if given is None else (given,)
-        chosen = [s for s in shards if re.split(r"[^A-Za-z]", s.name)[0] in names or s.name.startswith(given or "\0")]
+        if given is None:
+            chosen = [shard for shard in shards if re.split(r"[^A-Za-z]", shard.name)[0] in words]
+        else:
+            chosen = [shard for shard in shards if shard.name.startswith(given)]
         if chosen:
-            found[names[0]] = chosen
+            found[given or words[0]] = chosen
     return found or {_VAL[0]: shards}
 
 

@@ -103,7 +103,7 @@ def training_loader(
     """Endless shuffled batches, one pass after another, each short of a last incomplete batch.
 
     What a batch holds depends on the seed and the number of the batch alone, so that reading can begin at any. Not so
-    a stream's: it begins anew.
+    a stream's: it begins anew, in another order.
 
     Args:
         pictures: with the training transform set.
@@ -116,20 +116,20 @@ def training_loader(
     Raises:
         UsageError: the batch cannot be shared equally by the processes.
     """
-    # With a generator of its own, or the loader would draw from the caller's.
     rank, world = processes.rank(), processes.world_size()
     if batch_size % world:
         raise UsageError(
             f"a batch of {batch_size} pictures cannot be shared by {world} processes",
             f"--batch-size is of all processes together; try {world * max(1, round(batch_size / world))}",
         )
+    # With a generator of its own, or the loader would draw from the caller's.
     common: dict[str, Any] = {
         "collate_fn": collate,
         "pin_memory": pin,
         "generator": torch.Generator().manual_seed(mix(seed)),
     }
     if isinstance(pictures, PictureStream):
-        stream = pictures.shuffled(seed).part(rank, world)
+        stream = pictures.shuffled(mix(seed, first_step)).part(rank, world)
         workers = min(num_workers, stream.num_shards)  # each reads shards of its own
         return DataLoader(stream, batch_size // world, num_workers=workers, drop_last=True, **common)
     batch_size = min(batch_size, len(pictures) - len(pictures) % world)

@@ -1,0 +1,57 @@
+"""A run on one screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vitprune.cli.output import number, print_line, print_table, signed
+
+
+def print_summary(report: dict[str, Any], folder: Path) -> None:
+    """Print what report.json says."""
+    dense, sparse, delta = report["dense"], report["sparse"], report["delta"]
+    rows = [
+        ["top-1 (%)", number(dense["top1_pct"]), number(sparse["top1_pct"]), signed(delta["top1_points"])],
+        ["top-5 (%)", number(dense["top5_pct"]), number(sparse["top5_pct"]), ""],
+        ["GMACs", number(dense["gmacs"], 3), number(sparse["gmacs"], 3), f"{delta['gmacs_pct']:+.1f} %"],
+        ["parameters (M)", number(dense["params_m"], 3), number(sparse["params_m"], 3), ""],
+    ]
+    for before, after, change in zip(dense["speed"], sparse["speed"], delta["speedup"], strict=True):
+        mark = " SLOWER" if change["slower"] else ""
+        rows.append(
+            [
+                f"images/s at batch {before['batch_size']}",
+                number(before["images_per_s"], 1),
+                number(after["images_per_s"], 1),
+                f"{change['speedup']:.2f} x{mark}",
+            ]
+        )
+    print_table(f"{report['model']}, {report['label']}", ["", "dense", "sparse", "change"], rows)
+    images = f"{sparse['num_images']} pictures"
+    if delta["top1_points"] is not None:
+        low, high = delta["top1_points_ci95"]
+        print_line(
+            f"top-1 change {delta['top1_points']:+.2f} points on the same {images} (95 %: {low:+.2f} to {high:+.2f}); "
+            f"random tokens {report['random']['top1_pct']:.2f} %, ours {delta['top1_points_over_random']:+.2f}"
+        )
+    print_line(
+        f"same answer as dense on {delta['agreement_pct']:.1f} % of {images}; KL divergence from its answers "
+        f"{delta['kl']:.3f}, of random tokens {delta['kl_random']:.3f}"
+    )
+    if report["coverage"]:
+        shares = report["coverage"]
+        print_line(
+            f"kept tokens cover {shares['sparse_pct']:.1f} % of the object, random ones {shares['random_pct']:.1f} %"
+        )
+    training, pictures = report["training"], report["data"]
+    for count, names, what in (
+        (training["num_unreadable"], training["unreadable"], "in training (repeats counted)"),
+        (pictures["num_unreadable_val"], pictures["unreadable_val"], "in the evaluation"),
+    ):
+        if count:
+            print_line(f"{count} unreadable picture(s) were left out {what}: {', '.join(names[:3])}")
+    skipped = training["num_skipped"]
+    if skipped:
+        print_line(f"{skipped} training steps were skipped: loss or gradient not finite")
+    print_line(f"in {report['wall_s']:.0f} s, written to {folder}")
