@@ -11,6 +11,15 @@ def dense_twin(sparse):
     return attach(sparse.model, keep=1.0)
 
 
+def assert_dense_is_its_own(sparse, images):
+    """With nothing dropped the output is that of the model's own code, bit for bit, in every pass."""
+    with torch.no_grad():
+        expected, twin = sparse.model(images), dense_twin(sparse)
+        assert torch.equal(twin(images), expected)
+        assert torch.equal(twin.select(images).logits, expected)
+        assert torch.equal(twin.forward_masked(images).logits, expected)
+
+
 def assert_masked_is_gathered(sparse, images):
     """Same tokens, same answer, and not the dense model's answer."""
     with torch.no_grad():

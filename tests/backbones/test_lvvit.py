@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from agreement import assert_masked_is_gathered, dense_twin
+from agreement import assert_dense_is_its_own, assert_masked_is_gathered
 from timm.layers import DropPath
 from torch import nn
 
@@ -52,11 +52,7 @@ def with_statistics(model):
 @by_kind
 def test_keep_1_is_the_models_own_output_bit_for_bit(build, make_images, kind):
     sparse = build(kind)
-    images = make_images(sparse)
-    with torch.no_grad():
-        expected = sparse.model(images)
-        assert torch.equal(dense_twin(sparse)(images), expected)
-        assert torch.equal(dense_twin(sparse).forward_masked(images).logits, expected)
+    assert_dense_is_its_own(sparse, make_images(sparse))
 
 
 @by_kind
