@@ -34,10 +34,8 @@ def main() -> int:
     command = [sys.executable, "-m", "vitprune", "sparsify", args.model, "--device", "cpu", *options]
     command += ["--checkpoint-every", str(args.every)]
     whole, cut = args.output / "whole", args.output / "cut"
-    started = time.monotonic()
-    subprocess.run([*command, "-o", str(whole)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    duration = time.monotonic() - started
-    print(f"left alone: {duration:.0f} s")
+    starting, duration = leave_alone([*command, "-o", str(whole)], whole / "log.jsonl")
+    print(f"left alone: {duration:.0f} s, the first step after {starting:.0f} s", flush=True)
     moments = random.Random(args.seed)
     killed = 0
     while killed < args.kills:
@@ -45,8 +43,8 @@ def main() -> int:
         process = subprocess.Popen(
             [*command, "-o", str(cut), *resume], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        # From starting up to well into training; with many kills all of a run is hit.
-        time.sleep(moments.uniform(0, max(10.0, 2 * duration / args.kills)))
+        # From starting up to well into training, so that with many kills all of a run is hit.
+        time.sleep(moments.uniform(0, starting + 2 * (duration - starting) / args.kills))
         if process.poll() is not None:
             _, err = process.communicate()
             print(f"ended by itself after {killed} kills, exit code {process.returncode}: {err.splitlines()[-1:]}")
@@ -64,6 +62,19 @@ def main() -> int:
     left = sorted(path.name for path in cut.iterdir())
     print(f"{killed} kills; weights {'identical' if same else 'DIFFERENT'}; left in the folder: {', '.join(left)}")
     return 0 if same else 1
+
+
+def leave_alone(command: list[str], log: Path) -> tuple[float, float]:
+    """A whole run: seconds until its first step, and until its end."""
+    started, first = time.monotonic(), None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if first is None and log.exists() and log.stat().st_size:
+            first = time.monotonic() - started
+        time.sleep(0.1)
+    if process.returncode or first is None:
+        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return first, time.monotonic() - started
 
 
 if __name__ == "__main__":

@@ -30,23 +30,34 @@ def training(weights_file, picture_folder):
 
 
 @pytest.mark.slow
-def test_losses_of_two_processes_are_those_of_one(training, tmp_path):
+def test_losses_of_two_processes_are_those_of_one_also_in_two_parts_each(training, tmp_path):
     logs, tensors = [], []
-    for count in (1, 2):
-        code, out, err = run(count, *training, "-o", f"run{count}", cwd=tmp_path)
+    for count, options in ((1, []), (2, []), (2, ["--grad-accum", "2"])):
+        code, out, err = run(count, *training, *options, "-o", "run", "--overwrite", cwd=tmp_path)
         assert code == 0, err
         report = json.loads(out)
         assert report["sparse"]["num_images"] == 6
         assert report["training"]["num_images"] == 80
-        lines = (tmp_path / f"run{count}" / "log.jsonl").read_text().splitlines()
+        lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
         logs.append([json.loads(line) for line in lines])
-        tensors.append(load_file(tmp_path / f"run{count}" / "model.safetensors"))
-    assert [len(log) for log in logs] == [20, 20]
-    for one, two in zip(*logs, strict=True):
-        assert one["phase"] == two["phase"]
-        assert two["total"] == pytest.approx(one["total"], abs=1e-5)
+        tensors.append(load_file(tmp_path / "run" / "model.safetensors"))
+    assert [len(log) for log in logs] == [20, 20, 20]
+    for one, *others in zip(*logs, strict=True):
+        for other in others:
+            assert one["phase"] == other["phase"]
+            assert other["total"] == pytest.approx(one["total"], abs=1e-5)
     for name, tensor in tensors[0].items():
-        torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-3)
+        for other in tensors[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_what_any_process_cannot_read_is_counted(training, picture_folder, tmp_path):
+    (picture_folder / "train" / "dog" / "5.png").write_bytes(b"no picture")
+    code, out, err = run(2, *training, "-o", "run", cwd=tmp_path)
+    assert code == 0, err
+    # 20 steps of 4 pictures out of 12 are six passes and two thirds; each pass meets it once, in either process.
+    assert json.loads(out)["training"]["num_unreadable"] in (6, 7)
 
 
 @pytest.mark.slow

@@ -28,10 +28,12 @@ from vitprune.measure import Precision, Timing, benchmark, pick_precision
 from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import build_report, object_coverage
-from vitprune.training import Checkpoints, Listener, Progress, Recipe, State, StepLog, train
+from vitprune.training import Checkpoints, Listener, Progress, Recipe, State, StepLog, Tracking, train
 from vitprune.zoo import Loaded
 
 BENCH_BATCH_SIZES = (1, 32)
+_EVAL_BATCH_SIZE = 64
+"""At most; a training batch may be far more than one process holds."""
 BENCH_SECONDS = 2.0
 """How long a run times each model at each batch size; `vitprune bench` is there for more."""
 
@@ -58,6 +60,7 @@ class RunSettings:
         resume: go on with the run in `output`, if one is there.
         keep_checkpoints: how many training checkpoints to keep, the last ones; they go when the run is complete.
         checkpoint_every: steps between two; None for about every two minutes.
+        track: also log the steps to this tracker of accelerate's.
     """
 
     sparsity: Sparsity
@@ -67,6 +70,7 @@ class RunSettings:
     resume: bool = False
     keep_checkpoints: int = 2
     checkpoint_every: int | None = None
+    track: str | None = None
 
 
 def run(
@@ -97,76 +101,124 @@ def run(
         class_names=loaded.class_names or data.class_names(student.num_classes),
         origin=loaded.origin,
     )
-    checkpoints = _checkpoints(loaded, recipe, settings)
-    if processes.is_main():
-        create_run_folder(settings.output, needed_bytes=2 * _num_bytes(student))
-        if not settings.resume:  # what a run that is written over has left would be taken for this one's
-            checkpoints.clear()
-            (settings.output / "report.json").unlink(missing_ok=True)
-    processes.wait()
-    state = checkpoints.latest() if settings.resume else None
+    this = _Run(loaded, data, recipe, settings, listener, student, metadata, _checkpoints(loaded, recipe, settings))
+    state = this.prepare()
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
-    progress = _train_and_save(student, loaded.model, data, recipe, settings, metadata, listener, checkpoints, state)
-
+    progress = this.train(state)
     models = _contestants(student, loaded.model)
     predictions = evaluate(
         models,
         data,
         listener,
-        batch_size=recipe.batch_size,
+        batch_size=min(recipe.batch_size, _EVAL_BATCH_SIZE),
         num_workers=recipe.workers(),
         device=settings.device,
         precision=settings.eval_precision,
     )
     report = None
     if processes.is_main():
-        wall_s = earlier + time.perf_counter() - started
-        report = _write_report(
-            models, student, predictions, data, recipe, settings, metadata, progress, listener, wall_s
-        )
-        checkpoints.clear()
+        report = this.report(models, predictions, progress, started - earlier)
     return student, processes.from_main(report)
 
 
-def _write_report(
-    models: dict[str, nn.Module],
-    student: SparseViT,
-    predictions: dict[str, Predictions],
-    data: Data,
-    recipe: Recipe,
-    settings: RunSettings,
-    metadata: Metadata,
-    progress: Progress,
-    listener: RunListener,
-    wall_s: float,
-) -> dict[str, Any]:
-    """What is measured by one process alone, and the files of a complete run."""
-    started = time.perf_counter()
-    coverage = object_coverage(models, data, settings.device) if data.object_mask is not None else None
-    timings = _bench(models, student, settings, listener)
-    report = build_report(
-        metadata=metadata,
-        models=models,
-        predictions=predictions,
-        timings=timings,
-        coverage=coverage,
-        training={"recipe": recipe.model_dump(mode="json")} | asdict(progress),
-        data=data,
-        precision=settings.eval_precision,
-        device=str(settings.device),
-        wall_s=wall_s + time.perf_counter() - started,
-    )
-    # The name alone: the file may be published, and a path is nobody's business.
-    pictures = report["data"] | {"name": Path(data.name).name}
-    metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": pictures}
-    save(student, settings.output / "model.safetensors", metadata)
-    write_json(settings.output / "report.json", report)
-    return report
+@dataclass(frozen=True)
+class _Run:
+    """What a run is about."""
+
+    loaded: Loaded
+    data: Data
+    recipe: Recipe
+    settings: RunSettings
+    listener: RunListener
+    student: SparseViT
+    metadata: Metadata
+    checkpoints: Checkpoints
+
+    def prepare(self) -> State | None:
+        """Make the run folder; the state to go on from, where there is one."""
+        output, resume = self.settings.output, self.settings.resume
+        if processes.is_main():
+            create_run_folder(output, needed_bytes=2 * _num_bytes(self.student))
+            if not resume:  # what a run that is written over has left would be taken for this one's
+                self.checkpoints.clear()
+                (output / "report.json").unlink(missing_ok=True)
+        processes.wait()
+        return self.checkpoints.latest() if resume else None
+
+    def train(self, resume: State | None) -> Progress:
+        """Train the student and write it, also when training stops early."""
+        output, progress = self.settings.output, Progress()
+        tracking = None if self.settings.track is None else Tracking(self.settings.track, output)
+        stopped: BaseException | None = None
+        done = 0 if resume is None else resume.about["progress"]["steps_done"]
+        main = processes.is_main()
+        logging = StepLog(output / "log.jsonl", self.listener, done) if main else nullcontext(self.listener)
+        with logging as log, _stopping_on_sigterm(self.checkpoints):
+            try:
+                fit(
+                    *(self.loaded.model, self.student, self.data, self.recipe, self.settings.device, log, progress),
+                    checkpoints=self.checkpoints,
+                    resume=resume,
+                    tracking=tracking,
+                )
+            except (KeyboardInterrupt, TrainingError) as error:
+                stopped = error
+        self.metadata.training = {
+            "steps_done": progress.steps_done,
+            "num_steps": progress.num_steps,
+            "completed": stopped is None,
+        }
+        path = output / "model.safetensors"
+        if main:
+            save(self.student, path, self.metadata)
+        if stopped is None:
+            return progress
+        where = f"after {progress.steps_done} of {progress.num_steps} steps; the model so far is in {path}"
+        if isinstance(stopped, TrainingError):
+            raise TrainingError(f"{stopped.message}, {where}", stopped.hint) from stopped
+        raise Interrupted(f"stopped {where}", f"vitprune eval {path} DATA tells how good it is") from stopped
+
+    def report(
+        self,
+        models: dict[str, nn.Module],
+        predictions: dict[str, Predictions],
+        progress: Progress,
+        started: float,
+    ) -> dict[str, Any]:
+        """What is measured by one process alone, and the files of a complete run.
+
+        Args:
+            models: see `_contestants`.
+            predictions: of the same.
+            progress: of the training.
+            started: when the run began, by `time.perf_counter`.
+        """
+        data, settings, metadata = self.data, self.settings, self.metadata
+        coverage = object_coverage(models, data, settings.device) if data.object_mask is not None else None
+        report = build_report(
+            metadata=metadata,
+            models=models,
+            predictions=predictions,
+            timings=_bench(models, self.student, settings, self.listener),
+            coverage=coverage,
+            training={"recipe": self.recipe.model_dump(mode="json")} | asdict(progress),
+            data=data,
+            precision=settings.eval_precision,
+            device=str(settings.device),
+            wall_s=time.perf_counter() - started,
+        )
+        # The name alone: the file may be published, and a path is nobody's business.
+        pictures = report["data"] | {"name": Path(data.name).name}
+        metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": pictures}
+        save(self.student, settings.output / "model.safetensors", metadata)
+        write_json(settings.output / "report.json", report)
+        self.checkpoints.clear()
+        return report
 
 
 def _checkpoints(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
     """The run's training checkpoints, and what a resumed run must have in common with them."""
-    free = {"num_workers", "name"}  # worker processes do not change the result
+    free = {"num_workers", "name", "grad_accum"}  # these change no result, or its rounding alone
     same = {"model": loaded.name, **asdict(settings.sparsity), **recipe.model_dump(mode="json", exclude=free)}
     return Checkpoints(settings.output / "checkpoints", same, settings.keep_checkpoints, settings.checkpoint_every)
 
@@ -185,8 +237,10 @@ def fit(
     device: torch.device,
     listener: Listener,
     progress: Progress,
+    *,
     checkpoints: Checkpoints | None = None,
     resume: State | None = None,
+    tracking: Tracking | None = None,
 ) -> None:
     """Train `student` in place against `model`, the teacher.
 
@@ -207,6 +261,7 @@ def fit(
         progress=progress,
         checkpoints=checkpoints,
         resume=resume,
+        tracking=tracking,
     )
 
 
@@ -217,43 +272,6 @@ def _check_trainable(student: SparseViT, data: Data) -> Pictures:
     if data.train is None:
         raise UsageError(f"'{data.name}' has no pictures to train on")
     return data.train
-
-
-def _train_and_save(
-    student: SparseViT,
-    model: nn.Module,
-    data: Data,
-    recipe: Recipe,
-    settings: RunSettings,
-    metadata: Metadata,
-    listener: RunListener,
-    checkpoints: Checkpoints,
-    resume: State | None,
-) -> Progress:
-    progress = Progress()
-    path = settings.output / "model.safetensors"
-    stopped: BaseException | None = None
-    done = 0 if resume is None else resume.about["progress"]["steps_done"]
-    main = processes.is_main()
-    logging = StepLog(settings.output / "log.jsonl", listener, done) if main else nullcontext(listener)
-    with logging as log, _stopping_on_sigterm(checkpoints):
-        try:
-            fit(model, student, data, recipe, settings.device, log, progress, checkpoints, resume)
-        except (KeyboardInterrupt, TrainingError) as error:
-            stopped = error
-    metadata.training = {
-        "steps_done": progress.steps_done,
-        "num_steps": progress.num_steps,
-        "completed": stopped is None,
-    }
-    if main:
-        save(student, path, metadata)
-    if stopped is None:
-        return progress
-    where = f"after {progress.steps_done} of {progress.num_steps} steps; the model so far is in {path}"
-    if isinstance(stopped, TrainingError):
-        raise TrainingError(f"{stopped.message}, {where}", stopped.hint) from stopped
-    raise Interrupted(f"stopped {where}", f"vitprune eval {path} DATA tells how good it is") from stopped
 
 
 @contextmanager

@@ -363,3 +363,27 @@ def test_what_cannot_be_resumed_is_said(arguments, tmp_path, capsys):
     assert run(arguments) == 0
     assert run([*arguments, "--resume"]) == 1
     assert "is complete" in capsys.readouterr().err
+
+
+def test_batch_size_auto_and_passes(arguments, tmp_path, capsys):
+    assert run([*arguments[:-8], "-b", "auto", *arguments[-6:], "-o", "auto", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["training"]["recipe"]["grad_accum"] == "auto"
+    assert report["training"]["recipe"]["batch_size"] == 32
+    assert report["training"]["num_parts"] == 1
+    assert run([*arguments, "--grad-accum", "2", "-o", "parts"]) == 0
+    assert "in 2 passes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["-b", "many"], "--batch-size is 'many'"),
+        (["-b", "0"], "--batch-size is '0'"),
+        (["-b", "auto", "--grad-accum", "2"], "leave out --grad-accum"),
+    ],
+)
+def test_impossible_batch_sizes(arguments, tmp_path, capsys, options, words):
+    assert run([*arguments, *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

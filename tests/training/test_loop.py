@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from vitprune import Recipe, attach
 from vitprune.data import ModelClasses, open_data, train_transform
 from vitprune.errors import TrainingError
-from vitprune.training import Progress, train
+from vitprune.training import Progress, loop, train
 from vitprune.training.objective import Objective
 
 SHORT = {
@@ -222,8 +222,93 @@ def test_non_finite_steps_are_skipped_and_counted(run_training, monkeypatch):
     assert all(parameter.isfinite().all() for parameter in student.parameters())
 
 
-def test_many_non_finite_steps_in_a_row_stop_the_run_with_the_reason(run_training, monkeypatch):
+def test_too_many_non_finite_steps_put_an_earlier_state_back_at_a_lower_rate(run_training, make_vit, monkeypatch):
+    """Once: the weights of the last part's beginning, and a tenth of the rate from then on."""
+    model = make_vit(num_classes=2)
+    recipe = Recipe(**SHORT | {"warmup_share": 0.0}, max_skipped=3)
+    _, plain, _ = run_training(recipe, model)
+    warm, *_ = run_training(Recipe(**SHORT | {"steps": 0, "warmup_share": 0.0}), model)
+    seen, real = [], loop.Optimization.restore
+    monkeypatch.setattr(loop.Optimization, "restore", lambda tools, state: seen.append(state) or real(tools, state))
+    _poison(monkeypatch, {5, 6, 7})
+    student, records, progress = run_training(recipe, model)
+    assert [record.step for record in records] == list(range(1, 12)), "it goes on, not back"
+    assert [record.step for record in records if record.restored] == [8]
+    assert (progress.num_restored, progress.num_skipped, progress.rate_scale) == (1, 3, pytest.approx(0.1))
+    assert [record.lr for record in records[8:]] == pytest.approx([0.1 * record.lr for record in plain[8:]])
+    assert [record.lr for record in records[:8]] == [record.lr for record in plain[:8]]
+    assert len(seen) == 1
+    for name, tensor in seen[0].part("student.").items():
+        assert torch.equal(tensor, warm.state_dict()[name]), name
+    assert all(parameter.isfinite().all() for parameter in student.parameters())
+
+
+def test_many_non_finite_steps_a_second_time_stop_the_run_with_the_reason(run_training, monkeypatch):
     _poison(monkeypatch, range(2, 100))
-    with pytest.raises(TrainingError, match="not finite for 4 steps in a row") as caught:
+    with pytest.raises(TrainingError, match=r"not finite for 4 steps in a row .* a second time") as caught:
         run_training(Recipe(**SHORT, max_skipped=4))
     assert "--lr" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"decision": "gumbel", "weights": {"ce": 1.0, "token": 0.0}}, {"augmentation": {"mixup": 0.8}}],
+    ids=["short", "gumbel", "mixed"],
+)
+@pytest.mark.parametrize("num_parts", [2, 3])
+def test_a_batch_in_parts_trains_as_the_whole(run_training, make_vit, settings, num_parts):
+    model = make_vit(num_classes=2)
+    whole, expected, _ = run_training(Recipe(**SHORT | settings), model)
+    parted, records, progress = run_training(Recipe(**SHORT | settings, grad_accum=num_parts), model)
+    assert progress.num_parts == num_parts
+    for one, other in zip(records, expected, strict=True):
+        assert one.total == pytest.approx(other.total, abs=1e-5)
+        assert one.kept_ratios == pytest.approx(other.kept_ratios)
+    for one, other in zip(parted.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+
+
+def _no_memory_for(monkeypatch, more_than):
+    real = Objective.forward
+
+    def forward(self, images, *args):
+        if len(images) > more_than:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, images, *args)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+
+
+@pytest.mark.parametrize(("fits", "expected"), [(4, 1), (2, 2), (1, 4)])
+def test_as_few_parts_as_fit_are_found(run_training, monkeypatch, fits, expected):
+    """The loss that the backbone's rate follows is measured in one pass; here the rate is fixed."""
+    _no_memory_for(monkeypatch, fits)
+    _, records, progress = run_training(Recipe(**SHORT, grad_accum="auto"))
+    assert progress.num_parts == expected
+    assert progress.num_images == 4 * len(records)
+
+
+def test_looking_for_them_changes_nothing(run_training, make_vit):
+    model = make_vit(num_classes=2)
+    one, *_ = run_training(Recipe(**SHORT), model)
+    other, *_ = run_training(Recipe(**SHORT, grad_accum="auto"), model)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_out_of_memory_says_what_to_lower(run_training, monkeypatch):
+    _no_memory_for(monkeypatch, 2)
+    with pytest.raises(
+        TrainingError, match=r"out of memory while training on 4 pictures a step in 1 part\(s\)"
+    ) as caught:
+        run_training(Recipe(**SHORT))
+    assert "--grad-accum 2" in caught.value.hint
+    assert "--batch-size auto" in caught.value.hint
+    _no_memory_for(monkeypatch, 0)
+    with pytest.raises(TrainingError, match="out of memory with a single picture"):
+        run_training(Recipe(**SHORT, grad_accum="auto"))
+
+
+def test_other_errors_are_not_taken_for_it(run_training, monkeypatch):
+    monkeypatch.setattr(Objective, "forward", lambda *args: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_training(Recipe(**SHORT, grad_accum="auto"))

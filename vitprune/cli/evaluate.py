@@ -28,7 +28,7 @@ from vitprune.cli.options import (
     data_options,
     parse_numbers,
 )
-from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.output import number, print_json, print_line, print_table, talk
 from vitprune.cli.progress import RunProgress
 
 
@@ -94,6 +94,8 @@ def evaluate(
     pictures = open_data(spec, classes, options)
     val = pictures.val
     val.transform = eval_transform(loaded.model)
+    if pictures.note:
+        talk(pictures.note)
     workers = Recipe(num_workers=workers).workers()
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_pictures(val))
@@ -109,6 +111,7 @@ def evaluate(
         **predictions.summary(),
         "num_unreadable": faults.count,
         "unreadable": faults.names,
+        "note": pictures.note,
         "precision": number_format,
         "device": str(where),
         "classes": [

@@ -77,6 +77,12 @@ class RunProgress:
             previous = record.images_per_s if self.rate is None else self.rate
             self.rate = _SMOOTHING * previous + (1 - _SMOOTHING) * record.images_per_s
         self._advance(1, self._detail(record))
+        if record.restored:
+            self.console.print(
+                f"step {record.step}: the loss was not finite too often; an earlier state was put back, "
+                "and the rate is a tenth of what it was",
+                markup=False,
+            )
 
     def _advance(self, count: int, detail: str) -> None:
         self.done += count

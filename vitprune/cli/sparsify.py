@@ -106,8 +106,19 @@ def sparsify(
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
     batch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            metavar="N|auto",
+            help="Pictures per step, of all processes together. auto: the recipe's number, in as many passes "
+            "(--grad-accum) as memory asks for.",
+            show_default="by recipe",
+        ),
+    ] = None,
+    grad_accum: Annotated[
         int | None,
-        typer.Option("--batch-size", "-b", min=1, help="Pictures per step.", show_default="by recipe"),
+        _setting("Passes that share a step's pictures: less memory, the same result but for rounding.", min=1),
     ] = None,
     workers: Workers = None,
     seed: Seed = None,
@@ -133,6 +144,14 @@ def sparsify(
     ratio_weight: Annotated[float | None, _weight("Kept share against its target.")] = None,
     kl_weight: Annotated[float | None, _weight("KL divergence from the teacher's classes.")] = None,
     token_weight: Annotated[float | None, _weight("Kept tokens' features against the teacher's.")] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Log the steps also to tensorboard, or another tracker that accelerate knows and that is installed.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         int | None,
         typer.Option(
@@ -166,7 +185,7 @@ def sparsify(
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
     settings = {
-        "batch_size": batch_size,
+        **_batch_settings(batch_size, grad_accum),
         "num_workers": workers,
         "warm_start_steps": warm_start_steps,
         "steps": steps,
@@ -184,6 +203,10 @@ def sparsify(
     sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs)
     where = _device(device, plan)
     options = data_options(data_dir, splits, columns, streaming, limit, fraction)
+    if track is not None:
+        from vitprune.training import check_tracker
+
+        check_tracker(track)
     loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs)
     folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
@@ -202,6 +225,7 @@ def sparsify(
         resume=resume,
         keep_checkpoints=keep_checkpoints,
         checkpoint_every=checkpoint_every,
+        track=track,
     )
     with RunProgress() as progress:
         _, report = run(loaded, pictures, plan, settled, progress)
@@ -217,6 +241,23 @@ def sparsify(
             ("--min-speedup", delta["speedup"][-1]["speedup"], min_speedup),
         ]
     )
+
+
+def _batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, Any]:
+    """Settings of the recipe.
+
+    Raises:
+        UsageError: no number of pictures, or two that contradict each other.
+    """
+    if batch_size == "auto":
+        if grad_accum is not None:
+            raise UsageError("--batch-size auto finds out how many passes are needed", "leave out --grad-accum")
+        return {"grad_accum": "auto"}
+    if batch_size is None:
+        return {"grad_accum": grad_accum}
+    if not batch_size.isdecimal() or int(batch_size) < 1:
+        raise UsageError(f"--batch-size is '{batch_size}', expected a whole number above 0, or auto")
+    return {"batch_size": int(batch_size), "grad_accum": grad_accum}
 
 
 def _recipe(model: str, name: str, settings: dict[str, Any], weights: dict[str, float | None]) -> Recipe:

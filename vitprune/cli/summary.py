@@ -53,5 +53,8 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
             print_line(f"{count} unreadable picture(s) were left out {what}: {', '.join(names[:3])}")
     skipped = training["num_skipped"]
     if skipped:
-        print_line(f"{skipped} training steps were skipped: loss or gradient not finite")
+        back = "; an earlier state was put back, the rate lowered to a tenth" if training["num_restored"] else ""
+        print_line(f"{skipped} training steps were skipped: loss or gradient not finite{back}")
+    if training["num_parts"] > 1:
+        print_line(f"each process took its part of a batch in {training['num_parts']} passes")
     print_line(f"in {report['wall_s']:.0f} s, written to {folder}")

@@ -18,6 +18,7 @@ Pictures = PictureSet | PictureStream
 
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "test")
+_MOST_SHARDS = 100_000
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -53,6 +54,17 @@ def find_shards(spec: str) -> list[Path]:
     if path.suffix not in _SHARDS:
         return []
     return [path] if path.is_file() else sorted(path.parent.glob(path.name))
+
+
+def missing_shards(shards: list[Path]) -> list[str]:
+    """Names of the files that are not there of series such as train-00000-of-00010.parquet."""
+    missing = []
+    numbered = [match for match in (re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(.*)", path.name) for path in shards) if match]
+    for before, of, total, after in sorted({match.group(1, 3, 4, 5) for match in numbered}):
+        present = {int(match[2]) for match in numbered if match.group(1, 3, 4, 5) == (before, of, total, after)}
+        absent = sorted(set(range(min(int(total), _MOST_SHARDS))) - present)
+        missing += [f"{before}{number:0{len(total)}d}{of}{total}{after}" for number in absent]
+    return missing
 
 
 def read_shards(

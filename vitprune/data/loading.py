@@ -115,8 +115,11 @@ def training_loader(
 
     Raises:
         UsageError: the batch cannot be shared equally by the processes.
+        DataError: there are fewer pictures than processes.
     """
     rank, world = processes.rank(), processes.world_size()
+    if isinstance(pictures, PictureSet) and len(pictures) < world:
+        raise DataError(f"{len(pictures)} pictures to train on cannot be shared by {world} processes", "start fewer")
     if batch_size % world:
         raise UsageError(
             f"a batch of {batch_size} pictures cannot be shared by {world} processes",
@@ -182,15 +185,27 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
         faults: where unreadable pictures are counted, which are left out; None if there may be none.
 
     Raises:
-        DataError: a picture could not be read, or too many; names it.
+        DataError: a picture could not be read, or too many; names it. Or a worker process died.
     """
     faults = Faults() if faults is None else faults
-    for batch in loader:
+    for batch in _while_workers_live(loader):
         faults.note(batch)
         if batch.images is not None:
             yield batch.images, batch.labels
     if isinstance(getattr(loader, "dataset", None), PictureStream):
         loader.dataset.passes += 1  # here and not in the stream: its copies in worker processes are made anew
+
+
+def _while_workers_live(loader: Any) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads pictures died ({str(error).splitlines()[0]})",
+            "most often for want of memory: fewer --workers, or none (-j 0)",
+        ) from error
 
 
 def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> Batch:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
-from vitprune.data.hub import Pictures, find_shards, read_hub, read_shards
+from vitprune.data.hub import Pictures, find_shards, missing_shards, read_hub, read_shards
 from vitprune.data.loading import Faults
 from vitprune.data.options import DataOptions
 from vitprune.data.pictures import PictureSet
@@ -31,7 +31,7 @@ class Data:
         name: the argument.
         train: pictures to train on, None where there are none.
         val: pictures to evaluate on.
-        note: how `val` came about, if not from the data itself.
+        note: what a reader of its figures should know: that `val` was held out, that shards are missing.
         faults: pictures of `val` that could not be read, once it was evaluated.
         object_mask: where the drawing knows it: item of `val` to the pixels (H, W) that show the object.
     """
@@ -94,6 +94,9 @@ def open_data(
         data = _complete(spec, *_read_splits(folder, classes, training, labels), training)
     else:
         data = _complete(spec, *_read_tables(spec, shards, classes if labels else None, options), training)
+    if missing := missing_shards(shards):
+        parts = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
+        data.note = parts if data.note is None else f"{parts}; {data.note}"
     return _less(data, options)
 
 

@@ -25,6 +25,11 @@ class Augmentation(BaseModel):
     cutmix: float = Field(0.0, ge=0, description="alpha; 0 is off")
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing")
 
+    @property
+    def mixes(self) -> bool:
+        """Whether pictures are mixed, so that labels become class probabilities."""
+        return self.mixup > 0 or self.cutmix > 0
+
 
 def eval_transform(model: nn.Module) -> Transform:
     """Resize, crop and normalise as the model's weights want it."""

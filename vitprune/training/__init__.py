@@ -6,6 +6,7 @@ from vitprune.training.loop import train
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.progress import Listener, Progress, StepRecord
 from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load_recipe
+from vitprune.training.tracking import Tracking, check_tracker
 
 __all__ = [
     "Checkpoints",
@@ -20,6 +21,8 @@ __all__ = [
     "StepLog",
     "StepLoss",
     "StepRecord",
+    "Tracking",
+    "check_tracker",
     "load_recipe",
     "train",
 ]

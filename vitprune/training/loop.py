@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -14,32 +14,30 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from timm.data import Mixup
-from timm.utils import ModelEmaV3
 from torch import Tensor
 
+from vitprune.backbones import input_size
 from vitprune.data import Faults, Pictures, PictureStream, batches, training_loader
 from vitprune.errors import DataError, Preempted, TrainingError
+from vitprune.memory import explained_out_of_memory
 from vitprune.model import SparseViT
 from vitprune.processes import is_main, world_size
 from vitprune.randomness import mix, seed_all
 from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.objective import Objective, StepLoss
-from vitprune.training.optimizer import (
-    freeze,
-    make_optimizer,
-    make_scheduler,
-    optimizer_tensors,
-    restore_optimizer,
-    update,
-)
+from vitprune.training.optimizer import Optimization, freeze
+from vitprune.training.phases import Part, plan_parts
 from vitprune.training.progress import Listener, Progress, StepRecord
 from vitprune.training.recipe import Phase, Recipe
+from vitprune.training.step import Batch, StepPlan, find_num_parts, take_step
+from vitprune.training.tracking import Tracking, finish, track
 
 _RATE_BATCHES = 8
 """On how many batches the loss is measured that sets the backbone's rate."""
 
-Batch = tuple[Tensor, Tensor]
-"""Images (B, C, H, W) and class indices (B,)."""
+_GOOD_EVERY = 100
+"""Steps after which a state is kept to go back to; by number, so that all processes keep the same."""
+_LOWER_RATE = 0.1
 
 
 def train(
@@ -54,6 +52,7 @@ def train(
     progress: Progress,
     checkpoints: Checkpoints | None = None,
     resume: State | None = None,
+    tracking: Tracking | None = None,
 ) -> None:
     """Train `student` in place: warm start, then end to end with sampled decisions, at last on the deployed path.
 
@@ -68,68 +67,43 @@ def train(
         progress: kept up to date, so that a stopped run knows how far it came.
         checkpoints: where to save on the way; None not to.
         resume: where to go on; None to begin.
+        tracking: where else to log the steps.
 
     Raises:
         Preempted: `checkpoints.stop` was set; a checkpoint is written.
-        TrainingError: the loss was not finite for `recipe.max_skipped` steps in a row.
+        TrainingError: the loss was not finite for `recipe.max_skipped` steps in a row, twice; or out of memory.
         DataError: more pictures cannot be read than `recipe.max_unreadable` allows; names one.
         OutputError: a checkpoint cannot be written; those there are stay.
     """
-    accelerator = _make_accelerator(device, precision)
+    accelerator = _make_accelerator(device, precision, tracking)
     seed_all(recipe.seed)
     if resume is not None:
         vars(progress).update(resume.about["progress"])
     per_pass = None if isinstance(pictures, PictureStream) else max(1, len(pictures) // recipe.batch_size)
-    parts = _plan(recipe, per_pass, has_stages=bool(student.schedule.stages))
+    parts = plan_parts(recipe, per_pass, has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(part.num_steps for part in parts)
     trainer = _Trainer(accelerator, student, teacher, pictures, recipe, listener, progress, checkpoints)
     student.backbone.set_drop_path(recipe.drop_path)
     first = 0 if resume is None else resume.about["part"]
-    for number, part in enumerate(parts[first:], start=first):
-        trainer.run(number, part, resume if number == first else None)
+    if tracking is not None:
+        tracking.start(accelerator, recipe, progress.steps_done)
+    try:
+        for number, part in enumerate(parts[first:], start=first):
+            trainer.run(number, part, resume if number == first else None)
+    finally:
+        finish(accelerator)
     student.backbone.set_drop_path(0.0)
     student.requires_grad_(True).eval()
     accelerator.free_memory()
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A stretch of training with one optimiser and one schedule."""
-
-    phases: tuple[tuple[Phase, int], ...]
-    train_backbone: bool = False
-    frozen_steps: int = 0
-
-    @property
-    def num_steps(self) -> int:
-        return sum(steps for _, steps in self.phases)
-
-    def steps(self) -> Iterator[tuple[Phase, float]]:
-        """Phase of every step, and how far into the phase it is: 0 at its first, 1 at its last step."""
-        for phase, steps in self.phases:
-            yield from ((phase, step / max(1, steps - 1)) for step in range(steps))
-
-
-def _plan(recipe: Recipe, steps_per_epoch: int | None, has_stages: bool) -> list[_Part]:
-    """What is run: the warm start, then everything together; without empty parts."""
-    steps = recipe.num_steps(steps_per_epoch)
-    deployed = round(steps * recipe.deployed_share)
-    # Without stages there is nothing to rank; on the deployed path nothing but the backbone can train.
-    tunes = recipe.backbone_lr_scale > 0
-    parts = [
-        _Part((("warm", recipe.warm_start_steps if has_stages else 0),)),
-        _Part(
-            (("sampled", steps - deployed if has_stages else 0), ("deployed", deployed if tunes else 0)),
-            tunes,
-            frozen_steps=round(recipe.freeze_epochs * (steps_per_epoch or 0)),
-        ),
-    ]
-    return [part for part in parts if part.num_steps]
-
-
 @dataclass
 class _Trainer:
-    """What stays the same from step to step."""
+    """What stays the same from step to step.
+
+    Attributes:
+        good: a state to put back when too many steps in a row are not finite; the same step's in every process.
+    """
 
     accelerator: Accelerator
     student: SparseViT
@@ -140,9 +114,11 @@ class _Trainer:
     progress: Progress
     checkpoints: Checkpoints | None
     faults: Faults = field(default_factory=Faults)
+    unreadable_before: int = 0
     skipped_in_a_row: int = 0
+    good: State | None = None
 
-    def run(self, number: int, part: _Part, resume: State | None) -> None:
+    def run(self, number: int, part: Part, resume: State | None) -> None:
         """A fresh optimiser and schedule, then the steps; at the end the averaged weights, where there are any.
 
         Args:
@@ -150,51 +126,70 @@ class _Trainer:
             part: what to do.
             resume: a state within this part to go on from.
         """
-        student, recipe, progress = self.student, self.recipe, self.progress
+        recipe, progress = self.recipe, self.progress
         if resume is not None:
-            student.load_state_dict(resume.part("student."))
-        student.requires_grad_(True)  # several processes share the gradients of what has one now
-        objective: Any = self.accelerator.prepare(Objective(student, self.teacher, recipe))
+            self.student.load_state_dict(resume.part("student."))
+        self.student.requires_grad_(True)  # several processes share the gradients of what has one now
+        objective: Any = self.accelerator.prepare(Objective(self.student, self.teacher, recipe))
         if part.train_backbone and resume is None:
             progress.backbone_lr = self._backbone_rate(objective)
-        predictor_lr = recipe.peak_lr * (1.0 if part.phases[0][0] == "warm" else recipe.tune_lr_scale)
-        optimizer = make_optimizer(student, recipe, predictor_lr, progress.backbone_lr if part.train_backbone else None)
-        scheduler = make_scheduler(optimizer, part.num_steps, recipe.warmup_share)
-        average = ModelEmaV3(student, decay=recipe.ema_decay) if recipe.ema_decay and part.train_backbone else None
+        tools = self._optimization(part)
         first = 0
         if resume is not None:
             first = resume.about["step"]
-            restore_optimizer(optimizer, resume.part("optimizer."))
-            if average is not None:
-                average.module.load_state_dict(resume.part("average."))
-        optimizer = self.accelerator.prepare(optimizer)
+            tools.restore(resume)
+        tools.optimizer = self.accelerator.prepare(tools.optimizer)
         objective.train()
-        seen = progress.num_images + progress.num_unreadable
-        self.faults = Faults(recipe.max_unreadable, progress.num_unreadable, seen, progress.unreadable)
+        progress.num_parts = self._num_parts(objective, part)
+        self.faults = Faults(recipe.max_unreadable, names=progress.unreadable)
+        self.unreadable_before = progress.num_unreadable
         stream = self._stream(recipe.seed, progress.steps_done, self.faults)
+        self.good = _copied(tools)
         for step, (phase, position) in islice(enumerate(part.steps()), first, None):
-            scheduler.step_update(step)
-            freeze(student, recipe, phase, part.train_backbone and step >= part.frozen_steps)
+            tools.set_rates(step, progress.rate_scale)
+            freeze(self.student, recipe, phase, part.train_backbone and step >= part.frozen_steps)
             noise = 1.0 + (recipe.noise_end - 1.0) * position
-            seed_all(recipe.seed, progress.steps_done)
-            self._step(objective, optimizer, phase, noise, stream)
-            if average is not None:
-                average.update(student, step=step)
+            self._step(
+                objective, tools, StepPlan(phase, noise, self._seed, progress.num_parts, recipe.clip_grad), stream
+            )
+            tools.after_step(step)
+            if not self.skipped_in_a_row and (step + 1) % _GOOD_EVERY == 0:
+                self.good = _copied(tools)
             last = progress.steps_done == progress.num_steps
             if self.checkpoints is not None and (last or self.checkpoints.due(progress.steps_done)):
-                self._save(self.checkpoints, number, step + 1, optimizer, average)
-        if average is not None:
-            student.load_state_dict(average.module.state_dict())
+                self._save(self.checkpoints, number, step + 1, tools)
+        tools.finish()
 
-    def _save(self, checkpoints: Checkpoints, part: int, step: int, optimizer: Any, average: Any) -> None:
+    @property
+    def _seed(self) -> tuple[int, int]:
+        """Of the step at hand."""
+        return self.recipe.seed, self.progress.steps_done
+
+    def _optimization(self, part: Part) -> Optimization:
+        recipe = self.recipe
+        predictor_lr = recipe.peak_lr * (1.0 if part.phases[0][0] == "warm" else recipe.tune_lr_scale)
+        backbone_lr = self.progress.backbone_lr if part.train_backbone else None
+        return Optimization(self.student, recipe, part.num_steps, predictor_lr, backbone_lr)
+
+    def _num_parts(self, objective: Any, part: Part) -> int:
+        """In how many passes a batch is taken."""
+        if self.recipe.grad_accum != "auto":
+            return self.recipe.grad_accum
+        share = self.recipe.batch_size // world_size()
+        if not isinstance(self.pictures, PictureStream):
+            share = min(share, len(self.pictures) // world_size())
+        labels = torch.zeros(share, dtype=torch.long)
+        if self.recipe.augmentation.mixes:
+            labels = torch.zeros(share, self.student.num_classes)
+        images = torch.zeros(share, *input_size(self.student.model))
+        phases = [phase for phase, steps in part.phases if steps]
+        return find_num_parts(self.accelerator, objective, self.recipe, phases, (images, labels))
+
+    def _save(self, checkpoints: Checkpoints, part: int, step: int, tools: Optimization) -> None:
         """Save the state before step `step` of the part; the run ends if it was told to."""
-        tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer_tensors(optimizer).items()}
-        if average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
         about = {"part": part, "step": step, "progress": asdict(self.progress)}
         if is_main():
-            checkpoints.save(State(tensors, about), self.progress.steps_done)
+            checkpoints.save(State(tools.tensors(), about), self.progress.steps_done)
         if checkpoints.stop:
             raise Preempted("the run was told to stop", "vitprune sparsify with the same options and --resume goes on")
 
@@ -231,52 +226,67 @@ class _Trainer:
         factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
         return rate * min(4.0, max(0.5, factor))
 
-    def _step(self, objective: Any, optimizer: Any, phase: Phase, noise: float, stream: Iterator[Batch]) -> None:
-        """One batch: losses, update, record; gives up after too many non-finite ones in a row."""
+    def _step(self, objective: Any, tools: Optimization, plan: StepPlan, stream: Iterator[Batch]) -> None:
+        """One batch: losses, update, record; what to do after too many non-finite ones in a row."""
         start = time.perf_counter()
-        images, labels = next(stream)
-        device = self.accelerator.device
-        loss: StepLoss = objective(
-            images.to(device, non_blocking=True), labels.to(device, non_blocking=True), phase, noise
-        )
-        skipped = not update(self.accelerator, optimizer, self.student, loss.total, self.recipe.clip_grad)
+        seed_all(*plan.seed)  # pictures are mixed as they come
+        batch = next(stream)
+        what, way_out = self._memory_advice(plan)
+        with explained_out_of_memory(what, way_out, TrainingError):
+            loss, taken = take_step(self.accelerator, objective, tools.optimizer, batch, plan)
         loss = self._agreed(loss)
         seconds = time.perf_counter() - start
-        record = self._record(loss, len(labels) * world_size(), seconds, skipped, phase, optimizer)
+        self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
+        too_many = self.skipped_in_a_row >= self.recipe.max_skipped
+        record = replace(
+            self._record(loss, len(batch[1]) * world_size(), seconds, plan.phase, tools.optimizer),
+            skipped=not taken,
+            restored=too_many and self.progress.num_restored == 0,
+        )
+        self.progress.num_skipped += not taken
         self.listener.step(record)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row >= self.recipe.max_skipped:
+        track(self.accelerator, record)
+        if record.restored and self.good is not None:
+            tools.restore(self.good)
+            self.progress.num_restored += 1
+            self.progress.rate_scale *= _LOWER_RATE
+            self.skipped_in_a_row = 0
+        elif too_many:
             raise TrainingError(
                 f"the loss or its gradient was not finite for {self.skipped_in_a_row} steps in a row "
-                f"(phase '{phase}', loss {record.total:g})",
+                f"(phase '{plan.phase}', loss {record.total:g}), a second time: an earlier state was put back before",
                 "lower --lr, or use --precision fp32",
             )
 
+    def _memory_advice(self, plan: StepPlan) -> tuple[str, str]:
+        share = self.recipe.batch_size // world_size()
+        what = f"training on {share} pictures a step in {plan.num_parts} part(s) on {self.accelerator.device}"
+        return what, f"--grad-accum {2 * plan.num_parts} takes them in smaller parts, --batch-size auto finds how small"
+
     def _agreed(self, loss: StepLoss) -> StepLoss:
-        """The mean of all processes; they also hear whether one of them was told to stop."""
-        if world_size() == 1:
-            return loss
-        stop = float(self.checkpoints is not None and self.checkpoints.stop)
-        parts = [*loss.components.values(), loss.total.detach(), loss.total.new_tensor(stop)]
-        values = self._mean(torch.stack([part.float() for part in parts]))
-        if self.checkpoints is not None and values[-1] > 0:
-            self.checkpoints.stop = True
-        return StepLoss(values[-2], dict(zip(loss.components, values, strict=False)), loss.kept_ratios)
+        """The mean of all processes, which also hear what others could not read and whether one was told to stop."""
+        count = float(self.faults.count)
+        if world_size() > 1:
+            stop = float(self.checkpoints is not None and self.checkpoints.stop)
+            told = [loss.total.new_tensor(value) for value in (count, stop)]
+            values = self._mean(torch.stack([part.float() for part in (*loss.components.values(), loss.total, *told)]))
+            loss = StepLoss(values[-3], dict(zip(loss.components, values, strict=False)), loss.kept_ratios)
+            count = world_size() * values[-2].item()
+            if self.checkpoints is not None and values[-1] > 0:
+                self.checkpoints.stop = True
+        self.progress.num_unreadable = self.unreadable_before + round(count)
+        return loss
 
     def _mean(self, value: Tensor) -> Tensor:
         mean: Tensor = self.accelerator.reduce(value, "mean")
         return mean
 
-    def _record(
-        self, loss: StepLoss, num_images: int, seconds: float, skipped: bool, phase: Phase, optimizer: Any
-    ) -> StepRecord:
+    def _record(self, loss: StepLoss, num_images: int, seconds: float, phase: Phase, optimizer: Any) -> StepRecord:
         """Count the step and describe it."""
         progress = self.progress
         progress.steps_done += 1
         progress.phases[phase] = progress.phases.get(phase, 0) + 1
-        progress.num_skipped += skipped
         progress.num_images += num_images
-        progress.num_unreadable = self.faults.count
         progress.seconds += seconds
         kept = tuple(loss.kept_ratios.tolist())
         if phase == "sampled":
@@ -291,14 +301,18 @@ class _Trainer:
             target_ratios=self.student.schedule.ratios,
             lr=optimizer.param_groups[-1 if phase == "deployed" else 0]["lr"],
             images_per_s=num_images / seconds,
-            skipped=skipped,
         )
+
+
+def _copied(tools: Optimization) -> State:
+    """A state that training does not change."""
+    return State({name: tensor.detach().cpu().clone() for name, tensor in tools.tensors().items()}, {})
 
 
 def _mixed(stream: Iterator[Batch], recipe: Recipe, num_classes: int) -> Iterator[Batch]:
     """The batches, mixed by timm where the recipe says so; labels then become class probabilities."""
     augmentation = recipe.augmentation
-    if augmentation.mixup == 0 and augmentation.cutmix == 0:
+    if not augmentation.mixes:
         return stream
     mixup = Mixup(
         mixup_alpha=augmentation.mixup,
@@ -310,7 +324,7 @@ def _mixed(stream: Iterator[Batch], recipe: Recipe, num_classes: int) -> Iterato
     return (mixup(images, labels.clamp(min=0)) for images, labels in stream)
 
 
-def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
+def _make_accelerator(device: torch.device, precision: str, tracking: Tracking | None) -> Accelerator:
     # accelerate keeps one state per process and refuses a second precision; ours may follow another run's.
     AcceleratorState._reset_state(reset_partial_state=True)
     if device.type == "cuda" and device.index is not None:
@@ -321,6 +335,8 @@ def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=handlers,
+        log_with=None if tracking is None else tracking.name,
+        project_dir=None if tracking is None else tracking.folder,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,10 +40,19 @@ class StepLoss(NamedTuple):
     kept_ratios: Tensor
 
 
-def _draw(like: Tensor) -> Tensor:
-    """Noise for this process' part of the batch: all draw it for the whole one, so their number changes nothing."""
-    whole = gumbel_noise(like.new_empty(world_size() * like.shape[0], *like.shape[1:]))
-    return whole.chunk(world_size())[rank()]
+Part = tuple[int, int]
+"""Which part of a process' share of the batch this is, and of how many."""
+
+
+def _noise_for(part: Part) -> Callable[[Tensor], Tensor]:
+    """Draws noise for one part: every part draws it for the whole batch, so their number changes nothing."""
+    index, count = rank() * part[1] + part[0], world_size() * part[1]
+
+    def draw(like: Tensor) -> Tensor:
+        whole = gumbel_noise(like.new_empty(count * like.shape[0], *like.shape[1:]))
+        return whole.chunk(count)[index]
+
+    return draw
 
 
 class Objective(nn.Module):
@@ -73,8 +83,10 @@ class Objective(nn.Module):
                 module.eval()
         return self
 
-    def forward(self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0) -> StepLoss:
-        """The loss of one batch.
+    def forward(
+        self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0, part: Part = (0, 1)
+    ) -> StepLoss:
+        """The loss of one batch, or of a part of it.
 
         Args:
             images: (B, in_chans, H, W).
@@ -82,6 +94,7 @@ class Objective(nn.Module):
                 labels and in the warm start.
             phase: see `Recipe`.
             noise: scale of the Gumbel noise in sampled steps.
+            part: which part of the batch it is.
         """
         with torch.no_grad():
             trunk = self._trunk(images)
@@ -94,7 +107,7 @@ class Objective(nn.Module):
         else:
             x, first = trunk, self.first_block
         if phase == "sampled":
-            return self._sampled(self.student.forward_masked_from(x, first, self._decide(noise)), labels, teacher)
+            return self._sampled(self.student.forward_masked_from(x, first, self._decide(noise, part)), labels, teacher)
         return self._deployed(self.student.select_from(x, first), labels, teacher)
 
     def _trunk(self, images: Tensor) -> Tensor:
@@ -112,11 +125,13 @@ class Objective(nn.Module):
         loss = ranking_loss(route.log_pi, route.indices, signal.saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(route.indices))
 
-    def _decide(self, noise: float) -> Decide:
+    def _decide(self, noise: float, part: Part) -> Decide:
+        draw = _noise_for(part)
+
         def decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
             if self.recipe.decision == "gumbel":
-                return gumbel_decision(log_pi, self.recipe.tau, noise, _draw)
-            return perturbed_topk_decision(log_pi, stage.num_tokens, kept, self.recipe.tau, noise, _draw)
+                return gumbel_decision(log_pi, self.recipe.tau, noise, draw)
+            return perturbed_topk_decision(log_pi, stage.num_tokens, kept, self.recipe.tau, noise, draw)
 
         return decide
 

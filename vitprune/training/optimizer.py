@@ -1,17 +1,17 @@
-"""AdamW as the recipe has it: groups, rates, what a step trains, and the update itself."""
+"""AdamW as the recipe has it: groups, rates, what a step trains, and the average of the weights."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from vitprune.model import SparseViT
+from vitprune.training.checkpoints import State
 from vitprune.training.recipe import Phase, Recipe
 
 
@@ -51,33 +51,59 @@ def freeze(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: boo
             module.requires_grad_(True)
 
 
-def update(accelerator: Accelerator, optimizer: Any, student: SparseViT, loss: Tensor, clip_grad: float | None) -> bool:
-    """Backward and optimiser step; False, with nothing changed, if the loss or the gradient is not finite."""
-    optimizer.zero_grad()
-    finite = torch.isfinite(loss.detach()).float()
-    if accelerator.num_processes > 1:  # all go on or none: the others would wait for its gradient
-        finite = accelerator.reduce(finite, "mean")
-    if finite < 1:
-        return False
-    accelerator.backward(loss)
-    norm = accelerator.clip_grad_norm_(student.parameters(), math.inf if clip_grad is None else clip_grad)
-    if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
-        return False
-    optimizer.step()
-    # With fp16 the gradient scaler itself leaves out a step whose gradient overflows.
-    return not accelerator.optimizer_step_was_skipped
+class Optimization:
+    """What a part of training changes weights with: optimiser, schedule and, where the recipe has it, their average.
 
+    Args:
+        student: the sparse model.
+        recipe: the settings.
+        num_steps: of the part.
+        predictor_lr: peak rate of the predictors.
+        backbone_lr: peak rate of the backbone; None if it does not train.
+    """
 
-def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors: `<parameter number>.<name>`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": torch.as_tensor(value) for number, of in state.items() for name, value in of.items()}
+    def __init__(
+        self, student: SparseViT, recipe: Recipe, num_steps: int, predictor_lr: float, backbone_lr: float | None
+    ) -> None:
+        self.student = student
+        self.optimizer = make_optimizer(student, recipe, predictor_lr, backbone_lr)
+        self.scheduler = make_scheduler(self.optimizer, num_steps, recipe.warmup_share)
+        averages = recipe.ema_decay > 0 and backbone_lr is not None
+        self.average = ModelEmaV3(student, decay=recipe.ema_decay) if averages else None
 
+    def set_rates(self, step: int, scale: float) -> None:
+        """Rates of the part's step `step`, times `scale`."""
+        self.scheduler.step_update(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= scale
 
-def restore_optimizer(optimizer: Any, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    def after_step(self, step: int) -> None:
+        """Take the new weights into the average."""
+        if self.average is not None:
+            self.average.update(self.student, step=step)
+
+    def finish(self) -> None:
+        """Give the student its averaged weights, where there are any."""
+        if self.average is not None:
+            self.student.load_state_dict(self.average.module.state_dict())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights ("student.*"), their average ("average.*") and "optimizer.<parameter number>.<name>"."""
+        tensors = {f"student.{name}": tensor for name, tensor in self.student.state_dict().items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in values.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.module.state_dict().items()}
+        return tensors
+
+    def restore(self, state: State) -> None:
+        """Put back what `tensors` gave."""
+        self.student.load_state_dict(state.part("student."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.part("optimizer.").items():
+            number, _, name = key.partition(".")
+            moments.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if self.average is not None:
+            self.average.module.load_state_dict(state.part("average."))

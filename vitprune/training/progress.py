@@ -24,6 +24,7 @@ class StepRecord:
         lr: of the predictors, or of the backbone where predictors do not train.
         images_per_s: of this step, data included.
         skipped: True if the loss or gradient was not finite and the step was left out.
+        restored: True if after it, the last of too many skipped ones, an earlier state was put back.
     """
 
     step: int
@@ -35,7 +36,8 @@ class StepRecord:
     target_ratios: tuple[float, ...]
     lr: float
     images_per_s: float
-    skipped: bool
+    skipped: bool = False
+    restored: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The record for log.jsonl; a loss that is not finite becomes null."""
@@ -60,6 +62,9 @@ class Progress:
         steps_done: over all phases.
         num_steps: planned, over all phases.
         num_skipped: steps left out because loss or gradient was not finite.
+        num_restored: how often an earlier state was put back after too many of them.
+        rate_scale: factor on all rates since then.
+        num_parts: passes that share a process' part of a batch.
         num_images: seen, repeats counted.
         num_unreadable: pictures left out because they could not be read, repeats counted.
         unreadable: names of the first of them.
@@ -72,6 +77,9 @@ class Progress:
     steps_done: int = 0
     num_steps: int = 0
     num_skipped: int = 0
+    num_restored: int = 0
+    rate_scale: float = 1.0
+    num_parts: int = 1
     num_images: int = 0
     num_unreadable: int = 0
     unreadable: list[str] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -64,7 +64,10 @@ class Recipe(BaseModel):
     noise_end: float = Field(0.0, ge=0, le=1, description="scale of the Gumbel noise at the last sampled step")
     tau: float = Field(1.0, gt=0, description="temperature of the Gumbel-softmax")
 
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="pictures a step, of all processes together")
+    grad_accum: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="passes that share a process' part of the batch, to need less memory; auto: as few as fit"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the predictors")
     lr_batch_size: int | None = Field(None, ge=1, description="batch size that lr is for; None: lr holds for any")
     tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after the warm start, as a share of lr")
@@ -94,7 +97,12 @@ class Recipe(BaseModel):
     max_unreadable: float = Field(
         0.01, ge=0, le=1, description="share of training pictures that may be unreadable: skipped, named and counted"
     )
-    max_skipped: int = Field(20, ge=1, description="non-finite steps in a row after which training stops")
+    max_skipped: int = Field(
+        20,
+        ge=1,
+        description="non-finite steps in a row after which the last good state is put back and the rate lowered to a "
+        "tenth; the second time training stops",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:
