@@ -14,7 +14,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "ablation.py",
+        "data_speed.py",
         "families.py",
+        "faults.py",
         "kill_and_resume.py",
         "train_demo_model.py",
         "train_loop.py",
@@ -70,8 +72,40 @@ def test_killed_runs_end_at_the_same_weights(tmp_path):
     assert "weights identical" in done.stdout
 
 
+def test_data_comes_in_three_forms_and_memory_stays(tmp_path):
+    done = _run("data_speed.py", "demo", "--count", "64", "-j", "0", "--with-model", "tar", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:4] for line in done.stdout.splitlines()[3:7]]
+    assert [[form.strip(), what.strip()] for form, what, _ in rows] == [
+        ["folder", "alone"],
+        ["parquet", "alone"],
+        ["tar", "alone"],
+        ["tar", "with the model"],
+    ]
+    assert all(float(rate) > 0 for *_, rate in rows)
+    after = [float(mib) for mib in done.stdout.splitlines()[-1].split(": ")[1].split(", ")]
+    assert len(after) == 10
+    assert after[-1] < after[1] + 50
+
+
+def test_faults_are_told_and_nothing_crashes(tmp_path):
+    done = _run("faults.py", "demo", "--only", "a missing shard", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 3 shards are missing" in done.stdout
+    assert "does not end as a tar file does" in done.stdout
+
+
 @pytest.mark.parametrize(
-    "name", ["ablation.py", "families.py", "kill_and_resume.py", "train_loop.py", "train_demo_model.py"]
+    "name",
+    [
+        "ablation.py",
+        "data_speed.py",
+        "families.py",
+        "faults.py",
+        "kill_and_resume.py",
+        "train_loop.py",
+        "train_demo_model.py",
+    ],
 )
 def test_examples_explain_themselves(name, tmp_path):
     done = _run(name, "--help", cwd=tmp_path)

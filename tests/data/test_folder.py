@@ -1,7 +1,9 @@
 """Picture folders and the errors a user meets with them."""
 
+import os
 import random
 import shutil
+import signal
 from itertools import islice
 
 import numpy as np
@@ -248,3 +250,17 @@ def test_a_fraction_is_chosen_at_random_and_always_the_same(picture_folder):
 def test_what_is_said_of_tables_is_refused_for_folders(picture_folder, options):
     with pytest.raises(DataError, match="is none"):
         open_data(str(picture_folder), TWO, DataOptions(**options))
+
+
+def _die(picture):
+    """Stands for what the kernel does to a worker when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
+def test_a_worker_that_dies_is_told_with_a_way_out(picture_folder):
+    data = open_data(str(picture_folder), ModelClasses(2))
+    data.val.transform = _die
+    with pytest.raises(DataError, match="a process that reads pictures died") as caught:
+        list(batches(make_loader(data.val, 2, num_workers=1)))
+    assert "--workers" in caught.value.hint

@@ -209,6 +209,20 @@ def test_a_shard_that_vanishes_stops_the_reading_with_its_name(tmp_path, num_wor
         read(data.val, num_workers=num_workers, faults=Faults(allowed_share=1.0))
 
 
+def test_shards_of_a_numbered_series_that_are_not_there_are_told(tmp_path, weights_file, capsys):
+    for number in (0, 2):
+        write_parquet(tmp_path / f"val-{number:05d}-of-00004.parquet", 2)
+    write_parquet(tmp_path / "train-00000-of-00001.parquet", 2)
+    data = open_data(str(tmp_path / "*.parquet"), NAMED)
+    assert data.note == "2 of 5 shards are missing, val-00001-of-00004.parquet first"
+    command = ["eval", "test_vit", str(tmp_path / "*.parquet"), "--checkpoint", str(weights_file), "--device", "cpu"]
+    assert run([*command, "-j", "0", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "2 of 5 shards are missing" in err
+    assert json.loads(out)["note"] == data.note
+    assert open_data(str(tmp_path / "train-*.parquet"), NAMED).note is None
+
+
 def test_two_kinds_of_shards_are_refused(tmp_path):
     write_parquet(tmp_path / "set" / "a.parquet", 1)
     write_tar(tmp_path / "set" / "b.tar", 1)

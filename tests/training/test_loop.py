@@ -61,6 +61,9 @@ def test_phases_run_in_order_and_are_counted(run_training):
     assert progress.steps_done == progress.num_steps == 11
     assert progress.phases == {"warm": 3, "sampled": 4, "deployed": 4}
     assert progress.num_images == 44
+    assert set(progress.seconds_by_part) == {"data", "teacher", "student", "backward", "update"}
+    assert all(seconds > 0 for seconds in progress.seconds_by_part.values())
+    assert 0.5 * progress.seconds < sum(progress.seconds_by_part.values()) <= progress.seconds
     assert not student.training
     assert records[-1].kept_ratios == pytest.approx((0.70, 0.49, 0.34))
     assert records[0].target_ratios == pytest.approx((0.7, 0.49, 0.343))

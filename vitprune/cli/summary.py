@@ -45,6 +45,11 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
             f"kept tokens cover {shares['sparse_pct']:.1f} % of the object, random ones {shares['random_pct']:.1f} %"
         )
     training, pictures = report["training"], report["data"]
+    if training["seconds"]:
+        split = [
+            f"{100 * spent / training['seconds']:.0f} % {name}" for name, spent in training["seconds_by_part"].items()
+        ]
+        print_line(f"trained on {training['num_images'] / training['seconds']:.1f} images/s: {', '.join(split)}")
     for count, names, what in (
         (training["num_unreadable"], training["unreadable"], "in training (repeats counted)"),
         (pictures["num_unreadable_val"], pictures["unreadable_val"], "in the evaluation"),

@@ -13,23 +13,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from timm.data import Mixup
 from torch import Tensor
 
 from vitprune.backbones import input_size
-from vitprune.data import Faults, Pictures, PictureStream, batches, training_loader
-from vitprune.errors import DataError, Preempted, TrainingError
+from vitprune.data import Faults, Pictures, PictureStream
+from vitprune.errors import Preempted, TrainingError
 from vitprune.memory import explained_out_of_memory
 from vitprune.model import SparseViT
 from vitprune.processes import is_main, world_size
 from vitprune.randomness import mix, seed_all
 from vitprune.training.checkpoints import Checkpoints, State
+from vitprune.training.clock import Clock
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, freeze
 from vitprune.training.phases import Part, plan_parts
 from vitprune.training.progress import Listener, Progress, StepRecord
 from vitprune.training.recipe import Phase, Recipe
 from vitprune.training.step import Batch, StepPlan, find_num_parts, take_step
+from vitprune.training.stream import training_batches
 from vitprune.training.tracking import Tracking, finish, track
 
 _RATE_BATCHES = 8
@@ -82,7 +83,7 @@ def train(
     per_pass = None if isinstance(pictures, PictureStream) else max(1, len(pictures) // recipe.batch_size)
     parts = plan_parts(recipe, per_pass, has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(part.num_steps for part in parts)
-    trainer = _Trainer(accelerator, student, teacher, pictures, recipe, listener, progress, checkpoints)
+    trainer = _Trainer(accelerator, student, teacher, pictures, recipe, listener, progress, checkpoints, Clock(device))
     student.backbone.set_drop_path(recipe.drop_path)
     first = 0 if resume is None else resume.about["part"]
     if tracking is not None:
@@ -113,6 +114,7 @@ class _Trainer:
     listener: Listener
     progress: Progress
     checkpoints: Checkpoints | None
+    clock: Clock
     faults: Faults = field(default_factory=Faults)
     unreadable_before: int = 0
     skipped_in_a_row: int = 0
@@ -130,7 +132,7 @@ class _Trainer:
         if resume is not None:
             self.student.load_state_dict(resume.part("student."))
         self.student.requires_grad_(True)  # several processes share the gradients of what has one now
-        objective: Any = self.accelerator.prepare(Objective(self.student, self.teacher, recipe))
+        objective: Any = self.accelerator.prepare(Objective(self.student, self.teacher, recipe, self.clock))
         if part.train_backbone and resume is None:
             progress.backbone_lr = self._backbone_rate(objective)
         tools = self._optimization(part)
@@ -145,6 +147,7 @@ class _Trainer:
         self.unreadable_before = progress.num_unreadable
         stream = self._stream(recipe.seed, progress.steps_done, self.faults)
         self.good = _copied(tools)
+        self.clock.read()  # what was measured on the way here belongs to no step
         for step, (phase, position) in islice(enumerate(part.steps()), first, None):
             tools.set_rates(step, progress.rate_scale)
             freeze(self.student, recipe, phase, part.train_backbone and step >= part.frozen_steps)
@@ -194,17 +197,11 @@ class _Trainer:
             raise Preempted("the run was told to stop", "vitprune sparsify with the same options and --resume goes on")
 
     def _stream(self, seed: int, first_step: int, faults: Faults) -> Iterator[Batch]:
-        """Training batches from the given one on, mixed where the recipe says so."""
-        recipe = self.recipe
-        loader = training_loader(
-            self.pictures,
-            recipe.batch_size,
-            seed=seed,
-            first_step=first_step,
-            num_workers=recipe.workers(),
-            pin=self.accelerator.device.type == "cuda",
+        """Training batches from the given one on."""
+        pin = self.accelerator.device.type == "cuda"
+        return training_batches(
+            self.pictures, self.recipe, faults, self.student.num_classes, seed=seed, first_step=first_step, pin=pin
         )
-        return _mixed(_endless(loader, faults), recipe, self.student.num_classes)
 
     def _backbone_rate(self, objective: Any) -> float:
         """The backbone's peak rate: the further the warm start has left the student from its teacher, the higher.
@@ -230,7 +227,8 @@ class _Trainer:
         """One batch: losses, update, record; what to do after too many non-finite ones in a row."""
         start = time.perf_counter()
         seed_all(*plan.seed)  # pictures are mixed as they come
-        batch = next(stream)
+        with self.clock.measure("data", waiting=True):
+            batch = next(stream)
         what, way_out = self._memory_advice(plan)
         with explained_out_of_memory(what, way_out, TrainingError):
             loss, taken = take_step(self.accelerator, objective, tools.optimizer, batch, plan)
@@ -288,6 +286,8 @@ class _Trainer:
         progress.phases[phase] = progress.phases.get(phase, 0) + 1
         progress.num_images += num_images
         progress.seconds += seconds
+        for name, spent in self.clock.read().items():
+            progress.seconds_by_part[name] = progress.seconds_by_part.get(name, 0.0) + spent
         kept = tuple(loss.kept_ratios.tolist())
         if phase == "sampled":
             progress.sampled_ratios = kept
@@ -309,21 +309,6 @@ def _copied(tools: Optimization) -> State:
     return State({name: tensor.detach().cpu().clone() for name, tensor in tools.tensors().items()}, {})
 
 
-def _mixed(stream: Iterator[Batch], recipe: Recipe, num_classes: int) -> Iterator[Batch]:
-    """The batches, mixed by timm where the recipe says so; labels then become class probabilities."""
-    augmentation = recipe.augmentation
-    if not augmentation.mixes:
-        return stream
-    mixup = Mixup(
-        mixup_alpha=augmentation.mixup,
-        cutmix_alpha=augmentation.cutmix,
-        label_smoothing=augmentation.smoothing,
-        num_classes=num_classes,
-    )
-    # Unlabelled pictures are marked -1, which has no one-hot; their mixed labels are not used.
-    return (mixup(images, labels.clamp(min=0)) for images, labels in stream)
-
-
 def _make_accelerator(device: torch.device, precision: str, tracking: Tracking | None) -> Accelerator:
     # accelerate keeps one state per process and refuses a second precision; ours may follow another run's.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -338,11 +323,3 @@ def _make_accelerator(device: torch.device, precision: str, tracking: Tracking |
         log_with=None if tracking is None else tracking.name,
         project_dir=None if tracking is None else tracking.folder,
     )
-
-
-def _endless(loader: Any, faults: Faults) -> Iterator[Batch]:
-    """Batches of one pass after another."""
-    while True:  # an ordinary set's loader never ends, a stream's does
-        yield from batches(loader, faults)
-        if faults.seen == faults.count:
-            raise DataError("no training picture could be read", f"the first is '{(*faults.names, '?')[0]}'")

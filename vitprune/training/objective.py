@@ -22,6 +22,7 @@ from vitprune.tokens import (
     token_distillation_loss,
     token_loss,
 )
+from vitprune.training.clock import Clock
 from vitprune.training.recipe import Phase, Recipe
 from vitprune.training.warm_start import ranking_loss, teacher_signal
 
@@ -62,10 +63,12 @@ class Objective(nn.Module):
         student: the sparse model.
         teacher: the dense model, a SparseViT without stages; never trained, always in eval mode.
         recipe: the settings.
+        clock: told how long teacher and student take; None for one that nobody reads.
     """
 
-    def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe) -> None:
+    def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe, clock: Clock | None = None) -> None:
         super().__init__()
+        self.clock = clock or Clock(torch.device("cpu"))
         self.student = student
         self.teacher = teacher.requires_grad_(False).eval()
         self.recipe = recipe
@@ -96,18 +99,24 @@ class Objective(nn.Module):
             noise: scale of the Gumbel noise in sampled steps.
             part: which part of the batch it is.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.clock.measure("teacher"):
             trunk = self._trunk(images)
         if phase == "warm":
             return self._warm(trunk)
-        with torch.no_grad():
+        with torch.no_grad(), self.clock.measure("teacher"):
             teacher = self.teacher.select_from(trunk, self.first_block)
+        with self.clock.measure("student"):
+            return self._student(images, trunk, labels, teacher, phase, self._decide(noise, part))
+
+    def _student(
+        self, images: Tensor, trunk: Tensor, labels: Tensor, teacher: Selection, phase: Phase, decide: Decide
+    ) -> StepLoss:
         if self.recipe.train_trunk:
             x, first = self.student.backbone.embed(images), 0
         else:
             x, first = trunk, self.first_block
         if phase == "sampled":
-            return self._sampled(self.student.forward_masked_from(x, first, self._decide(noise, part)), labels, teacher)
+            return self._sampled(self.student.forward_masked_from(x, first, decide), labels, teacher)
         return self._deployed(self.student.select_from(x, first), labels, teacher)
 
     def _trunk(self, images: Tensor) -> Tensor:
@@ -120,9 +129,11 @@ class Objective(nn.Module):
         return x
 
     def _warm(self, trunk: Tensor) -> StepLoss:
-        signal = teacher_signal(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
-        route = self.student.route_from(trunk, self.first_block)
-        loss = ranking_loss(route.log_pi, route.indices, signal.saliency)
+        with self.clock.measure("teacher"):
+            signal = teacher_signal(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
+        with self.clock.measure("student"):
+            route = self.student.route_from(trunk, self.first_block)
+            loss = ranking_loss(route.log_pi, route.indices, signal.saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(route.indices))
 
     def _decide(self, noise: float, part: Part) -> Decide:

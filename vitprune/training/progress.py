@@ -69,6 +69,7 @@ class Progress:
         num_unreadable: pictures left out because they could not be read, repeats counted.
         unreadable: names of the first of them.
         seconds: spent on steps, data included.
+        seconds_by_part: where they went, see `vitprune.training.clock`; what is missing went to records and logs.
         phases: steps done by phase.
         sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
         backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
@@ -84,6 +85,7 @@ class Progress:
     num_unreadable: int = 0
     unreadable: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    seconds_by_part: dict[str, float] = field(default_factory=dict)
     phases: dict[str, int] = field(default_factory=dict)
     sampled_ratios: tuple[float, ...] | None = None
     backbone_lr: float | None = None

@@ -62,6 +62,7 @@ def take_step(
         and no weight is changed.
     """
     optimizer.zero_grad()
+    inner = accelerator.unwrap_model(objective)
     parts = _parts(batch, plan.num_parts)
     losses: list[StepLoss] = []
     for index, (images, labels) in enumerate(parts):
@@ -79,9 +80,11 @@ def take_step(
             losses.append(loss)
             if not _finite_everywhere(accelerator, loss.total):
                 return _sum(losses), False
-            accelerator.backward(loss.total)
-    weights = accelerator.unwrap_model(objective).student.parameters()
-    return _sum(losses), _update(accelerator, optimizer, weights, plan.clip_grad)
+            with inner.clock.measure("backward"):
+                accelerator.backward(loss.total)
+    with inner.clock.measure("update"):
+        taken = _update(accelerator, optimizer, inner.student.parameters(), plan.clip_grad)
+    return _sum(losses), taken
 
 
 def find_num_parts(

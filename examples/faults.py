@@ -1,0 +1,316 @@
+"""Inject faults into real runs and print what happened: a Markdown table.
+
+    python examples/faults.py demo
+    python examples/faults.py deit_tiny --data path/to/imagenet -- --checkpoint deit_tiny.safetensors
+
+DATA is a folder with train/ and val/. What follows `--` says where MODEL's weights are and goes to `vitprune sparsify`
+and `vitprune eval`. The full disk is a small tmpfs, so that row needs root; it is skipped aloud otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+SHORT = ["--limit", "64", "--warm-start-steps", "4", "--steps", "12", "-b", "8", "--checkpoint-every", "2"]
+LONG = [*SHORT[:4], "--steps", "4000", *SHORT[6:]]
+
+
+@dataclass
+class Bench:
+    """What every fault starts from.
+
+    Attributes:
+        model: as for vitprune.
+        options: where its weights are.
+        data: a folder of 64 training and 64 validation pictures, to be damaged.
+        folder: for runs.
+    """
+
+    model: str
+    options: list[str]
+    data: Path
+    folder: Path
+
+    def sparsify(self, *more: str, workers: int = 0, length: list[str] = SHORT) -> list[str]:
+        """The command of a short run."""
+        begin = ["sparsify", self.model, *self.options, "--data", str(self.data), "--device", "cpu", *length]
+        return [*begin, "-j", str(workers), *more]
+
+    def eval(self, *more: str) -> list[str]:
+        """The command of an evaluation."""
+        return ["eval", self.model, str(self.data), *self.options, "--device", "cpu", "-j", "0", *more]
+
+
+def vitprune(arguments: list[str], prefix: tuple[str, ...] = ()) -> str:
+    """Run a command; its exit code and its error, or the last line it printed."""
+    command = [sys.executable, *prefix, "-m", "vitprune", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return outcome(done.returncode, done.stdout, done.stderr)
+
+
+def outcome(code: int, out: str, err: str) -> str:
+    """One line of what a command said."""
+    if "Traceback" in err and "torch.distributed" not in err:
+        return f"exit {code}, A TRACEBACK: {err.splitlines()[-1]}"
+    lines = [line for line in err.splitlines() if line.startswith("error:")] if code else []
+    words = [line for key in ("unreadable", "top-1") for line in out.splitlines() if key in line]
+    return f"exit {code}: {(lines or words or err.splitlines()[-1:])[0].strip()}"
+
+
+def begun(bench: Bench, output: Path, workers: int = 0, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A long run that has taken a few steps."""
+    command = [sys.executable, *launcher, "-m", "vitprune"]
+    command += bench.sparsify("-o", str(output), workers=workers, length=LONG)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log = output / "log.jsonl"
+    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 5):
+        time.sleep(0.05)
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What a run said in the end."""
+    out, err = process.communicate(timeout=120)
+    return outcome(process.returncode, out, err)
+
+
+def resumed(bench: Bench, output: Path) -> str:
+    """Whether the run goes on from its last checkpoint: it must, to be told its number of steps."""
+    before = len(list((output / "checkpoints").glob("*")))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitprune", *bench.sparsify("-o", str(output), "--resume", length=LONG)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log, lines = output / "log.jsonl", 0
+    time.sleep(1)
+    last = json.loads(log.read_text().splitlines()[-1])["step"] if log.exists() else 0
+    while process.poll() is None and lines <= last:
+        time.sleep(0.1)
+        lines = len(log.read_text().splitlines())
+    process.kill()
+    process.communicate()
+    return f"{before} checkpoints there, --resume goes on" if lines > last else "--resume DID NOT go on"
+
+
+def a_truncated_picture(bench: Bench) -> str:
+    """Half of a file, in both parts."""
+    for part in ("train", "val"):
+        path = sorted((bench.data / part).glob("*/*"))[0]
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return "; ".join(
+        [
+            f"eval: {vitprune(bench.eval())}",
+            f"eval --skip-unreadable: {vitprune(bench.eval('--skip-unreadable'))}",
+            f"sparsify: {vitprune(bench.sparsify('-o', str(bench.folder / 'run')))}",
+        ]
+    )
+
+
+def a_third_of_the_pictures_is_noise(bench: Bench) -> str:
+    """Far more than may be skipped."""
+    for path in sorted((bench.data / "train").glob("*/*"))[::3]:
+        path.write_bytes(os.urandom(2000))
+    return vitprune(bench.sparsify("-o", str(bench.folder / "run")))
+
+
+def a_truncated_model_file(bench: Bench) -> str:
+    """The sparse model, cut off."""
+    vitprune(bench.sparsify("-o", str(bench.folder / "run")))
+    path = bench.folder / "run" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    return vitprune(["eval", str(path), str(bench.data), "--device", "cpu"])
+
+
+def nan_in_the_weights(bench: Bench) -> str:
+    """One weight of the sparse model."""
+    vitprune(bench.sparsify("-o", str(bench.folder / "run")))
+    path = bench.folder / "run" / "model.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, path, header)
+    return vitprune(["eval", str(path), str(bench.data), "--device", "cpu"])
+
+
+def a_cut_training_checkpoint(bench: Bench) -> str:
+    """The last checkpoint of a killed run, half-written."""
+    run = bench.folder / "run"
+    process = begun(bench, run)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    last = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
+    last.write_bytes(last.read_bytes()[:-100])
+    return resumed(bench, run)
+
+
+def a_full_disk(bench: Bench) -> str:
+    """A tmpfs that holds the model and the first checkpoint, but no second one."""
+    if os.geteuid():
+        return "skipped: only root may mount a tmpfs"
+    vitprune(bench.sparsify("-o", str(bench.folder / "probe")))
+    size = (bench.folder / "probe" / "model.safetensors").stat().st_size
+    disk = bench.folder / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(5.5 * size)}", "tmpfs", str(disk)], check=True)
+    try:
+        told = vitprune(bench.sparsify("-o", str(disk / "run"), "--keep-checkpoints", "9"))
+        saved = len(list((disk / "run" / "checkpoints").glob("step-*.safetensors")))
+        left = [path.name for path in disk.rglob("*") if path.name.endswith(".tmp")]
+        return f"{told}; {saved} checkpoint(s) whole, {len(left)} half-written"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def sigterm(bench: Bench) -> str:
+    """What a scheduler sends before it takes the machine away."""
+    run = bench.folder / "run"
+    process = begun(bench, run)
+    process.send_signal(signal.SIGTERM)
+    return f"{ended(process)}; {resumed(bench, run)}"
+
+
+def a_dead_worker(bench: Bench) -> str:
+    """Kill -9 for a process that reads pictures."""
+    process = begun(bench, bench.folder / "run", workers=2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    for child in children.stdout.split():
+        command = Path(f"/proc/{child}/cmdline").read_text()
+        if "resource_tracker" not in command:
+            os.kill(int(child), signal.SIGKILL)
+            break
+    return ended(process)
+
+
+def a_dead_process_of_two(bench: Bench) -> str:
+    """Kill -9 for one of two that train together."""
+    run = bench.folder / "run"
+    process = begun(bench, run, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    process.communicate(timeout=120)
+    return f"torchrun ends the other, exit {process.returncode}; {resumed(bench, run)}"
+
+
+def a_missing_shard(bench: Bench) -> str:
+    """Of three tar shards one is not there; then one is cut off."""
+    pictures = sorted((bench.data / "val").glob("*/*"))
+    index = class_index(bench)
+    for number in (0, 2):
+        with tarfile.open(bench.folder / f"val-{number:05d}-of-00003.tar", "w") as tar:
+            for index, path in enumerate(pictures[number::3]):
+                for suffix, content in (
+                    (path.suffix, path.read_bytes()),
+                    (".cls", str(index[path.parent.name]).encode()),
+                ):
+                    entry = tarfile.TarInfo(f"{index:05d}{suffix}")
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+    command = ["eval", bench.model, *bench.options, str(bench.folder / "val-*.tar"), "--device", "cpu", "-j", "0"]
+    done = subprocess.run([sys.executable, "-m", "vitprune", *command], capture_output=True, text=True, check=False)
+    note = next((line for line in done.stderr.splitlines() if "missing" in line), "NOT A WORD")
+    path = bench.folder / "val-00002-of-00003.tar"
+    path.write_bytes(path.read_bytes()[:-2000])
+    return f"exit {done.returncode}: {note}; cut off: {vitprune(command)}"
+
+
+def class_index(bench: Bench) -> dict[str, int]:
+    """The model's number of each class: tar shards number them."""
+    from vitprune.data import ModelClasses
+    from vitprune.data.classes import match_classes
+    from vitprune.zoo import load_model
+
+    loaded = load_model(bench.model, weights="none")
+    names = sorted({path.name for path in bench.data.glob("val/*")})
+    return match_classes(names, ModelClasses(loaded.model.num_classes, loaded.class_names), "data")
+
+
+FAULTS: dict[str, Callable[[Bench], str]] = {
+    fault.__name__.replace("_", " "): fault
+    for fault in (
+        a_truncated_picture,
+        a_third_of_the_pictures_is_noise,
+        a_truncated_model_file,
+        nan_in_the_weights,
+        a_cut_training_checkpoint,
+        a_full_disk,
+        sigterm,
+        a_dead_worker,
+        a_dead_process_of_two,
+        a_missing_shard,
+    )
+}
+
+
+def sample(data: Path, folder: Path, count: int = 64) -> Path:
+    """Copies of a few pictures of DATA, that may be damaged."""
+    for part in ("train", "val"):
+        pictures = sorted((data / part).glob("*/*"))
+        for path in pictures[:: max(1, len(pictures) // count)][:count]:
+            target = folder / part / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return folder
+
+
+def demo_pictures(folder: Path) -> Path:
+    """The embedded demo set as files."""
+    from vitprune.data.demo import CLASS_NAMES, DemoPictures
+
+    for part in ("train", "val"):
+        pictures = DemoPictures(part)  # type: ignore[arg-type]
+        for index in range(64):
+            target = folder / part / CLASS_NAMES[pictures.labels[index]] / f"{index}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pictures.picture(index).save(target)
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="as for vitprune sparsify")
+    parser.add_argument("--data", type=Path, help="a folder with train/ and val/; the demo set if left out")
+    parser.add_argument("--only", help=f"some of: {', '.join(FAULTS)}")
+    mine, options = sys.argv[1:], []
+    if "--" in mine:
+        mine, options = mine[: mine.index("--")], mine[mine.index("--") + 1 :]
+    args = parser.parse_args(mine)
+    chosen = args.only.split(",") if args.only else list(FAULTS)
+    if unknown := [name for name in chosen if name not in FAULTS]:
+        parser.error(f"no fault '{unknown[0]}'")
+    print("| fault | what happened |\n|---|---|")
+    failed = False
+    for name in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            data = demo_pictures(root / "data") if args.data is None else sample(args.data, root / "data")
+            told = FAULTS[name](Bench(args.model, options, data, root)).replace(str(root), "...")
+        failed = failed or any(word in told for word in ("TRACEBACK", "DID NOT", "NOT A WORD"))
+        print(f"| {name} | {told} |", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
