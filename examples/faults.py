@@ -217,13 +217,13 @@ def a_dead_process_of_two(bench: Bench) -> str:
 def a_missing_shard(bench: Bench) -> str:
     """Of three tar shards one is not there; then one is cut off."""
     pictures = sorted((bench.data / "val").glob("*/*"))
-    index = class_index(bench)
+    classes = class_index(bench)
     for number in (0, 2):
         with tarfile.open(bench.folder / f"val-{number:05d}-of-00003.tar", "w") as tar:
             for index, path in enumerate(pictures[number::3]):
                 for suffix, content in (
                     (path.suffix, path.read_bytes()),
-                    (".cls", str(index[path.parent.name]).encode()),
+                    (".cls", str(classes[path.parent.name]).encode()),
                 ):
                     entry = tarfile.TarInfo(f"{index:05d}{suffix}")
                     entry.size = len(content)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune import processes
-from vitprune.data import UNLABELLED, Faults, Pictures, PictureSet, batches, make_loader
+from vitprune.data import UNLABELLED, Faults, Pictures, PictureSet, batches, dead_workers_told, make_loader
 from vitprune.errors import DataError
 from vitprune.measure import DTYPES, Precision
 
@@ -148,24 +148,25 @@ def predict(
         faults: where unreadable pictures are counted, which are left out; None if there may be none.
 
     Raises:
-        DataError: a picture cannot be read, too many, or all; names it.
+        DataError: a picture cannot be read, too many, or all; names it. Or a process that reads them died.
     """
     for model in models.values():
         model.to(device).eval()
     tops: dict[str, list[Tensor]] = {name: [] for name in models}
     kls: dict[str, list[Tensor]] = {name: [] for name in models if reference not in (None, name)}
     all_labels: list[Tensor] = []
-    for images, labels in batches(loader, faults):
-        images = images.to(device, non_blocking=True)
-        with autocast(device, precision):
-            logits = {name: model(images).float() for name, model in models.items()}
-        for name, answer in logits.items():
-            tops[name].append(answer.topk(min(5, answer.shape[-1]), dim=-1).indices.cpu())
-        for name, parts in kls.items():
-            parts.append(_divergence(logits[name], logits[str(reference)]).cpu())
-        all_labels.append(labels)
-        if on_batch is not None:
-            on_batch(len(labels))
+    with dead_workers_told():
+        for images, labels in batches(loader, faults):
+            images = images.to(device, non_blocking=True)
+            with autocast(device, precision):
+                logits = {name: model(images).float() for name, model in models.items()}
+            for name, answer in logits.items():
+                tops[name].append(answer.topk(min(5, answer.shape[-1]), dim=-1).indices.cpu())
+            for name, parts in kls.items():
+                parts.append(_divergence(logits[name], logits[str(reference)]).cpu())
+            all_labels.append(labels)
+            if on_batch is not None:
+                on_batch(len(labels))
     if not all_labels:
         raise DataError("no picture could be read", "check the data set with a picture viewer")
     labels = torch.cat(all_labels)

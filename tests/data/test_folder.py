@@ -19,6 +19,7 @@ from vitprune.data import (
     ModelClasses,
     Unreadable,
     batches,
+    dead_workers_told,
     make_loader,
     match_classes,
     open_data,
@@ -261,6 +262,6 @@ def _die(picture):
 def test_a_worker_that_dies_is_told_with_a_way_out(picture_folder):
     data = open_data(str(picture_folder), ModelClasses(2))
     data.val.transform = _die
-    with pytest.raises(DataError, match="a process that reads pictures died") as caught:
+    with pytest.raises(DataError, match="a process that reads pictures died") as caught, dead_workers_told():
         list(batches(make_loader(data.val, 2, num_workers=1)))
     assert "--workers" in caught.value.hint

@@ -2,7 +2,7 @@
 
 from vitprune.data.classes import ModelClasses, match_classes
 from vitprune.data.hub import Pictures
-from vitprune.data.loading import Faults, batches, make_loader, training_loader
+from vitprune.data.loading import Faults, batches, dead_workers_told, make_loader, training_loader
 from vitprune.data.options import DataOptions
 from vitprune.data.pictures import UNLABELLED, PictureSet, Unreadable, open_picture
 from vitprune.data.source import Data, count_pictures, open_data
@@ -22,6 +22,7 @@ __all__ = [
     "Unreadable",
     "batches",
     "count_pictures",
+    "dead_workers_told",
     "eval_transform",
     "make_loader",
     "match_classes",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -185,10 +186,10 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
         faults: where unreadable pictures are counted, which are left out; None if there may be none.
 
     Raises:
-        DataError: a picture could not be read, or too many; names it. Or a worker process died.
+        DataError: a picture could not be read, or too many; names it.
     """
     faults = Faults() if faults is None else faults
-    for batch in _while_workers_live(loader):
+    for batch in loader:
         faults.note(batch)
         if batch.images is not None:
             yield batch.images, batch.labels
@@ -196,9 +197,14 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
         loader.dataset.passes += 1  # here and not in the stream: its copies in worker processes are made anew
 
 
-def _while_workers_live(loader: Any) -> Iterator[Batch]:
+@contextmanager
+def dead_workers_told() -> Iterator[None]:
+    """In the block, the death of a process that reads pictures is an error with a way out.
+
+    Around all that is done while they live, not only around reading: torch tells it by a signal, at any moment.
+    """
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

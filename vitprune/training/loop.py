@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from vitprune.backbones import input_size
-from vitprune.data import Faults, Pictures, PictureStream
+from vitprune.data import Faults, Pictures, PictureStream, dead_workers_told
 from vitprune.errors import Preempted, TrainingError
 from vitprune.memory import explained_out_of_memory
 from vitprune.model import SparseViT
@@ -73,7 +73,8 @@ def train(
     Raises:
         Preempted: `checkpoints.stop` was set; a checkpoint is written.
         TrainingError: the loss was not finite for `recipe.max_skipped` steps in a row, twice; or out of memory.
-        DataError: more pictures cannot be read than `recipe.max_unreadable` allows; names one.
+        DataError: more pictures cannot be read than `recipe.max_unreadable` allows; names one. Or a process that
+            reads them died.
         OutputError: a checkpoint cannot be written; those there are stay.
     """
     accelerator = _make_accelerator(device, precision, tracking)
@@ -89,8 +90,9 @@ def train(
     if tracking is not None:
         tracking.start(accelerator, recipe, progress.steps_done)
     try:
-        for number, part in enumerate(parts[first:], start=first):
-            trainer.run(number, part, resume if number == first else None)
+        with dead_workers_told():
+            for number, part in enumerate(parts[first:], start=first):
+                trainer.run(number, part, resume if number == first else None)
     finally:
         finish(accelerator)
     student.backbone.set_drop_path(0.0)
