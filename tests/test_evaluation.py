@@ -8,7 +8,8 @@ from torch import nn
 
 from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
 from vitprune.data.loading import collate
-from vitprune.evaluation import Predictions, class_accuracy, paired_difference, predict
+from vitprune.errors import VitpruneError
+from vitprune.evaluation import Predictions, class_accuracy, paired_difference, predict, predict_together
 
 
 def _predictions(top1, labels):
@@ -114,3 +115,16 @@ def test_accuracy_by_class_counts_pictures_of_each():
     assert [(row.index, row.num_images) for row in rows] == [(0, 2), (2, 3), (5, 1)]
     assert [row.top1_pct for row in rows] == [(50.0, 100.0), (100.0, pytest.approx(200 / 3)), (100.0, 0.0)]
     assert class_accuracy(_predictions([0], [-1])) == []
+
+
+class _Hungry(nn.Module):
+    def forward(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+
+def test_out_of_memory_says_what_to_lower(make_vit, picture_folder):
+    pictures = open_data(str(picture_folder), ModelClasses(2)).val
+    pictures.transform = eval_transform(make_vit())
+    with pytest.raises(VitpruneError, match="out of memory while evaluating 4 pictures at a time on cpu") as caught:
+        predict_together({"model": _Hungry()}, pictures, 4, 0, torch.device("cpu"), "fp32")
+    assert "--batch-size" in caught.value.hint

@@ -16,6 +16,7 @@ from vitprune import processes
 from vitprune.data import UNLABELLED, Faults, Pictures, PictureSet, batches, dead_workers_told, make_loader
 from vitprune.errors import DataError
 from vitprune.measure import DTYPES, Precision
+from vitprune.memory import explained_out_of_memory
 
 _CONFIDENCE_95 = 1.96
 
@@ -199,13 +200,19 @@ def predict_together(
         on_batch: called with the number of pictures of each batch that this process has finished.
         reference: as there.
         faults: as there; counts those of all processes in the end.
+
+    Raises:
+        DataError: as there.
+        VitpruneError: out of memory.
     """
     faults = Faults() if faults is None else faults
     part = pictures.part(processes.rank(), processes.world_size())
     loader = make_loader(part, batch_size, num_workers=num_workers)
     own: dict[str, Predictions] | None = None
     if not isinstance(part, PictureSet) or len(part):
-        own = predict(models, loader, device, precision, on_batch, reference, faults)
+        what = f"evaluating {batch_size} pictures at a time on {device}"
+        with explained_out_of_memory(what, "try a lower --batch-size"):
+            own = predict(models, loader, device, precision, on_batch, reference, faults)
     everyone = processes.gather((own, faults.count, faults.seen, faults.names))
     faults.count, faults.seen = (sum(values) for values in list(zip(*everyone, strict=True))[1:3])
     faults.names[:] = list(dict.fromkeys(name for *_, names in everyone for name in names))
