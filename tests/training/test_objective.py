@@ -26,6 +26,18 @@ def build(make_vit):
     return build
 
 
+def test_the_teacher_is_no_part_of_it_but_moves_along(build):
+    """Several processes must not wrap it."""
+    objective = build()
+    teachers = {id(parameter) for parameter in objective.teacher.parameters()}
+    assert not teachers & {id(parameter) for parameter in objective.parameters()}
+    assert not any("teacher" in name for name in objective.state_dict())
+    objective.to(torch.float64)
+    assert {parameter.dtype for parameter in objective.teacher.parameters()} == {torch.float64}
+    assert not any(parameter.requires_grad for parameter in objective.train().teacher.parameters())
+    assert not objective.teacher.training
+
+
 def test_warm_start_trains_predictors_alone(build, batch):
     objective = build()
     objective.student.model.requires_grad_(False)
@@ -53,7 +65,7 @@ def test_sampled_components_are_the_pure_losses(build, batch):
     torch.manual_seed(1)
     loss = objective(images, labels, "sampled")
     torch.manual_seed(1)
-    out = objective.student.forward_masked(images, objective._decide(1.0))
+    out = objective.student.forward_masked(images, objective._decide(1.0, (0, 1)))
     teacher = objective.teacher.select(images)
     expected = {
         "ce": torch.nn.functional.cross_entropy(out.logits, labels),

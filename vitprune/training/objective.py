@@ -57,7 +57,7 @@ def _noise_for(part: Part) -> Callable[[Tensor], Tensor]:
 
 
 class Objective(nn.Module):
-    """Student, teacher and losses as one module, so that a data-parallel wrapper sees the whole step.
+    """Student and losses as one module, so that a data-parallel wrapper sees the whole step, but not the teacher.
 
     Args:
         student: the sparse model.
@@ -70,10 +70,21 @@ class Objective(nn.Module):
         super().__init__()
         self.clock = clock or Clock(torch.device("cpu"))
         self.student = student
-        self.teacher = teacher.requires_grad_(False).eval()
+        # In a tuple, or it would be a part of this module: wrapped, and sent from process to process.
+        self._teacher = (teacher.requires_grad_(False).eval(),)
         self.recipe = recipe
         blocks = student.schedule.blocks
         self.first_block = blocks[0] if blocks else 0
+
+    @property
+    def teacher(self) -> SparseViT:
+        """The dense model."""
+        return self._teacher[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Objective:
+        self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]  # .to() and .cuda() move it along
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def train(self, mode: bool = True) -> Objective:
         """Set the student's mode. The teacher stays in eval mode, and so do the student's batch norms: what is deployed
