@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from typing import Any
+
 import timm.data
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
@@ -50,7 +55,16 @@ def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
         re_prob=augmentation.re_prob,
         re_mode="pixel",
     )
+    for step in transform.transforms:
+        for op in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
+            if op.name.startswith("Posterize"):
+                op.level_fn = partial(_at_least_one_bit, op.level_fn)
     return _in_channels(model, transform)
+
+
+def _at_least_one_bit(level_fn: Callable[..., tuple[int]], level: float, settings: Any) -> tuple[int]:
+    # At its highest level timm keeps no bit, which Pillow 13 refuses; before, it made the picture black.
+    return (max(1, level_fn(level, settings)[0]),)
 
 
 def _in_channels(model: nn.Module, transform: Transform) -> Transform:
