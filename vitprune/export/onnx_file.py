@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.errors import CheckpointError, ExportError
-from vitprune.export.program import Program, check_shapes, first_line
+from vitprune.export.program import Program, check_shapes, first_line, quiet
 from vitprune.metadata import METADATA_KEY, Metadata, parse_metadata
 
 OPSET = 20
@@ -23,7 +21,6 @@ INPUT, OUTPUT = "images", "logits"
 
 _MAX_BYTES = 2**31 - 2**20
 """Protobuf's limit of a file, less room for the graph."""
-_NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 
 
 def require_onnx() -> tuple[ModuleType, ModuleType]:
@@ -59,7 +56,7 @@ def write_onnx(model: nn.Module, example: Tensor, metadata: Metadata, path: Path
     onnx, _ = require_onnx()
     _check_size(model)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             try:
                 graph = _graph(model, example, optimize=True)
                 onnx.checker.check_model(graph)
@@ -69,6 +66,7 @@ def write_onnx(model: nn.Module, example: Tensor, metadata: Metadata, path: Path
                 onnx.checker.check_model(graph)
     except Exception as error:  # whatever torch stumbles over
         raise ExportError(f"torch cannot export the model to ONNX: {_cause(error)}") from error
+    _name_nodes(graph)
     _forget_sources(graph)
     graph.producer_name = "vitprune"
     graph.metadata_props.add(key=METADATA_KEY, value=metadata.model_dump_json())
@@ -179,6 +177,15 @@ def _check_size(model: nn.Module) -> None:
         )
 
 
+def _name_nodes(graph: Any) -> None:
+    """Put the module's name before a node's, so that whoever quantises or looks can tell which is which."""
+    for node in graph.graph.node:
+        texts = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        modules = re.findall(r"'([\w.]*)'", texts[0]) if texts else []  # from the outermost in, then the operator
+        if len(modules) > 1 and modules[-2]:
+            node.name = f"{modules[-2]}/{node.name}"
+
+
 def _forget_sources(message: Any) -> None:
     """Take away where in which source file a node came from: paths of this machine."""
     for name in ("metadata_props", "doc_string"):
@@ -188,21 +195,6 @@ def _forget_sources(message: Any) -> None:
         if field.message_type is not None and field.message_type.name != "TensorProto":
             for part in [value] if hasattr(value, "ListFields") else value:
                 _forget_sources(part)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Torch's exporter warns and logs what its users cannot change."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from vitprune.metadata import Metadata
 
 SUFFIXES = (".onnx", ".pt2")
 """What files of programs are called."""
+
+_NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
 
 
 class Program(nn.Module):
@@ -117,6 +122,21 @@ def runs_on(spec: str, device: str, precision: str) -> str:
 def is_program(spec: str) -> bool:
     """Whether MODEL names an exported file."""
     return spec.endswith(SUFFIXES) and not Path(spec).is_dir()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to itself what torch's exporters warn and log, which their users cannot change."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def first_line(error: BaseException) -> str:

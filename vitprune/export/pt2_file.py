@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.errors import CheckpointError, ExportError
-from vitprune.export.program import Program, check_shapes, first_line
+from vitprune.export.program import Program, check_shapes, first_line, quiet
 from vitprune.export.pt2_contents import METADATA_RECORD, check_contents
 from vitprune.metadata import Metadata, parse_metadata
 
@@ -29,13 +28,12 @@ def write_pt2(model: nn.Module, example: Tensor, metadata: Metadata, path: Path)
         ExportError: torch cannot export the model.
     """
     try:
-        with torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # whatever torch stumbles over
         raise ExportError(f"torch.export cannot export the model: {first_line(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    program._example_inputs = None  # a pickle; nobody needs it
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={METADATA_RECORD: metadata.model_dump_json()})
 
@@ -52,17 +50,13 @@ def read_pt2(path: Path) -> Program:
         raise CheckpointError(f"there is no file '{path}'", "check the path")
     content = path.read_bytes()
     metadata = parse_metadata(check_contents(content, path), path)
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it logs the traceback of what is raised too
     try:
-        program = torch.export.load(io.BytesIO(content))
-        module: Any = program.module()
+        with quiet():
+            program = torch.export.load(io.BytesIO(content))
+            module: Any = program.module()
         takes, gives = (_shape(program, names[0]) for names in _ends(program))
     except Exception as error:  # of a file from anywhere
         raise CheckpointError(f"torch cannot open '{path}': {first_line(error)}", "copy it again") from error
-    finally:
-        logger.setLevel(level)
     num_classes = check_shapes(path, metadata, takes, gives)
     kinds = {tensor.dtype for tensor in program.state_dict.values()}
     precision = "fp16" if torch.float16 in kinds else "fp32"
