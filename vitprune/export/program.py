@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.checkpoint import rebuild
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
 from vitprune.metadata import Metadata
 
@@ -65,6 +66,10 @@ class Program(nn.Module):
                 f"'{self.path}' stopped at a batch of {len(images)}: {first_line(error)}", "try a lower --batch-size"
             ) from error
         return logits.to(images.device)
+
+    def structure(self) -> nn.Module:
+        """The model that the file was made from, without its weights: what it costs on paper."""
+        return rebuild(self.metadata, "meta")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Program:
         return self
