@@ -27,10 +27,10 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
             exported file, whose operators cannot be seen and which gives a model of the same `structure()`.
         input_size: (C, H, W).
     """
-    # Fake tensors rather than the meta device: they claim to be on the CPU, and autocast knows no device "meta".
-    # no_grad rather than inference_mode, which would hide attention's matrix products from the counter.
     if structure := getattr(model, "structure", None):
         model = structure()
+    # Fake tensors rather than the meta device: they claim to be on the CPU, and autocast knows no device "meta".
+    # no_grad rather than inference_mode, which would hide attention's matrix products from the counter.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     shadow = _shadow(model, fake).eval()
     counter = FlopCounterMode(display=False)
