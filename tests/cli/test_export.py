@@ -81,11 +81,11 @@ def test_comparison_on_real_pictures_and_what_is_said_of_it(place, capsys):
 
 
 def test_a_dense_model_goes_to_the_working_directory(place, weights_file, capsys):
-    assert run(["export", "test_vit", "--checkpoint", str(weights_file), "--format", "pt2", "--json"]) == 0
+    assert run(["export", "test_vit", "--checkpoint", str(weights_file), "--format", "timm", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["output"], result["keep"], result["num_classes"]) == ("test_vit.pt2", 1.0, 2)
+    assert (result["output"], result["keep"], result["num_classes"]) == ("test_vit-timm", 1.0, 2)
     assert result["input_size"] == [3, 160, 160]
-    assert run(["eval", "test_vit.pt2", "pictures", "-j", "0"]) == 0
+    assert run(["eval", "test_vit-timm", "pictures", "-j", "0"]) == 0
     assert "dense: top-1" in capsys.readouterr().out
 
 
