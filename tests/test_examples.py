@@ -1,5 +1,6 @@
 """Examples cannot drift: they run."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ def test_every_example_is_tested():
         "families.py",
         "faults.py",
         "kill_and_resume.py",
+        "quantise_onnx.py",
         "train_demo_model.py",
         "train_loop.py",
     }
@@ -103,6 +105,7 @@ def test_faults_are_told_and_nothing_crashes(tmp_path):
         "families.py",
         "faults.py",
         "kill_and_resume.py",
+        "quantise_onnx.py",
         "train_loop.py",
         "train_demo_model.py",
     ],
@@ -123,3 +126,25 @@ def test_families_are_right_at_full_size(tmp_path):
         _, _, _, exact, masked, *_ = line.split("|")
         assert float(exact) == 0
         assert float(masked) < 1e-3
+
+
+def test_int8_keeps_the_demos_answers_in_half_the_space(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    from vitprune import attach, export_model
+    from vitprune.export import open_program
+    from vitprune.zoo import load_model
+
+    demo = load_model("demo")
+    sparse = attach(demo.model, 0.8, stages=(6,), dropped="fold")
+    made = export_model(sparse, tmp_path / "m.onnx", class_names=demo.class_names)
+    quick = ["--data", "demo", "--limit", "40", "--calibrate", "16", "--seconds", "0.1"]
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", ["quantise_onnx.py", str(tmp_path / "m.onnx"), *quick])
+    importlib.import_module("quantise_onnx").main()
+    exact, quantised = (line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:])
+    assert (exact[0].strip(), quantised[0].strip()) == ("fp32", "int8")
+    assert float(quantised[3].removesuffix(" % ")) > 90, "the same answer as in fp32"
+    assert float(quantised[5]) < 0.6 * float(exact[5]), "MiB"
+    program = open_program(tmp_path / "m-int8.onnx")
+    assert program.precision == "int8"
+    assert program.metadata == open_program(made.output).metadata

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vitprune.api import sparsify
     from vitprune.checkpoint import load
     from vitprune.errors import VitpruneError
+    from vitprune.export import export_model
     from vitprune.model import SparseViT, attach
     from vitprune.schedule import Schedule, Stage, make_schedule
     from vitprune.tokens import TokenPredictor
@@ -32,6 +33,7 @@ _HOMES = {
     "TokenPredictor": "vitprune.tokens",
     "VitpruneError": "vitprune.errors",
     "attach": "vitprune.model",
+    "export_model": "vitprune.export",
     "load": "vitprune.checkpoint",
     "make_schedule": "vitprune.schedule",
     "sparsify": "vitprune.api",
@@ -47,6 +49,7 @@ __all__ = [
     "TokenPredictor",
     "VitpruneError",
     "attach",
+    "export_model",
     "load",
     "make_schedule",
     "sparsify",

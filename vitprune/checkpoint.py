@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.models import get_model_args, load_state_dict
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from vitprune.backbones import preprocessing, wrap
 from vitprune.errors import CheckpointError
 from vitprune.files import replacing, write_json
-from vitprune.metadata import MAX_METADATA_BYTES, METADATA_KEY, Metadata, Preprocessing, StageMetadata
+from vitprune.metadata import METADATA_KEY, Metadata, Preprocessing, StageMetadata, parse_metadata
 from vitprune.model import SparseViT, Sparsity
 from vitprune.schedule import Schedule, Stage
 
@@ -167,20 +166,7 @@ def read_metadata(path: Path) -> Metadata:
             f"'{path}' was not written by vitprune: its header has no '{METADATA_KEY}' entry",
             f"for plain weights name the architecture too: MODEL --checkpoint {path}",
         )
-    if len(header[METADATA_KEY]) > MAX_METADATA_BYTES:
-        raise CheckpointError(
-            f"the metadata in '{path}' is {len(header[METADATA_KEY])} bytes long, more than {MAX_METADATA_BYTES}",
-            "vitprune did not write it",
-        )
-    try:
-        return Metadata.model_validate_json(header[METADATA_KEY])
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise CheckpointError(
-            f"the metadata in '{path}' cannot be read: {where}: {first['msg']}",
-            "the file may come from a newer vitprune: pip install -U vitprune",
-        ) from error
+    return parse_metadata(header[METADATA_KEY], path)
 
 
 def rebuild(metadata: Metadata, device: str) -> SparseViT:

@@ -10,6 +10,7 @@ VitpruneError (1)
 ├── DeviceError (2)            the device asked for is not there
 ├── OutputError (1)            the output exists, cannot be written, or the disk is full
 ├── TrainingError (1)          training cannot go on
+├── ExportError (1)            a model that cannot be exported, or whose file computes something else
 ├── Interrupted (130)          the user stopped the run; says what was saved
 └── Preempted (143)            the run was told to end (SIGTERM); a checkpoint to resume from is written
 """
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "DeviceError",
+    "ExportError",
     "HubError",
     "Interrupted",
     "OutputError",
@@ -83,6 +85,10 @@ class OutputError(VitpruneError):
 
 class TrainingError(VitpruneError):
     """Training cannot go on."""
+
+
+class ExportError(VitpruneError):
+    """A model that cannot be exported, or whose file computes something else."""
 
 
 class Interrupted(VitpruneError):

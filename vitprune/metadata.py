@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vitprune.errors import CheckpointError
 
 METADATA_KEY = "vitprune"
 MAX_METADATA_BYTES = 8 * 2**20
@@ -70,7 +73,9 @@ class Metadata(BaseModel):
 
     @property
     def label(self) -> str:
-        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4"."""
+        """How much is kept, for people: "keep 0.7", "ratios 0.8,0.6,0.4" or "dense"."""
+        if not self.stages:
+            return "dense"
         if self.keep is not None:
             return f"keep {self.keep:g}"
         return "ratios " + ",".join(f"{stage.ratio:g}" for stage in self.stages)
@@ -84,6 +89,32 @@ class Metadata(BaseModel):
             raise ValueError(f"a depth of {depth} is more than {_MAX_DEPTH}")
         _check_bounded(arguments)
         return arguments
+
+
+def parse_metadata(text: str, path: Path) -> Metadata:
+    """The metadata in a file's header.
+
+    Args:
+        text: the JSON found there.
+        path: the file, for the error.
+
+    Raises:
+        CheckpointError: it is too long, or not what vitprune writes; names the file.
+    """
+    if len(text) > MAX_METADATA_BYTES:
+        raise CheckpointError(
+            f"the metadata in '{path}' is {len(text)} bytes long, more than {MAX_METADATA_BYTES}",
+            "vitprune did not write it",
+        )
+    try:
+        return Metadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise CheckpointError(
+            f"the metadata in '{path}' cannot be read: {where}: {first['msg']}",
+            "the file may come from a newer vitprune: pip install -U vitprune",
+        ) from error
 
 
 def _check_bounded(value: Any, level: int = 0) -> None:

@@ -17,6 +17,7 @@ from vitprune.authors import load_authors
 from vitprune.backbones import input_size, wrap
 from vitprune.checkpoint import check_npz, is_ours, load_sparse, read_weights
 from vitprune.errors import CheckpointError, UnknownModelError, UsageError
+from vitprune.export import is_program, open_program
 from vitprune.folders import build_from_folder
 from vitprune.foreign import convert_state, is_transformers_state
 from vitprune.hub import check_hub, fetch, first_mismatch, from_hub
@@ -35,7 +36,8 @@ class Loaded:
     Attributes:
         spec: the MODEL argument.
         name: full timm name, with the tag of its weights where there is one.
-        model: the timm model; of one of our files, its backbone, which was trained for dropped tokens.
+        model: the timm model; of one of our files, its backbone, which was trained for dropped tokens; of an exported
+            file, the program in it.
         sparse: the sparse model of one of our files or of DynamicViT's authors, else None.
         class_names: in output order, where known.
         origin: where the weights come from and under which licence.
@@ -64,6 +66,7 @@ def load_model(
     img_size: int | tuple[int, int] | None = None,
     keep: float | None = None,
     stages: Sequence[int] | None = None,
+    exported: bool = False,
 ) -> Loaded:
     """Build the model that `spec` names and load its weights.
 
@@ -76,6 +79,7 @@ def load_model(
         img_size: another image size in pixels, or height and width; position embeddings are resampled.
         keep: of a checkpoint of the authors, which does not say, the share of tokens that one stage keeps.
         stages: of such a checkpoint, the block indices before which its predictors act; None for the default.
+        exported: whether a file that `vitprune export` wrote will do, which can be run and nothing else.
 
     Raises:
         UnknownModelError: no such model; offers close matches.
@@ -91,6 +95,8 @@ def load_model(
             f"'{spec}' is no checkpoint of DynamicViT's authors: --keep and --stages say how such a file is to be run",
             "leave them out; vitprune sparsify makes a dense model sparse",
         )
+    if is_program(spec):
+        return _load_program(spec, checkpoint is not None or img_size is not None, exported)
     if theirs or spec.endswith(".safetensors") or Path(spec).is_file():
         if checkpoint is not None or img_size is not None:
             raise UsageError(f"'{spec}' is a file of its own; --checkpoint and --img-size go with a timm name")
@@ -236,6 +242,20 @@ def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loade
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
     return _loaded(spec, name, model, {"source": path.name})
+
+
+def _load_program(spec: str, changed: bool, wanted: bool) -> Loaded:
+    if not wanted:
+        raise UsageError(
+            f"'{spec}' is an exported file, which `vitprune eval` and `bench` run and other commands cannot use",
+            "name the model.safetensors that it was made from",
+        )
+    if changed:
+        raise UsageError(f"'{spec}' is a file of its own; --checkpoint and --img-size go with a timm name")
+    program = open_program(Path(spec))
+    metadata = program.metadata
+    names = _tuple(metadata.class_names)
+    return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata)
 
 
 def _load_folder(spec: str, checkpoint: Path | None, sizes: dict[str, Any]) -> Loaded:

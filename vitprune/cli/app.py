@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from vitprune import processes
-from vitprune.cli import bench, compare, convert, env, evaluate, info, models, sparsify
+from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, sparsify
 from vitprune.cli.output import print_error
 from vitprune.errors import VitpruneError
 
@@ -28,6 +28,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("env")(env.env)

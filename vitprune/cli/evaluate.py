@@ -65,7 +65,8 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
 
-    MODEL may also be a checkpoint that DynamicViT's authors published, with --keep.
+    MODEL may also be a checkpoint that DynamicViT's authors published, with --keep, or a file that vitprune export
+    wrote, which runs on the CPU. A .pt2 file is a program: open only those that you trust.
 
     Examples:
 
@@ -74,19 +75,22 @@ def evaluate(
       vitprune eval deit_small path/to/imagenet --checkpoint my.safetensors
 
       vitprune eval dynamicvit_lvvit_s.pth imagenet --keep 0.7
+
+      vitprune eval model.onnx path/to/imagenet
     """
     blocks = parse_numbers(stages, "--stages")
 
     from vitprune.data import Faults, ModelClasses, count_pictures, eval_transform, open_data
     from vitprune.evaluation import class_accuracy, predict_together
+    from vitprune.export import Program, runs_on
     from vitprune.measure import pick_device, pick_precision
     from vitprune.training import Recipe
     from vitprune.zoo import load_model
 
-    where = pick_device(device)
+    where = pick_device(runs_on(model, device, precision.value))
     processes.start(where)
     number_format = pick_precision(precision.value, where, training=False)
-    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks)
+    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks, exported=True)
     subject = loaded.sparse or loaded.model
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     options = data_options(data_dir, splits, columns, streaming, limit)
@@ -112,7 +116,7 @@ def evaluate(
         "num_unreadable": faults.count,
         "unreadable": faults.names,
         "note": pictures.note,
-        "precision": number_format,
+        "precision": subject.precision if isinstance(subject, Program) else number_format,
         "device": str(where),
         "classes": [
             {

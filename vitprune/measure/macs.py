@@ -23,9 +23,12 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     data. `model` may be on any device, meta included, and is left as it is.
 
     Args:
-        model: any model whose forward takes images (B, C, H, W) and whose shapes do not depend on their content.
+        model: any model whose forward takes images (B, C, H, W) and whose shapes do not depend on their content; or an
+            exported file, whose operators cannot be seen and which gives a model of the same `structure()`.
         input_size: (C, H, W).
     """
+    if structure := getattr(model, "structure", None):
+        model = structure()
     # Fake tensors rather than the meta device: they claim to be on the CPU, and autocast knows no device "meta".
     # no_grad rather than inference_mode, which would hide attention's matrix products from the counter.
     fake = FakeTensorMode(allow_non_fake_inputs=True)

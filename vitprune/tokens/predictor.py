@@ -48,7 +48,9 @@ class TokenPredictor(nn.Module):
             log_pi (B, N, 2) in fp32 (float64 for a float64 predictor). Finite also when no token is kept.
         """
         dtype = next(self.parameters()).dtype
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        # Switched off only where it is on: exported graphs would hold the switch as an operator of its own.
+        mixed = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=False) if mixed else nullcontext():
             local, shared = self.in_proj(x.to(dtype)).chunk(2, dim=-1)  # (B, N, C/2) each
             if kept is None:
                 pooled = shared.mean(dim=1, keepdim=True)  # (B, 1, C/2)

@@ -1,0 +1,138 @@
+"""Whether an exported file computes what the model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.errors import ExportError
+
+BATCH_SIZES = (1, 1, 1, 2, 2, 5)
+"""How images are dealt out. None is the size that was traced: one that got baked in shows."""
+TRACED_BATCH_SIZE = 3
+
+_TYPICAL = {"fp32": 1e-3, "fp16": 0.25}
+"""How far the logits of the median picture may be off, by precision, in standard deviations of all logits. On 300
+ImageNet pictures and a sparse DeiT-Ti the median is 8e-6 and 6e-3, the worst 5e-5 and 0.8."""
+_CLEAR = {"fp32": 0.1, "fp16": 1.0}
+"""An answer is clear if the second likeliest class is so far behind, in the same unit."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An exported file beside its model, on the same images.
+
+    Attributes:
+        num_images: images compared.
+        batch_sizes: how many at once.
+        max_logit_difference: the greatest difference of two logits.
+        typical_difference: the greatest difference of a picture's logits, median of the pictures of one batch size, of
+            the worst one; in standard deviations of all logits.
+        num_clear: images of which the model's answer is clear.
+        num_clear_changed: those that the file puts into another class.
+        top1_agreement_pct: share of images that both put into the same class, in percent.
+    """
+
+    num_images: int
+    batch_sizes: tuple[int, ...]
+    max_logit_difference: float
+    typical_difference: float
+    num_clear: int
+    num_clear_changed: int
+    top1_agreement_pct: float
+
+
+@torch.inference_mode()
+def compare(
+    model: nn.Module,
+    program: nn.Module,
+    batches: Iterable[Tensor],
+    precision: str,
+    on_batch: Callable[[int], None] | None = None,
+) -> Agreement:
+    """Run both over the same images.
+
+    A single picture may differ visibly with nothing wrong: where two tokens' scores are equal to the last bits,
+    rounding decides which one stays. So the typical picture has to agree closely, and every clear answer be the same.
+
+    Args:
+        model: the one that was exported, in fp32 and eval mode.
+        program: what was made of it.
+        batches: images (B, C, H, W).
+        precision: that of the program.
+        on_batch: called with the number of images of each finished batch.
+
+    Raises:
+        ExportError: they differ by more than rounding.
+    """
+    expected, found, sizes = [], [], []
+    for images in batches:
+        expected.append(model(images).double())
+        found.append(program(images).double())
+        sizes.append(len(images))
+        if on_batch is not None:
+            on_batch(len(images))
+    agreement = _agreement(torch.cat(expected), torch.cat(found), sizes, precision)
+    _check(agreement, precision)
+    return agreement
+
+
+def random_batches(input_size: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Normal noise, dealt out as `BATCH_SIZES` says; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    for size in BATCH_SIZES:
+        yield torch.randn(size, *input_size, generator=generator)
+
+
+def in_batches(images: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Images (C, H, W) dealt out as `BATCH_SIZES` says, over and over."""
+    waiting: list[Tensor] = []
+    turn = 0
+    for image in images:
+        waiting.append(image)
+        if len(waiting) == BATCH_SIZES[turn % len(BATCH_SIZES)]:
+            yield torch.stack(waiting)
+            waiting, turn = [], turn + 1
+    if waiting:
+        yield torch.stack(waiting)
+
+
+def _agreement(expected: Tensor, found: Tensor, sizes: list[int], precision: str) -> Agreement:
+    difference = (found - expected).abs().amax(dim=1)  # (N,)
+    unit = expected.std(correction=0).clamp(min=torch.finfo(torch.float32).tiny)
+    of = torch.tensor([size for size in sizes for _ in range(size)])  # the batch size that an image came in
+    medians = [(difference[of == size] / unit).median().item() for size in sorted(set(sizes))]
+    changed = expected.argmax(dim=1) != found.argmax(dim=1)
+    clear = torch.zeros_like(changed)
+    if expected.shape[1] > 1:
+        best = expected.topk(2, dim=1).values
+        clear = best[:, 0] - best[:, 1] > _CLEAR[precision] * unit
+    return Agreement(
+        num_images=len(expected),
+        batch_sizes=tuple(sorted(set(sizes))),
+        max_logit_difference=difference.max().item(),
+        typical_difference=max(medians),
+        num_clear=int(clear.sum()),
+        num_clear_changed=int((clear & changed).sum()),
+        top1_agreement_pct=100 * (1 - changed.double().mean().item()),
+    )
+
+
+def _check(agreement: Agreement, precision: str) -> None:
+    what: Any = None
+    if not agreement.max_logit_difference < float("inf"):  # NaN too
+        what = "its logits are not finite"
+    elif agreement.typical_difference > _TYPICAL[precision]:
+        what = (
+            f"the logits of a typical picture are {agreement.typical_difference:.1e} standard deviations off, "
+            f"where rounding explains {_TYPICAL[precision]:g}"
+        )
+    elif agreement.num_clear_changed:
+        what = f"{agreement.num_clear_changed} of {agreement.num_clear} clear answers are another class"
+    if what is not None:
+        hint = "try --precision fp32" if precision == "fp16" else "report it with the output of `vitprune env`"
+        raise ExportError(f"the exported file does not compute what the model does: {what}", hint)
