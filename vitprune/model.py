@@ -155,36 +155,41 @@ class SparseViT(nn.Module):
 
     def _walk(self, x: Tensor, first_block: int, end: int) -> tuple[Tensor, Route]:
         """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`."""
-        prefix = self.backbone.num_prefix_tokens
-        num_patches = x.shape[1] - prefix
-        place = self.backbone.positions_of()
+        backbone = self.backbone
+        place = backbone.positions_of()
         present: Tensor | None = None  # original positions of the patch tokens still there
         sizes: Tensor | None = None
         bias: Tensor | None = None
         positions: list[Tensor] = []
         log_pis: list[Tensor] = []
-        stages = self._stages_by_block(num_patches)
+        stages = self._stages_by_block(x.shape[1] - backbone.num_prefix_tokens)
         for index in range(first_block, end + 1):
             if index in stages:
-                stage, predictor = stages[index]
-                patches = x[:, prefix:]
-                log_pi = self._predict(predictor, patches)
-                if self.dropped == "fold" and stage.num_tokens < patches.shape[1]:
-                    stays, leaves = split_tokens(log_pi[..., 1], stage.num_tokens)
-                    sizes = log_pi.new_ones(patches.shape[:2]) if sizes is None else sizes
-                    patches, sizes = fold_tokens(patches, sizes, stays, leaves)
-                    bias = size_bias(sizes, prefix)
-                else:
-                    stays = topk_tokens(log_pi[..., 1], stage.num_tokens)
-                    patches = gather_tokens(patches, stays)
-                x = torch.cat((x[:, :prefix], patches), dim=1)
+                x, sizes, stays, log_pi = self._leave(x, sizes, *stages[index])
+                bias = None if sizes is None else size_bias(sizes, backbone.num_prefix_tokens)
                 present = stays if present is None else present.gather(1, stays)
-                place = self.backbone.positions_of(present)
+                place = backbone.positions_of(present)
                 positions.append(present)
                 log_pis.append(log_pi)
             if index < end:
                 x = self._block(index, x, bias, place)
         return x, Route(tuple(positions), tuple(log_pis), sizes)
+
+    def _leave(
+        self, x: Tensor, sizes: Tensor | None, stage: Stage, predictor: nn.Module
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """One stage: tokens (B, P + N, C) to (B, P + K, C), their sizes, who of the N stays (B, K), and log_pi."""
+        prefix = self.backbone.num_prefix_tokens
+        patches = x[:, prefix:]
+        log_pi = self._predict(predictor, patches)
+        if self.dropped == "fold" and stage.num_tokens < patches.shape[1]:
+            stays, leaves = split_tokens(log_pi[..., 1], stage.num_tokens)
+            sizes = log_pi.new_ones(patches.shape[:2]) if sizes is None else sizes
+            patches, sizes = fold_tokens(patches, sizes, stays, leaves)
+        else:
+            stays = topk_tokens(log_pi[..., 1], stage.num_tokens)
+            patches = gather_tokens(patches, stays)
+        return torch.cat((x[:, :prefix], patches), dim=1), sizes, stays, log_pi
 
     def _block(self, index: int, x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
         return self.backbone.block(index, x, bias, positions)
