@@ -14,11 +14,13 @@ from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, num_
 from vitprune.tokens import (
     TokenPredictor,
     attention_bias,
+    flat_rows,
     fold_masked,
     fold_tokens,
-    gather_tokens,
+    keep_scores,
     size_bias,
     split_tokens,
+    take_rows,
     topk_decision,
     topk_tokens,
 )
@@ -78,7 +80,7 @@ class MaskedOutput(NamedTuple):
 
 def topk_decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
     """The decision inference takes: the stage's number of highest keep scores."""
-    return topk_decision(log_pi[..., 1], stage.num_tokens, kept)
+    return topk_decision(keep_scores(log_pi), stage.num_tokens, kept)
 
 
 class SparseViT(nn.Module):
@@ -136,7 +138,8 @@ class SparseViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed."""
-        return self.select(images).logits
+        x, route = self._walk(self.backbone.embed(images), 0, self.backbone.depth, telling=False)
+        return self.backbone.head(self.backbone.norm(x), sizes=route.sizes)
 
     def select(self, images: Tensor) -> Selection:
         """The deployed pass, telling which tokens it kept and what the predictors said."""
@@ -153,50 +156,64 @@ class SparseViT(nn.Module):
         """As `select_from`, but only as far as the last predictor: which tokens stay, not what the model answers."""
         return self._walk(x, first_block, self.schedule.blocks[-1])[1]
 
-    def _walk(self, x: Tensor, first_block: int, end: int) -> tuple[Tensor, Route]:
-        """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`."""
-        backbone = self.backbone
+    def _walk(self, x: Tensor, first_block: int, end: int, telling: bool = True) -> tuple[Tensor, Route]:
+        """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`.
+
+        With `telling` False the route holds sizes only: nothing is computed that the answer does not need.
+        """
+        backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
         place = backbone.positions_of()
         present: Tensor | None = None  # original positions of the patch tokens still there
-        sizes: Tensor | None = None
+        sizes: Tensor | None = None  # of all tokens, prefix tokens too
         bias: Tensor | None = None
         positions: list[Tensor] = []
         log_pis: list[Tensor] = []
-        stages = self._stages_by_block(x.shape[1] - backbone.num_prefix_tokens)
+        stages = self._stages_by_block(x.shape[1] - prefix)
         for index in range(first_block, end + 1):
             if index in stages:
-                x, sizes, stays, log_pi = self._leave(x, sizes, *stages[index])
-                bias = None if sizes is None else size_bias(sizes, backbone.num_prefix_tokens)
-                present = stays if present is None else present.gather(1, stays)
-                place = backbone.positions_of(present)
-                positions.append(present)
-                log_pis.append(log_pi)
+                x, sizes, stays, logits = self._leave(x, sizes, *stages[index])
+                bias = None if sizes is None else size_bias(sizes).to(x.dtype)  # once, not in every block
+                if telling or backbone.tells_positions:
+                    present = stays if present is None else present.gather(1, stays)
+                    place = backbone.positions_of(present)
+                if telling:
+                    positions.append(present if present is not None else stays)
+                    log_pis.append(logits.log_softmax(dim=-1))
             if index < end:
                 x = self._block(index, x, bias, place)
-        return x, Route(tuple(positions), tuple(log_pis), sizes)
+        return x, Route(tuple(positions), tuple(log_pis), None if sizes is None else sizes[:, prefix:])
 
     def _leave(
         self, x: Tensor, sizes: Tensor | None, stage: Stage, predictor: nn.Module
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """One stage: tokens (B, P + N, C) to (B, P + K, C), their sizes, who of the N stays (B, K), and log_pi."""
+        """One stage: who stays of the patch tokens.
+
+        Args:
+            x: (B, P + N, C).
+            sizes: with folding, (B, P + N); None before the first stage.
+            stage: how many stay.
+            predictor: of this stage.
+
+        Returns:
+            Tokens (B, P + K, C), their sizes (B, P + K) or None, indices of those that stay (B, K) of N, and what the
+            predictor said, (B, N, 2).
+        """
         prefix = self.backbone.num_prefix_tokens
-        patches = x[:, prefix:]
-        log_pi = self._predict(predictor, patches)
-        if self.dropped == "fold" and stage.num_tokens < patches.shape[1]:
-            stays, leaves = split_tokens(log_pi[..., 1], stage.num_tokens)
-            sizes = log_pi.new_ones(patches.shape[:2]) if sizes is None else sizes
-            patches, sizes = fold_tokens(patches, sizes, stays, leaves)
-        else:
-            stays = topk_tokens(log_pi[..., 1], stage.num_tokens)
-            patches = gather_tokens(patches, stays)
-        return torch.cat((x[:, :prefix], patches), dim=1), sizes, stays, log_pi
+        logits = self._predict(predictor, x[:, prefix:])
+        scores = keep_scores(logits)
+        if self.dropped == "fold" and stage.num_tokens < scores.shape[1]:
+            stays, leaves = split_tokens(scores, stage.num_tokens)
+            return *fold_tokens(x, sizes, stays, leaves, prefix), stays, logits
+        stays = topk_tokens(scores, stage.num_tokens)
+        return take_rows(x, flat_rows(x, prefix, stays)), sizes, stays, logits
 
     def _block(self, index: int, x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
         return self.backbone.block(index, x, bias, positions)
 
     def _predict(self, predictor: nn.Module, patches: Tensor) -> Tensor:
-        log_pi: Tensor = predictor(patches)
-        return log_pi
+        """log_pi (B, N, 2), or logits that it is the log-softmax of."""
+        said: Tensor = predictor.logits(patches) if isinstance(predictor, TokenPredictor) else predictor(patches)
+        return said
 
     def forward_masked(self, images: Tensor, decide: Decide = topk_decide) -> MaskedOutput:
         """The training pass: all tokens stay, dropped ones are hidden from the others (DynamicViT section 3.3).
