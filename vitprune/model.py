@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import Backbone, wrap
-from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, num_kept
+from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, plan_label
 from vitprune.tokens import (
     TokenPredictor,
     attention_bias,
@@ -257,9 +257,7 @@ class SparseViT(nn.Module):
 
     def _stages_by_block(self, num_patches: int) -> dict[int, tuple[Stage, nn.Module]]:
         """Stage and predictor by block; counts are taken anew where a dynamic-size model sees another grid."""
-        stages = self.schedule.stages
-        if num_patches != self.schedule.num_patches:
-            stages = tuple(replace(stage, num_tokens=num_kept(num_patches, stage.ratio)) for stage in stages)
+        stages = self.schedule.stages_for(num_patches, self.backbone.num_prefix_tokens)
         return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
 
 
@@ -273,6 +271,7 @@ class Sparsity:
         schedule: how the stages share the work, see `vitprune.schedule.make_schedule`.
         ratios: free shares of the original tokens left after each stage, instead of `keep` and `schedule`.
         dropped: what becomes of the tokens that leave.
+        align: token counts that fill tiles of this size, prefix tokens included, at the same cost; 1 for any.
     """
 
     keep: float = 0.7
@@ -280,22 +279,28 @@ class Sparsity:
     schedule: ScheduleName = "geometric"
     ratios: Sequence[float] | None = None
     dropped: Dropped = "drop"
+    align: int = 1
 
     @property
     def label(self) -> str:
-        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4"."""
-        if self.ratios is None:
-            return f"keep {self.keep:g}"
-        return "ratios " + ",".join(f"{ratio:g}" for ratio in self.ratios)
+        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"."""
+        return plan_label(None if self.ratios is not None else self.keep, self.ratios or (), self.align)
 
     def plan(self, backbone: Backbone) -> Schedule:
         """The stages for this backbone.
 
         Raises:
-            UsageError: `keep`, `stages` or `ratios` is out of range.
+            UsageError: `keep`, `stages`, `ratios` or `align` is out of range.
         """
         return make_schedule(
-            backbone.depth, backbone.num_patches, self.keep, self.stages, shape=self.schedule, ratios=self.ratios
+            backbone.depth,
+            backbone.num_patches,
+            self.keep,
+            self.stages,
+            shape=self.schedule,
+            ratios=self.ratios,
+            align=self.align,
+            num_prefix_tokens=backbone.num_prefix_tokens,
         )
 
 
@@ -307,6 +312,7 @@ def attach(
     schedule: ScheduleName = "geometric",
     ratios: Sequence[float] | None = None,
     dropped: Dropped = "drop",
+    align: int = 1,
 ) -> SparseViT:
     """Attach untrained token predictors to a timm model.
 
@@ -316,7 +322,8 @@ def attach(
         stages: block indices before which predictors act.
         schedule: how the stages share the work.
         ratios: free shares left after each stage, instead of `keep` and `schedule`.
-        dropped: what becomes of the tokens that leave. More on all of these in `Sparsity`.
+        dropped: what becomes of the tokens that leave.
+        align: token counts in multiples of this. More on all of these in `Sparsity`.
 
     Returns:
         The sparse model. Its predictors know nothing yet: train it, or use `vitprune.sparsify`.
@@ -325,7 +332,7 @@ def attach(
         UnsupportedModelError: the model's tokens cannot be dropped.
         UsageError: `keep`, `stages` or `ratios` is out of range.
     """
-    return attach_as(model, Sparsity(keep, stages, schedule, ratios, dropped))
+    return attach_as(model, Sparsity(keep, stages, schedule, ratios, dropped, align))
 
 
 def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:

@@ -98,6 +98,33 @@ def test_info_finds_the_keep_ratio_of_a_budget(capsys, no_hub):
     assert [stage["num_tokens"] for stage in plan["stages"]] == [156, 117, 78]
 
 
+def test_info_aligns_counts_at_the_same_cost(capsys, no_hub):
+    gmacs = {}
+    for align in ("1", "8"):
+        assert run(["info", "deit_small", "--align", align, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["align"] == int(align)
+        gmacs[align] = plan["sparse"]["gmacs"]
+    assert [stage["num_tokens"] for stage in plan["stages"]] == [143, 103, 55]
+    assert gmacs["8"] == pytest.approx(gmacs["1"], rel=0.01)
+
+
+def test_info_measures_the_alignment_only_when_asked(capsys, no_hub, monkeypatch):
+    asked = []
+
+    def fastest_align(model, sparsity, batch_size, device, precision):
+        asked.append((sparsity.keep, batch_size, str(device), precision))
+        return 16
+
+    monkeypatch.setattr("vitprune.measure.fastest_align", fastest_align)
+    options = ["--device", "cpu", "--precision", "bf16", "--target-batch-size", "4"]
+    assert run(["info", "test_vit", "--keep", "0.6", "--align", "auto", *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["align"] == 16
+    assert asked == [(0.6, 4, "cpu", "bf16")]
+    assert "--align auto: measuring on cpu, bf16, batch size 4" in err
+
+
 def test_info_of_a_file_tells_what_it_is(sparse_file, capsys):
     assert run(["info", str(sparse_file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["keep"] == 0.7
@@ -119,6 +146,11 @@ MISTAKES = {
     "keep 1.5": (["info", "demo", "--keep", "1.5"], 2, "keep ratio is 1.5"),
     "keep nan": (["sparsify", "demo", "--keep", "nan"], 2, "keep ratio is nan"),
     "keep text": (["sparsify", "demo", "--keep", "most"], 2, "Invalid value for '--keep'"),
+    "align text": (["sparsify", "demo", "--align", "big"], 2, "--align is 'big', expected a whole number"),
+    "align 0": (["info", "demo", "--align", "0"], 2, "--align is '0'"),
+    "align too large": (["info", "demo", "--align", "200"], 2, "no stage can fill such tiles"),
+    "align of a file": (["info", "model.safetensors", "--align", "8"], 2, "has its own plan"),
+    "align auto again": (["sparsify", "demo", "--align", "auto", "--resume"], 2, "give its --align N"),
     "mode in bench": (["bench", "test_vit", "--mode", "eager,fast"], 2, "mode 'fast' is unknown"),
     "graphs without a GPU": (
         ["bench", "test_vit", "--mode", "cudagraphs", "--device", "cpu"],

@@ -13,6 +13,7 @@ from vitprune import processes
 from vitprune.cli.bench_table import check_csv, print_rows, write_csv
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
+    Align,
     AsJson,
     DataDir,
     Device,
@@ -28,7 +29,7 @@ from vitprune.cli.options import (
     parse_ratios,
 )
 from vitprune.cli.output import print_json
-from vitprune.cli.plan import parse_sparsity, refuse_plan
+from vitprune.cli.plan import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def bench(
     stages: Stages = None,
     schedule: Schedule = None,
     dropped: Dropped = None,
+    align: Align = None,
     img_size: ImgSize = None,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
@@ -135,11 +137,14 @@ def bench(
     number_format = pick_precision(precision.value, where, training=False)
     sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
     plans = [
-        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None)
+        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align)
         for each in parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
     ]
-    refused = (keep, stages, schedule, dropped)
-    subjects = [_subject(spec, plans, img_size, refused, floor) for spec in models or [_DEFAULT_MODEL]]
+    refused = (keep, stages, schedule, dropped, align)
+    measuring = Measuring(device, precision, max(sizes))
+    subjects = [
+        _subject(spec, plans, img_size, refused, floor, align, measuring) for spec in models or [_DEFAULT_MODEL]
+    ]
     sources = [_pictures(subject, data, data_dir, workers, seconds, sizes) for subject in subjects]
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:
@@ -184,7 +189,13 @@ class _Subject:
 
 
 def _subject(
-    spec: str, plans: list[Sparsity], img_size: tuple[int, int] | None, refused: tuple[object, ...], floor: bool
+    spec: str,
+    plans: list[Sparsity],
+    img_size: tuple[int, int] | None,
+    refused: tuple[object, ...],
+    floor: bool,
+    align: str | None,
+    measuring: Measuring,
 ) -> _Subject:
     """The one place where a MODEL argument becomes the modules to time.
 
@@ -194,6 +205,8 @@ def _subject(
         img_size: as asked for, or None.
         refused: options that a file with a plan of its own does not take.
         floor: whether to add floors.
+        align: --align.
+        measuring: for --align auto.
     """
     from vitprune.backbones import input_size
     from vitprune.measure import Contestant
@@ -208,8 +221,9 @@ def _subject(
     if loaded.sparse is not None and loaded.metadata is not None:
         contestants[loaded.metadata.label] = Contestant("sparse", loaded.metadata.keep, loaded.sparse)
     else:
-        for plan in plans:
-            if plan.keep < 1:
+        for asked in plans:
+            if asked.keep < 1:
+                plan = resolve_sparsity(loaded.model, asked, None, align, measuring)
                 contestants[plan.label] = Contestant("sparse", plan.keep, attach_as(loaded.model, plan))
     contestants = with_floors(contestants) if floor else contestants
     return _Subject(loaded.name, contestants, input_size(loaded.model), loaded.model)

@@ -10,6 +10,7 @@ import typer
 from vitprune import processes
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
+    Align,
     AsJson,
     Checkpoint,
     Columns,
@@ -29,12 +30,13 @@ from vitprune.cli.options import (
     Splits,
     Stages,
     Streaming,
+    TargetBatchSize,
     TargetGmacs,
     Workers,
     data_options,
 )
 from vitprune.cli.output import print_json, talk
-from vitprune.cli.plan import parse_sparsity, resolve_sparsity
+from vitprune.cli.plan import Measuring, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.summary import print_summary
 from vitprune.errors import UsageError
@@ -92,6 +94,8 @@ def sparsify(
     ratios: Ratios = None,
     dropped: Dropped = None,
     target_gmacs: TargetGmacs = None,
+    align: Align = None,
+    target_batch_size: TargetBatchSize = None,
     recipe: RecipeName = "short",
     checkpoint: Checkpoint = None,
     data_dir: DataDir = None,
@@ -165,6 +169,8 @@ def sparsify(
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
+    if resume and align == "auto":
+        raise UsageError("--align auto may measure something else than the run to resume did", "give its --align N")
     settings = {
         "batch_size": batch_size,
         "num_workers": workers,
@@ -181,10 +187,11 @@ def sparsify(
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
     plan = _recipe(model, recipe, settings, weights)
-    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs)
+    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align)
     where = _device(device, plan)
     options = data_options(data_dir, splits, columns, streaming, limit, fraction)
-    loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs)
+    measuring = Measuring(device, batch_size=target_batch_size)
+    loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
     folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
     from vitprune.run import RunSettings, run
@@ -257,6 +264,8 @@ def _load(
     img_size: tuple[int, int] | None,
     sparsity: Sparsity,
     target_gmacs: float | None,
+    align: str | None,
+    measuring: Measuring,
 ) -> tuple[Loaded, Sparsity]:
     """The dense model, and a plan that fits it."""
     from vitprune.zoo import load_model
@@ -266,7 +275,7 @@ def _load(
         raise UsageError(
             f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"
         )
-    return loaded, resolve_sparsity(loaded.model, sparsity, target_gmacs)
+    return loaded, resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
 
 
 def _open(

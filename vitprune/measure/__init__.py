@@ -10,6 +10,7 @@ from vitprune.measure.macs import count_macs, count_params
 from vitprune.measure.modes import Mode, check_mode
 from vitprune.measure.sidebyside import Contestant, side_by_side
 from vitprune.measure.throughput import benchmark
+from vitprune.measure.tiles import fastest_align
 from vitprune.measure.timing import Speedup, Timing, speedup
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "count_params",
     "cpu_has_fast_bf16",
     "describe_environment",
+    "fastest_align",
     "keep_for_gmacs",
     "keep_within",
     "last_within",
