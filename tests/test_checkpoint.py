@@ -15,6 +15,7 @@ import vitprune
 from vitprune.checkpoint import describe, read_metadata, read_weights, save
 from vitprune.errors import CheckpointError
 from vitprune.metadata import METADATA_KEY
+from vitprune.model import Sparsity, attach_as
 
 
 @pytest.fixture
@@ -79,6 +80,27 @@ def test_every_argument_of_create_model_comes_back(name, arguments, make_sparse,
     assert torch.equal(vitprune.load(path)(images), sparse(images))
 
 
+def test_aligned_counts_come_back(make_vit, make_images, tmp_path):
+    sparsity = Sparsity(0.7, dropped="fold", align=8)
+    sparse = attach_as(make_vit(img_size=96), sparsity).eval()
+    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
+    metadata = describe(sparse, sparsity=sparsity)
+    assert (metadata.align, metadata.label) == (8, "keep 0.7 align 8")
+    save(sparse, tmp_path / "model.safetensors", metadata)
+    loaded = vitprune.load(tmp_path)
+    assert loaded.schedule == sparse.schedule
+    images = make_images(sparse)
+    assert torch.equal(loaded(images), sparse(images))
+
+
+def test_files_from_before_alignment_still_load(saved):
+    sparse, path = saved
+    header = json.loads(read_metadata(path).model_dump_json())
+    assert header.pop("align") == 1
+    save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(header)})
+    assert vitprune.load(path).schedule == sparse.schedule
+
+
 def test_model_not_made_by_create_model_is_refused(make_vit):
     from timm.models.vision_transformer import VisionTransformer
 
@@ -115,6 +137,7 @@ def test_plain_weights_are_told_from_ours(weights_file):
         ({"architecture": "resnet18"}, "resnet18"),
         ({"model_args": {"depth": "many"}}, "cannot build"),
         ({"keep": 7}, "keep"),
+        ({"align": 0}, "align"),
         ({"stages": [{"block": 99, "ratio": 0.5, "num_tokens": 3}]}, "stages"),
         ({"stages": [{"block": 2, "ratio": 0.5, "num_tokens": 3000}]}, "stages"),
         ({"surprise": 1}, "surprise"),

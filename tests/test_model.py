@@ -89,9 +89,9 @@ def test_a_predictor_sees_patch_tokens_only_and_what_is_left_of_them(make_vit, m
     seen = []
 
     class Recorder(TokenPredictor):
-        def forward(self, x, kept=None):
+        def logits(self, x, kept=None):
             seen.append((x.shape[1], kept))
-            return super().forward(x, kept)
+            return super().logits(x, kept)
 
     model = make_vit(**NANO)
     schedule = make_schedule(6, 36, 0.5, [1, 3])

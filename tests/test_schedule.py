@@ -2,11 +2,12 @@
 
 import math
 from fractions import Fraction
+from itertools import product
 
 import pytest
 
 from vitprune.errors import UsageError
-from vitprune.schedule import default_stages, make_schedule, num_kept
+from vitprune.schedule import default_stages, make_schedule, num_kept, plan_label
 
 DEIT_COUNTS = {
     0.9: (176, 158, 142),
@@ -193,3 +194,61 @@ def test_free_ratios_choose_the_number_of_stages():
 def test_ratios_that_make_no_schedule_are_refused(ratios, stages, message):
     with pytest.raises(UsageError, match=message):
         make_schedule(12, 196, ratios=ratios, stages=stages)
+
+
+# Aligned counts
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.8, 0.7, 0.6, 0.5])
+@pytest.mark.parametrize("shape", ["geometric", "late"])
+@pytest.mark.parametrize(("align", "prefix"), [(8, 1), (8, 2), (16, 1), (8, 5)])
+def test_aligned_counts_fill_tiles_at_the_same_cost(keep, shape, align, prefix):
+    plain = make_schedule(12, 196, keep, shape=shape)
+    aligned = make_schedule(12, 196, keep, shape=shape, align=align, num_prefix_tokens=prefix)
+    assert (aligned.blocks, aligned.align) == (plain.blocks, align)
+    for count, before, ratio in zip(aligned.num_tokens, plain.num_tokens, aligned.ratios, strict=True):
+        assert (prefix + count) % align == 0
+        assert abs(count - before) < align
+        assert num_kept(196, ratio) == count
+    cost, other = sum(plain.tokens_per_block()), sum(aligned.tokens_per_block())
+    assert other == pytest.approx(cost, abs=3 * align / 2), "half a tile of one stage's three blocks"
+
+
+def test_of_all_roundings_the_nearest_in_cost_is_taken():
+    plain = make_schedule(12, 196, 0.7, shape="late")
+    aligned = make_schedule(12, 196, 0.7, shape="late", align=8, num_prefix_tokens=1)
+    options = [((1 + count) // 8 * 8 - 1, (1 + count) // 8 * 8 + 7) for count in plain.num_tokens]
+    best = min(abs(sum(chosen) - sum(plain.num_tokens)) for chosen in product(*options))
+    assert abs(sum(aligned.num_tokens) - sum(plain.num_tokens)) == best
+
+
+def test_aligning_by_one_or_what_is_aligned_changes_nothing():
+    assert make_schedule(12, 196, 0.7, align=1) == make_schedule(12, 196, 0.7)
+    counts = make_schedule(12, 196, ratios=[0.5, 0.25], align=7).num_tokens
+    assert counts == (98, 49)
+
+
+@pytest.mark.parametrize(("num_patches", "align"), [(196, 0), (196, -8), (196, 500), (5, 8)])
+def test_tiles_that_no_stage_can_fill_are_refused(num_patches, align):
+    with pytest.raises(UsageError, match=f"--align is {align}"):
+        make_schedule(12, num_patches, 0.7, align=align, num_prefix_tokens=1)
+
+
+def test_other_sizes_are_aligned_too_where_they_can_be():
+    schedule = make_schedule(12, 196, 0.7, align=8, num_prefix_tokens=1)
+    assert schedule.stages_for(196, 1) == schedule.stages
+    larger = schedule.stages_for(576, 1)
+    assert all((1 + stage.num_tokens) % 8 == 0 for stage in larger)
+    assert [stage.ratio for stage in larger] == [stage.ratio for stage in schedule.stages]
+    assert [stage.num_tokens for stage in schedule.stages_for(4, 1)] == [max(1, int(4 * r)) for r in schedule.ratios]
+
+
+def test_many_stages_are_aligned_quickly():
+    schedule = make_schedule(40, 1369, 0.97, stages=list(range(1, 40)), align=8, num_prefix_tokens=5)
+    assert all((5 + count) % 8 == 0 for count in schedule.num_tokens)
+
+
+def test_the_label_says_the_alignment():
+    assert plan_label(0.7, [], 1) == "keep 0.7"
+    assert plan_label(0.7, [], 8) == "keep 0.7 align 8"
+    assert plan_label(None, [0.8, 0.5], 16) == "ratios 0.8,0.5 align 16"

@@ -39,6 +39,7 @@ def sparsify(
     ratios: Sequence[float] | None = None,
     schedule: ScheduleName | None = None,
     dropped: Dropped | None = None,
+    align: int = 1,
     recipe: Recipe | str = "short",
     device: str = "auto",
     output: str | Path | None = None,
@@ -55,6 +56,7 @@ def sparsify(
         ratios: free shares of the original tokens left after each stage, instead of `keep`.
         schedule: "geometric" or "late"; None for the recipe's.
         dropped: "drop" or "fold"; None for the recipe's.
+        align: token counts in multiples of this, prefix tokens included, at the same cost.
         recipe: training settings, or the name or path of a settings file.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         output: folder for model.safetensors, report.json and log.jsonl, which also takes an evaluation; None writes
@@ -68,7 +70,7 @@ def sparsify(
         VitpruneError: see `vitprune.errors`.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    sparsity = Sparsity(keep, stages, schedule or recipe.schedule, ratios, dropped or recipe.dropped)
+    sparsity = Sparsity(keep, stages, schedule or recipe.schedule, ratios, dropped or recipe.dropped, align)
     if data is None:
         warnings.warn("no data given: the token predictors are attached but not trained", UserWarning, stacklevel=2)
         return attach_as(copy.deepcopy(model), sparsity).eval()

@@ -78,6 +78,7 @@ def describe(
         keep=None if free else asked.keep,
         schedule=None if free else asked.schedule,
         dropped=model.dropped,
+        align=schedule.align,
         stages=[StageMetadata(block=s.block, ratio=s.ratio, num_tokens=s.num_tokens) for s in schedule.stages],
         preprocessing=Preprocessing(**preprocessing(model.model)),
         class_names=list(class_names) if class_names else None,
@@ -187,7 +188,7 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
             stages = tuple(Stage(s.block, s.ratio, s.num_tokens) for s in metadata.stages)
-            schedule = Schedule(backbone.depth, metadata.num_patches, stages)
+            schedule = Schedule(backbone.depth, metadata.num_patches, stages, metadata.align)
             return SparseViT(model, schedule, dropped=metadata.dropped)
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(

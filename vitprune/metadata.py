@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vitprune.errors import CheckpointError
+from vitprune.schedule import plan_label
 
 METADATA_KEY = "vitprune"
 MAX_METADATA_BYTES = 8 * 2**20
@@ -64,6 +65,7 @@ class Metadata(BaseModel):
     stages: list[StageMetadata] = Field(max_length=_MAX_DEPTH)
     schedule: Literal["geometric", "late"] | None = "geometric"
     dropped: Literal["drop", "fold"] = "drop"
+    align: int = Field(1, ge=1, le=4096, description="token counts are multiples of this, prefix tokens included")
     preprocessing: Preprocessing
     class_names: list[Text] | None = Field(None, max_length=_MAX_NUMBER)
     origin: dict[str, Any] = Field(default_factory=dict, description="source and licence of the weights")
@@ -73,12 +75,10 @@ class Metadata(BaseModel):
 
     @property
     def label(self) -> str:
-        """How much is kept, for people: "keep 0.7", "ratios 0.8,0.6,0.4" or "dense"."""
+        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"; or "dense"."""
         if not self.stages:
             return "dense"
-        if self.keep is not None:
-            return f"keep {self.keep:g}"
-        return "ratios " + ",".join(f"{stage.ratio:g}" for stage in self.stages)
+        return plan_label(self.keep, [stage.ratio for stage in self.stages], self.align)
 
     @field_validator("model_args")
     @classmethod

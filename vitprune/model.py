@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import Backbone, wrap
-from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, num_kept
+from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, plan_label
 from vitprune.tokens import (
     TokenPredictor,
     attention_bias,
+    flat_rows,
     fold_masked,
     fold_tokens,
-    gather_tokens,
+    keep_scores,
     size_bias,
     split_tokens,
+    take_rows,
     topk_decision,
     topk_tokens,
 )
@@ -78,7 +80,7 @@ class MaskedOutput(NamedTuple):
 
 def topk_decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
     """The decision inference takes: the stage's number of highest keep scores."""
-    return topk_decision(log_pi[..., 1], stage.num_tokens, kept)
+    return topk_decision(keep_scores(log_pi), stage.num_tokens, kept)
 
 
 class SparseViT(nn.Module):
@@ -136,7 +138,8 @@ class SparseViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed."""
-        return self.select(images).logits
+        x, route = self._walk(self.backbone.embed(images), 0, self.backbone.depth, telling=False)
+        return self.backbone.head(self.backbone.norm(x), sizes=route.sizes)
 
     def select(self, images: Tensor) -> Selection:
         """The deployed pass, telling which tokens it kept and what the predictors said."""
@@ -153,45 +156,64 @@ class SparseViT(nn.Module):
         """As `select_from`, but only as far as the last predictor: which tokens stay, not what the model answers."""
         return self._walk(x, first_block, self.schedule.blocks[-1])[1]
 
-    def _walk(self, x: Tensor, first_block: int, end: int) -> tuple[Tensor, Route]:
-        """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`."""
-        prefix = self.backbone.num_prefix_tokens
-        num_patches = x.shape[1] - prefix
-        place = self.backbone.positions_of()
+    def _walk(self, x: Tensor, first_block: int, end: int, telling: bool = True) -> tuple[Tensor, Route]:
+        """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`.
+
+        With `telling` False the route holds sizes only: nothing is computed that the answer does not need.
+        """
+        backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
+        place = backbone.positions_of()
         present: Tensor | None = None  # original positions of the patch tokens still there
-        sizes: Tensor | None = None
+        sizes: Tensor | None = None  # of all tokens, prefix tokens too
         bias: Tensor | None = None
         positions: list[Tensor] = []
         log_pis: list[Tensor] = []
-        stages = self._stages_by_block(num_patches)
+        stages = self._stages_by_block(x.shape[1] - prefix)
         for index in range(first_block, end + 1):
             if index in stages:
-                stage, predictor = stages[index]
-                patches = x[:, prefix:]
-                log_pi = self._predict(predictor, patches)
-                if self.dropped == "fold" and stage.num_tokens < patches.shape[1]:
-                    stays, leaves = split_tokens(log_pi[..., 1], stage.num_tokens)
-                    sizes = log_pi.new_ones(patches.shape[:2]) if sizes is None else sizes
-                    patches, sizes = fold_tokens(patches, sizes, stays, leaves)
-                    bias = size_bias(sizes, prefix)
-                else:
-                    stays = topk_tokens(log_pi[..., 1], stage.num_tokens)
-                    patches = gather_tokens(patches, stays)
-                x = torch.cat((x[:, :prefix], patches), dim=1)
-                present = stays if present is None else present.gather(1, stays)
-                place = self.backbone.positions_of(present)
-                positions.append(present)
-                log_pis.append(log_pi)
+                x, sizes, stays, logits = self._leave(x, sizes, *stages[index])
+                bias = None if sizes is None else size_bias(sizes).to(x.dtype)  # once, not in every block
+                if telling or backbone.tells_positions:
+                    present = stays if present is None else present.gather(1, stays)
+                    place = backbone.positions_of(present)
+                if telling:
+                    positions.append(present if present is not None else stays)
+                    log_pis.append(logits.log_softmax(dim=-1))
             if index < end:
                 x = self._block(index, x, bias, place)
-        return x, Route(tuple(positions), tuple(log_pis), sizes)
+        return x, Route(tuple(positions), tuple(log_pis), None if sizes is None else sizes[:, prefix:])
+
+    def _leave(
+        self, x: Tensor, sizes: Tensor | None, stage: Stage, predictor: nn.Module
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """One stage: who stays of the patch tokens.
+
+        Args:
+            x: (B, P + N, C).
+            sizes: with folding, (B, P + N); None before the first stage.
+            stage: how many stay.
+            predictor: of this stage.
+
+        Returns:
+            Tokens (B, P + K, C), their sizes (B, P + K) or None, indices of those that stay (B, K) of N, and what the
+            predictor said, (B, N, 2).
+        """
+        prefix = self.backbone.num_prefix_tokens
+        logits = self._predict(predictor, x[:, prefix:])
+        scores = keep_scores(logits)
+        if self.dropped == "fold" and stage.num_tokens < scores.shape[1]:
+            stays, leaves = split_tokens(scores, stage.num_tokens)
+            return *fold_tokens(x, sizes, stays, leaves, prefix), stays, logits
+        stays = topk_tokens(scores, stage.num_tokens)
+        return take_rows(x, flat_rows(x, prefix, stays)), sizes, stays, logits
 
     def _block(self, index: int, x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
         return self.backbone.block(index, x, bias, positions)
 
     def _predict(self, predictor: nn.Module, patches: Tensor) -> Tensor:
-        log_pi: Tensor = predictor(patches)
-        return log_pi
+        """log_pi (B, N, 2), or logits that it is the log-softmax of."""
+        said: Tensor = predictor.logits(patches) if isinstance(predictor, TokenPredictor) else predictor(patches)
+        return said
 
     def forward_masked(self, images: Tensor, decide: Decide = topk_decide) -> MaskedOutput:
         """The training pass: all tokens stay, dropped ones are hidden from the others (DynamicViT section 3.3).
@@ -235,9 +257,7 @@ class SparseViT(nn.Module):
 
     def _stages_by_block(self, num_patches: int) -> dict[int, tuple[Stage, nn.Module]]:
         """Stage and predictor by block; counts are taken anew where a dynamic-size model sees another grid."""
-        stages = self.schedule.stages
-        if num_patches != self.schedule.num_patches:
-            stages = tuple(replace(stage, num_tokens=num_kept(num_patches, stage.ratio)) for stage in stages)
+        stages = self.schedule.stages_for(num_patches, self.backbone.num_prefix_tokens)
         return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
 
 
@@ -251,6 +271,7 @@ class Sparsity:
         schedule: how the stages share the work, see `vitprune.schedule.make_schedule`.
         ratios: free shares of the original tokens left after each stage, instead of `keep` and `schedule`.
         dropped: what becomes of the tokens that leave.
+        align: token counts that fill tiles of this size, prefix tokens included, at the same cost; 1 for any.
     """
 
     keep: float = 0.7
@@ -258,22 +279,28 @@ class Sparsity:
     schedule: ScheduleName = "geometric"
     ratios: Sequence[float] | None = None
     dropped: Dropped = "drop"
+    align: int = 1
 
     @property
     def label(self) -> str:
-        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4"."""
-        if self.ratios is None:
-            return f"keep {self.keep:g}"
-        return "ratios " + ",".join(f"{ratio:g}" for ratio in self.ratios)
+        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"."""
+        return plan_label(None if self.ratios is not None else self.keep, self.ratios or (), self.align)
 
     def plan(self, backbone: Backbone) -> Schedule:
         """The stages for this backbone.
 
         Raises:
-            UsageError: `keep`, `stages` or `ratios` is out of range.
+            UsageError: `keep`, `stages`, `ratios` or `align` is out of range.
         """
         return make_schedule(
-            backbone.depth, backbone.num_patches, self.keep, self.stages, shape=self.schedule, ratios=self.ratios
+            backbone.depth,
+            backbone.num_patches,
+            self.keep,
+            self.stages,
+            shape=self.schedule,
+            ratios=self.ratios,
+            align=self.align,
+            num_prefix_tokens=backbone.num_prefix_tokens,
         )
 
 
@@ -285,6 +312,7 @@ def attach(
     schedule: ScheduleName = "geometric",
     ratios: Sequence[float] | None = None,
     dropped: Dropped = "drop",
+    align: int = 1,
 ) -> SparseViT:
     """Attach untrained token predictors to a timm model.
 
@@ -294,7 +322,8 @@ def attach(
         stages: block indices before which predictors act.
         schedule: how the stages share the work.
         ratios: free shares left after each stage, instead of `keep` and `schedule`.
-        dropped: what becomes of the tokens that leave. More on all of these in `Sparsity`.
+        dropped: what becomes of the tokens that leave.
+        align: token counts in multiples of this. More on all of these in `Sparsity`.
 
     Returns:
         The sparse model. Its predictors know nothing yet: train it, or use `vitprune.sparsify`.
@@ -303,7 +332,7 @@ def attach(
         UnsupportedModelError: the model's tokens cannot be dropped.
         UsageError: `keep`, `stages` or `ratios` is out of range.
     """
-    return attach_as(model, Sparsity(keep, stages, schedule, ratios, dropped))
+    return attach_as(model, Sparsity(keep, stages, schedule, ratios, dropped, align))
 
 
 def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:

@@ -7,8 +7,9 @@ same cost. Pure Python: no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
@@ -16,6 +17,7 @@ from typing import Literal
 from vitprune.errors import UsageError
 
 NUM_STAGES = 3
+_RATIO_STEPS = 1_000_000
 
 ScheduleName = Literal["geometric", "late"]
 
@@ -39,6 +41,12 @@ class Stage:
 class Schedule:
     """The plan of a sparse model: its stages, in order, over `num_patches` patch tokens and `depth` blocks.
 
+    Attributes:
+        depth: number of blocks.
+        num_patches: patch tokens before anything is dropped.
+        stages: in order.
+        align: the whole sequences after each stage, prefix tokens included, are multiples of this.
+
     Raises:
         UsageError: blocks out of range or order, or a stage that keeps more tokens than reach it.
     """
@@ -46,6 +54,7 @@ class Schedule:
     depth: int
     num_patches: int
     stages: tuple[Stage, ...]
+    align: int = 1
 
     def __post_init__(self) -> None:
         if self.stages:
@@ -68,6 +77,15 @@ class Schedule:
     def num_tokens(self) -> tuple[int, ...]:
         """Number of patch tokens kept after each stage."""
         return tuple(stage.num_tokens for stage in self.stages)
+
+    def stages_for(self, num_patches: int, num_prefix_tokens: int) -> tuple[Stage, ...]:
+        """The stages with counts for another number of patches; not aligned where no tile would be filled."""
+        if num_patches == self.num_patches:
+            return self.stages
+        counts: Sequence[int] = [num_kept(num_patches, ratio) for ratio in self.ratios]
+        if self.align > 1:
+            counts = _aligned(counts, self.blocks, self.depth, num_patches, num_prefix_tokens, self.align) or counts
+        return tuple(replace(stage, num_tokens=count) for stage, count in zip(self.stages, counts, strict=True))
 
     def tokens_per_block(self) -> tuple[int, ...]:
         """Number of patch tokens that each of the `depth` blocks sees."""
@@ -105,6 +123,12 @@ def num_kept(num_patches: int, ratio: float | Fraction) -> int:
     return max(1, int(num_patches * exact))
 
 
+def plan_label(keep: float | None, ratios: Sequence[float], align: int) -> str:
+    """How much is kept, for people: "keep 0.7", or where `keep` is None "ratios 0.8,0.6,0.4", and "align 8"."""
+    kept = f"keep {keep:g}" if keep is not None else "ratios " + ",".join(f"{ratio:g}" for ratio in ratios)
+    return kept if align == 1 else f"{kept} align {align}"
+
+
 def check_keep(keep: float) -> None:
     """Raise UsageError unless `keep` is in (0, 1]."""
     if not 0 < keep <= 1:  # also catches NaN
@@ -119,6 +143,8 @@ def make_schedule(
     *,
     shape: ScheduleName = "geometric",
     ratios: Sequence[float] | None = None,
+    align: int = 1,
+    num_prefix_tokens: int = 0,
 ) -> Schedule:
     """The stages of a model that keeps `keep`, `keep`^2, `keep`^3, ... of its patch tokens, or others at that cost.
 
@@ -131,10 +157,27 @@ def make_schedule(
         shape: "geometric", the paper's, or "late": see `_late_ratios`.
         ratios: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
             `shape`. One stage each.
+        align: after each stage prefix and patch tokens together are to be a multiple of this, so that they fill the
+            tiles of the hardware; all blocks together see as many tokens as without, as nearly as that allows.
+        num_prefix_tokens: P, for `align`.
 
     Raises:
-        UsageError: `keep`, `stages` or `ratios` is out of range or out of order.
+        UsageError: `keep`, `stages` or `ratios` is out of range or out of order, or there are too few tokens to align.
     """
+    if align < 1:
+        raise UsageError(f"--align is {align}, expected at least 1", "try --align 8")
+    schedule = _unaligned(depth, num_patches, keep, stages, shape, ratios)
+    return schedule if align == 1 else _align(schedule, num_prefix_tokens, align)
+
+
+def _unaligned(
+    depth: int,
+    num_patches: int,
+    keep: float,
+    stages: Sequence[int] | None,
+    shape: ScheduleName,
+    ratios: Sequence[float] | None,
+) -> Schedule:
     if ratios is not None:
         return _free_schedule(depth, num_patches, ratios, stages)
     check_keep(keep)
@@ -164,6 +207,45 @@ def _late_ratios(geometric: Sequence[Fraction], blocks: Sequence[int], depth: in
     fall = geometric[-1] - even[-1]
     share = min(Fraction(1), geometric[-1] / 4 / fall) if fall > 0 else Fraction(1)
     return [ratio + share * (other - ratio) for ratio, other in zip(geometric, even, strict=True)]
+
+
+def _align(schedule: Schedule, num_prefix_tokens: int, align: int) -> Schedule:
+    depth, num_patches = schedule.depth, schedule.num_patches
+    counts = _aligned(schedule.num_tokens, schedule.blocks, depth, num_patches, num_prefix_tokens, align)
+    if counts is None:
+        raise UsageError(
+            f"--align is {align}, but with {num_patches} patch and {num_prefix_tokens} prefix tokens no stage can fill "
+            "such tiles",
+            "try --align 8, or leave it out",
+        )
+    # Rounded up, so that the ratio gives the count back.
+    ratios = [math.ceil(Fraction(count * _RATIO_STEPS, num_patches)) / _RATIO_STEPS for count in counts]
+    stages = (Stage(*each) for each in zip(schedule.blocks, ratios, counts, strict=True))
+    return Schedule(depth, num_patches, tuple(stages), align)
+
+
+def _aligned(
+    counts: Sequence[int], blocks: Sequence[int], depth: int, num_patches: int, num_prefix_tokens: int, align: int
+) -> tuple[int, ...] | None:
+    """Each count rounded up or down to fill tiles, so that all blocks together see as many tokens as before.
+
+    Of all ways to round that keep the counts from rising, the one nearest to that sum, then nearest to the counts.
+    None if there is none.
+    """
+    lengths = [end - start for start, end in pairwise((*blocks, depth))]
+    ways: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {(0, num_patches): (0, ())}
+    for count, length in zip(counts, lengths, strict=True):
+        below = (count + num_prefix_tokens) // align * align - num_prefix_tokens
+        longer: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
+        for (surplus, last), (distance, chosen) in ways.items():
+            for rounded in {below, count if below == count else below + align}:
+                if 1 <= rounded <= last:
+                    key = (surplus + length * (rounded - count), rounded)
+                    way = (distance + abs(rounded - count), (*chosen, rounded))
+                    longer[key] = min(way, longer.get(key, way))
+        ways = longer
+    best = min(((abs(surplus), *way) for (surplus, _), way in ways.items()), default=None)
+    return None if best is None else best[2]
 
 
 def _free_schedule(depth: int, num_patches: int, ratios: Sequence[float], stages: Sequence[int] | None) -> Schedule:

@@ -8,8 +8,10 @@ import functools
 import pytest
 import torch
 from agreement import assert_dense_is_its_own, assert_masked_is_gathered, calm_attention
+from torch import nn
 
 from vitprune.errors import UsageError
+from vitprune.measure import FloorViT
 from vitprune.model import SparseViT
 from vitprune.training import Objective, Recipe
 
@@ -100,6 +102,25 @@ def test_masking_tokens_is_removing_them(build, make_images, kind, dropped):
     plain = build(kind)
     sparse = SparseViT(plain.model, plain.schedule, plain.predictors, dropped).eval()
     assert_masked_is_gathered(sparse, make_images(sparse))
+
+
+class First(nn.Module):
+    """Ranks tokens by their place, the first highest."""
+
+    def forward(self, x, kept=None):
+        place = torch.arange(x.shape[1], dtype=torch.float32).expand(x.shape[:2])
+        return torch.stack((place, -place), dim=-1).log_softmax(dim=-1)
+
+
+@by_kind
+def test_the_floor_computes_what_keeping_the_first_tokens_does(build, make_images, kind):
+    plain = build(kind)
+    by_place = SparseViT(plain.model, plain.schedule, [First() for _ in plain.schedule.stages]).eval()
+    images = make_images(plain)
+    with torch.no_grad():
+        floor = FloorViT(plain)(images)
+        torch.testing.assert_close(floor, by_place(images), rtol=0, atol=1e-4)
+        assert not torch.allclose(floor, plain(images), atol=1e-3), "ours keeps other tokens"
 
 
 @by_kind

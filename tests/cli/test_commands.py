@@ -65,24 +65,6 @@ def test_eval_of_a_dense_model(weights_file, picture_folder, capsys):
     assert result["precision"] == "fp32"
 
 
-def test_bench_rows_carry_units_and_marks(sparse_file, capsys):
-    assert run(["bench", str(sparse_file), "--device", "cpu", "-b", "1,2", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["keep"], row["batch_size"]) for row in rows] == [(1.0, 1), (0.7, 1), (1.0, 2), (0.7, 2)]
-    for row in rows:
-        assert {"images_per_s", "latency_ms_p50", "gmacs", "macs_ratio", "peak_memory_mib"} <= set(row)
-        assert row["slower"] == (row["speedup"] < 1)
-        assert row["images_per_s"] == pytest.approx(1000 * row["batch_size"] / row["latency_ms_p50"])
-
-
-def test_bench_of_several_keep_ratios_and_the_check(capsys, no_hub):
-    assert run(["bench", "test_vit", "--keep", "0.9,0.5", "-b", "1", "--device", "cpu", "--min-speedup", "1000"]) == 3
-    out, err = capsys.readouterr()
-    assert "0.9" in out
-    assert "0.5" in out
-    assert "--min-speedup: missed" in err
-
-
 def test_info_shows_the_plan_without_weights(capsys, no_hub):
     assert run(["info", "deit_small", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -94,7 +76,7 @@ def test_info_shows_the_plan_without_weights(capsys, no_hub):
     assert [(s["block"], s["num_tokens"]) for s in plan["stages"]] == [(3, 137), (6, 96), (9, 67)]
     assert plan["dropped"] == "drop"
     assert round(plan["dense"]["gmacs"], 3) == 4.599
-    assert round(plan["sparse"]["gmacs"], 3) == 2.981
+    assert round(plan["sparse"]["gmacs"], 3) == 2.965, "published 2.981: a part of the predictors is computed once"
     assert round(plan["sparse"]["params_m"] * 1e6) == 22_774_414
     assert run(["info", "deit_small", "--keep", "0.5", "--stages", "4,8", "--schedule", "geometric"]) == 0
     out = capsys.readouterr().out
@@ -114,6 +96,33 @@ def test_info_finds_the_keep_ratio_of_a_budget(capsys, no_hub):
     plan = json.loads(capsys.readouterr().out)
     assert plan["keep"] is None
     assert [stage["num_tokens"] for stage in plan["stages"]] == [156, 117, 78]
+
+
+def test_info_aligns_counts_at_the_same_cost(capsys, no_hub):
+    gmacs = {}
+    for align in ("1", "8"):
+        assert run(["info", "deit_small", "--align", align, "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["align"] == int(align)
+        gmacs[align] = plan["sparse"]["gmacs"]
+    assert [stage["num_tokens"] for stage in plan["stages"]] == [143, 103, 55]
+    assert gmacs["8"] == pytest.approx(gmacs["1"], rel=0.01)
+
+
+def test_info_measures_the_alignment_only_when_asked(capsys, no_hub, monkeypatch):
+    asked = []
+
+    def fastest_align(model, sparsity, batch_size, device, precision):
+        asked.append((sparsity.keep, batch_size, str(device), precision))
+        return 16
+
+    monkeypatch.setattr("vitprune.measure.fastest_align", fastest_align)
+    options = ["--device", "cpu", "--precision", "bf16", "--target-batch-size", "4"]
+    assert run(["info", "test_vit", "--keep", "0.6", "--align", "auto", *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["align"] == 16
+    assert asked == [(0.6, 4, "cpu", "bf16")]
+    assert "--align auto: measuring on cpu, bf16, batch size 4" in err
 
 
 def test_info_of_a_file_tells_what_it_is(sparse_file, capsys):
@@ -137,6 +146,24 @@ MISTAKES = {
     "keep 1.5": (["info", "demo", "--keep", "1.5"], 2, "keep ratio is 1.5"),
     "keep nan": (["sparsify", "demo", "--keep", "nan"], 2, "keep ratio is nan"),
     "keep text": (["sparsify", "demo", "--keep", "most"], 2, "Invalid value for '--keep'"),
+    "align text": (["sparsify", "demo", "--align", "big"], 2, "--align is 'big', expected a whole number"),
+    "align 0": (["info", "demo", "--align", "0"], 2, "--align is '0'"),
+    "align too large": (["info", "demo", "--align", "200"], 2, "no stage can fill such tiles"),
+    "align of a file": (["info", "model.safetensors", "--align", "8"], 2, "has its own plan"),
+    "align auto again": (["sparsify", "demo", "--align", "auto", "--resume"], 2, "give its --align N"),
+    "mode in bench": (["bench", "test_vit", "--mode", "eager,fast"], 2, "mode 'fast' is unknown"),
+    "graphs without a GPU": (
+        ["bench", "test_vit", "--mode", "cudagraphs", "--device", "cpu"],
+        2,
+        "needs an NVIDIA GPU",
+    ),
+    "csv nowhere": (["bench", "test_vit", "--csv", "absent/speed.csv"], 1, "there is no folder 'absent'"),
+    "csv is a folder": (["bench", "test_vit", "--csv", "."], 1, "the output '.' is a folder"),
+    "data too small": (
+        ["bench", "test_vit", "--device", "cpu", "-b", "64", "--data", "pictures"],
+        2,
+        "which make no batch of 64",
+    ),
     "keep in bench": (["bench", "test_vit", "--keep", "0.5,2"], 2, "keep ratio is 2"),
     "stages outside": (["info", "demo", "--stages", "3,6,12"], 2, "blocks 0..11"),
     "stages in sparsify": (["sparsify", "demo", "--stages", "6,3"], 2, "expected rising block indices"),

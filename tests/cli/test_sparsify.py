@@ -129,10 +129,12 @@ def test_plan_options_reach_the_file(arguments, tmp_path, capsys):
     sparse = vitprune.load(tmp_path / "runs" / "test_vit-ratios0.8-0.5")
     assert sparse.schedule.ratios == (0.8, 0.5)
     assert sparse.dropped == "drop"
-    assert run([*arguments, "--keep", "0.6", "--schedule", "geometric", "--json"]) == 0
+    assert run([*arguments, "--keep", "0.6", "--schedule", "geometric", "--align", "8", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["schedule"], report["dropped"]) == ("geometric", "fold")
-    assert vitprune.load(tmp_path / "runs" / "test_vit-keep0.6").dropped == "fold"
+    assert (report["schedule"], report["dropped"], report["align"]) == ("geometric", "fold", 8)
+    sparse = vitprune.load(tmp_path / "runs" / "test_vit-keep0.6align8")
+    assert (sparse.dropped, sparse.schedule.align) == ("fold", 8)
+    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
 
 
 def test_a_recipe_of_your_own(arguments, tmp_path, capsys):

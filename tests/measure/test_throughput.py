@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.errors import UsageError, VitpruneError
-from vitprune.measure import Timing, benchmark, speedup, throughput
+from vitprune.measure import Timing, benchmark, runner, speedup
 from vitprune.model import attach
 
 CPU = torch.device("cpu")
@@ -18,8 +18,8 @@ SIZE = (3, 8, 8)
 
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "_MIN_WARM_UP_S", 0.0)
-    monkeypatch.setattr(throughput, "_MAX_WARM_UP_S", 0.1)
+    monkeypatch.setattr(runner, "MIN_WARM_UP_S", 0.0)
+    monkeypatch.setattr(runner, "MAX_WARM_UP_S", 0.1)
 
 
 class Sleeper(nn.Module):
@@ -55,19 +55,21 @@ def test_every_model_and_batch_size_gets_a_row_as_soon_as_it_is_done() -> None:
     for row in rows:
         assert 0 < row.latency_ms_p25 <= row.latency_ms_p50 <= row.latency_ms_p75
         assert row.images_per_s == pytest.approx(1e3 * row.batch_size / row.latency_ms_p50)
-        assert row.peak_memory_mib is None
-        assert row.num_runs >= 2
+        assert 0 < row.single_pass_ms_p50 <= row.single_pass_ms_p90 <= row.single_pass_ms_p99
+        assert row.peak_memory_mib > 1
+        assert row.num_single_passes == row.num_runs >= 2, "on the CPU every pass is timed by itself"
+        assert (row.mode, row.attention, row.loader_images_per_s) == ("eager", "fused", None)
 
 
 def test_order_alternates_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
     order = []
-    time_block = throughput._Runner.time_block
+    time_block = runner.Runner.time_block
 
-    def spy(runner: throughput._Runner) -> float:
-        order.append(runner.name)
-        return time_block(runner)
+    def spy(one: runner.Runner) -> float:
+        order.append(one.name)
+        return time_block(one)
 
-    monkeypatch.setattr(throughput._Runner, "time_block", spy)
+    monkeypatch.setattr(runner.Runner, "time_block", spy)
     models = {name: nn.Flatten() for name in "abc"}
     benchmark(models, SIZE, [1], device=CPU, precision="fp32", rounds=4, min_seconds=0.01)
     assert "".join(order) == "abc" + "cba" + "abc" + "cba"

@@ -51,6 +51,37 @@ def test_each_leaving_token_joins_its_most_similar_by_weighted_average(x, scores
     torch.testing.assert_close(new_sizes.sum(1), sizes.sum(1))
 
 
+@pytest.mark.parametrize("prefix", [1, 5])
+def test_prefix_tokens_stay_as_they_are(x, scores, prefix):
+    stays, leaves = split_tokens(scores, 13)
+    before = torch.randn(3, prefix, 8, dtype=torch.float64)
+    sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
+    ones = torch.ones(3, prefix, dtype=torch.float64)
+    tokens, new_sizes = fold_tokens(
+        torch.cat((before, x), dim=1), torch.cat((ones, sizes), dim=1), stays, leaves, prefix
+    )
+    expected, expected_sizes = fold_tokens(x, sizes, stays, leaves)
+    torch.testing.assert_close(tokens, torch.cat((before, expected), dim=1))
+    torch.testing.assert_close(new_sizes, torch.cat((ones, expected_sizes), dim=1))
+
+
+def test_no_sizes_are_sizes_of_one(x, scores):
+    stays, leaves = split_tokens(scores, 13)
+    for given, expected in zip(
+        fold_tokens(x, None, stays, leaves),
+        fold_tokens(x, torch.ones(3, 20, dtype=torch.float64), stays, leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(given, expected)
+
+
+def test_a_token_of_zeros_spoils_nothing(x, scores):
+    x[0, 4] = 0
+    tokens, sizes = fold_tokens(x, None, *split_tokens(scores, 13))
+    assert tokens.isfinite().all()
+    assert sizes[0].sum() == 20
+
+
 def test_masked_folding_is_gathered_folding(x, scores):
     sizes = torch.ones(3, 20, dtype=torch.float64)
     stays, leaves = split_tokens(scores, 13)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from vitprune.tokens import TokenPredictor
+from vitprune.tokens import TokenPredictor, keep_scores
 
 
 @pytest.fixture
@@ -54,6 +54,27 @@ def test_output_is_the_formula_of_section_3_2(predictor, tokens):
     z = gelu(z @ second.weight.T + second.bias)
     z = z @ third.weight.T + third.bias
     torch.testing.assert_close(predictor(x, kept), z - z.exp().sum(-1, keepdim=True).log(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_shared_part_is_that_of_the_concatenation(predictor, tokens):
+    """The first layer after pooling, split in two, against the layer as the paper writes it."""
+    local, shared = predictor.in_proj(tokens).chunk(2, dim=-1)
+    features = torch.cat((local, shared.mean(dim=1, keepdim=True).expand_as(local)), dim=-1)
+    torch.testing.assert_close(predictor.logits(tokens), predictor.out_proj(features))
+
+
+def test_scores_of_logits_and_of_log_probabilities_rank_alike(predictor, tokens):
+    logits, log_pi = predictor.logits(tokens), predictor(tokens)
+    torch.testing.assert_close(keep_scores(log_pi), keep_scores(logits))
+    order = keep_scores(logits).argsort(dim=1)
+    assert torch.equal(order, log_pi[..., 1].argsort(dim=1))
+
+
+def test_certain_tokens_are_still_told_apart():
+    logits = torch.tensor([[[-20.0, 20.0], [-30.0, 20.0], [-25.0, 20.0]]])
+    log_pi = logits.log_softmax(dim=-1)
+    assert log_pi[..., 1].unique().numel() == 1, "to fp32 all are certain"
+    assert keep_scores(logits).argsort(dim=1).tolist() == keep_scores(log_pi).argsort(dim=1).tolist() == [[0, 2, 1]]
 
 
 def test_probabilities_of_dropping_and_keeping_sum_to_one(predictor, tokens):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitprune.tokens import gather_tokens, topk_decision, topk_tokens
+from vitprune.tokens import flat_rows, gather_tokens, take_rows, topk_decision, topk_tokens
 
 
 @pytest.fixture
@@ -27,6 +27,22 @@ def test_gather_takes_whole_rows():
     x = torch.arange(2 * 4 * 3).reshape(2, 4, 3)
     gathered = gather_tokens(x, torch.tensor([[0, 2], [1, 3]]))
     assert torch.equal(gathered, torch.stack((x[0, [0, 2]], x[1, [1, 3]])))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_rows_of_a_sequence_are_its_prefix_and_the_patches_named(prefix):
+    x = torch.randn(3, prefix + 6, 4, generator=torch.Generator().manual_seed(0))
+    some, others = torch.tensor([[1, 2], [0, 5], [4, 3]]), torch.tensor([[5], [1], [2]])
+    taken = take_rows(x, flat_rows(x, prefix, some, others))
+    patches = torch.cat((some, others), dim=1).unsqueeze(-1).expand(-1, -1, 4)
+    assert torch.equal(taken, torch.cat((x[:, :prefix], x[:, prefix:].gather(1, patches)), dim=1))
+
+
+def test_gather_takes_views_too():
+    x = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
+    indices = torch.tensor([[0, 2], [1, 3], [4, 0]])
+    expected = x[:, 2:].gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))
+    assert torch.equal(gather_tokens(x[:, 2:], indices), expected)
 
 
 def test_gather_passes_the_gradient_to_the_chosen_tokens_only():

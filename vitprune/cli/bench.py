@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitprune import processes
+from vitprune.cli.bench_table import check_csv, print_rows, write_csv
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
+    Align,
     AsJson,
+    DataDir,
     Device,
     Dropped,
     ImgSize,
@@ -18,21 +23,33 @@ from vitprune.cli.options import (
     PrecisionName,
     Schedule,
     Stages,
+    Workers,
+    data_options,
     parse_numbers,
     parse_ratios,
 )
-from vitprune.cli.output import number, print_json, print_line, print_table
-from vitprune.cli.plan import parse_sparsity, refuse_plan
+from vitprune.cli.output import print_json
+from vitprune.cli.plan import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-    from vitprune.measure import Timing
+    from vitprune.measure import Contestant, PictureSource
+    from vitprune.model import Sparsity
 
 _DEFAULT_MODEL = "deit_small_patch16_224"
 _DEFAULT_KEEPS = "0.9,0.8,0.7"
-_DENSE = "dense"
+_CPU_SIZES, _CUDA_SIZES = [1, 8, 32], [1, 8, 32, 128, 256]
+
+
+class AttentionName(str, Enum):
+    """Choices of --attention."""
+
+    FUSED = "fused"
+    UNFUSED = "unfused"
+    AUTO = "auto"
 
 
 def bench(
@@ -54,12 +71,40 @@ def bench(
     stages: Stages = None,
     schedule: Schedule = None,
     dropped: Dropped = None,
+    align: Align = None,
     img_size: ImgSize = None,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
     batch_size: Annotated[
         str | None,
-        typer.Option("--batch-size", "-b", metavar="SIZES", help="Pictures per pass.", show_default="1,32; CUDA: +256"),
+        typer.Option(
+            "--batch-size", "-b", metavar="SIZES", help="Pictures per pass.", show_default="1,8,32; CUDA: +128,256"
+        ),
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="MODES", help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile."
+        ),
+    ] = "eager",
+    attention: Annotated[
+        AttentionName, typer.Option(help="timm's kernel for all rows; auto: with which the dense model is faster.")
+    ] = AttentionName.FUSED,
+    floor: Annotated[
+        bool, typer.Option("--floor/--no-floor", help="Show what taking the tokens for free would bring.")
+    ] = True,
+    seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="How long each row is timed; a single pass may take longer.")
+    ] = 2.0,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Time also with these pictures read, decoded and moved.", show_default=False),
+    ] = None,
+    data_dir: DataDir = None,
+    workers: Workers = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write the rows there too; replaced if it exists."),
     ] = None,
     min_speedup: Annotated[
         float | None, typer.Option(help="Exit with 3 if a sparse row is less than this times as fast as dense.")
@@ -68,109 +113,145 @@ def bench(
 ) -> None:
     """Throughput and latency, dense and sparse in turns in one run, MACs beside what the clock says.
 
-    Weights do not matter for speed: timm names are measured with random ones, so nothing is downloaded.
+    Weights do not matter for speed: timm names are measured with random ones, so nothing is downloaded. The floor of a
+    row is its backbone with the same token counts and tokens taken for free: what no way of choosing them can beat.
 
     Examples:
 
       vitprune bench
 
-      vitprune bench deit_base --keep 0.7 --batch-size 1,32,256 --device cuda
+      vitprune bench deit_base --keep 0.7 --batch-size 1,32,256 --device cuda --mode eager,compile,cudagraphs
 
       vitprune bench runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
     processes.refuse_several("bench")
     sizes = parse_numbers(batch_size, "--batch-size")
+    if csv is not None:
+        check_csv(csv)
 
-    from vitprune.measure import describe_environment, pick_device, pick_precision
-    from vitprune.model import attach_as
+    from vitprune.measure import check_mode, describe_environment, pick_device, pick_precision, side_by_side
     from vitprune.training import load_recipe
-    from vitprune.zoo import load_model, sparse_file
 
+    where = pick_device(device)
+    modes = [check_mode(name.strip(), where) for name in dict.fromkeys(mode.split(","))]
+    number_format = pick_precision(precision.value, where, training=False)
+    sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
     plans = [
-        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None)
+        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align)
         for each in parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
     ]
-    plans = [plan for plan in plans if plan.keep < 1]
-    where = pick_device(device)
-    number_format = pick_precision(precision.value, where, training=False)
-    sizes = sizes or ([1, 32, 256] if where.type == "cuda" else [1, 32])
+    refused = (keep, stages, schedule, dropped, align)
+    measuring = Measuring(device, precision, max(sizes))
+    subjects = [
+        _subject(spec, plans, img_size, refused, floor, align, measuring) for spec in models or [_DEFAULT_MODEL]
+    ]
+    sources = [_pictures(subject, data, data_dir, workers, seconds, sizes) for subject in subjects]
     rows: list[dict[str, Any]] = []
-    for spec in models or []:
-        if sparse_file(spec):
-            refuse_plan(spec, keep, stages, schedule, dropped)
-    loaded = [load_model(spec, weights="random", img_size=img_size) for spec in models or [_DEFAULT_MODEL]]
     with RunProgress() as progress:
-        for each in loaded:
-            if each.sparse is not None and each.metadata is not None:
-                sparse = {each.metadata.label: _Variant(each.metadata.keep, each.sparse)}
-            else:
-                sparse = {plan.label: _Variant(plan.keep, attach_as(each.model, plan)) for plan in plans}
-            variants = {_DENSE: _Variant(1.0, each.model)} | sparse
-            progress.begin(f"timing {each.name}", len(sizes) * len(variants))
-            rows += _measure(each.name, variants, sizes, where, number_format, progress)
+        for subject, source in zip(subjects, sources, strict=True):
+            progress.begin(f"timing {subject.name}", len(modes) * len(sizes) * len(subject.contestants))
+            rows += side_by_side(
+                subject.name,
+                subject.contestants,
+                subject.input_size,
+                sizes,
+                modes,
+                device=where,
+                precision=number_format,
+                min_seconds=seconds,
+                attention=attention.value,
+                pictures=source,
+                on_row=lambda _: progress.advance(1),
+            )
+    usable = [row for row in rows if row["kind"] != "floor"]
     environment = describe_environment()
+    if csv is not None:
+        write_csv(csv, rows, {"device": str(where), "precision": number_format})
     if as_json:
-        print_json({"rows": rows, "device": str(where), "precision": number_format, "environment": environment})
+        floors = [row for row in rows if row["kind"] == "floor"]  # apart, or somebody takes one for a model
+        about = {"device": str(where), "precision": number_format, "data": data}
+        print_json({"rows": usable, "floors": floors, **about, "environment": environment})
     else:
-        _print(rows, f"{where}, {number_format}, {environment['num_threads']} threads, torch {environment['torch']}")
-    speedups = [row["speedup"] for row in rows if row["keep"] != 1]
+        device_name = _device_name(where, environment)
+        print_rows(rows, f"{device_name}, {number_format}, {environment['num_threads']} CPU threads")
+    speedups = [row["speedup"] for row in usable if row["kind"] == "sparse"]
     enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
 
 
-class _Variant(NamedTuple):
-    keep: float | None
-    model: nn.Module
+@dataclass(frozen=True)
+class _Subject:
+    """What one MODEL argument stands for: named modules, and the pictures that they take."""
+
+    name: str
+    contestants: dict[str, Contestant]
+    input_size: tuple[int, int, int]
+    dense: nn.Module
 
 
-def _measure(
-    name: str, variants: dict[str, _Variant], sizes: list[int], device: Any, precision: Any, progress: RunProgress
-) -> list[dict[str, Any]]:
+def _subject(
+    spec: str,
+    plans: list[Sparsity],
+    img_size: tuple[int, int] | None,
+    refused: tuple[object, ...],
+    floor: bool,
+    align: str | None,
+    measuring: Measuring,
+) -> _Subject:
+    """The one place where a MODEL argument becomes the modules to time.
+
+    Args:
+        spec: MODEL.
+        plans: what to make of a dense model.
+        img_size: as asked for, or None.
+        refused: options that a file with a plan of its own does not take.
+        floor: whether to add floors.
+        align: --align.
+        measuring: for --align auto.
+    """
     from vitprune.backbones import input_size
-    from vitprune.measure import benchmark, count_macs, speedup
+    from vitprune.measure import Contestant
+    from vitprune.measure.sidebyside import DENSE, with_floors
+    from vitprune.model import attach_as
+    from vitprune.zoo import load_model, sparse_file
 
-    size = input_size(variants[_DENSE].model)
-    macs = {label: count_macs(variant.model, size) for label, variant in variants.items()}
-    timings: list[Timing] = benchmark(
-        {label: variant.model for label, variant in variants.items()},
-        size,
-        sizes,
-        device=device,
-        precision=precision,
-        on_row=lambda _: progress.advance(1),
-    )
-    rows = []
-    for timing, against in zip(timings, speedup(timings, _DENSE), strict=True):
-        label = timing.model
-        rows.append(
-            asdict(timing)
-            | {
-                "model": name,
-                "label": label,
-                "keep": variants[label].keep,
-                "gmacs": macs[label] / 1e9,
-                "macs_ratio": macs[_DENSE] / macs[label],
-                "speedup": against.ratio,
-                "slower": against.slower,
-            }
-        )
-    return rows
+    if sparse_file(spec):
+        refuse_plan(spec, *refused)
+    loaded = load_model(spec, weights="random", img_size=img_size)
+    contestants = {DENSE: Contestant("dense", 1.0, loaded.model)}
+    if loaded.sparse is not None and loaded.metadata is not None:
+        contestants[loaded.metadata.label] = Contestant("sparse", loaded.metadata.keep, loaded.sparse)
+    else:
+        for asked in plans:
+            if asked.keep < 1:
+                plan = resolve_sparsity(loaded.model, asked, None, align, measuring)
+                contestants[plan.label] = Contestant("sparse", plan.keep, attach_as(loaded.model, plan))
+    contestants = with_floors(contestants) if floor else contestants
+    return _Subject(loaded.name, contestants, input_size(loaded.model), loaded.model)
 
 
-def _print(rows: list[dict[str, Any]], where: str) -> None:
-    columns = ["", "batch", "images/s", "ms a batch", "GMACs", "fewer MACs", "measured"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        print_table(model, columns, [_cells(row) for row in rows if row["model"] == model])
-    print_line(f"{where}; timed in turns; median ± half the interquartile range; MACs with attention")
+def _pictures(
+    subject: _Subject,
+    data: str | None,
+    data_dir: Path | None,
+    workers: int | None,
+    seconds: float,
+    sizes: list[int],
+) -> PictureSource | None:
+    """What --data asks for."""
+    if data is None:
+        return None
+    from vitprune.data import eval_transform, open_data
+    from vitprune.measure import PictureSource, check_source
+    from vitprune.training import Recipe
+
+    pictures = open_data(data, None, data_options(data_dir, None, None, False, None), labels=False).val
+    pictures.transform = eval_transform(subject.dense)
+    source = PictureSource(pictures, Recipe(num_workers=workers).workers(), seconds)
+    check_source(source, sizes)
+    return source
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    half_spread = (row["latency_ms_p75"] - row["latency_ms_p25"]) / 2
-    return [
-        row["label"],
-        str(row["batch_size"]),
-        number(row["images_per_s"], 1),
-        f"{row['latency_ms_p50']:.2f} ±{half_spread:.2f}",
-        number(row["gmacs"], 3),
-        f"{row['macs_ratio']:.2f} x",
-        f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
-    ]
+def _device_name(device: torch.device, environment: dict[str, Any]) -> str:
+    if device.type == "cuda":
+        return f"{environment['gpus'][device.index or 0]['name']} ({device})"
+    return f"{environment['cpu']} ({device})" if device.type == "cpu" else str(device)

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from vitprune.cli.options import (
+    Align,
     AsJson,
+    Device,
     Dropped,
     ImgSize,
     Keep,
     Model,
+    Precision,
+    PrecisionName,
     Ratios,
     RecipeName,
     Schedule,
     Stages,
+    TargetBatchSize,
     TargetGmacs,
+    parse_align,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table
-from vitprune.cli.plan import parse_sparsity, refuse_plan, resolve_sparsity
+from vitprune.cli.plan import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
 
 
 def info(
@@ -28,11 +34,17 @@ def info(
     ratios: Ratios = None,
     dropped: Dropped = None,
     target_gmacs: TargetGmacs = None,
+    align: Align = None,
+    target_batch_size: TargetBatchSize = None,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.FP32,
     recipe: RecipeName = "short",
     img_size: ImgSize = None,
     as_json: AsJson = False,
 ) -> None:
     """The plan before acting: tokens per stage, MACs and parameters. Needs no weights and no network.
+
+    Nothing runs, unless --align auto asks for a measurement, on --device and in --precision.
 
     Examples:
 
@@ -46,12 +58,13 @@ def info(
     from vitprune.training import load_recipe
     from vitprune.zoo import load_model
 
-    asked = parse_sparsity(load_recipe(recipe), keep, stages, schedule, ratios, dropped, target_gmacs)
-    loaded = load_model(model, weights="none", img_size=img_size)
+    asked = parse_sparsity(load_recipe(recipe), keep, stages, schedule, ratios, dropped, target_gmacs, align)
+    loaded = load_model(model, weights="none" if parse_align(align) else "random", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)
     if loaded.sparse:
-        refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs)
-    plan = asked if loaded.sparse else resolve_sparsity(loaded.model, asked, target_gmacs)
+        refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs, align)
+    measuring = Measuring(device, precision, target_batch_size)
+    plan = asked if loaded.sparse else resolve_sparsity(loaded.model, asked, target_gmacs, align, measuring)
     sparse = loaded.sparse or attach_as(loaded.model, plan)
     size = input_size(loaded.model)
     staged = sparse.schedule
@@ -60,6 +73,7 @@ def info(
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else None if plan.ratios else plan.keep,
         "dropped": sparse.dropped,
+        "align": staged.align,
         "input_size": list(size),
         "depth": staged.depth,
         "num_prefix_tokens": sparse.backbone.num_prefix_tokens,

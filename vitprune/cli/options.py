@@ -14,6 +14,8 @@ from vitprune.errors import UsageError
 if TYPE_CHECKING:
     from vitprune.data import DataOptions
 
+_MAX_ALIGN = 4096
+
 
 class PrecisionName(str, Enum):
     """Choices of --precision."""
@@ -158,6 +160,18 @@ Dropped = Annotated[
         show_default="by recipe",
     ),
 ]
+Align = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Token counts that fill tiles of N, prefix tokens included, at the same MACs: 8, or auto: measured here.",
+        show_default="1",
+    ),
+]
+TargetBatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Pictures per pass for what is measured: --align auto.", show_default="32"),
+]
 TargetGmacs = Annotated[
     float | None,
     typer.Option(metavar="G", help="Find the keep ratio that costs at most this, in GMACs.", show_default=False),
@@ -181,6 +195,21 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} is '{text}', expected whole numbers above 0, such as 3,6,9")
     return [int(part) for part in parts]
+
+
+def parse_align(text: str | None) -> int | None:
+    """`8` to 8; None for `auto`, which is to be measured.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text == "auto":
+        return None
+    if text is None:
+        return 1
+    if not text.isdecimal() or not 1 <= int(text) <= _MAX_ALIGN:
+        raise UsageError(f"--align is '{text}', expected a whole number from 1 to {_MAX_ALIGN}, or auto", "--align 8")
+    return int(text)
 
 
 def parse_ratios(text: str | None, option: str) -> list[float] | None:

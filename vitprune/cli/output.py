@@ -13,6 +13,8 @@ from rich.text import Text
 
 from vitprune import processes
 
+_WIDE = 200
+
 
 def stderr_console() -> Console:
     """Where talk, progress and warnings go."""
@@ -31,7 +33,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))  # as Text, or a class called "[/b]" would be markup
-    console = Console(highlight=False)
+    # What goes to a file or a pipe has no edge to be folded at.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     console.print(plain(title), style="bold", markup=False, soft_wrap=True)
     console.print(table)
 

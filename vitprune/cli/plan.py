@@ -1,10 +1,20 @@
-"""From the options --keep, --stages, --schedule, --ratios, --dropped and --target-gmacs to a plan."""
+"""From the options --keep, --stages, --schedule, --ratios, --dropped, --target-gmacs and --align to a plan."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vitprune.cli.options import DroppedName, ScheduleName, parse_numbers, parse_ratios
+from vitprune import processes
+from vitprune.cli.options import (
+    DroppedName,
+    PrecisionName,
+    ScheduleName,
+    parse_align,
+    parse_numbers,
+    parse_ratios,
+)
+from vitprune.cli.output import talk
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,6 +24,7 @@ if TYPE_CHECKING:
     from vitprune.training import Recipe
 
 DEFAULT_KEEP = 0.7
+DEFAULT_TARGET_BATCH_SIZE = 32
 
 
 def parse_sparsity(
@@ -24,8 +35,10 @@ def parse_sparsity(
     ratios: str | None,
     dropped: DroppedName | None,
     target_gmacs: float | None,
+    align: str | None = None,
 ) -> Sparsity:
-    """What the options ask for; what they leave open is the recipe's. --target-gmacs is still to be looked for.
+    """What the options ask for; what they leave open is the recipe's. --target-gmacs and --align auto are still to be
+    looked for, see `resolve_sparsity`.
 
     Raises:
         UsageError: options that cannot be read or do not go together.
@@ -48,6 +61,7 @@ def parse_sparsity(
         schedule=recipe.schedule if schedule is None else schedule.value,
         ratios=None if free is None else tuple(free),
         dropped=recipe.dropped if dropped is None else dropped.value,
+        align=parse_align(align) or 1,
     )
 
 
@@ -60,22 +74,69 @@ def refuse_plan(model: str, *options: object) -> None:
     if any(option is not None for option in options):
         raise UsageError(
             f"'{model}' has its own plan, which options cannot change",
-            "leave out --keep, --stages, --schedule, --ratios, --dropped and --target-gmacs, or start from a timm name",
+            "leave out --keep, --stages, --schedule, --ratios, --dropped, --align and --target-gmacs, or start from a "
+            "timm name",
         )
 
 
-def resolve_sparsity(model: nn.Module, sparsity: Sparsity, target_gmacs: float | None) -> Sparsity:
-    """Find the keep ratio for --target-gmacs, and make sure that the plan fits the model.
+@dataclass(frozen=True)
+class Measuring:
+    """Where and how to measure what a plan leaves to a measurement.
+
+    Attributes:
+        device: --device.
+        precision: of the sparse model in use.
+        batch_size: --target-batch-size.
+    """
+
+    device: str = "auto"
+    precision: PrecisionName = PrecisionName.FP32
+    batch_size: int | None = None
+
+
+def resolve_sparsity(
+    model: nn.Module,
+    sparsity: Sparsity,
+    target_gmacs: float | None,
+    align: str | None = None,
+    measuring: Measuring | None = None,
+) -> Sparsity:
+    """Find the keep ratio for --target-gmacs and what --align auto is here; make sure that the plan fits the model.
+
+    Args:
+        model: the timm model; with weights where something is to be measured.
+        sparsity: of `parse_sparsity`.
+        target_gmacs: --target-gmacs.
+        align: --align.
+        measuring: for --align auto.
 
     Raises:
-        UsageError: it does not, or the budget cannot be met.
+        UsageError: it does not fit, or the budget cannot be met.
     """
     from vitprune.backbones import wrap
-    from vitprune.cli.output import talk
     from vitprune.measure import keep_for_gmacs
 
     if target_gmacs is not None:
         sparsity = keep_for_gmacs(model, sparsity, target_gmacs)
         talk(f"--target-gmacs {target_gmacs:g}: keep ratio {sparsity.keep:g}")
+    if parse_align(align) is None:
+        sparsity.plan(wrap(model))
+        sparsity = replace(sparsity, align=_measured_align(model, sparsity, measuring or Measuring()))
     sparsity.plan(wrap(model))
     return sparsity
+
+
+def _measured_align(model: nn.Module, sparsity: Sparsity, measuring: Measuring) -> int:
+    """--align auto; measured by one process, or several might disagree."""
+    from vitprune.measure import fastest_align, pick_device, pick_precision
+
+    device = pick_device(measuring.device)
+    precision = pick_precision(measuring.precision.value, device, training=False)
+    batch_size = measuring.batch_size or DEFAULT_TARGET_BATCH_SIZE
+    found = None
+    if processes.is_main():
+        talk(f"--align auto: measuring on {device}, {precision}, batch size {batch_size}")
+        found = fastest_align(model, sparsity, batch_size, device, precision)
+        talk(f"--align auto: {found}")
+    align: int = processes.from_main(found)
+    return align

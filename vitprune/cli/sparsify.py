@@ -10,6 +10,7 @@ import typer
 from vitprune import processes
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
+    Align,
     AsJson,
     Checkpoint,
     Columns,
@@ -29,13 +30,15 @@ from vitprune.cli.options import (
     Splits,
     Stages,
     Streaming,
+    TargetBatchSize,
     TargetGmacs,
     Workers,
     data_options,
 )
 from vitprune.cli.output import print_json, talk
-from vitprune.cli.plan import parse_sparsity, resolve_sparsity
+from vitprune.cli.plan import Measuring, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.summary import print_summary
 from vitprune.errors import UsageError
 
@@ -92,6 +95,8 @@ def sparsify(
     ratios: Ratios = None,
     dropped: Dropped = None,
     target_gmacs: TargetGmacs = None,
+    align: Align = None,
+    target_batch_size: TargetBatchSize = None,
     recipe: RecipeName = "short",
     checkpoint: Checkpoint = None,
     data_dir: DataDir = None,
@@ -184,8 +189,10 @@ def sparsify(
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
+    if resume and align == "auto":
+        raise UsageError("--align auto may measure something else than the run to resume did", "give its --align N")
     settings = {
-        **_batch_settings(batch_size, grad_accum),
+        **batch_settings(batch_size, grad_accum),
         "num_workers": workers,
         "warm_start_steps": warm_start_steps,
         "steps": steps,
@@ -199,15 +206,16 @@ def sparsify(
         "labels": False if no_labels else None,
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
-    plan = _recipe(model, recipe, settings, weights)
-    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs)
+    plan = chosen_recipe(model, recipe, settings, weights)
+    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align)
     where = _device(device, plan)
     options = data_options(data_dir, splits, columns, streaming, limit, fraction)
     if track is not None:
         from vitprune.training import check_tracker
 
         check_tracker(track)
-    loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs)
+    measuring = Measuring(device, batch_size=target_batch_size)
+    loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
     folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
     from vitprune.run import RunSettings, run
@@ -243,46 +251,6 @@ def sparsify(
     )
 
 
-def _batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, Any]:
-    """Settings of the recipe.
-
-    Raises:
-        UsageError: no number of pictures, or two that contradict each other.
-    """
-    if batch_size == "auto":
-        if grad_accum is not None:
-            raise UsageError("--batch-size auto finds out how many passes are needed", "leave out --grad-accum")
-        return {"grad_accum": "auto"}
-    if batch_size is None:
-        return {"grad_accum": grad_accum}
-    if not batch_size.isdecimal() or int(batch_size) < 1:
-        raise UsageError(f"--batch-size is '{batch_size}', expected a whole number above 0, or auto")
-    return {"batch_size": int(batch_size), "grad_accum": grad_accum}
-
-
-def _recipe(model: str, name: str, settings: dict[str, Any], weights: dict[str, float | None]) -> Recipe:
-    """The recipe with what the options replace.
-
-    Raises:
-        UsageError: a setting out of range, or one that would do nothing.
-    """
-    from vitprune.training.recipe import DEMO, load_recipe
-
-    given = {key: value for key, value in settings.items() if value is not None}
-    if model == "demo" and name == "short":
-        base = {key: value for key, value in DEMO.items() if key != "steps" or "epochs" not in given}
-        given = {**base, **given}
-    recipe = load_recipe(name, **given, weights={key: value for key, value in weights.items() if value is not None})
-    if weights["ratio"] is not None and recipe.decision == "topk":
-        raise UsageError(
-            f"--ratio-weight does nothing in recipe '{name}': its sampled steps keep the scheduled number anyway",
-            "leave it out, or use a recipe with 'decision: gumbel', such as --recipe paper",
-        )
-    if weights["ce"] and settings["labels"] is False:
-        raise UsageError("--ce-weight needs the labels that --no-labels leaves out", "give one of them")
-    return recipe
-
-
 def _device(device: str, recipe: Recipe) -> Any:
     from vitprune.measure import pick_device, pick_precision
 
@@ -298,6 +266,8 @@ def _load(
     img_size: tuple[int, int] | None,
     sparsity: Sparsity,
     target_gmacs: float | None,
+    align: str | None,
+    measuring: Measuring,
 ) -> tuple[Loaded, Sparsity]:
     """The dense model, and a plan that fits it."""
     from vitprune.zoo import load_model
@@ -307,7 +277,7 @@ def _load(
         raise UsageError(
             f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"
         )
-    return loaded, resolve_sparsity(loaded.model, sparsity, target_gmacs)
+    return loaded, resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
 
 
 def _open(

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from vitprune.errors import UsageError
+from vitprune.measure.modes import Mode
+
+Attention = Literal["fused", "unfused"]
+"""timm's two ways to compute attention: PyTorch's scaled_dot_product_attention, or product, softmax, product."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,16 @@ class Timing:
         latency_ms_p25: lower quartile of the same.
         latency_ms_p75: upper quartile of the same.
         images_per_s: from the median.
-        peak_memory_mib: what PyTorch allocates for this model alone (weights, images, activations); None
-            except on CUDA.
+        peak_memory_mib: what PyTorch allocates for this model alone (weights, images, activations), of a CUDA graph in
+            an eager pass; None on devices that do not tell.
         num_runs: timed forward passes in all rounds together.
+        single_pass_ms_p50: median time of one pass alone, from its call until its result is there.
+        single_pass_ms_p90: what nine of ten such passes stay below.
+        single_pass_ms_p99: what 99 of 100 such passes stay below; of few passes about the slowest.
+        num_single_passes: how many such passes there were.
+        loader_images_per_s: with pictures read, decoded and moved to the device; None where not measured.
+        mode: how it ran, see `vitprune.measure.modes`.
+        attention: which of timm's kernels its attention used.
     """
 
     model: str
@@ -32,6 +44,13 @@ class Timing:
     images_per_s: float
     peak_memory_mib: float | None
     num_runs: int
+    single_pass_ms_p50: float | None = None
+    single_pass_ms_p90: float | None = None
+    single_pass_ms_p99: float | None = None
+    num_single_passes: int = 0
+    loader_images_per_s: float | None = None
+    mode: Mode = "eager"
+    attention: Attention = "fused"
 
 
 @dataclass(frozen=True)

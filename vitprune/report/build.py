@@ -58,6 +58,7 @@ def build_report(
         "keep": metadata.keep,
         "schedule": metadata.schedule,
         "dropped": metadata.dropped,
+        "align": metadata.align,
         "stages": [stage.model_dump() for stage in metadata.stages],
         "dense": sides["dense"],
         "sparse": sides["sparse"],

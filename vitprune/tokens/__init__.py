@@ -24,22 +24,33 @@ from vitprune.tokens.decisions import (
 from vitprune.tokens.fold import fold_masked, fold_tokens
 from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
 from vitprune.tokens.predictor import TokenPredictor
-from vitprune.tokens.selection import gather_tokens, split_tokens, topk_decision, topk_tokens
+from vitprune.tokens.selection import (
+    flat_rows,
+    gather_tokens,
+    keep_scores,
+    split_tokens,
+    take_rows,
+    topk_decision,
+    topk_tokens,
+)
 
 __all__ = [
     "TokenPredictor",
     "attention_bias",
     "distillation_loss",
+    "flat_rows",
     "fold_masked",
     "fold_tokens",
     "gather_tokens",
     "gumbel_decision",
     "gumbel_noise",
+    "keep_scores",
     "key_bias",
     "perturbed_topk_decision",
     "ratio_loss",
     "size_bias",
     "split_tokens",
+    "take_rows",
     "token_distillation_loss",
     "token_loss",
     "topk_decision",

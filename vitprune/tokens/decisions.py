@@ -122,4 +122,6 @@ def size_bias(sizes: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     Returns:
         Bias (B, 1, 1, P + N), to be passed as `attn_mask`.
     """
-    return F.pad(sizes, (num_prefix_tokens, 0), value=1.0).log()[:, None, None, :]
+    if num_prefix_tokens:
+        sizes = F.pad(sizes, (num_prefix_tokens, 0), value=1.0)
+    return sizes.log()[:, None, None, :]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -47,6 +49,10 @@ class TokenPredictor(nn.Module):
         Returns:
             log_pi (B, N, 2) in fp32 (float64 for a float64 predictor). Finite also when no token is kept.
         """
+        return self.logits(x, kept).log_softmax(dim=-1)
+
+    def logits(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """As `forward`, before the log-softmax: all that a ranking needs, which is by keep less drop."""
         dtype = next(self.parameters()).dtype
         # Switched off only where it is on: exported graphs would hold the switch as an operator of its own.
         mixed = not x.is_meta and torch.is_autocast_enabled(x.device.type)
@@ -58,9 +64,12 @@ class TokenPredictor(nn.Module):
                 weight = kept.to(dtype).unsqueeze(-1)
                 # The clamp guards an empty set (0/0); it never binds otherwise, as one kept token already sums to 1.
                 pooled = (shared * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1)
-            features = torch.cat((local, pooled.expand_as(local)), dim=-1)
-            log_pi: Tensor = self.out_proj(features).log_softmax(dim=-1)
-        return log_pi
+            # The linear layer of [local, pooled], without repeating for every token what is the same for all of them.
+            first: Any = self.out_proj[0]
+            for_local, for_pooled = first.weight.chunk(2, dim=1)
+            hidden = F.linear(local, for_local) + F.linear(pooled, for_pooled, first.bias)
+            logits: Tensor = self.out_proj[1:](hidden)
+        return logits
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TokenPredictor:
         # Every .to(), .half(), .cuda() comes through here: follow the device, never go below fp32.

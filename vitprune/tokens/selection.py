@@ -6,7 +6,17 @@ Constant counts, top-k and gather only, so that the result compiles and exports.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def keep_scores(log_pi: Tensor) -> Tensor:
+    """What tokens are ranked by, (B, N): keep less drop.
+
+    The order of log_pi[..., 1], but finer where both round to the same; and the same of log_pi (B, N, 2) as of the
+    logits that it is the log-softmax of.
+    """
+    return log_pi[..., 1] - log_pi[..., 0]
 
 
 def topk_tokens(scores: Tensor, num_tokens: int) -> Tensor:
@@ -31,7 +41,31 @@ def split_tokens(scores: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
 
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     """Rows `indices` (B, K) of the tokens `x` (B, N, C), as (B, K, C)."""
-    return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return take_rows(x, flat_rows(x, 0, indices))
+
+
+def flat_rows(x: Tensor, num_prefix_tokens: int, *indices: Tensor) -> Tensor:
+    """Where tokens are among all tokens of a batch, prefix tokens first.
+
+    Args:
+        x: tokens (B, P + N, C).
+        num_prefix_tokens: P.
+        *indices: of patch tokens, each (B, K_i), one after the other.
+
+    Returns:
+        Rows of x.flatten(0, 1), (B, P + sum of K_i).
+    """
+    batch, length = x.shape[:2]
+    # The prefix counts from -P, so that one addition is right for all.
+    prefix = torch.arange(-num_prefix_tokens, 0, device=x.device).expand(batch, -1)
+    first = torch.arange(num_prefix_tokens, num_prefix_tokens + batch * length, length, device=x.device)
+    return torch.cat((prefix, *indices), dim=1) + first.unsqueeze(1)
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Tokens (B, N, C) at `rows` (B, K) of `flat_rows`, as (B, K, C)."""
+    # Whole rows of one table are copied at once; `gather` would look up every number by itself.
+    return F.embedding(rows, x.flatten(0, 1))
 
 
 def topk_decision(scores: Tensor, num_tokens: int, kept: Tensor | None = None) -> Tensor:

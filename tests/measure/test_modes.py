@@ -1,0 +1,95 @@
+"""Eager, compiled, captured: the same answers, and clear words where it cannot be."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitprune.errors import DeviceError, UsageError, VitpruneError
+from vitprune.measure import benchmark, check_mode, modes
+from vitprune.measure.modes import prepare
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["eager", "compile"])
+def test_modes_of_any_device(name):
+    assert check_mode(name, CPU) == name
+
+
+def test_graphs_need_cuda_and_names_must_be_known():
+    with pytest.raises(DeviceError, match="'cudagraphs' needs an NVIDIA GPU, not device 'cpu'") as caught:
+        check_mode("cudagraphs", CPU)
+    assert "--mode eager" in caught.value.hint
+    with pytest.raises(UsageError, match="mode 'jit' is unknown"):
+        check_mode("jit", CPU)
+
+
+@pytest.fixture
+def quick_compile(monkeypatch):
+    """torch.compile without a compiler: traces the whole pass, and runs it op by op."""
+    real = torch.compile
+    monkeypatch.setattr(modes.torch, "compile", lambda model, **options: real(model, backend="eager", **options))
+    yield
+    torch.compiler.reset()
+
+
+def test_a_compiled_pass_is_the_eager_one(make_sparse, make_images, quick_compile):
+    sparse = make_sparse(img_size=96)
+    images, others = make_images(sparse), make_images(sparse, seed=1)
+    with torch.inference_mode():
+        forward = prepare(sparse, images, "compile")
+        torch.testing.assert_close(forward.run(), sparse(images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(forward.run_on(others), sparse(others), rtol=0, atol=1e-5)
+
+
+class Adds(nn.Module):
+    """One class, many instances, each compiled for itself."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, images):
+        return images + self.number
+
+
+def test_more_models_of_one_class_than_pytorch_keeps_by_default(quick_compile):
+    images = torch.zeros(1)
+    passes = [prepare(Adds(number), images, "compile") for number in range(20)]
+    assert [forward.run().item() for forward in passes] == list(range(20))
+
+
+def test_every_batch_size_is_compiled(make_vit, quick_compile):
+    rows = benchmark(
+        {"model": make_vit(img_size=32)},
+        (3, 32, 32),
+        [1, 2],
+        device=CPU,
+        precision="fp32",
+        mode="compile",
+        rounds=2,
+        min_seconds=0.001,
+    )
+    assert [(row.mode, row.batch_size) for row in rows] == [("compile", 1), ("compile", 2)]
+
+
+class Breaks(nn.Module):
+    """Needs a value of a tensor in Python, which no whole graph can hold."""
+
+    def forward(self, images):
+        return images + 1 if images.sum().item() > 0 else images
+
+
+def test_what_does_not_compile_is_named_with_a_way_out(quick_compile):
+    with pytest.raises(VitpruneError, match=r"torch\.compile of a Breaks failed") as caught:
+        prepare(Breaks(), torch.ones(2), "compile")
+    assert "--mode eager" in caught.value.hint
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_graph_is_the_eager_pass(make_sparse, make_images):
+    sparse = make_sparse(img_size=96).cuda()
+    images, others = make_images(sparse).cuda(), make_images(sparse, seed=1).cuda()
+    with torch.inference_mode():
+        forward = prepare(sparse, images, "cudagraphs")
+        torch.testing.assert_close(forward.run_on(others).clone(), sparse(others), rtol=0, atol=1e-4)
