@@ -44,12 +44,3 @@ def calm_attention(model):
                 block.attn.q_norm.weight.mul_(block.attn.head_dim**-0.5)
             if isinstance(block, EvaBlockPostNorm):
                 block.attn.qkv.weight.mul_(0.3)
-
-
-def macs_not_repeated(sparse):
-    """Multiply-accumulates that the published figures count and we do not need.
-
-    A predictor's first layer after pooling sees [local, pooled]; we compute its pooled half once, not for every token.
-    """
-    width, tokens = sparse.backbone.embed_dim, sparse.schedule.tokens_per_block()
-    return sum((tokens[block - 1] - 1) * (width // 2) ** 2 for block in sparse.schedule.blocks)

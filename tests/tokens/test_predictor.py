@@ -56,13 +56,6 @@ def test_output_is_the_formula_of_section_3_2(predictor, tokens):
     torch.testing.assert_close(predictor(x, kept), z - z.exp().sum(-1, keepdim=True).log(), rtol=1e-12, atol=1e-12)
 
 
-def test_the_shared_part_is_that_of_the_concatenation(predictor, tokens):
-    """The first layer after pooling, split in two, against the layer as the paper writes it."""
-    local, shared = predictor.in_proj(tokens).chunk(2, dim=-1)
-    features = torch.cat((local, shared.mean(dim=1, keepdim=True).expand_as(local)), dim=-1)
-    torch.testing.assert_close(predictor.logits(tokens), predictor.out_proj(features))
-
-
 def test_scores_of_logits_and_of_log_probabilities_rank_alike(predictor, tokens):
     logits, log_pi = predictor.logits(tokens), predictor(tokens)
     torch.testing.assert_close(keep_scores(log_pi), keep_scores(logits))
