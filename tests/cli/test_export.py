@@ -73,7 +73,7 @@ def test_comparison_on_real_pictures_and_what_is_said_of_it(place, capsys):
     assert run(["export", ".", "--format", "pt2", *options]) == 0
     out, err = capsys.readouterr()
     assert "mine, keep 0.5: pt2, fp16" in out
-    assert "beside PyTorch on 7 pictures, in batches of 1, 2: logits differ by" in out
+    assert "beside PyTorch on 12 random images and 7 pictures, in batches of 1, 2, 5: logits differ by" in out
     assert "written to model-fp16.pt2" in out
     assert "exporting mine" in err
     assert run(["eval", "model-fp16.pt2", "pictures", "-j", "0", "--json"]) == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -60,9 +61,7 @@ def export(
     ] = WeightsName.FP32,
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="DATA", help="Compare on its pictures, not on random ones.", show_default="12 random images"
-        ),
+        typer.Option(metavar="DATA", help="Compare also on its pictures.", show_default="12 random images alone"),
     ] = None,
     data_dir: DataDir = None,
     limit: Limit = None,
@@ -88,7 +87,7 @@ def export(
         raise UsageError("--limit is of the pictures to compare on, and there is no --data", "add --data DATA")
 
     from vitprune.checkpoint import describe
-    from vitprune.export import BATCH_SIZES, check_output
+    from vitprune.export import BATCH_SIZES, check_output, random_batches
     from vitprune.export import export as write
     from vitprune.export.onnx_file import require_onnx
     from vitprune.model import attach
@@ -103,19 +102,13 @@ def export(
     )
     output = output or _default_output(loaded, kind.value, precision.value)
     check_output(output, kind.value, precision.value, overwrite=overwrite)
-    pictures = (sum(BATCH_SIZES), None) if data is None else _pictures(loaded, data, data_dir, limit or _DEFAULT_LIMIT)
-    num_images, batches = pictures
+    images = _Images(sum(BATCH_SIZES), random_batches(metadata.preprocessing.input_size))
+    if data is not None:
+        images = _with_pictures(images, loaded, data, data_dir, limit or _DEFAULT_LIMIT)
     with RunProgress() as progress:
-        progress.begin(f"exporting {loaded.name} and comparing", num_images)
-        done = write(
-            sparse,
-            metadata,
-            output,
-            kind.value,
-            precision.value,
-            batches=batches,
-            on_batch=progress.advance,
-        )
+        progress.begin(f"exporting {loaded.name}", None)
+        batches = _announced(progress, images)
+        done = write(sparse, metadata, output, kind.value, precision.value, batches=batches, on_batch=progress.advance)
     result = {
         "model": loaded.name,
         "keep": 1.0 if done.format == "timm" else metadata.keep,
@@ -141,25 +134,41 @@ def _default_output(loaded: Loaded, kind: str, precision: str) -> Path:
     return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}.{kind}"
 
 
-def _pictures(loaded: Loaded, data: str, data_dir: Path | None, limit: int) -> tuple[int | None, Iterator[Tensor]]:
-    """How many there are, where that is known, and the pictures in batches."""
-    from vitprune.data import ModelClasses, batches, count_pictures, eval_transform, make_loader, open_data
+class _Images(NamedTuple):
+    """What to compare on: how many there are, where that is known, and the batches."""
+
+    total: int | None
+    batches: Iterator[Tensor]
+
+
+def _with_pictures(images: _Images, loaded: Loaded, data: str, data_dir: Path | None, limit: int) -> _Images:
+    """Those, and after them pictures of DATA, whose classes do not matter."""
+    from vitprune.data import batches, count_pictures, eval_transform, make_loader, open_data
     from vitprune.export import in_batches
 
-    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    pictures = open_data(data, classes, data_options(data_dir, None, None, False, limit)).val
+    pictures = open_data(data, None, data_options(data_dir, None, None, False, limit), labels=False).val
     pictures.transform = eval_transform(loaded.model)
-    images = (image for batch, _ in batches(make_loader(pictures, 1)) for image in batch)
-    return count_pictures(pictures), in_batches(images)
+    opened = (image for batch, _ in batches(make_loader(pictures, 1)) for image in batch)
+    count = count_pictures(pictures)
+    total = None if count is None or images.total is None else images.total + count
+    return _Images(total, chain(images.batches, in_batches(opened)))
+
+
+def _announced(progress: RunProgress, images: _Images) -> Iterator[Tensor]:
+    """The batches; when the first one is asked for, the file is written and the comparison begins."""
+    progress.begin("comparing with PyTorch", images.total)
+    yield from images.batches
 
 
 def _print(done: Exported, name: str, data: str | None) -> None:
-    agreement: Any = done.agreement
+    from vitprune.export import BATCH_SIZES
+
+    agreement, num_random = done.agreement, sum(BATCH_SIZES)
     sizes = ", ".join(map(str, agreement.batch_sizes))
-    images = f"{agreement.num_images} {'random images' if data is None else 'pictures'}"
+    pictures = "" if data is None else f" and {agreement.num_images - num_random} pictures"
     print_line(f"{name}: {done.format}, {done.precision}, {done.size_mib:.1f} MiB")
     print_line(
-        f"beside PyTorch on {images}, in batches of {sizes}: logits differ by {agreement.max_logit_difference:.1e} "
-        f"at most, same class for {agreement.top1_agreement_pct:.1f} %"
+        f"beside PyTorch on {num_random} random images{pictures}, in batches of {sizes}: logits differ by "
+        f"{agreement.max_logit_difference:.1e} at most, same class for {agreement.top1_agreement_pct:.1f} %"
     )
     print_line(f"written to {done.output}")

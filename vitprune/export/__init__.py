@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vitprune.export.agreement import BATCH_SIZES, Agreement, in_batches
+from vitprune.export.agreement import BATCH_SIZES, Agreement, in_batches, random_batches
 from vitprune.export.job import FORMATS, PRECISIONS, Exported, Format, check_output, export, export_model
 from vitprune.export.onnx_file import read_onnx
 from vitprune.export.program import Program, is_program, runs_on
@@ -22,6 +22,7 @@ __all__ = [
     "in_batches",
     "is_program",
     "open_program",
+    "random_batches",
     "runs_on",
 ]
 
