@@ -34,7 +34,7 @@ def quick_compile(monkeypatch):
 
 
 def test_a_compiled_pass_is_the_eager_one(make_sparse, make_images, quick_compile):
-    sparse = make_sparse(img_size=96)
+    sparse = make_sparse(img_size=48, stages=[2])
     images, others = make_images(sparse), make_images(sparse, seed=1)
     with torch.inference_mode():
         forward = prepare(sparse, images, "compile")
