@@ -42,6 +42,15 @@ def start(device: Any) -> None:
         PartialState(cpu=device.type == "cpu")
 
 
+def finish() -> None:
+    """Take leave of the others, at the end of a command that went well: a process that just ends may be aborted."""
+    if world_size() > 1:
+        import torch.distributed
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def refuse_several(command: str) -> None:
     """For what several processes would do at the same time, each disturbing the other's clock.
 

@@ -66,8 +66,9 @@ def test_the_papers_recipe_is_the_papers():
     assert (recipe.epochs, recipe.freeze_epochs, recipe.warm_start_steps, recipe.deployed_share) == (30, 5, 0, 0)
     assert round(recipe.warmup_share * recipe.epochs, 3) == 5
     assert (recipe.weight_decay, recipe.backbone_lr_scale, recipe.ema_decay) == (0.05, 0.01, 0.9999)
-    assert recipe.model_copy(update={"batch_size": 1024}).peak_lr == pytest.approx(1e-3)
-    assert recipe.peak_lr == pytest.approx(1e-3 / 8)
+    assert (recipe.batch_size, recipe.grad_accum) == (1024, "auto")
+    assert recipe.peak_lr == pytest.approx(1e-3)
+    assert recipe.model_copy(update={"batch_size": 128}).peak_lr == pytest.approx(1e-3 / 8)
     assert (recipe.schedule, recipe.dropped, recipe.decision, recipe.noise_end) == ("geometric", "drop", "gumbel", 1)
     augmentation = recipe.augmentation
     assert augmentation.auto_augment == "rand-m9-mstd0.5-inc1"

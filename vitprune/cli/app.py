@@ -60,7 +60,9 @@ def run(arguments: list[str]) -> int:
     if not processes.is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
-        return app(args=arguments, prog_name="vitprune", standalone_mode=False) or 0
+        code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False) or 0
+        processes.finish()
+        return code
     except VitpruneError as error:
         return _failed(error.message, error.hint, error.exit_code, as_json)
     except TyperException as error:
