@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from vitprune import processes
-from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, sparsify
+from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, sparsify, visualize
 from vitprune.cli.output import print_error
 from vitprune.errors import VitpruneError
 
@@ -27,6 +27,7 @@ app.command("sparsify")(sparsify.sparsify)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
+app.command("visualize")(visualize.visualize)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("info")(info.info)

@@ -12,6 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from vitprune import processes
+from vitprune.text import number, plain, signed
+
+__all__ = [
+    "number",
+    "plain",
+    "print_error",
+    "print_json",
+    "print_line",
+    "print_table",
+    "signed",
+    "stderr_console",
+    "talk",
+]
 
 _WIDE = 200
 
@@ -59,18 +72,3 @@ def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -
         console.print(f"\nhint: {plain(hint)}", markup=False)
     if as_json:
         print_json({"error": message, "hint": hint, "exit_code": exit_code})
-
-
-def plain(text: str) -> str:
-    """The text without what would act on the terminal: names in files and data sets may hold escape sequences."""
-    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """A number for a table; a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def signed(value: float | None, digits: int = 2) -> str:
-    """A difference for a table."""
-    return "-" if value is None else f"{value:+.{digits}f}"

@@ -1,6 +1,7 @@
 """From a DATA argument to picture sets and loaders; the embedded demo set."""
 
-from vitprune.data.classes import ModelClasses, match_classes
+from vitprune.data.classes import ModelClasses, match_classes, readable_names
+from vitprune.data.folder import read_folder
 from vitprune.data.hub import Pictures
 from vitprune.data.loading import Faults, batches, dead_workers_told, make_loader, training_loader
 from vitprune.data.options import DataOptions
@@ -28,6 +29,8 @@ __all__ = [
     "match_classes",
     "open_data",
     "open_picture",
+    "read_folder",
+    "readable_names",
     "train_transform",
     "training_loader",
 ]

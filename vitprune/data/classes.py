@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vitprune.errors import DataError
@@ -56,6 +56,26 @@ def model_index(model: ModelClasses) -> dict[str, int] | None:
     """The model's output index of every class by name, by WordNet id on ImageNet models; None where it has no names."""
     names = model.names or _wordnet_ids((), model.num_classes)
     return {name: i for i, name in enumerate(names)} if names else None
+
+
+def readable_names(names: Mapping[int, str], num_classes: int) -> dict[int, str]:
+    """What people call the classes: WordNet ids spelled out, ImageNet's names where none are known.
+
+    Args:
+        names: what file or data call them, by index of the model's output; may be empty.
+        num_classes: of the model; a count that is not one of ImageNet's brings no names.
+    """
+    if not all(_WORDNET_ID.fullmatch(name) for name in names.values()):
+        return dict(names)
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if not subset:
+        return dict(names)
+    about = ImageNetInfo(subset)
+    ids = dict(names) or dict(enumerate(about.label_names()))
+    known = set(about.label_names())
+    return {i: about.label_name_to_description(name) if name in known else name for i, name in ids.items()}
 
 
 def named(model: ModelClasses) -> bool:

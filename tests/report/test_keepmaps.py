@@ -1,0 +1,125 @@
+"""Keep maps against what the model itself says, and pictures against their pixels."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitprune.data import UNLABELLED, eval_transform
+from vitprune.metadata import StageMetadata
+from vitprune.report.drawing import Legend, dim_dropped, draw_mean, heat_map, montage, sheet
+from vitprune.report.keepmaps import MeanMap, keep_maps, seen
+
+LEGEND = Legend("a model, keep 0.5", [StageMetadata(block=2, ratio=0.5, num_tokens=8)], True, "dense")
+
+
+def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
+    sparse = make_sparse(keep=0.6, stages=[2, 4], num_classes=7)
+    images = make_images(sparse, count=3)
+    maps = keep_maps(sparse, sparse.model, images, torch.tensor([1, UNLABELLED, 6]), {1: "cat"})
+    with torch.no_grad():
+        selection, dense = sparse.select(images), sparse.model(images).log_softmax(-1)
+        ours = selection.logits.log_softmax(-1)
+    kl = (dense.exp() * (dense - ours)).sum(-1)
+    for i, each in enumerate(maps):
+        for stage in range(2):
+            assert list(each.kept[stage]) == selection.indices[stage][i].tolist()
+            expected = selection.log_pi[stage][i, :, 1] - selection.log_pi[stage][i, :, 0]
+            torch.testing.assert_close(torch.tensor(each.scores[stage]), expected)
+            assert len(each.reached(stage)) == len(each.scores[stage])
+        assert set(each.kept[1]) <= set(each.reached(1)) == set(each.kept[0])
+        assert each.kept_pct == tuple(100 * len(kept) / 100 for kept in each.kept), "a grid of 10 x 10"
+        for side, answer in ((each.dense, dense[i]), (each.sparse, ours[i])):
+            best = answer.exp().topk(3)
+            assert [a.index for a in side] == best.indices.tolist()
+            assert [a.probability_pct for a in side] == pytest.approx((100 * best.values).tolist(), rel=1e-5)
+        assert each.kl == pytest.approx(kl[i].item(), rel=1e-3, abs=1e-6)
+    assert [each.label for each in maps] == [1, None, 6]
+    assert {a.name for each in maps for a in each.dense if a.index == 1} <= {"cat"}
+    assert all(a.name is None for each in maps for a in each.dense if a.index != 1)
+    # The higher scores are the ones that stay.
+    first = maps[0]
+    scores = dict(zip(first.reached(0), first.scores[0], strict=True))
+    dropped = set(scores) - set(first.kept[0])
+    assert min(scores[p] for p in first.kept[0]) >= max(scores[p] for p in dropped)
+
+
+@pytest.mark.parametrize("settings", [{}, {"in_chans": 1}, {"img_size": (96, 160)}])
+def test_seen_is_the_picture_the_model_saw(make_vit, settings):
+    """Cropped and resized by timm's transform, and back from its normalisation."""
+    model = make_vit(**settings)
+    generator = np.random.default_rng(0)
+    picture = Image.fromarray(generator.integers(0, 256, (170, 230, 3), dtype=np.uint8))
+    image = eval_transform(model)(picture)
+    shown = seen(model, image)
+    assert shown.size == (image.shape[2], image.shape[1])
+    again = torch.from_numpy(np.asarray(shown).copy()).permute(2, 0, 1) / 255
+    config = model.pretrained_cfg
+    mean, std = (torch.tensor(config[key])[: image.shape[0], None, None] for key in ("mean", "std"))
+    if image.shape[0] == 1:
+        mean, std = (torch.tensor(config[key]).mean() for key in ("mean", "std"))
+        again = again[:1]
+    assert (again - (image * std + mean)).abs().max() < 1 / 255
+
+
+def test_kept_patches_are_untouched_and_dropped_ones_fade():
+    pixels = np.zeros((40, 80, 3), dtype=np.uint8)
+    pixels[..., 0] = 250
+    drawn = np.asarray(dim_dropped(Image.fromarray(pixels), [0, 5], (2, 4))).astype(int)
+    inner = [
+        drawn[20 * row + 2 : 20 * row + 18, 20 * column + 2 : 20 * column + 18]
+        for row in range(2)
+        for column in range(4)
+    ]
+    for number, cell in enumerate(inner):
+        if number in (0, 5):
+            assert (cell == [250, 0, 0]).all()
+        else:
+            assert (cell == cell[..., :1]).all(), "grey"
+            assert abs(cell.mean() - 200) < 40
+
+
+def test_kept_white_on_white_is_told_apart_by_a_line():
+    drawn = np.asarray(dim_dropped(Image.new("RGB", (40, 40), (200, 200, 200)), [0], (2, 2)))
+    assert len({tuple(pixel) for pixel in drawn.reshape(-1, 3)}) == 2
+
+
+def test_heat_map_orders_colours_by_score():
+    picture = Image.new("RGB", (40, 10), (128, 128, 128))
+    drawn = np.asarray(heat_map(picture, [0, 1, 3], [-2.0, 0.5, 9.0], (1, 4))).astype(float)
+    bright = drawn.mean(axis=2)
+    assert bright[5, 5] < bright[5, 15] < bright[5, 35]
+    heat_map(picture, [2], [1.0], (1, 4))  # one score has no range
+
+
+def test_mean_map_counts():
+    mean = MeanMap(4, 2)
+    mean.add([[0, 1, 2], [1]])
+    mean.add([[1, 2, 3], [3]])
+    assert mean.kept_pct == [[50, 100, 100, 50], [0, 50, 0, 50]]
+    assert mean.num_images == 2
+
+
+def test_montages_fit_a_sheet_and_hostile_names_are_drawn(make_sparse, make_images, tmp_path):
+    sparse = make_sparse(keep=0.5, stages=[2], num_classes=3)
+    names = {0: "\x1b[31m$x^" + "long " * 100, 1: "<b>", 2: "木"}
+    one, other = keep_maps(sparse, sparse.model, make_images(sparse), torch.tensor([0, 1]), names)
+    plain = montage(one, "\n\x00name" * 50, LEGEND, names[0])
+    tall = montage(other, "b", LEGEND, None, heat=True)
+    assert tall.height > plain.height
+    both = sheet([plain, tall])
+    assert both.size == (max(plain.width, tall.width), plain.height + tall.height)
+    draw_mean(tmp_path / "mean.png", [[50.0] * 100], (10, 10), 3, Legend("$a_{b$ \x1b", LEGEND.stages, False, "dense"))
+    with Image.open(tmp_path / "mean.png") as drawn:
+        assert drawn.format == "PNG"
+
+
+def test_legend_says_folded_or_gone():
+    assert "folded" in LEGEND.dimmed
+    assert "left the network" in Legend("m", LEGEND.stages, False, "dense").dimmed
+
+
+def test_kl_of_equal_models_is_zero(make_sparse, make_images):
+    sparse = make_sparse(keep=0.5, stages=[2], num_classes=3)
+    (each, _) = keep_maps(sparse, sparse, make_images(sparse), torch.tensor([0, 1]), {})
+    assert each.kl == pytest.approx(0, abs=1e-6)

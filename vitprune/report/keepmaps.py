@@ -1,0 +1,156 @@
+"""Which tokens stay: what both models say of pictures, and where each predictor keeps what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from vitprune.backbones import preprocessing
+from vitprune.data import UNLABELLED
+from vitprune.model import Selection, SparseViT
+
+NUM_ANSWERS = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One class that a model names for a picture.
+
+    Attributes:
+        index: of the model's output.
+        name: of the class; None where it is not known.
+        probability_pct: after the softmax, in percent.
+    """
+
+    index: int
+    name: str | None
+    probability_pct: float
+
+    @property
+    def text(self) -> str:
+        """For people: "tench 93.1 %"."""
+        return f"{self.name or f'class {self.index}'} {self.probability_pct:.1f} %"
+
+
+@dataclass(frozen=True)
+class KeepMap:
+    """What became of the patches of one picture.
+
+    Attributes:
+        picture: as the models saw it, resized and cropped, RGB.
+        grid_size: patches (rows, columns); a patch's number counts them in raster order.
+        kept: numbers of the patches that are left after each stage, rising.
+        scores: log-odds that a stage's predictor gave for keeping each patch that had reached it.
+        dense: likeliest classes of the dense model, best first.
+        sparse: likewise of the sparse model.
+        kl: KL divergence of the sparse model's answer from the dense one's, in nats.
+        label: index of the true class; None where not known.
+    """
+
+    picture: Image.Image
+    grid_size: tuple[int, int]
+    kept: tuple[tuple[int, ...], ...]
+    scores: tuple[tuple[float, ...], ...]
+    dense: tuple[Answer, ...]
+    sparse: tuple[Answer, ...]
+    kl: float
+    label: int | None = None
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of the picture."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def kept_pct(self) -> tuple[float, ...]:
+        """Share of the patches that are left after each stage, in percent."""
+        return tuple(100 * len(stage) / self.num_patches for stage in self.kept)
+
+    def reached(self, stage: int) -> tuple[int, ...]:
+        """Numbers of the patches that stage `stage` chose among."""
+        return self.kept[stage - 1] if stage else tuple(range(self.num_patches))
+
+
+@torch.inference_mode()
+def keep_maps(
+    sparse: SparseViT, dense: nn.Module, images: Tensor, labels: Tensor, names: Mapping[int, str]
+) -> list[KeepMap]:
+    """Run both models on a batch of pictures.
+
+    Args:
+        sparse: the sparse model, in eval mode, with at least one stage.
+        dense: the model to compare with, in eval mode and on the same device.
+        images: (B, C, H, W), preprocessed.
+        labels: class indices (B,), or UNLABELLED.
+        names: of the classes, by index.
+    """
+    on_device = images.to(next(sparse.parameters()).device)
+    selection = sparse.select(on_device)
+    ours, theirs = (logits.float().log_softmax(dim=-1).cpu() for logits in (selection.logits, dense(on_device)))
+    kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
+    kept, scores = _choices(selection)
+    return [
+        KeepMap(
+            picture=seen(sparse.model, image),
+            grid_size=sparse.backbone.grid_size,
+            kept=tuple(tuple(stage[i].tolist()) for stage in kept),
+            scores=tuple(tuple(stage[i].tolist()) for stage in scores),
+            dense=_answers(theirs[i], names),
+            sparse=_answers(ours[i], names),
+            kl=kl[i].item(),
+            label=None if labels[i] == UNLABELLED else int(labels[i]),
+        )
+        for i, image in enumerate(images)
+    ]
+
+
+def seen(model: nn.Module, image: Tensor) -> Image.Image:
+    """A preprocessed image (C, H, W) as an RGB picture again: what the model saw."""
+    config = preprocessing(model)
+    mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+    pixels = (image.float() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
+
+
+class MeanMap:
+    """How often each patch position stays, over many pictures.
+
+    Args:
+        num_patches: of a picture.
+        num_stages: of the model.
+    """
+
+    def __init__(self, num_patches: int, num_stages: int) -> None:
+        self.num_images = 0
+        self._counts = [torch.zeros(num_patches) for _ in range(num_stages)]
+
+    def add(self, kept: Sequence[Sequence[int]]) -> None:
+        """Count one picture's kept patches, by stage."""
+        self.num_images += 1
+        for counts, stage in zip(self._counts, kept, strict=True):
+            counts[torch.tensor(stage)] += 1
+
+    @property
+    def kept_pct(self) -> list[list[float]]:
+        """By stage and position, in percent of the pictures."""
+        return [(100 * counts / max(1, self.num_images)).tolist() for counts in self._counts]
+
+
+def _choices(selection: Selection) -> tuple[list[Tensor], list[Tensor]]:
+    kept = [indices.cpu() for indices in selection.indices]
+    scores = [(log_pi[..., 1] - log_pi[..., 0]).float().cpu() for log_pi in selection.log_pi]
+    return kept, scores
+
+
+def _answers(log_probabilities: Tensor, names: Mapping[int, str]) -> tuple[Answer, ...]:
+    best = log_probabilities.topk(min(NUM_ANSWERS, len(log_probabilities)))
+    shares = 100 * best.values.exp()
+    return tuple(
+        Answer(index, names.get(index), share)
+        for index, share in zip(best.indices.tolist(), shares.tolist(), strict=True)
+    )
