@@ -23,11 +23,11 @@ from vitprune.checkpoint import describe, save
 from vitprune.data import Data, Pictures, count_pictures, eval_transform, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions, predict_together
-from vitprune.files import create_run_folder, write_json
+from vitprune.files import create_run_folder
 from vitprune.measure import Precision, Timing, benchmark, pick_precision
 from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
-from vitprune.report import build_report, object_coverage
+from vitprune.report import accuracy_of, build_report, forget_results, object_coverage, write_results
 from vitprune.training import Checkpoints, Listener, Progress, Recipe, State, StepLog, Tracking, train
 from vitprune.zoo import Loaded
 
@@ -61,6 +61,7 @@ class RunSettings:
         keep_checkpoints: how many training checkpoints to keep, the last ones; they go when the run is complete.
         checkpoint_every: steps between two; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
+        commands: how to do it again, for the report; None where it was not begun by a command.
     """
 
     sparsity: Sparsity
@@ -71,12 +72,13 @@ class RunSettings:
     keep_checkpoints: int = 2
     checkpoint_every: int | None = None
     track: str | None = None
+    commands: Mapping[str, str] | None = None
 
 
 def run(
     loaded: Loaded, data: Data, recipe: Recipe, settings: RunSettings, listener: RunListener
 ) -> tuple[SparseViT, dict[str, Any]]:
-    """Sparsify, train, evaluate, measure; writes model.safetensors, config.json, report.json and log.jsonl.
+    """Sparsify, train, evaluate, measure, report: writes the run folder.
 
     Everything that can be wrong with the input is found before the output folder is made. The checkpoint is written
     as soon as training ends, and also when it is stopped.
@@ -141,7 +143,7 @@ class _Run:
             create_run_folder(output, needed_bytes=2 * _num_bytes(self.student))
             if not resume:  # what a run that is written over has left would be taken for this one's
                 self.checkpoints.clear()
-                (output / "report.json").unlink(missing_ok=True)
+                forget_results(output)
         processes.wait()
         return self.checkpoints.latest() if resume else None
 
@@ -206,12 +208,12 @@ class _Run:
             precision=settings.eval_precision,
             device=str(settings.device),
             wall_s=time.perf_counter() - started,
+            commands=settings.commands,
         )
-        # The name alone: the file may be published, and a path is nobody's business.
-        pictures = report["data"] | {"name": Path(data.name).name}
-        metadata.accuracy = {name: report[name] for name in ("dense", "sparse")} | {"data": pictures}
+        metadata.accuracy = accuracy_of(report)
         save(self.student, settings.output / "model.safetensors", metadata)
-        write_json(settings.output / "report.json", report)
+        self.listener.begin("drawing the report", None)
+        write_results(settings.output, report, models, data, metadata)
         self.checkpoints.clear()
         return report
 

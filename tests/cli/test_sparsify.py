@@ -31,8 +31,10 @@ def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsy
     folder = tmp_path / "runs" / "test_vit-keep0.5"
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json",
+        "keepmaps.json",
         "log.jsonl",
         "model.safetensors",
+        "report.html",
         "report.json",
     ]
     report = json.loads((folder / "report.json").read_text())
@@ -58,6 +60,18 @@ def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsy
     metadata = json.loads((folder / "config.json").read_text())
     assert metadata["accuracy"]["sparse"]["top1_pct"] == report["sparse"]["top1_pct"]
     assert metadata["training"]["completed"] is True
+
+    assert sum(report["answers"].values()) == 6
+    assert report["commands"]["sparsify"].startswith(
+        "vitprune sparsify test_vit --checkpoint path/to/weights.safetensors"
+    )
+    page = (folder / "report.html").read_text()
+    assert "data:image/jpeg" in page
+    assert str(tmp_path) not in page
+    assert str(tmp_path) not in (folder / "keepmaps.json").read_text()
+    before = (folder / "report.html").read_bytes()
+    assert run(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_bytes() == before, "drawn again it is the same"
 
 
 def test_report_agrees_with_eval_of_the_file(arguments, picture_folder, tmp_path, capsys):

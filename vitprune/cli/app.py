@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from vitprune import processes
-from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, sparsify, visualize
+from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, report, sparsify, visualize
 from vitprune.cli.output import print_error
 from vitprune.errors import VitpruneError
 
@@ -28,6 +28,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("visualize")(visualize.visualize)
+app.command("report")(report.report)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("info")(info.info)
@@ -61,7 +62,7 @@ def run(arguments: list[str]) -> int:
     if not processes.is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
-        code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False) or 0
+        code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False, obj=arguments) or 0
         processes.finish()
         return code
     except VitpruneError as error:

@@ -70,6 +70,7 @@ def _check(help_text: str) -> Any:
 
 
 def sparsify(
+    context: typer.Context,
     model: Model,
     keep: Keep = None,
     data: Annotated[
@@ -177,7 +178,7 @@ def sparsify(
 ) -> None:
     """Attach token predictors to a model, train them for minutes, and report what that cost and gained.
 
-    Writes model.safetensors, report.json and log.jsonl into the run folder.
+    Writes model.safetensors, report.html, report.json and more into the run folder.
 
     Examples:
 
@@ -218,8 +219,10 @@ def sparsify(
     loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
     folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
+    from vitprune.cli.repeat import commands
     from vitprune.run import RunSettings, run
 
+    of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     talk(
         f"{loaded.name}, {sparsity.label}, on {where}: "
         f"{_counted(pictures.train)} to train on, {_counted(pictures.val)} to evaluate on"
@@ -234,6 +237,7 @@ def sparsify(
         keep_checkpoints=keep_checkpoints,
         checkpoint_every=checkpoint_every,
         track=track,
+        commands=commands(context.obj, pictures.name, str(where), of_data),
     )
     with RunProgress() as progress:
         _, report = run(loaded, pictures, plan, settled, progress)

@@ -59,7 +59,7 @@ def model_index(model: ModelClasses) -> dict[str, int] | None:
 
 
 def readable_names(names: Mapping[int, str], num_classes: int) -> dict[int, str]:
-    """What people call the classes: WordNet ids spelled out, ImageNet's names where none are known.
+    """What people call the classes: WordNet ids spelled out, ImageNet's names for classes that are not known.
 
     Args:
         names: what file or data call them, by index of the model's output; may be empty.
@@ -73,9 +73,11 @@ def readable_names(names: Mapping[int, str], num_classes: int) -> dict[int, str]
     if not subset:
         return dict(names)
     about = ImageNetInfo(subset)
-    ids = dict(names) or dict(enumerate(about.label_names()))
-    known = set(about.label_names())
-    return {i: about.label_name_to_description(name) if name in known else name for i, name in ids.items()}
+    ids = dict(enumerate(about.label_names()))
+    known = set(ids.values())
+    if not set(names.values()) <= known:
+        return dict(names)
+    return {i: about.label_name_to_description(name) for i, name in (ids | dict(names)).items()}
 
 
 def named(model: ModelClasses) -> bool:

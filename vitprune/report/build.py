@@ -13,8 +13,7 @@ from vitprune.data import Data, count_pictures
 from vitprune.evaluation import Predictions, class_accuracy, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.metadata import Metadata
-
-SCHEMA_VERSION = 1
+from vitprune.report.schema import SCHEMA_VERSION
 
 
 def build_report(
@@ -29,6 +28,7 @@ def build_report(
     precision: str,
     device: str,
     wall_s: float,
+    commands: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json.
 
@@ -43,6 +43,7 @@ def build_report(
         precision: of the accuracy and speed figures.
         device: of the accuracy and speed figures.
         wall_s: duration of the run so far, in seconds.
+        commands: how to do it again, by what they do; None where it was not begun by a command.
     """
     size = input_size(models["dense"])
     sides = {
@@ -59,11 +60,13 @@ def build_report(
         "schedule": metadata.schedule,
         "dropped": metadata.dropped,
         "align": metadata.align,
+        "num_patches": metadata.num_patches,
         "stages": [stage.model_dump() for stage in metadata.stages],
         "dense": sides["dense"],
         "sparse": sides["sparse"],
         "random": predictions["random"].summary(),
         "delta": _delta(sides, predictions),
+        "answers": _answers(predictions),
         "classes": _classes(predictions, metadata, data),
         "coverage": None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
         "training": dict(training),
@@ -75,6 +78,7 @@ def build_report(
             "unreadable_val": data.faults.names,
             "note": data.note,
         },
+        "commands": dict(commands or {}),
         "precision": precision,
         "device": device,
         "wall_s": wall_s,
@@ -103,6 +107,19 @@ def _delta(sides: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Pre
             }
             for before, after in zip(dense["speed"], sparse["speed"], strict=True)
         ],
+    }
+
+
+def _answers(predictions: Mapping[str, Predictions]) -> dict[str, int] | None:
+    """How many pictures each model got right; None without labels."""
+    dense, sparse = predictions["dense"], predictions["sparse"]
+    if not dense.labelled:
+        return None
+    return {
+        "both_right": int((dense.correct & sparse.correct).sum()),
+        "dense_only": int((dense.correct & ~sparse.correct).sum()),
+        "sparse_only": int((~dense.correct & sparse.correct).sum()),
+        "neither": int((~dense.correct & ~sparse.correct).sum()),
     }
 
 

@@ -1,0 +1,344 @@
+"""report.html against report.json: every figure, nothing from elsewhere, nothing unescaped, readable by everyone."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+
+from vitprune.cli.app import run
+from vitprune.errors import CheckpointError, UsageError
+from vitprune.report.overlay import cover, edges
+from vitprune.report.page import render_page
+from vitprune.report.runs import read_run
+from vitprune.report.schema import Report
+from vitprune.report.verdict import verdict
+
+VOID = {"meta", "link", "br", "img", "image", "use", "path", "line", "circle", "rect", "polyline"}
+PROMISED = {
+    *("dense.top1_pct", "sparse.top1_pct", "delta.top1_points", "delta.top1_points_ci95.0", "delta.top1_points_ci95.1"),
+    *("dense.gmacs", "sparse.gmacs", "delta.gmacs_pct", "dense.top5_pct", "sparse.top5_pct", "random.top1_pct"),
+    *(f"{side}.speed.{i}.images_per_s" for side in ("dense", "sparse") for i in (0, 1)),
+    *(f"{side}.speed.{i}.latency_ms_p50" for side in ("dense", "sparse") for i in (0, 1)),
+    *("delta.speedup.0.speedup", "delta.speedup.1.speedup", "stages.0.num_tokens", "stages.1.num_tokens", "wall_s"),
+    *("classes.1.dense_top1_pct", "classes.1.sparse_top1_pct", "classes.2.sparse_top1_pct", "answers.both_right"),
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and text, in order; ids and nesting are checked on the way."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.open, self.text = [], [], ""
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "text": "", **dict(attrs)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append({"tag": tag, "text": "", **dict(attrs)})
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.handle_data(" ")
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        self.text += data
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, *tags):
+        return [element for element in self.elements if element["tag"] in tags]
+
+
+def at(report, place):
+    for part in place.split("."):
+        report = report[int(part)] if isinstance(report, list) else report[part]
+    return report
+
+
+@pytest.fixture
+def drawn(make_run):
+    folder = make_run()
+    text = render_page(read_run(folder))
+    return text, Page(text), json.loads((folder / "report.json").read_text())
+
+
+def test_every_figure_is_the_reports(drawn):
+    _, page, report = drawn
+    figures = page.all("data")
+    assert {figure["data-key"] for figure in figures} >= PROMISED
+    for figure in figures:
+        value = at(report, figure["data-key"])
+        assert json.loads(figure["value"]) == value
+        text = figure["text"]
+        digits = len(text.partition(".")[2])
+        assert float(text) == pytest.approx(value, abs=0.5000001 * 10**-digits)
+        assert digits > 0 or isinstance(value, int) or figure["data-key"] == "wall_s"
+
+
+def test_the_first_screen_says_what_happened(drawn):
+    _, page, _ = drawn
+    (heading,) = page.all("h1")
+    assert heading["text"] == "deit_tiny_patch16_224.fb_in1k, keep 0.7"
+    before = page.text[: page.text.index("Which tokens stay")]
+    for words in (
+        "35.4 % fewer GMACs",
+        "1.46 x as fast",
+        "slower at batch 1",
+        "-0.60 points",
+        "-1.62 to +0.43",
+        "75.09",
+    ):
+        assert words in " ".join(before.split())
+
+
+def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(drawn):
+    text, page, _ = drawn
+    for element in page.elements:
+        assert element["tag"] not in ("script", "iframe", "object", "embed", "base", "form")
+        for name, value in element.items():
+            assert not name.startswith("on"), element
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                assert value.startswith(("#", "data:")), element
+    style = page.all("style")[0]["text"]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "default-src 'none'" in text
+
+
+def test_everything_from_the_run_is_escaped(drawn):
+    text, page, _ = drawn
+    tags = {element["tag"] for element in page.elements}
+    assert not tags & {"script", "b", "i", "u", "s", "em", "gpu"}
+    for words in (
+        'dog"><script>alert(1)</script>',
+        "cat <b>bold</b>",
+        "<i>x</i>",
+        "<u>teacher",
+        "<em>pictures",
+        "<b>new</b>",
+        "<GPU>",
+    ):
+        assert words in page.text or any(words in (e.get("aria-label") or "") for e in page.elements), words
+    assert "<script" not in text
+
+
+def test_names_with_control_characters_are_shown_as_replaced(make_run):
+    folder = make_run(model="a\x1b[31m\u202eb", data={"name": "x\x00y", "num_train_images": None, "num_val_images": 3})
+    page = Page(render_page(read_run(folder)))
+    assert not set(page.text) & {"\x1b", "\u202e", "\x00"}
+
+
+def test_no_path_of_this_machine(drawn):
+    text, _, _ = drawn
+    assert "somebody" not in text
+    assert "train/cat/1.jpg" in text
+    assert "of pictures, on cpu" in text
+
+
+def test_text_alternatives_headings_and_tables(drawn):
+    _, page, _ = drawn
+    assert page.elements[0] == {"tag": "html", "text": page.elements[0]["text"], "lang": "en"}
+    assert any(e.get("name") == "viewport" and "width=device-width" in e["content"] for e in page.all("meta"))
+    pictures = page.all("svg")
+    assert len(pictures) == 2 * 3 + 1 + 1 + 3, "two pictures, speed, kept shares, three losses"
+    for element in pictures:
+        assert element["role"] == "img"
+        assert len(element["aria-label"]) > 15
+    assert not page.all("img")
+    levels = [int(element["tag"][1]) for element in page.all("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert page.all("th")
+    assert all(element["scope"] in ("col", "row") for element in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    for box in (e for e in page.elements if e.get("class") == "scroll"):
+        assert box["tabindex"] == "0"
+        assert box["role"] == "region"
+        assert box["aria-label"]
+    ids = [element["id"] for element in page.elements if element.get("id")]
+    assert len(ids) == len(set(ids))
+    used = {element["href"][1:] for element in page.all("use")}
+    assert used <= set(ids)
+
+
+def test_slower_rows_say_so_in_words(drawn):
+    _, page, _ = drawn
+    rows = [element["text"].split() for element in page.all("tr")]
+    (one,) = [row for row in rows if row[0] == "1" and "45.4" in row]
+    (many,) = [row for row in rows if row[0] == "32"]
+    assert one[-1] == "SLOWER"
+    assert "SLOWER" not in many
+
+
+def test_only_classes_that_moved_are_listed_worst_first(drawn):
+    _, page, _ = drawn
+    rows = [element["text"] for element in page.all("tr")]
+    moved = [row for row in rows if "dog" in row or "cat" in row]
+    assert ["cat" in moved[0], "dog" in moved[1], len(moved)] == [True, True, 2]
+    assert "tench" not in "".join(rows)
+    assert moved[0].split()[-6:] == ["3", "2", "1", "66.7", "33.3", "-33.3"]
+
+
+@pytest.mark.parametrize("scheme", [0, 1, 2])
+def test_contrast_of_text_is_at_least_4_5(drawn, scheme):
+    """Light, dark, print."""
+    style = drawn[1].all("style")[0]["text"]
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", style.split(":root")[scheme + 1]))
+    for text in ("ink", "soft", "link", "c0", "c1", "c2", "c3"):
+        for ground in ("paper", "box"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    assert contrast(colours["edge"], colours["veil"]) >= 3
+
+
+def test_nothing_is_wider_than_a_phone(drawn):
+    style = drawn[1].all("style")[0]["text"]
+    for width in re.findall(r"(?:^|[\s;{])(?:min-)?width:\s*([\d.]+)(px|rem)", style):
+        assert float(width[0]) * (16 if width[1] == "rem" else 1) <= 390
+    for least in re.findall(r"minmax\((.*?),", style):
+        assert least.startswith("min("), "columns give way on a narrow screen"
+
+
+def test_a_report_of_an_older_version_without_log_and_pictures(make_run):
+    folder = make_run(keep_maps=False, steps=False)
+    report = json.loads((folder / "report.json").read_text())
+    for key in ("num_patches", "answers", "classes", "commands"):
+        del report[key]
+    for key in ("seconds_by_part", "num_unreadable", "unreadable"):
+        del report["training"][key]
+    (folder / "report.json").write_text(json.dumps(report))
+    page = Page(render_page(read_run(folder)))
+    for words in (
+        "This page holds no pictures",
+        "kept no log",
+        "command that began this run was not kept",
+        "vitprune eval .",
+    ):
+        assert words in page.text
+    assert not page.all("image")
+
+
+def test_a_run_without_labels(make_run):
+    blank = {"top1_pct": None, "top5_pct": None}
+    report = json.loads((make_run() / "report.json").read_text())
+    delta = report["delta"] | {"top1_points": None, "top1_points_ci95": None, "top1_points_over_random": None}
+    sides = {side: report[side] | blank for side in ("dense", "sparse", "random")}
+    folder = make_run(**sides, delta=delta, answers=None, classes=[])
+    page = Page(render_page(read_run(folder)))
+    assert "the dense model's answer on 94.1 % of 1172 pictures" in page.text
+    assert "have no labels" in page.text
+
+
+def test_pictures_can_be_left_out(make_run):
+    found = read_run(make_run())
+    assert "data:image/jpeg" in render_page(found)
+    assert "data:image/jpeg" not in render_page(found, pictures=False)
+
+
+@pytest.mark.parametrize(
+    ("points", "interval", "words"),
+    [
+        (-0.5, (-1.0, 0.0), "cannot tell from no change"),
+        (-0.5, (-0.9, -0.1), "-0.50 points on 1172 pictures (95 %: -0.90 to -0.10), a loss"),
+        (0.5, (0.1, 0.9), "a gain"),
+        (0.0, (0.0, 0.0), "cannot tell from no change"),
+    ],
+)
+def test_verdict_on_accuracy(make_run, points, interval, words):
+    report = json.loads((make_run() / "report.json").read_text())
+    report["delta"] |= {"top1_points": points, "top1_points_ci95": interval}
+    assert words in verdict(Report.model_validate(report))
+
+
+def test_verdict_on_speed(make_run):
+    report = json.loads((make_run() / "report.json").read_text())
+    report["delta"]["speedup"] = [{"batch_size": 8, "speedup": 0.9, "slower": True}]
+    said = verdict(Report.model_validate(report))
+    assert "slower than the dense model at batch 8: 0.90 x" in said
+    assert "as fast" not in said
+
+
+def test_overlay_covers_what_left_and_nothing_else():
+    kept, grid = [0, 1, 7, 8, 11], (3, 4)
+    covered = set()
+    for x, y, width in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\d+z", cover(kept, grid)):
+        covered |= {int(y) * 4 + int(x) + i for i in range(int(width))}
+    assert covered == set(range(12)) - set(kept)
+    borders = {
+        (a, b)
+        for a in range(12)
+        for b in ([a + 1] if a % 4 < 3 else []) + ([a + 4] if a < 8 else [])
+        if (a in kept) != (b in kept)
+    }
+    assert edges(kept, grid).count("M") == len(borders)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("report.json", "{", "is damaged"),
+        ("report.json", "[]", "holds no object"),
+        ("report.json", "{}", "is not what vitprune writes: schema_version"),
+        ("report.json", '{"schema_version": 2}', "is not what vitprune writes"),
+        ("report.json", "[" * 100_000, "is damaged"),
+        ("keepmaps.json", '{"grid_size": [2, 3]}', "keepmaps.json' is not what vitprune writes"),
+        ("keepmaps.json", "\x00", "is damaged"),
+    ],
+)
+def test_damaged_files_are_named(make_run, name, content, message):
+    folder = make_run()
+    (folder / name).write_text(content)
+    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+        read_run(folder)
+    assert name in caught.value.message
+
+
+def test_a_jpeg_that_is_none_cannot_break_out(make_run):
+    folder = make_run()
+    content = json.loads((folder / "keepmaps.json").read_text())
+    content["pictures"][0]["jpeg"] = '"/><script>alert(1)</script>'
+    (folder / "keepmaps.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="jpeg"):
+        read_run(folder)
+
+
+def test_the_command_draws_again_and_tells_mistakes(make_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_run()
+    (folder / "report.html").write_text("old")
+    assert run(["report", str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["num_pictures"] == 2
+    assert result["size_bytes"] == (folder / "report.html").stat().st_size < 3 * 2**20
+    assert run(["report", str(folder), "--no-pictures", "-o", "page.html"]) == 0
+    assert "0 pictures" in capsys.readouterr().out
+    assert run(["report", str(folder), "-o", "page.html"]) == 1
+    assert "the output 'page.html' exists" in capsys.readouterr().err
+    assert run(["report", "absent"]) == 2
+    assert "there is no run folder 'absent'" in capsys.readouterr().err
+    (folder / "report.json").unlink()
+    assert run(["report", str(folder)]) == 2
+    assert "no complete run" in capsys.readouterr().err
+    with pytest.raises(UsageError):
+        read_run(folder)
+
+
+def contrast(one, other):
+    """WCAG 2.2's contrast ratio of two colours."""
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)

@@ -1,0 +1,34 @@
+"""The commands that do a run again, for its report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+from vitprune import processes
+from vitprune.report.publishable import repeatable
+from vitprune.run import BENCH_BATCH_SIZES, RunSettings
+
+
+def commands(arguments: Sequence[str], data: str, device: str, of_data: Mapping[str, object]) -> dict[str, str]:
+    """Command lines by what they do, with `path/to/name` for paths that only this machine has.
+
+    Args:
+        arguments: of the sparsify command, its name first.
+        data: DATA.
+        device: that was used.
+        of_data: what else was said of DATA, by name of the option; None and False are left out.
+    """
+    world = processes.world_size()
+    start = ["vitprune"] if world == 1 else ["torchrun", "--nproc-per-node", str(world), "-m", "vitprune"]
+    given = [data]
+    for name, value in of_data.items():
+        if value not in (None, False):
+            given += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    how = ["--device", device, "--precision", RunSettings.eval_precision]
+    sizes = ",".join(map(str, BENCH_BATCH_SIZES))
+    return {
+        "sparsify": shlex.join([*start, *repeatable(arguments)]),
+        "eval": shlex.join(["vitprune", "eval", ".", *repeatable(given), *how]),
+        "bench": shlex.join(["vitprune", "bench", ".", "-b", sizes, *how]),
+    }

@@ -1,0 +1,209 @@
+"""report.html: one file that says all of a run, needs nothing from elsewhere and runs no script."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from vitprune.files import replacing
+from vitprune.report.charts import Chart, Point, Series, binned, line_chart, scatter
+from vitprune.report.overlay import cover, edges
+from vitprune.report.runs import FinishedRun
+from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY
+from vitprune.report.schema import AnswerRow, PictureRow, Report
+from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows
+from vitprune.report.verdict import verdict
+from vitprune.text import number, plain, signed
+
+_LOSSES = {
+    "rank": "ranking of tokens against the teacher's",
+    "kl": "KL divergence from the teacher's classes",
+    "token": "tokens' features against the teacher's",
+    "ce": "cross-entropy with the labels",
+    "ratio": "kept share against its target",
+}
+_GROUPS = (BOTH_RIGHT, DENSE_ONLY, SPARSE_ONLY, NEITHER, SAME, OTHER)
+
+
+def write_page(path: Path, run: FinishedRun, *, pictures: bool = True) -> None:
+    """Draw report.html, whole or not at all.
+
+    Args:
+        path: of the file.
+        run: what to draw.
+        pictures: also show the pictures that the run kept.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = render_page(run, pictures=pictures)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render_page(run: FinishedRun, *, pictures: bool = True) -> str:
+    """The page as HTML. Everything that comes from the run is escaped."""
+    report, fig = run.report, figures(run.raw)
+    maps = run.keep_maps
+    shown = maps if pictures else None
+    training, data = report.training, report.data
+    content = {
+        "report": report,
+        "title": f"{report.model}, {report.label}",
+        "verdict": verdict(report),
+        "fig": fig,
+        "answers": _answers,
+        "groups": [] if shown is None else _groups(shown.pictures, shown.grid_size),
+        "num_seen": 0 if shown is None else shown.num_seen,
+        "scatter": _scatter(report),
+        "kept_chart": _kept_chart(run.steps, report),
+        "loss_charts": _loss_charts(run.steps),
+        "figure_rows": figure_rows(report, fig),
+        "speed_rows": speed_rows(report, fig),
+        "plan_rows": plan_rows(
+            report, fig, report.num_patches or (None if maps is None else math.prod(maps.grid_size))
+        ),
+        "class_rows": class_rows(report, fig),
+        "faults": [
+            (training.num_unreadable, training.unreadable, "in training (repeats counted)"),
+            (data.num_unreadable_val, data.unreadable_val, "in the evaluation"),
+        ],
+        "settings": flat(training.recipe),
+        "environment": flat(report.environment),
+        "commands": report.commands or _commands(report),
+        "has_own_command": "sparsify" in report.commands,
+    }
+    return templates().get_template("page.html.j2").render(content).lstrip()
+
+
+def templates() -> Environment:
+    """The templates beside this module; what they insert is escaped, and what is missing is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "plain": plain}
+    return environment
+
+
+def _groups(pictures: list[PictureRow], grid_size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The pictures by who was right, with what covers the patches that have left."""
+    found = []
+    for group in _GROUPS:
+        rows = [(index, row) for index, row in enumerate(pictures) if row.group == group]
+        if rows:
+            found.append({"name": group, "pictures": [_picture(i, row, grid_size) for i, row in rows]})
+    return found
+
+
+def _picture(index: int, row: PictureRow, grid_size: tuple[int, int]) -> dict[str, Any]:
+    total = grid_size[0] * grid_size[1]
+    stages = [
+        {
+            "cover": cover(kept, grid_size),
+            "edges": edges(kept, grid_size),
+            "text": f"stage {place + 1}: {100 * len(kept) / total:.1f} % stay",
+        }
+        for place, kept in enumerate(row.kept)
+    ]
+    scale = f"{row.width / grid_size[1]:.4f} {row.height / grid_size[0]:.4f}"
+    return {"id": f"picture-{index}", "row": row, "stages": stages, "scale": scale}
+
+
+def _answers(rows: list[AnswerRow]) -> str:
+    return plain("; ".join(f"{row.name or f'class {row.index}'} {row.probability_pct:.1f} %" for row in rows))
+
+
+def _scatter(report: Report) -> Chart | None:
+    dense, sparse, delta = report.dense, report.sparse, report.delta
+    if dense.top1_pct is None or sparse.top1_pct is None or delta.top1_points_ci95 is None:
+        return None
+    before, after = dense.speed[-1], sparse.speed[-1]
+    low, high = delta.top1_points_ci95
+    floor = None
+    if report.random.top1_pct is not None:
+        floor = Point(f"random tokens {number(report.random.top1_pct)} %", 0, report.random.top1_pct)
+    description = (
+        f"Dense: {number(dense.top1_pct)} % at {number(before.images_per_s, 1)} images/s. "
+        f"Sparse: {number(sparse.top1_pct)} % at {number(after.images_per_s, 1)} images/s."
+    )
+    if floor is not None:
+        description += f" As many tokens at random: {number(floor.y)} %."
+    return scatter(
+        f"Top-1 (%) against images/s at batch {after.batch_size}",
+        description,
+        Point(f"dense {number(dense.top1_pct)} %", before.images_per_s, dense.top1_pct),
+        Point(
+            f"sparse {number(sparse.top1_pct)} %",
+            after.images_per_s,
+            sparse.top1_pct,
+            dense.top1_pct + low,
+            dense.top1_pct + high,
+        ),
+        floor,
+        f"images/s at batch {after.batch_size}",
+    )
+
+
+def _kept_chart(steps: list[dict[str, Any]], report: Report) -> Chart | None:
+    lines, said = [], []
+    for stage, plan in enumerate(report.stages):
+        for key, name, dash in (("kept_ratios", f"stage {stage + 1}", 0), ("target_ratios", "", 1)):
+            values = ((step["step"], step.get(key)) for step in steps)
+            points = binned([(x, v[stage]) for x, v in values if isinstance(v, list) and _is_number(v, stage)])
+            if not points:
+                return None
+            lines.append(Series(name, points, stage, dash))
+        said.append(f"stage {stage + 1} ends at {lines[-2].points[-1][1]:.3f} of a target of {plan.ratio:.3f}")
+    if not lines:
+        return None
+    return line_chart(
+        "Share of patches kept after each stage (lines) and target (dashed)",
+        "; ".join(said),
+        lines,
+        "step",
+        _phases(steps),
+        top=1.0,
+    )
+
+
+def _loss_charts(steps: list[dict[str, Any]]) -> list[Chart]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for step in steps:
+        losses = step.get("losses")
+        for name, value in losses.items() if isinstance(losses, dict) else ():
+            if isinstance(value, (int, float)):
+                found.setdefault(str(name), []).append((step["step"], float(value)))
+    charts = []
+    for index, (name, points) in enumerate(list(found.items())[: len(_LOSSES)]):
+        title = plain(f"{name}: {_LOSSES[name]}" if name in _LOSSES else name)
+        line = binned(points)
+        said = f"from {line[0][1]:.4g} at the start to {line[-1][1]:.4g} at the end, not weighted"
+        charts.append(line_chart(title, said, [Series(plain(name), line, index % 4)], "step", _phases(steps)))
+    return charts
+
+
+def _phases(steps: list[dict[str, Any]]) -> list[tuple[float, str]]:
+    """Where each phase begins."""
+    marks: dict[str, float] = {}
+    for step in steps:
+        marks.setdefault(str(step.get("phase")), step["step"])
+    return [(x, plain(name)) for name, x in marks.items()]
+
+
+def _is_number(values: list[Any], index: int) -> bool:
+    return index < len(values) and isinstance(values[index], (int, float))
+
+
+def _commands(report: Report) -> dict[str, str]:
+    """How to measure again what a run measured that did not keep its commands."""
+    where = f"--device {report.device} --precision {report.precision}"
+    sizes = ",".join(str(row.batch_size) for row in report.sparse.speed)
+    name = re.sub(r"[^A-Za-z0-9_.:/*-]+", "_", report.data.name)
+    return {"eval": f"vitprune eval . path/to/{name} {where}", "bench": f"vitprune bench . -b {sizes} {where}"}

@@ -1,0 +1,57 @@
+"""The files in which a complete run tells what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitprune.data import Data, readable_names
+from vitprune.files import write_json
+from vitprune.metadata import Metadata
+from vitprune.model import SparseViT
+from vitprune.report.page import write_page
+from vitprune.report.publishable import publishable
+from vitprune.report.runs import KEEP_MAPS, PAGE, REPORT, read_run
+from vitprune.report.samples import choose_pictures
+
+
+def accuracy_of(report: dict[str, Any]) -> dict[str, Any]:
+    """What a file's header says of its accuracy; without paths, for the file may be published."""
+    return {name: publishable(report)[name] for name in ("dense", "sparse", "data")}
+
+
+def write_results(
+    folder: Path, report: dict[str, Any], models: Mapping[str, nn.Module], data: Data, metadata: Metadata
+) -> None:
+    """Write keepmaps.json, report.json and report.html.
+
+    The page comes last: whatever goes wrong with it, `vitprune report` draws it again.
+
+    Args:
+        folder: of the run.
+        report: see `build_report`.
+        models: "dense" and "sparse", on one device.
+        data: the pictures, the transform of `val` set.
+        metadata: of the sparse model.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    sparse = models["sparse"]
+    assert isinstance(sparse, SparseViT)
+    names = readable_names(data.val.class_names | dict(enumerate(metadata.class_names or [])), sparse.num_classes)
+    chosen = choose_pictures(sparse, models["dense"], data, names, torch.device(report["device"]))
+    if chosen is not None:
+        write_json(folder / KEEP_MAPS, chosen.model_dump(mode="json"))
+    write_json(folder / REPORT, report)
+    write_page(folder / PAGE, read_run(folder))
+
+
+def forget_results(folder: Path) -> None:
+    """Remove what an earlier run left, which would be taken for the next one's."""
+    for name in (REPORT, KEEP_MAPS, PAGE):
+        (folder / name).unlink(missing_ok=True)

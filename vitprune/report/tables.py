@@ -1,0 +1,112 @@
+"""The rows of the report's tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from vitprune.data.classes import readable_names
+from vitprune.report.schema import ClassRow, Report
+from vitprune.text import number, plain, signed
+
+Figure = Callable[..., Markup]
+Row = list[Any]
+
+_MOVED = 8
+
+
+def figures(raw: Mapping[str, Any]) -> Figure:
+    """A function that shows a figure of report.json by its place in it: the value as it is, the text rounded."""
+
+    def figure(place: str, digits: int = 2, sign: bool = False) -> Markup:
+        value: Any = raw
+        for part in place.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        if value is None:
+            return Markup('<span title="not measured">-</span>')
+        text = signed(value, digits) if sign else number(value, digits)
+        return Markup('<data data-key="{}" value="{}">{}</data>').format(place, json.dumps(value), text)
+
+    return figure
+
+
+def figure_rows(report: Report, fig: Figure) -> list[Row]:
+    """As the terminal's summary, without the speed."""
+    return [
+        ["top-1 (%)", fig("dense.top1_pct"), fig("sparse.top1_pct"), fig("delta.top1_points", sign=True)],
+        ["top-5 (%)", fig("dense.top5_pct"), fig("sparse.top5_pct"), ""],
+        ["GMACs", fig("dense.gmacs", 3), fig("sparse.gmacs", 3), fig("delta.gmacs_pct", 1, True) + " %"],
+        ["parameters (M)", fig("dense.params_m", 3), fig("sparse.params_m", 3), ""],
+    ]
+
+
+def speed_rows(report: Report, fig: Figure) -> list[Row]:
+    """A row per batch size; slower ones say so."""
+    rows: list[Row] = []
+    for index, change in enumerate(report.delta.speedup):
+        cells: Row = [str(change.batch_size)]
+        for key, digits in (("images_per_s", 1), ("latency_ms_p50", 2)):
+            cells += [fig(f"{side}.speed.{index}.{key}", digits) for side in ("dense", "sparse")]
+        mark = Markup(' <strong class="slower">SLOWER</strong>') if change.slower else ""
+        rows.append([*cells, fig(f"delta.speedup.{index}.speedup") + " x" + mark])
+    return rows
+
+
+def plan_rows(report: Report, fig: Figure, total: int | None) -> list[Row]:
+    """A row per stage; `total` patches of a picture, None where that is not known."""
+    rows: list[Row] = []
+    for index, stage in enumerate(report.stages):
+        left: Any = fig(f"stages.{index}.num_tokens", 0)
+        share = stage.num_tokens / total if total else stage.ratio
+        left = left + f" of {total}" if total else left
+        rows.append([str(index + 1), str(stage.block), left, f"{100 * share:.1f} %"])
+    return rows
+
+
+def class_rows(report: Report, fig: Figure) -> list[Row]:
+    """The classes whose accuracy moved most, worst first."""
+    places = {row.index: place for place, row in enumerate(report.classes)}
+    moved = sorted((row for row in report.classes if _change(row)), key=lambda row: (_change(row), row.index))
+    worse = [row for row in moved if _change(row) < 0][:_MOVED]
+    better = [row for row in moved if _change(row) > 0][-_MOVED:]
+    names = readable_names({row.index: row.name for row in report.classes if row.name}, num_classes=1000)
+    rows: list[Row] = []
+    for row in worse + better:
+        place = f"classes.{places[row.index]}"
+        dense, sparse = (
+            str(round(share * row.num_images / 100)) for share in (row.dense_top1_pct, row.sparse_top1_pct)
+        )
+        shares = fig(f"{place}.dense_top1_pct", 1), fig(f"{place}.sparse_top1_pct", 1)
+        name = plain(names.get(row.index) or f"class {row.index}")
+        rows.append([name, str(row.num_images), dense, sparse, *shares, f"{_change(row):+.1f}"])
+    return rows
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> list[Row]:
+    """Settings within settings as one list of names and texts."""
+    rows: list[Row] = []
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{before}{key}.")
+        else:
+            rows.append([plain(f"{before}{key}"), plain(_text(value))])
+    return rows
+
+
+def _change(row: ClassRow) -> float:
+    return row.sparse_top1_pct - row.dense_top1_pct
+
+
+def _text(value: Any) -> str:
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "; ".join(_text(part) for part in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
