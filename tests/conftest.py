@@ -106,4 +106,4 @@ def no_hub(monkeypatch, tmp_path):
 @pytest.fixture
 def quick_bench(monkeypatch):
     """Runs whose speed figures nobody reads."""
-    monkeypatch.setattr("vitprune.run.BENCH_SECONDS", 0.01)
+    monkeypatch.setattr("vitprune.contest.BENCH_SECONDS", 0.01)

@@ -23,13 +23,15 @@ from vitprune.cli.options import (
     PrecisionName,
     Schedule,
     Stages,
+    TargetLatency,
+    TargetSpeedup,
     Workers,
     data_options,
     parse_numbers,
     parse_ratios,
 )
 from vitprune.cli.output import print_json
-from vitprune.cli.plan import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
+from vitprune.cli.plan import Measuring, meet_target, parse_sparsity, refuse_plan, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ def bench(
     schedule: Schedule = None,
     dropped: Dropped = None,
     align: Align = None,
+    target_speedup: TargetSpeedup = None,
+    target_latency_ms: TargetLatency = None,
     img_size: ImgSize = None,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
@@ -122,6 +126,8 @@ def bench(
 
       vitprune bench deit_base --keep 0.7 --batch-size 1,32,256 --device cuda --mode eager,compile,cudagraphs
 
+      vitprune bench deit_small --target-speedup 1.5 --batch-size 8
+
       vitprune bench runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
     processes.refuse_several("bench")
@@ -136,12 +142,14 @@ def bench(
     modes = [check_mode(name.strip(), where) for name in dict.fromkeys(mode.split(","))]
     number_format = pick_precision(precision.value, where, training=False)
     sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
+    measuring = Measuring(device, precision, max(sizes), target_speedup, target_latency_ms)
+    targeted = target_speedup is not None or target_latency_ms is not None
+    keeps = parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
     plans = [
-        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align)
-        for each in parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
+        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align, measuring)
+        for each in ([None] if targeted and keep is None else keeps)
     ]
-    refused = (keep, stages, schedule, dropped, align)
-    measuring = Measuring(device, precision, max(sizes))
+    refused = (keep, stages, schedule, dropped, align, target_speedup, target_latency_ms)
     subjects = [
         _subject(spec, plans, img_size, refused, floor, align, measuring) for spec in models or [_DEFAULT_MODEL]
     ]
@@ -206,7 +214,7 @@ def _subject(
         refused: options that a file with a plan of its own does not take.
         floor: whether to add floors.
         align: --align.
-        measuring: for --align auto.
+        measuring: for --align auto and the targets.
     """
     from vitprune.backbones import input_size
     from vitprune.measure import Contestant
@@ -223,7 +231,9 @@ def _subject(
     else:
         for asked in plans:
             if asked.keep < 1:
-                plan = resolve_sparsity(loaded.model, asked, None, align, measuring)
+                plan, _ = meet_target(
+                    loaded.model, resolve_sparsity(loaded.model, asked, None, align, measuring), measuring
+                )
                 contestants[plan.label] = Contestant("sparse", plan.keep, attach_as(loaded.model, plan))
     contestants = with_floors(contestants) if floor else contestants
     return _Subject(loaded.name, contestants, input_size(loaded.model), loaded.model)

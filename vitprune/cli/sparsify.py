@@ -32,11 +32,13 @@ from vitprune.cli.options import (
     Streaming,
     TargetBatchSize,
     TargetGmacs,
+    TargetLatency,
+    TargetSpeedup,
     Workers,
     data_options,
 )
 from vitprune.cli.output import print_json, talk
-from vitprune.cli.plan import Measuring, parse_sparsity, resolve_sparsity
+from vitprune.cli.plan import Measuring, meet_target, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.summary import print_summary
@@ -44,6 +46,7 @@ from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.data import Data, DataOptions, Pictures
+    from vitprune.measure import Promise
     from vitprune.model import Sparsity
     from vitprune.training import Recipe
     from vitprune.zoo import Loaded
@@ -97,7 +100,12 @@ def sparsify(
     dropped: Dropped = None,
     target_gmacs: TargetGmacs = None,
     align: Align = None,
+    target_speedup: TargetSpeedup = None,
+    target_latency_ms: TargetLatency = None,
     target_batch_size: TargetBatchSize = None,
+    target_precision: Annotated[
+        PrecisionName, typer.Option(help="Precision of a pass where a target or --align auto is measured.")
+    ] = PrecisionName.FP32,
     recipe: RecipeName = "short",
     checkpoint: Checkpoint = None,
     data_dir: DataDir = None,
@@ -187,11 +195,21 @@ def sparsify(
       vitprune sparsify deit_small --keep 0.7 --data path/to/imagenet
 
       vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/pictures --no-labels
+
+      vitprune sparsify deit_small --target-speedup 1.5 --target-batch-size 8
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
-    if resume and align == "auto":
-        raise UsageError("--align auto may measure something else than the run to resume did", "give its --align N")
+    measured = {
+        "--align auto": align == "auto",
+        "--target-speedup": target_speedup,
+        "--target-latency-ms": target_latency_ms,
+    }
+    if resume and (named := next((name for name, given in measured.items() if given), None)):
+        raise UsageError(
+            f"{named} may measure something else than the run to resume did",
+            "give what it found: --keep, --stages and --align are in its config.json",
+        )
     settings = {
         **batch_settings(batch_size, grad_accum),
         "num_workers": workers,
@@ -208,15 +226,15 @@ def sparsify(
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
     plan = chosen_recipe(model, recipe, settings, weights)
-    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align)
+    measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
+    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
     where = _device(device, plan)
     options = data_options(data_dir, splits, columns, streaming, limit, fraction)
     if track is not None:
         from vitprune.training import check_tracker
 
         check_tracker(track)
-    measuring = Measuring(device, batch_size=target_batch_size)
-    loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
+    loaded, sparsity, promise = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
     folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
     from vitprune.cli.repeat import commands
@@ -237,6 +255,7 @@ def sparsify(
         keep_checkpoints=keep_checkpoints,
         checkpoint_every=checkpoint_every,
         track=track,
+        promise=promise,
         commands=commands(context.obj, pictures.name, str(where), of_data),
     )
     with RunProgress() as progress:
@@ -272,8 +291,8 @@ def _load(
     target_gmacs: float | None,
     align: str | None,
     measuring: Measuring,
-) -> tuple[Loaded, Sparsity]:
-    """The dense model, and a plan that fits it."""
+) -> tuple[Loaded, Sparsity, Promise | None]:
+    """The dense model, a plan that fits it, and what the plan promises."""
     from vitprune.zoo import load_model
 
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
@@ -281,7 +300,8 @@ def _load(
         raise UsageError(
             f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"
         )
-    return loaded, resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
+    resolved = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
+    return loaded, *meet_target(loaded.model, resolved, measuring)
 
 
 def _open(

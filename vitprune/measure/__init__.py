@@ -9,6 +9,7 @@ from vitprune.measure.loader import PictureSource, check_source
 from vitprune.measure.macs import count_macs, count_params
 from vitprune.measure.modes import Mode, check_mode
 from vitprune.measure.sidebyside import Contestant, side_by_side
+from vitprune.measure.target import Promise, Speed, SpeedTarget, find_plan, measure_speed
 from vitprune.measure.throughput import benchmark
 from vitprune.measure.tiles import fastest_align
 from vitprune.measure.timing import Speedup, Timing, speedup
@@ -21,6 +22,9 @@ __all__ = [
     "Mode",
     "PictureSource",
     "Precision",
+    "Promise",
+    "Speed",
+    "SpeedTarget",
     "Speedup",
     "Timing",
     "benchmark",
@@ -31,9 +35,11 @@ __all__ = [
     "cpu_has_fast_bf16",
     "describe_environment",
     "fastest_align",
+    "find_plan",
     "keep_for_gmacs",
     "keep_within",
     "last_within",
+    "measure_speed",
     "pick_device",
     "pick_precision",
     "set_attention",
