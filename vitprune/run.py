@@ -205,7 +205,7 @@ class _Run:
 
 def _checkpoints(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
     """The run's training checkpoints, and what a resumed run must have in common with them."""
-    free = {"num_workers", "name", "grad_accum"}  # these change no result, or its rounding alone
+    free = {"num_workers", "name", "grad_accum", "compile"}  # these change no result, or its rounding alone
     same = {"model": loaded.name, **asdict(settings.sparsity), **recipe.model_dump(mode="json", exclude=free)}
     return Checkpoints(settings.output / "checkpoints", same, settings.keep_checkpoints, settings.checkpoint_every)
 

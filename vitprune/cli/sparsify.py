@@ -136,6 +136,14 @@ def sparsify(
     ] = None,
     workers: Workers = None,
     seed: Seed = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Run the transformer blocks through torch.compile: a wait at first, then faster steps on a GPU.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False,
     no_labels: Annotated[
         bool,
         typer.Option(
@@ -223,6 +231,7 @@ def sparsify(
         "seed": seed,
         "precision": None if precision is PrecisionName.AUTO else precision.value,
         "labels": False if no_labels else None,
+        "compile": True if compiled else None,
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
     plan = chosen_recipe(model, recipe, settings, weights)
