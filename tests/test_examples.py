@@ -3,11 +3,13 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -18,6 +20,7 @@ def test_every_example_is_tested():
         "data_speed.py",
         "families.py",
         "faults.py",
+        "gpu.py",
         "kill_and_resume.py",
         "quantise_onnx.py",
         "train_demo_model.py",
@@ -104,6 +107,7 @@ def test_faults_are_told_and_nothing_crashes(tmp_path):
         "data_speed.py",
         "families.py",
         "faults.py",
+        "gpu.py",
         "kill_and_resume.py",
         "quantise_onnx.py",
         "train_loop.py",
@@ -148,3 +152,25 @@ def test_int8_keeps_the_demos_answers_in_half_the_space(tmp_path, monkeypatch, c
     program = open_program(tmp_path / "m-int8.onnx")
     assert program.precision == "int8"
     assert program.metadata == open_program(made.output).metadata
+
+
+def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
+    models = ["--models", "test_vit@64", "--right", "test_vit", "--device", "cpu", "--output", "out"]
+    options = [*models, "--precision", "fp32", "--mode", "eager", "--batch-size", "1,2", "--seconds", "0.01"]
+    done = _run("gpu.py", *options, "--no-training", cwd=tmp_path)
+    assert done.returncode in (0, 3), done.stderr
+    assert re.search(r"\| test_vit \| 0.0e\+00 \| 0 \| \d.\de-0\d \|", done.stdout)
+    rows = re.findall(r"\| test_vit@64 \| fp32 \| eager \| (\d) \| [\d,]+ \| [\d,]+ \| (\d.\d\d) x", done.stdout)
+    assert [batch for batch, _ in rows] == ["1", "2"]
+    slower = [batch for batch, speedup in rows if float(speedup) < 1]
+    for batch in slower:
+        assert f"- test_vit@64, fp32, eager, batch {batch}: slower than dense" in done.stdout
+    again = _run("gpu.py", *options, "--no-training", cwd=tmp_path)
+    assert again.stdout == done.stdout, "what was measured is read, not measured again"
+
+
+def test_without_a_gpu_that_is_said(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA GPU")
+    done = _run("gpu.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: this PyTorch sees no CUDA GPU\n")
