@@ -1,5 +1,9 @@
 """Small models with weights under which dropping tokens changes the answer."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of processes that tests start: two tests run at a time
+
 import pytest
 import timm
 import torch
