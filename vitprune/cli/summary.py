@@ -63,3 +63,8 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     if training["num_parts"] > 1:
         print_line(f"each process took its part of a batch in {training['num_parts']} passes")
     print_line(f"in {report['wall_s']:.0f} s, written to {folder}")
+
+
+def kept_card(folder: Path) -> str:
+    """What to say of a README.md that was there and is not vitprune's."""
+    return f"'{folder / 'README.md'}' is your own and was left as it is; remove it to have the model card written"
