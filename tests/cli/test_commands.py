@@ -11,7 +11,20 @@ from safetensors.torch import load_file, save_file
 from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
-COMMANDS = ["sparsify", "eval", "bench", "compare", "visualize", "report", "convert", "export", "info", "models", "env"]
+COMMANDS = [
+    "sparsify",
+    "eval",
+    "bench",
+    "compare",
+    "visualize",
+    "report",
+    "push",
+    "convert",
+    "export",
+    "info",
+    "models",
+    "env",
+]
 
 
 @pytest.fixture
