@@ -19,6 +19,8 @@ from vitprune.report.page import render_page
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import CARD, CONFIG, PAGE, REPORT, WEIGHTS, FinishedRun, read_run
 
+_HTTP_CLIENTS = ("httpx", "requests", "urllib3")
+"""What huggingface_hub uses, by version: their errors mean that there is no way to the Hub."""
 _WEB = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", HUB_PREFIX)
 
 
@@ -211,10 +213,18 @@ def _check_one_run(run: FinishedRun, metadata: Metadata, folder: Path) -> None:
 
 def _own_card(path: Path, repository: str) -> bytes:
     """The user's own text, with the name of the repository where our card has a place for it."""
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
     try:
-        return path.read_bytes().replace(PLACEHOLDER.encode(), repository.encode())
-    except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from error
+        text = path.read_text(encoding="utf-8")
+        ModelCard(text)
+    except (OSError, ValueError, TypeError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"'{path}' is no model card: {reason}", "put it right, or remove it to have one written"
+        ) from error
+    return text.replace(PLACEHOLDER, repository).encode()
 
 
 def _json(content: Any) -> bytes:
@@ -278,7 +288,7 @@ def _sentence(repository: str, error: Exception) -> tuple[str, str]:
         return f"the Hugging Face Hub refused it ({status}): {first}", "see https://status.huggingface.co"
     if isinstance(error, ValueError) and CARD in str(error):
         return f"the Hugging Face Hub refused {CARD}: {' '.join(str(error).split())}", "put the YAML at its top right"
-    return (
-        f"the Hugging Face Hub is out of reach ({type(error).__name__}: {first})",
-        "check the connection; nothing was uploaded",
-    )
+    what = f"({type(error).__name__}: {first})"
+    if isinstance(error, OSError) or type(error).__module__.startswith(_HTTP_CLIENTS):
+        return f"the Hugging Face Hub is out of reach {what}", "check the connection"
+    return f"the upload to the Hugging Face Hub failed {what}", "VITPRUNE_DEBUG=1 shows where"

@@ -212,6 +212,8 @@ MISTAKES = {
     "empty data folder": (["sparsify", "demo", "--data", "empty"], 1, "there are no pictures in 'empty'"),
     "class count": (["sparsify", "demo", "--data", "pictures"], 1, "the model has 10 classes"),
     "class count in eval": (["eval", "model.safetensors", "three"], 1, "the model has 2 classes (cat, dog)"),
+    "push of no run": (["push", "pictures", "me/mine"], 2, "'pictures' holds no report.json, so it is no complete run"),
+    "push to no name": (["push", "pictures", "mine"], 2, "'mine' is no name of a repository on the Hub"),
     "missing checkpoint": (["convert", "absent.pth", "--keep", "0.7"], 1, "there is no file 'absent.pth'"),
     "no checkpoint of theirs": (["convert", "plain.pth", "--keep", "0.7"], 1, "no checkpoint of DynamicViT's authors"),
     "keep of a dense model": (["eval", "test_vit", "pictures", "--keep", "0.7"], 2, "'test_vit' is no checkpoint of"),
