@@ -21,6 +21,7 @@ from vitprune.report.runs import CARD, CONFIG, PAGE, REPORT, WEIGHTS, FinishedRu
 
 _HTTP_CLIENTS = ("httpx", "requests", "urllib3")
 """What huggingface_hub uses, by version: their errors mean that there is no way to the Hub."""
+_NEW_TOKEN = "make one that may write on https://huggingface.co/settings/tokens, then run hf auth login or set HF_TOKEN"
 _WEB = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", HUB_PREFIX)
 
 
@@ -238,9 +239,6 @@ def _check_may_write(me: Mapping[str, Any]) -> None:
         raise HubError(f"the token '{token.get('displayName', '')}' of {me.get('name')} may only read", _NEW_TOKEN)
 
 
-_NEW_TOKEN = "make one that may write on https://huggingface.co/settings/tokens, then: hf auth login (or set HF_TOKEN)"
-
-
 @contextmanager
 def _explained(repository: str, after: str = "") -> Iterator[None]:
     """In the block, whatever the Hub or the way to it raises becomes a sentence.
@@ -264,10 +262,7 @@ def _sentence(repository: str, error: Exception) -> tuple[str, str]:
     status = getattr(getattr(error, "response", None), "status_code", None)
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, LocalTokenNotFoundError):
-        return (
-            "there is no token of the Hugging Face Hub on this machine",
-            f"run hf auth login, or set HF_TOKEN; {_NEW_TOKEN}",
-        )
+        return "there is no token of the Hugging Face Hub on this machine", _NEW_TOKEN
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be uploaded", "unset it: HF_HUB_OFFLINE=0 vitprune push ..."
     if status == 401:

@@ -111,7 +111,7 @@ def test_one_commit_brings_all_files_and_no_path_of_this_machine(folder, hub, tm
 
 
 def test_what_was_pushed_is_a_model_for_every_command(
-    folder, hub, sparse, make_images, picture_folder, monkeypatch, capsys
+    folder, hub, sparse, make_images, picture_folder, weights_file, monkeypatch, capsys
 ):
     push_run(folder, "me/mine")
     monkeypatch.setattr("vitprune.hub.check_hub", lambda repository: None)
@@ -124,6 +124,14 @@ def test_what_was_pushed_is_a_model_for_every_command(
         assert torch.equal(vitprune.load("hf-hub:me/mine@main")(images), expected)
     assert run(["eval", "hf-hub:me/mine", str(picture_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["keep"] == 0.7
+
+    monkeypatch.setattr("vitprune.compare._BENCH_SECONDS", 0.01)
+    compare = ["compare", "hf-hub:me/mine", str(picture_folder), "--methods", "ours", "--device", "cpu", "-j", "0"]
+    assert run([*compare, "--keep", "0.5"]) == 2
+    assert "has its own plan" in capsys.readouterr().err
+    assert run([*compare, "--checkpoint", str(weights_file), "--json"]) == 0
+    (ours,) = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["method"] == "ours"]
+    assert not ours["train_s"], "it is trained already"
 
     # The card's own lines, as a reader would copy them.
     (block,) = [part.split("```")[0] for part in (hub.files / "README.md").read_text().split("```python\n")[1:]]
