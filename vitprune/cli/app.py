@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from vitprune import processes
-from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, report, sparsify, visualize
+from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, push, report, sparsify, visualize
 from vitprune.cli.output import print_error
 from vitprune.errors import VitpruneError
 
@@ -29,6 +29,7 @@ app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("visualize")(visualize.visualize)
 app.command("report")(report.report)
+app.command("push")(push.push)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("info")(info.info)

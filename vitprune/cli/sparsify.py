@@ -41,7 +41,7 @@ from vitprune.cli.output import print_json, talk
 from vitprune.cli.plan import Measuring, meet_target, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
-from vitprune.cli.summary import print_summary
+from vitprune.cli.summary import kept_card, print_summary
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -247,6 +247,8 @@ def sparsify(
     folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
     from vitprune.cli.repeat import commands
+    from vitprune.report.card import card_is_ours
+    from vitprune.report.runs import CARD
     from vitprune.run import RunSettings, run
 
     of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
@@ -273,6 +275,8 @@ def sparsify(
         print_json(report)
     else:
         print_summary(report, folder)
+    if not card_is_ours(folder / CARD):
+        talk(kept_card(folder))
     top1, delta = report["sparse"]["top1_pct"], report["delta"]
     enforce(
         [

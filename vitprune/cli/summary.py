@@ -77,3 +77,8 @@ def _kept_promise(target: dict[str, Any]) -> str:
         f"{target['measured_speedup']:.2f} x, {target['measured_latency_ms']:.3g} ms"
         + ("" if target["met"] else ": MISSED")
     )
+
+
+def kept_card(folder: Path) -> str:
+    """What to say of a README.md that was there and is not vitprune's."""
+    return f"'{folder / 'README.md'}' is your own and was left as it is; remove it to have the model card written"
