@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "ablation.py",
+        "compare_chart.py",
         "data_speed.py",
         "families.py",
         "faults.py",
@@ -104,6 +105,7 @@ def test_faults_are_told_and_nothing_crashes(tmp_path):
     "name",
     [
         "ablation.py",
+        "compare_chart.py",
         "data_speed.py",
         "families.py",
         "faults.py",
@@ -174,3 +176,23 @@ def test_without_a_gpu_that_is_said(tmp_path):
         pytest.skip("there is a CUDA GPU")
     done = _run("gpu.py", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (1, "error: this PyTorch sees no CUDA GPU\n")
+
+
+def _comparison(model, gmacs):
+    rows = [
+        {"method": "dense", "available": True, "gmacs": 1.25, "top1_pct": 75.0},
+        {"method": "ours", "available": True, "gmacs": gmacs, "top1_pct": 74.0, "delta_points_ci95": [-2, 0.0]},
+        {"method": "tome", "available": False},
+    ]
+    return {"model": model, "num_images": 100, "rows": rows}
+
+
+def test_a_chart_of_comparisons(tmp_path):
+    for name, model, gmacs in (("a", "x", 0.8), ("b", "x", 0.6), ("c", "y", 0.6)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(_comparison(model, gmacs)))
+    done = _run("compare_chart.py", "a.json", "b.json", "-o", "chart.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "written to chart.png\n"), done.stderr
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    done = _run("compare_chart.py", "a.json", "c.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "of 2 models or sets of pictures" in done.stderr
