@@ -32,7 +32,7 @@ from vitprune.training import Checkpoints, Listener, Progress, Recipe, State, St
 from vitprune.zoo import Loaded
 
 BENCH_BATCH_SIZES = (1, 32)
-_EVAL_BATCH_SIZE = 64
+EVAL_BATCH_SIZE = 64
 """At most; a training batch may be far more than one process holds."""
 BENCH_SECONDS = 2.0
 """How long a run times each model at each batch size; `vitprune bench` is there for more."""
@@ -58,6 +58,7 @@ class RunSettings:
         output: the run folder.
         eval_precision: precision of accuracy and speed figures.
         resume: go on with the run in `output`, if one is there.
+        begin: the state to begin from where there is none to go on from: a warm start that was done elsewhere.
         keep_checkpoints: how many training checkpoints to keep, the last ones; they go when the run is complete.
         checkpoint_every: steps between two; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
@@ -69,6 +70,7 @@ class RunSettings:
     output: Path
     eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resume: bool = False
+    begin: State | None = None
     keep_checkpoints: int = 2
     checkpoint_every: int | None = None
     track: str | None = None
@@ -103,7 +105,7 @@ def run(
         class_names=loaded.class_names or data.class_names(student.num_classes),
         origin=loaded.origin,
     )
-    this = _Run(loaded, data, recipe, settings, listener, student, metadata, _checkpoints(loaded, recipe, settings))
+    this = _Run(loaded, data, recipe, settings, listener, student, metadata, checkpoints_of(loaded, recipe, settings))
     state = this.prepare()
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
     progress = this.train(state)
@@ -112,7 +114,7 @@ def run(
         models,
         data,
         listener,
-        batch_size=min(recipe.batch_size, _EVAL_BATCH_SIZE),
+        batch_size=min(recipe.batch_size, EVAL_BATCH_SIZE),
         num_workers=recipe.workers(),
         device=settings.device,
         precision=settings.eval_precision,
@@ -140,12 +142,12 @@ class _Run:
         """Make the run folder; the state to go on from, where there is one."""
         output, resume = self.settings.output, self.settings.resume
         if processes.is_main():
-            create_run_folder(output, needed_bytes=2 * _num_bytes(self.student))
+            create_run_folder(output, needed_bytes=2 * num_bytes(self.student))
             if not resume:  # what a run that is written over has left would be taken for this one's
                 self.checkpoints.clear()
                 forget_results(output)
         processes.wait()
-        return self.checkpoints.latest() if resume else None
+        return (self.checkpoints.latest() if resume else None) or self.settings.begin
 
     def train(self, resume: State | None) -> Progress:
         """Train the student and write it, also when training stops early."""
@@ -155,7 +157,7 @@ class _Run:
         done = 0 if resume is None else resume.about["progress"]["steps_done"]
         main = processes.is_main()
         logging = StepLog(output / "log.jsonl", self.listener, done) if main else nullcontext(self.listener)
-        with logging as log, _stopping_on_sigterm(self.checkpoints):
+        with logging as log, stopping_on_sigterm(self.checkpoints):
             try:
                 fit(
                     *(self.loaded.model, self.student, self.data, self.recipe, self.settings.device, log, progress),
@@ -201,7 +203,7 @@ class _Run:
             metadata=metadata,
             models=models,
             predictions=predictions,
-            timings=_bench(models, self.student, settings, self.listener),
+            timings=bench({name: models[name] for name in ("dense", "sparse")}, settings, self.listener),
             coverage=coverage,
             training={"recipe": self.recipe.model_dump(mode="json")} | asdict(progress),
             data=data,
@@ -218,7 +220,7 @@ class _Run:
         return report
 
 
-def _checkpoints(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
+def checkpoints_of(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
     """The run's training checkpoints, and what a resumed run must have in common with them."""
     free = {"num_workers", "name", "grad_accum"}  # these change no result, or its rounding alone
     same = {"model": loaded.name, **asdict(settings.sparsity), **recipe.model_dump(mode="json", exclude=free)}
@@ -277,7 +279,7 @@ def _check_trainable(student: SparseViT, data: Data) -> Pictures:
 
 
 @contextmanager
-def _stopping_on_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
+def stopping_on_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
     """In the block SIGTERM, by which schedulers preempt a job, means: end the step, write a checkpoint, stop."""
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
@@ -329,13 +331,12 @@ def evaluate(
     )
 
 
-def _bench(
-    models: dict[str, nn.Module], student: SparseViT, settings: RunSettings, listener: RunListener
-) -> list[Timing]:
-    listener.begin("measuring speed", 2 * len(BENCH_BATCH_SIZES))
+def bench(models: Mapping[str, nn.Module], settings: RunSettings, listener: RunListener) -> list[Timing]:
+    """Time models of one input size in turns, at the batch sizes of a run's report."""
+    listener.begin("measuring speed", len(models) * len(BENCH_BATCH_SIZES))
     return benchmark(
-        {"dense": models["dense"], "sparse": student},
-        input_size(models["dense"]),
+        models,
+        input_size(next(iter(models.values()))),
         BENCH_BATCH_SIZES,
         device=settings.device,
         precision=settings.eval_precision,
@@ -344,5 +345,6 @@ def _bench(
     )
 
 
-def _num_bytes(model: nn.Module) -> int:
+def num_bytes(model: nn.Module) -> int:
+    """Size of the weights."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
