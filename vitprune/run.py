@@ -97,14 +97,7 @@ def run(
     started = time.perf_counter()
     processes.start(settings.device)
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
-    _check_trainable(student, data)
-    metadata = describe(
-        student,
-        name=loaded.name,
-        sparsity=settings.sparsity,
-        class_names=loaded.class_names or data.class_names(student.num_classes),
-        origin=loaded.origin,
-    )
+    metadata = describe_run(student, loaded, data, settings.sparsity)
     this = _Run(loaded, data, recipe, settings, listener, student, metadata, checkpoints_of(loaded, recipe, settings))
     state = this.prepare()
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
@@ -220,10 +213,31 @@ class _Run:
         return report
 
 
+def describe_run(student: SparseViT, loaded: Loaded, data: Data, sparsity: Sparsity) -> Metadata:
+    """What the file of a run will say of itself, if the run is possible at all.
+
+    Raises:
+        UsageError: the model has no classifier, or there is nothing to train on.
+        CheckpointError: a file could not be loaded again.
+    """
+    _check_trainable(student, data)
+    return describe(
+        student,
+        name=loaded.name,
+        sparsity=sparsity,
+        class_names=loaded.class_names or data.class_names(student.num_classes),
+        origin=loaded.origin,
+    )
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """Those that a run must have in common with another to end as it does; the others change at most its rounding."""
+    return recipe.model_dump(mode="json", exclude={"num_workers", "name", "grad_accum"})
+
+
 def checkpoints_of(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
     """The run's training checkpoints, and what a resumed run must have in common with them."""
-    free = {"num_workers", "name", "grad_accum"}  # these change no result, or its rounding alone
-    same = {"model": loaded.name, **asdict(settings.sparsity), **recipe.model_dump(mode="json", exclude=free)}
+    same = {"model": loaded.name, **asdict(settings.sparsity), **recipe_settings(recipe)}
     return Checkpoints(settings.output / "checkpoints", same, settings.keep_checkpoints, settings.checkpoint_every)
 
 
@@ -310,12 +324,13 @@ def evaluate(
     num_workers: int,
     device: torch.device,
     precision: Precision,
+    reference: str = "dense",
 ) -> dict[str, Predictions]:
-    """Predictions of several models, "dense" among them, on the same pictures of `data.val`.
+    """Predictions of several models on the same pictures of `data.val`, prepared as the model `reference` wants them.
 
     What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad picture.
     """
-    data.val.transform = eval_transform(models["dense"])
+    data.val.transform = eval_transform(models[reference])
     total = count_pictures(data.val)
     listener.begin("evaluating", None if total is None else math.ceil(total / processes.world_size()))
     return predict_together(
@@ -326,7 +341,7 @@ def evaluate(
         device,
         precision,
         listener.advance,
-        reference="dense",
+        reference=reference,
         faults=data.faults,
     )
 

@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
-COMMANDS = ["sparsify", "eval", "bench", "compare", "visualize", "report", "convert", "export", "info", "models", "env"]
+COMMANDS = [
+    *("sparsify", "eval", "bench", "compare", "sweep", "visualize", "report", "convert", "export", "info", "models"),
+    "env",
+]
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def sparse_file(make_sparse, tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("command", ["bench", "compare"])
+@pytest.mark.parametrize("command", ["bench", "compare", "sweep"])
 def test_what_is_timed_runs_in_one_process(command, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run([command, "demo"]) == 2

@@ -15,7 +15,7 @@ from vitprune.metadata import Metadata
 from vitprune.model import SparseViT
 from vitprune.report.page import write_page
 from vitprune.report.publishable import publishable
-from vitprune.report.runs import KEEP_MAPS, PAGE, REPORT, read_run
+from vitprune.report.runs import KEEP_MAPS, LOG, PAGE, REPORT, read_run
 from vitprune.report.samples import choose_pictures
 
 
@@ -53,5 +53,5 @@ def write_results(
 
 def forget_results(folder: Path) -> None:
     """Remove what an earlier run left, which would be taken for the next one's."""
-    for name in (REPORT, KEEP_MAPS, PAGE):
+    for name in (REPORT, KEEP_MAPS, PAGE, LOG):
         (folder / name).unlink(missing_ok=True)
