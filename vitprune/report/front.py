@@ -38,18 +38,21 @@ def beaten_by(places: Mapping[str, Place]) -> dict[str, list[str]]:
     return {name: [rival for rival in front if places[rival].beats(place)] for name, place in places.items()}
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], num_images: int, batch_size: int) -> list[str]:
+def verdict(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
     """Sentences on the rows of sweep.json.
 
     Args:
         rows: dense first.
-        num_images: that accuracy was measured on.
         batch_size: the largest that was timed.
     """
     said = [_choice(rows, batch_size)]
+    names = {row["label"]: f"{row['label']} (dense)" if row["kind"] == "other" else row["label"] for row in rows}
+    losers: dict[str, list[str]] = {}
     for row in rows:
-        for beats in row["by_throughput"]["beaten_by"][:1]:
-            said.append(_beaten(beats, row, num_images, batch_size))
+        for best in row["by_throughput"]["beaten_by"][:1]:
+            losers.setdefault(best["label"], []).append(f"{names[row['label']]} ({_margin(best)})")
+    for label, others in losers.items():
+        said.append(f"{names[label]} is better at batch {batch_size} than {'; '.join(others)}.")
     slower = {
         row["label"]: [change["batch_size"] for change in row["delta"]["speedup"] if change["slower"]] for row in rows
     }
@@ -82,12 +85,11 @@ def _choice(rows: Sequence[Mapping[str, Any]], batch_size: int) -> str:
     )
 
 
-def _beaten(beats: Mapping[str, Any], row: Mapping[str, Any], num_images: int, batch_size: int) -> str:
-    """Who is better than a row, and by how much."""
-    speed = f"{number(beats['speed_ratio'])} x as fast at batch {batch_size}"
-    who = f"{beats['label']} is better than {row['label']}"
-    if beats["top1_points"] is None:
-        return f"{who}: {signed(beats['agreement_points'])} points of answers as dense, {speed}."
-    low, high = beats["top1_points_ci95"]
-    doubt = f", which {num_images} pictures cannot tell from none" if low <= 0 <= high else ""
-    return f"{who}: {signed(beats['top1_points'])} points (95 %: {signed(low)} to {signed(high)}{doubt}), {speed}."
+def _margin(best: Mapping[str, Any]) -> str:
+    """By how much a row is beaten."""
+    speed = f"{number(best['speed_ratio'])} x as fast"
+    if best["top1_points"] is None:
+        return f"{signed(best['agreement_points'])} points of answers as dense, {speed}"
+    low, high = best["top1_points_ci95"]
+    points = f"{signed(best['top1_points'])} points" if best["top1_points"] else "as accurate"
+    return f"{points}{', within chance' if low <= 0 < best['top1_points'] <= high else ''}, {speed}"

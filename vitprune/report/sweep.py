@@ -68,11 +68,10 @@ def build_sweep(
         for row in rows:
             rivals = [_against(by_label[rival], row, predictions) for rival in found[row["label"]]]
             row[key] = {"on_front": not rivals, "beaten_by": rivals}
-    num_images, batch_size = rows[0]["num_images"], rows[0]["speed"][-1]["batch_size"]
     return {
         "schema_version": SWEEP_SCHEMA_VERSION,
         "accuracy": "top1_pct" if labelled else "agreement_pct",
-        "verdict": verdict(rows, num_images, batch_size),
+        "verdict": verdict(rows, rows[0]["speed"][-1]["batch_size"]),
         "rows": rows,
         **about,
     }
