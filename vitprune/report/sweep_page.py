@@ -107,5 +107,5 @@ def _cells(row: Mapping[str, Any], labelled: bool) -> list[Any]:
         for each, change in zip(row["speed"], delta["speedup"], strict=True)
     ]
     ratio = number(delta["speedup"][-1]["speedup"]) + " x"
-    what = f"{row['label']} (another dense model)" if row["kind"] == "other" else row["label"]
+    what = f"{row['label']} (dense)" if row["kind"] == "other" else row["label"]
     return [plain(what), *accuracy, number(row["gmacs"], 3), *speed, ratio]
