@@ -324,7 +324,7 @@ def test_ratios_and_models_may_be_added_and_other_settings_are_refused(
         (["--also", "a,,b"], 2, "--also is 'a,,b'"),
         (["--also", "a="], 2, "--also is 'a='"),
         (["--also", "deit_tiny,deit_tiny"], 2, "--also names 'deit_tiny' twice"),
-        (["--also", "deit_tiny"], 1, "the Hugging Face Hub is out of reach"),
+        (["--also", "deit_tiny"], 1, "give a weight file that is already here: --also deit_tiny=FILE"),
         (["--also", "test_vit=absent.safetensors"], 1, "there is no file 'absent.safetensors'"),
         (["--also", "test_vit=three.safetensors"], 2, "'test_vit' has 3 classes and test_vit"),
         (["--also", "large"], 2, "takes images of 3x192x192"),

@@ -53,7 +53,7 @@ from vitprune.cli.training import (
     training_device,
     training_pictures,
 )
-from vitprune.errors import UsageError
+from vitprune.errors import UsageError, VitpruneError
 
 if TYPE_CHECKING:
     from vitprune.zoo import Loaded
@@ -257,7 +257,11 @@ def _others(dense: Loaded, named: list[tuple[str, Path | None]], img_size: tuple
 
     others: dict[str, Loaded] = {}
     for name, file in named:
-        other = load_model(name, checkpoint=file, img_size=img_size)
+        try:
+            other = load_model(name, checkpoint=file, img_size=img_size)
+        except VitpruneError as error:
+            error.hint = error.hint and error.hint.replace("--checkpoint FILE", f"--also {name}=FILE")
+            raise
         if file is None and other.name == dense.name and other.origin == dense.origin:
             raise UsageError(f"--also names '{name}', which is MODEL itself", "name other models")
         label = name if len(name) < len(other.short_name) and not Path(name).exists() else other.short_name
