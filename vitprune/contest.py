@@ -22,7 +22,7 @@ BENCH_BATCH_SIZES = (1, 32)
 EVAL_BATCH_SIZE = 64
 """At most; a training batch may be far more than one process holds."""
 BENCH_SECONDS = 2.0
-"""How long a run times each model at each batch size; `vitprune bench` is there for more."""
+"""How long a run times each model at each batch size, unless told otherwise."""
 
 
 class RunListener(Listener, Protocol):
@@ -50,12 +50,13 @@ def evaluate(
     num_workers: int,
     device: torch.device,
     precision: Precision,
+    reference: str = "dense",
 ) -> dict[str, Predictions]:
-    """Predictions of several models, "dense" among them, on the same pictures of `data.val`.
+    """Predictions of several models on the same pictures of `data.val`, prepared as the model `reference` wants them.
 
     What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad picture.
     """
-    data.val.transform = eval_transform(models["dense"])
+    data.val.transform = eval_transform(models[reference])
     total = count_pictures(data.val)
     listener.begin("evaluating", None if total is None else math.ceil(total / processes.world_size()))
     return predict_together(
@@ -66,34 +67,43 @@ def evaluate(
         device,
         precision,
         listener.advance,
-        reference="dense",
+        reference=reference,
         faults=data.faults,
     )
 
 
 def bench(
-    models: Mapping[str, nn.Module], device: torch.device, precision: Precision, listener: RunListener
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    precision: Precision,
+    seconds: float | None,
+    listener: RunListener,
 ) -> list[Timing]:
-    """How fast the dense and the sparse model of a run are; what a row holds: `vitprune.measure.Timing`."""
-    listener.begin("measuring speed", 2 * len(BENCH_BATCH_SIZES))
+    """Time models of one input size in turns, each so many seconds (None: 2) at each batch size of a run's report."""
+    listener.begin("measuring speed", len(models) * len(BENCH_BATCH_SIZES))
     return benchmark(
-        {"dense": models["dense"], "sparse": models["sparse"]},
-        input_size(models["dense"]),
+        models,
+        input_size(next(iter(models.values()))),
         BENCH_BATCH_SIZES,
         device=device,
         precision=precision,
-        min_seconds=BENCH_SECONDS,
+        min_seconds=BENCH_SECONDS if seconds is None else seconds,
         on_row=lambda _: listener.advance(1),
     )
 
 
 def outcome(
-    promise: Promise | None, models: Mapping[str, nn.Module], device: torch.device, listener: RunListener
+    promise: Promise | None,
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    seconds: float | None,
+    listener: RunListener,
 ) -> dict[str, Any] | None:
     """What was promised before training, beside what is there now; see `Promise.compared_with`."""
     if promise is None:
         return None
     listener.begin("measuring what was promised", None)
-    return promise.compared_with(
-        measure_speed(models["dense"], models["sparse"], promise.target, device, BENCH_SECONDS)
+    speed = measure_speed(
+        models["dense"], models["sparse"], promise.target, device, BENCH_SECONDS if seconds is None else seconds
     )
+    return promise.compared_with(speed)

@@ -40,9 +40,11 @@ class RunSettings:
         output: the run folder.
         eval_precision: precision of accuracy and speed figures.
         resume: go on with the run in `output`, if one is there.
+        begin: the state to begin from where there is none to go on from: a warm start that was done elsewhere.
         keep_checkpoints: how many training checkpoints to keep, the last ones; they go when the run is complete.
         checkpoint_every: steps between two; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
+        bench_seconds: how long each model is timed at each batch size of the report; None for 2.
         promise: the speed that the plan was chosen for, to be compared with what comes of it; None where there is none.
         commands: how to do it again, for the report; None where it was not begun by a command.
     """
@@ -52,9 +54,11 @@ class RunSettings:
     output: Path
     eval_precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     resume: bool = False
+    begin: State | None = None
     keep_checkpoints: int = 2
     checkpoint_every: int | None = None
     track: str | None = None
+    bench_seconds: float | None = None
     promise: Promise | None = None
     commands: Mapping[str, str] | None = None
 
@@ -79,15 +83,8 @@ def run(
     started = time.perf_counter()
     processes.start(settings.device)
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
-    _check_trainable(student, data)
-    metadata = describe(
-        student,
-        name=loaded.name,
-        sparsity=settings.sparsity,
-        class_names=loaded.class_names or data.class_names(student.num_classes),
-        origin=loaded.origin,
-    )
-    this = _Run(loaded, data, recipe, settings, listener, student, metadata, _checkpoints(loaded, recipe, settings))
+    metadata = describe_run(student, loaded, data, settings.sparsity)
+    this = _Run(loaded, data, recipe, settings, listener, student, metadata, checkpoints_of(loaded, recipe, settings))
     state = this.prepare()
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
     progress = this.train(state)
@@ -124,12 +121,12 @@ class _Run:
         """Make the run folder; the state to go on from, where there is one."""
         output, resume = self.settings.output, self.settings.resume
         if processes.is_main():
-            create_run_folder(output, needed_bytes=2 * _num_bytes(self.student))
+            create_run_folder(output, needed_bytes=2 * num_bytes(self.student))
             if not resume:  # what a run that is written over has left would be taken for this one's
                 self.checkpoints.clear()
                 forget_results(output)
         processes.wait()
-        return self.checkpoints.latest() if resume else None
+        return (self.checkpoints.latest() if resume else None) or self.settings.begin
 
     def train(self, resume: State | None) -> Progress:
         """Train the student and write it, also when training stops early."""
@@ -139,7 +136,7 @@ class _Run:
         done = 0 if resume is None else resume.about["progress"]["steps_done"]
         main = processes.is_main()
         logging = StepLog(output / "log.jsonl", self.listener, done) if main else nullcontext(self.listener)
-        with logging as log, _stopping_on_sigterm(self.checkpoints):
+        with logging as log, stopping_on_sigterm(self.checkpoints):
             try:
                 fit(
                     *(self.loaded.model, self.student, self.data, self.recipe, self.settings.device, log, progress),
@@ -185,9 +182,15 @@ class _Run:
             metadata=metadata,
             models=models,
             predictions=predictions,
-            timings=bench(models, settings.device, settings.eval_precision, self.listener),
+            timings=bench(
+                {name: models[name] for name in ("dense", "sparse")},
+                settings.device,
+                settings.eval_precision,
+                settings.bench_seconds,
+                self.listener,
+            ),
             coverage=coverage,
-            target=outcome(settings.promise, models, settings.device, self.listener),
+            target=outcome(settings.promise, models, settings.device, settings.bench_seconds, self.listener),
             training={"recipe": self.recipe.model_dump(mode="json")} | asdict(progress),
             data=data,
             precision=settings.eval_precision,
@@ -203,10 +206,31 @@ class _Run:
         return report
 
 
-def _checkpoints(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
+def describe_run(student: SparseViT, loaded: Loaded, data: Data, sparsity: Sparsity) -> Metadata:
+    """What the file of a run will say of itself, if the run is possible at all.
+
+    Raises:
+        UsageError: the model has no classifier, or there is nothing to train on.
+        CheckpointError: a file could not be loaded again.
+    """
+    _check_trainable(student, data)
+    return describe(
+        student,
+        name=loaded.name,
+        sparsity=sparsity,
+        class_names=loaded.class_names or data.class_names(student.num_classes),
+        origin=loaded.origin,
+    )
+
+
+def recipe_settings(recipe: Recipe) -> dict[str, Any]:
+    """Those that a run must have in common with another to end as it does; the others change at most its rounding."""
+    return recipe.model_dump(mode="json", exclude={"num_workers", "name", "grad_accum", "compile"})
+
+
+def checkpoints_of(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
     """The run's training checkpoints, and what a resumed run must have in common with them."""
-    free = {"num_workers", "name", "grad_accum", "compile"}  # these change no result, or its rounding alone
-    same = {"model": loaded.name, **asdict(settings.sparsity), **recipe.model_dump(mode="json", exclude=free)}
+    same = {"model": loaded.name, **asdict(settings.sparsity), **recipe_settings(recipe)}
     return Checkpoints(settings.output / "checkpoints", same, settings.keep_checkpoints, settings.checkpoint_every)
 
 
@@ -262,7 +286,7 @@ def _check_trainable(student: SparseViT, data: Data) -> Pictures:
 
 
 @contextmanager
-def _stopping_on_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
+def stopping_on_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
     """In the block SIGTERM, by which schedulers preempt a job, means: end the step, write a checkpoint, stop."""
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
@@ -278,5 +302,6 @@ def _stopping_on_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _num_bytes(model: nn.Module) -> int:
+def num_bytes(model: nn.Module) -> int:
+    """Size of the weights."""
     return sum(p.numel() * p.element_size() for p in model.parameters())

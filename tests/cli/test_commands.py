@@ -12,16 +12,7 @@ from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
 COMMANDS = [
-    "sparsify",
-    "eval",
-    "bench",
-    "compare",
-    "visualize",
-    "report",
-    "push",
-    "convert",
-    "export",
-    "info",
+    *("sparsify", "eval", "bench", "compare", "sweep", "visualize", "report", "push", "convert", "export", "info"),
     "models",
     "env",
 ]
@@ -34,7 +25,7 @@ def sparse_file(make_sparse, tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize("command", ["bench", "compare"])
+@pytest.mark.parametrize("command", ["bench", "compare", "sweep"])
 def test_what_is_timed_runs_in_one_process(command, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run([command, "demo"]) == 2

@@ -11,7 +11,21 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from vitprune import processes
-from vitprune.cli import bench, compare, convert, env, evaluate, export, info, models, push, report, sparsify, visualize
+from vitprune.cli import (
+    bench,
+    compare,
+    convert,
+    env,
+    evaluate,
+    export,
+    info,
+    models,
+    push,
+    report,
+    sparsify,
+    sweep,
+    visualize,
+)
 from vitprune.cli.output import print_error
 from vitprune.errors import VitpruneError
 
@@ -27,6 +41,7 @@ app.command("sparsify")(sparsify.sparsify)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
+app.command("sweep")(sweep.sweep)
 app.command("visualize")(visualize.visualize)
 app.command("report")(report.report)
 app.command("push")(push.push)

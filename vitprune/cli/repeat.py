@@ -15,7 +15,7 @@ def commands(arguments: Sequence[str], data: str, device: str, of_data: Mapping[
     """Command lines by what they do, with `path/to/name` for paths that only this machine has.
 
     Args:
-        arguments: of the sparsify command, its name first.
+        arguments: of the command that trains, its name first.
         data: DATA.
         device: that was used.
         of_data: what else was said of DATA, by name of the option; None and False are left out.
@@ -29,7 +29,7 @@ def commands(arguments: Sequence[str], data: str, device: str, of_data: Mapping[
     how = ["--device", device, "--precision", RunSettings.eval_precision]
     sizes = ",".join(map(str, BENCH_BATCH_SIZES))
     return {
-        "sparsify": shlex.join([*start, *repeatable(arguments)]),
+        arguments[0]: shlex.join([*start, *repeatable(arguments)]),
         "eval": shlex.join(["vitprune", "eval", ".", *repeatable(given), *how]),
         "bench": shlex.join(["vitprune", "bench", ".", "-b", sizes, *how]),
     }

@@ -42,30 +42,37 @@ from vitprune.cli.plan import Measuring, meet_target, parse_sparsity, resolve_sp
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.summary import kept_card, print_summary
+from vitprune.cli.training import (
+    PANEL,
+    BenchSeconds,
+    CheckpointEvery,
+    Epochs,
+    Fraction,
+    GradAccum,
+    NoLabels,
+    Overwrite,
+    StepBatchSize,
+    Steps,
+    TrainingData,
+    WarmStartSteps,
+    counted,
+    load_dense_model,
+    setting,
+    training_device,
+    training_pictures,
+)
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitprune.data import Data, DataOptions, Pictures
-    from vitprune.measure import Promise
     from vitprune.model import Sparsity
-    from vitprune.training import Recipe
     from vitprune.zoo import Loaded
 
-_TRAINING = "Training"
 _LOSSES = "Loss weights"
 _CHECKS = "Checks (exit code 3 if missed)"
-_Steps = Annotated[
-    int | None,
-    typer.Option(min=0, help="Steps after the warm start.", rich_help_panel=_TRAINING, show_default="by recipe"),
-]
 
 
 def _weight(help_text: str) -> Any:
     return typer.Option(min=0, help=help_text, rich_help_panel=_LOSSES, show_default="by recipe")
-
-
-def _setting(help_text: str, **limits: Any) -> Any:
-    return typer.Option(help=help_text, rich_help_panel=_TRAINING, show_default="by recipe", **limits)
 
 
 def _check(help_text: str) -> Any:
@@ -76,20 +83,12 @@ def sparsify(
     context: typer.Context,
     model: Model,
     keep: Keep = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ "
-            "with a folder per class, or class folders alone), or demo.",
-            show_default="imagenet; demo for the model demo",
-        ),
-    ] = None,
+    data: TrainingData = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Run folder.", show_default="runs/<model>-keep<ratio>"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")] = False,
+    overwrite: Overwrite = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the run in --output, or the last of its name, where it was cut."),
@@ -111,29 +110,14 @@ def sparsify(
     data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
-    fraction: Annotated[
-        float | None, typer.Option(min=0, max=1, metavar="SHARE", help="Train on this share of the training pictures.")
-    ] = None,
+    fraction: Fraction = None,
     splits: Splits = None,
     columns: Columns = None,
     streaming: Streaming = False,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(
-            "--batch-size",
-            "-b",
-            metavar="N|auto",
-            help="Pictures per step, of all processes together. auto: the recipe's number, in as many passes "
-            "(--grad-accum) as memory asks for.",
-            show_default="by recipe",
-        ),
-    ] = None,
-    grad_accum: Annotated[
-        int | None,
-        _setting("Passes that share a step's pictures: less memory, the same result but for rounding.", min=1),
-    ] = None,
+    batch_size: StepBatchSize = None,
+    grad_accum: GradAccum = None,
     workers: Workers = None,
     seed: Seed = None,
     compiled: Annotated[
@@ -141,26 +125,21 @@ def sparsify(
         typer.Option(
             "--compile",
             help="Run the transformer blocks through torch.compile: a wait at first, then faster steps on a GPU.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=PANEL,
         ),
     ] = False,
-    no_labels: Annotated[
-        bool,
-        typer.Option(
-            "--no-labels", help="Distillation alone: any folder of pictures will do.", rich_help_panel=_TRAINING
-        ),
-    ] = False,
-    warm_start_steps: Annotated[int | None, _setting("Steps of the warm start.", min=0)] = None,
-    steps: _Steps = None,
-    epochs: Annotated[float | None, _setting("The same as --steps, in passes over the pictures.", min=0)] = None,
-    lr: Annotated[float | None, _setting("Peak learning rate of the predictors.")] = None,
-    backbone_lr_scale: Annotated[float | None, _setting("The backbone's rate as a share of --lr.", min=0)] = None,
+    no_labels: NoLabels = False,
+    warm_start_steps: WarmStartSteps = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    lr: Annotated[float | None, setting("Peak learning rate of the predictors.")] = None,
+    backbone_lr_scale: Annotated[float | None, setting("The backbone's rate as a share of --lr.", min=0)] = None,
     freeze_epochs: Annotated[
-        float | None, _setting("Passes after the warm start with the backbone frozen.", min=0)
+        float | None, setting("Passes after the warm start with the backbone frozen.", min=0)
     ] = None,
     max_unreadable: Annotated[
         float | None,
-        _setting("Share of training pictures that may be unreadable; they are skipped, named, counted.", min=0, max=1),
+        setting("Share of training pictures that may be unreadable; they are skipped, named, counted.", min=0, max=1),
     ] = None,
     ce_weight: Annotated[float | None, _weight("Cross-entropy with the labels.")] = None,
     ratio_weight: Annotated[float | None, _weight("Kept share against its target.")] = None,
@@ -171,22 +150,14 @@ def sparsify(
         typer.Option(
             metavar="NAME",
             help="Log the steps also to tensorboard, or another tracker that accelerate knows and that is installed.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=PANEL,
         ),
     ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="STEPS",
-            help="Steps between two training checkpoints.",
-            rich_help_panel=_TRAINING,
-            show_default="about every two minutes",
-        ),
-    ] = None,
+    checkpoint_every: CheckpointEvery = None,
     keep_checkpoints: Annotated[
-        int, typer.Option(min=1, help="How many of them to keep, the last ones.", rich_help_panel=_TRAINING)
+        int, typer.Option(min=1, help="How many of them to keep, the last ones.", rich_help_panel=PANEL)
     ] = 2,
+    bench_seconds: BenchSeconds = None,
     max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.")] = None,
     min_top1: Annotated[float | None, _check("Lowest top-1, in percent.")] = None,
     min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.")] = None,
@@ -237,14 +208,17 @@ def sparsify(
     plan = chosen_recipe(model, recipe, settings, weights)
     measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
     sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
-    where = _device(device, plan)
+    where = training_device(device, plan)
     options = data_options(data_dir, splits, columns, streaming, limit, fraction)
     if track is not None:
         from vitprune.training import check_tracker
 
         check_tracker(track)
-    loaded, sparsity, promise = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
-    folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
+    loaded = load_dense_model(model, checkpoint, img_size)
+    sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
+    sparsity, promise = meet_target(loaded.model, sparsity, measuring)
+    folder = _folder(loaded, sparsity, output, overwrite, resume)
+    pictures = training_pictures(loaded, data, options, plan)
 
     from vitprune.cli.repeat import commands
     from vitprune.report.card import card_is_ours
@@ -254,7 +228,7 @@ def sparsify(
     of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     talk(
         f"{loaded.name}, {sparsity.label}, on {where}: "
-        f"{_counted(pictures.train)} to train on, {_counted(pictures.val)} to evaluate on"
+        f"{counted(pictures.train)} to train on, {counted(pictures.val)} to evaluate on"
     )
     if pictures.note:
         talk(pictures.note)
@@ -265,6 +239,7 @@ def sparsify(
         resume=resume,
         keep_checkpoints=keep_checkpoints,
         checkpoint_every=checkpoint_every,
+        bench_seconds=bench_seconds,
         track=track,
         promise=promise,
         commands=commands(context.obj, pictures.name, str(where), of_data),
@@ -287,65 +262,15 @@ def sparsify(
     )
 
 
-def _device(device: str, recipe: Recipe) -> Any:
-    from vitprune.measure import pick_device, pick_precision
-
-    where = pick_device(device)
-    processes.start(where)
-    pick_precision(recipe.precision, where, training=True)
-    return where
-
-
-def _load(
-    model: str,
-    checkpoint: Path | None,
-    img_size: tuple[int, int] | None,
-    sparsity: Sparsity,
-    target_gmacs: float | None,
-    align: str | None,
-    measuring: Measuring,
-) -> tuple[Loaded, Sparsity, Promise | None]:
-    """The dense model, a plan that fits it, and what the plan promises."""
-    from vitprune.zoo import load_model
-
-    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
-    if loaded.sparse is not None:
-        raise UsageError(
-            f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"
-        )
-    resolved = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
-    return loaded, *meet_target(loaded.model, resolved, measuring)
-
-
-def _open(
-    loaded: Loaded,
-    data: str | None,
-    options: DataOptions,
-    recipe: Recipe,
-    sparsity: Sparsity,
-    output: Path | None,
-    overwrite: bool,
-    resume: bool,
-) -> tuple[Path, Data]:
-    """The run folder, not made yet, and the pictures."""
-    from vitprune.data import ModelClasses, open_data
+def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
+    """The run folder, not made yet."""
     from vitprune.files import choose_run_folder
 
     name = f"{loaded.short_name}-{_slug(sparsity.label)}"
     # One process chooses: another may be so late that the folder is there already.
     chosen = choose_run_folder(output, name, overwrite=overwrite, resume=resume) if processes.is_main() else None
     folder: Path = processes.from_main(chosen)
-    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
-    pictures = open_data(spec, classes, options, training=True, labels=recipe.labels)
-    return folder, pictures
-
-
-def _counted(pictures: Pictures | None) -> str:
-    from vitprune.data import count_pictures
-
-    count = count_pictures(pictures)
-    return "a stream of pictures" if count is None else f"{count} pictures"
+    return folder
 
 
 def _slug(label: str) -> str:

@@ -52,6 +52,8 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
             f"{100 * spent / training['seconds']:.0f} % {name}" for name, spent in training["seconds_by_part"].items()
         ]
         print_line(f"trained on {training['num_images'] / training['seconds']:.1f} images/s: {', '.join(split)}")
+    if training["warm_start_of"]:
+        print_line(f"warm start shared with other runs: done as for {training['warm_start_of']}")
     for count, names, what in (
         (training["num_unreadable"], training["unreadable"], "in training (repeats counted)"),
         (pictures["num_unreadable_val"], pictures["unreadable_val"], "in the evaluation"),

@@ -16,6 +16,8 @@ _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 30, 36
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
 _LABEL_GAP = 13
+_LETTER_WIDTH = 6.0
+"""About, of small text."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,92 @@ def scatter(title: str, description: str, dense: Point, sparse: Point, floor: Po
             )
         )
     return _drawn(title, description, parts)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One model in the chart of several.
+
+    Attributes:
+        point: its place, name and interval.
+        kind: number of its colour and shape: 0 a circle, 1 a square, 3 a triangle.
+        on_front: filled where no other model is better in both; else hollow.
+    """
+
+    point: Point
+    kind: int
+    on_front: bool
+
+
+def spots(title: str, description: str, found: Sequence[Spot], x_label: str) -> Chart:
+    """Several models by cost and accuracy; a dashed line joins those on the front.
+
+    Args:
+        title: what it shows.
+        description: the same in words, for who cannot see it.
+        found: the models.
+        x_label: under the axis.
+    """
+    xs = [spot.point.x for spot in found]
+    ys = [y for s in found for y in (s.point.y, s.point.low, s.point.high) if y is not None]
+    x_pad, y_pad = 0.12 * (max(xs) - min(xs)) or 0.1 * max(xs), 0.1 * (max(ys) - min(ys)) or 1.0
+    frame = _Frame((max(0.0, min(xs) - x_pad), max(xs) + x_pad), (min(ys) - y_pad, min(100.0, max(ys)) + y_pad))
+    parts = [frame.axes(x_label)]
+    places = [(frame.x(s.point.x), frame.y(s.point.y)) for s in found]
+    front = sorted(place for place, s in zip(places, found, strict=True) if s.on_front)
+    line = " ".join(f"{_n(x)},{_n(y)}" for x, y in front)
+    parts.append(Markup('<polyline class="mark" fill="none" points="{}"/>').format(line))
+    for (x, _), s in zip(places, found, strict=True):
+        if s.point.low is not None and s.point.high is not None:
+            ends = _n(frame.y(s.point.low)), _n(frame.y(s.point.high))
+            parts.append(Markup('<line class="ruler" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(_n(x), *ends))
+    parts += [_shape(s, x, y) for (x, y), s in zip(places, found, strict=True)]
+    parts += _named([s.point.name for s in found], places)
+    return _drawn(title, description, parts)
+
+
+def _shape(spot: Spot, x: float, y: float) -> Markup:
+    look = f"f{spot.kind}" if spot.on_front else f"c{spot.kind} hollow"
+    if spot.kind == 0:
+        return Markup('<circle class="{}" cx="{}" cy="{}" r="5"/>').format(look, _n(x), _n(y))
+    half = 4.5 if spot.kind == 1 else 5.5
+    corners = [(-half, -half), (half, -half), (half, half), (-half, half)]
+    if spot.kind != 1:
+        corners = [(0.0, -half), (half, half), (-half, half)]
+    points = " ".join(f"{_n(x + dx)},{_n(y + dy)}" for dx, dy in corners)
+    return Markup('<polygon class="{}" points="{}"/>').format(look, points)
+
+
+def _named(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Markup]:
+    """A name beside each place, where it covers least of the other names and places."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    parts = []
+    for name, (x, y) in zip(names, places, strict=True):
+        width = _LETTER_WIDTH * len(name)
+        sides = [(9, 4), (-9 - width, 4), (-width / 2, -9), (-width / 2, 18)]
+        sides += [(dx, dy) for dy in (-9, 18) for dx in (6, -6 - width)]
+        boxes = [(x + dx, y + dy - 10, x + dx + width, y + dy + 2) for dx, dy in sides]
+        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken) + _outside(box))
+        taken.append(box)
+        parts.append(Markup('<text class="small" x="{}" y="{}">{}</text>').format(_n(box[0]), _n(box[3] - 2), name))
+    return parts
+
+
+_Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    """Area that two boxes have in common."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
+
+
+def _outside(box: _Box) -> float:
+    """Area of a box outside the plot; it counts much, for there it is cut off."""
+    inside = (_LEFT, 0.0, _WIDTH, _HEIGHT - _BOTTOM)
+    return 10 * ((box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, inside))
 
 
 def binned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:

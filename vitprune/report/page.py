@@ -75,7 +75,7 @@ def render_page(run: FinishedRun, *, pictures: bool = True) -> str:
         "settings": flat(training.recipe),
         "environment": flat(report.environment),
         "commands": report.commands or _commands(report),
-        "has_own_command": "sparsify" in report.commands,
+        "has_own_command": not report.commands.keys().isdisjoint({"sparsify", "sweep"}),
     }
     return templates().get_template("page.html.j2").render(content).lstrip()
 

@@ -30,10 +30,19 @@ def repeatable(arguments: Sequence[str]) -> list[str]:
     result = []
     for argument in arguments:
         option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        if _ELSEWHERE.match(value):
-            value = f"path/to/{_last(value)}"
-        result.append(f"{option}{equals}{value}")
+        result.append(f"{option}{equals}{_moved(value)}")
     return result
+
+
+def _moved(value: str) -> str:
+    """A value with `path/to/name` for a path, also where it is one of several and has a name: a=/b/c,d=/e/f."""
+    if _ELSEWHERE.match(value):
+        return f"path/to/{_last(value)}"
+    parts = [part.partition("=") for part in value.split(",")]
+    return ",".join(
+        f"{name}{equals}path/to/{_last(file)}" if _ELSEWHERE.match(file) else f"{name}{equals}{file}"
+        for name, equals, file in parts
+    )
 
 
 def _cleaned(value: Any, root: str) -> Any:

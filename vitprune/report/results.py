@@ -16,7 +16,7 @@ from vitprune.model import SparseViT
 from vitprune.report.card import card_is_ours, write_card
 from vitprune.report.page import write_page
 from vitprune.report.publishable import publishable
-from vitprune.report.runs import CARD, KEEP_MAPS, PAGE, REPORT, read_run
+from vitprune.report.runs import CARD, KEEP_MAPS, LOG, PAGE, REPORT, read_run
 from vitprune.report.samples import choose_pictures
 
 
@@ -57,7 +57,7 @@ def write_results(
 
 def forget_results(folder: Path) -> None:
     """Remove what an earlier run left, which would be taken for the next one's; but no README.md of the user's own."""
-    for name in (REPORT, KEEP_MAPS, PAGE):
+    for name in (REPORT, KEEP_MAPS, PAGE, LOG):
         (folder / name).unlink(missing_ok=True)
     if card_is_ours(folder / CARD):
         (folder / CARD).unlink(missing_ok=True)

@@ -103,6 +103,7 @@ class Training(_Part):
     seconds_by_part: dict[str, float] = {}
     phases: dict[str, int] = {}
     backbone_lr: float | None = None
+    warm_start_of: str | None = None
 
 
 class DataPart(_Part):

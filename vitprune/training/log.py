@@ -45,11 +45,14 @@ class StepLog:
             self._file.close()
 
     def _kept(self) -> list[str]:
-        """The lines of the steps up to `after`; a last line that a killed process left unfinished is none."""
+        """The lines of the steps up to `after`; a last line that a killed process left unfinished is none.
+
+        They need not begin with the first step: a warm start may have been done elsewhere.
+        """
         if not self.after or not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines[: self.after] if line.endswith("\n")]
+        return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.after]
 
     def step(self, record: StepRecord) -> None:
         """Write one line and pass the record on."""

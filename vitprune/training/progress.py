@@ -73,6 +73,8 @@ class Progress:
         phases: steps done by phase.
         sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
         backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
+        warm_start_of: the plan that the predictors learned to rank for, where it is another one than this run's, such
+            as "keep 0.8"; its steps are counted here, its pictures and seconds there.
     """
 
     steps_done: int = 0
@@ -89,6 +91,7 @@ class Progress:
     phases: dict[str, int] = field(default_factory=dict)
     sampled_ratios: tuple[float, ...] | None = None
     backbone_lr: float | None = None
+    warm_start_of: str | None = None
 
 
 def _finite(value: float) -> float | None:

@@ -1,0 +1,193 @@
+"""Who is on the front, the sentences about it, and sweep.html."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from vitprune.cli.app import run
+from vitprune.report.front import Place, beaten_by, verdict
+from vitprune.report.publishable import repeatable
+from vitprune.report.sweep_page import render_sweep_page, write_sweep_page
+
+NASTY = 'tiny"><script>alert(1)</script>'
+
+
+def test_front_of_known_places():
+    """By hand: b beats a and c; d is slowest and most accurate; e is b again, and neither beats the other."""
+    places = {"a": Place(80, 10), "b": Place(81, 12), "c": Place(81, 11), "d": Place(82, 5), "e": Place(81, 12)}
+    assert beaten_by(places) == {"a": ["b", "e"], "b": [], "c": ["b", "e"], "d": [], "e": []}
+
+
+def test_costs_are_negative_merits():
+    assert beaten_by({"dense": Place(80, -4.6), "sparse": Place(80, -3.0)}) == {"dense": ["sparse"], "sparse": []}
+
+
+def _beats(label, points, low, high, speed_ratio):
+    return {
+        "label": label,
+        "top1_points": points,
+        "top1_points_ci95": [low, high],
+        "agreement_points": 1.5,
+        "speed_ratio": speed_ratio,
+    }
+
+
+def _row(label, kind, top1, rates, gmacs, beaten=()):
+    points = top1 - 80.0
+    return {
+        "label": label,
+        "kind": kind,
+        "model": "deit_small",
+        "keep": 0.5,
+        "run": label.replace(" ", "") if kind == "sparse" else None,
+        "top1_pct": top1,
+        "num_images": 1172,
+        "gmacs": gmacs,
+        "speed": [{"batch_size": size, "images_per_s": rate} for size, rate in zip((1, 32), rates, strict=True)],
+        "delta": {
+            "top1_points": points,
+            "top1_points_ci95": [points - 0.5, points + 0.5],
+            "agreement_pct": 99.0,
+            "speedup": [
+                {"batch_size": size, "speedup": rate / dense, "slower": rate < dense}
+                for size, rate, dense in zip((1, 32), rates, (14.0, 16.0), strict=True)
+            ],
+        },
+        "by_throughput": {"on_front": not beaten, "beaten_by": list(beaten)},
+        "by_gmacs": {"on_front": not beaten, "beaten_by": list(beaten)},
+    }
+
+
+@pytest.fixture
+def result():
+    """sweep.json, made up: the small model beats keep 0.5; keep 0.9 is slower at batch 1."""
+    rows = [
+        _row("dense", "dense", 80.0, (14.0, 16.0), 4.6),
+        _row("keep 0.9", "sparse", 79.5, (13.0, 18.0), 4.0),
+        _row("keep 0.5", "sparse", 71.0, (21.0, 34.0), 2.3, [_beats(NASTY, 1.0, 0.25, 1.75, 1.7)]),
+        _row(NASTY, "other", 72.0, (45.0, 57.8), 1.25),
+    ]
+    return {
+        "schema_version": 1,
+        "accuracy": "top1_pct",
+        "verdict": verdict(rows, 32),
+        "rows": rows,
+        "model": "deit_small",
+        "failed": [{"label": "keep 0.7", "keep": 0.7, "error": "out of <memory>"}],
+        "warm_start": {"mode": "each", "of": None, "steps": 200},
+        "recipe": {"name": "short"},
+        "data": {"name": "/home/somebody/pictures", "note": None, "num_unreadable_val": 1},
+        "commands": {"sweep": "vitprune sweep deit_small --data 'path/to/<em>pictures'"},
+        "precision": "fp32",
+        "device": "cpu",
+        "wall_s": 12.0,
+        "environment": {"torch": "2.15.0"},
+    }
+
+
+def test_the_verdict_names_the_best_choice_the_beaten_and_the_slow(result):
+    assert result["verdict"] == [
+        "The fastest within 1 point of dense is keep 0.9: -0.50 points (95 %: -1.00 to +0.00), 1.12 x as fast at "
+        "batch 32.",
+        f"{NASTY} (dense) is better at batch 32 than keep 0.5 (+1.00 points, 1.70 x as fast).",
+        "Slower than dense at batch 1: keep 0.9.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("points", "low", "high", "words"),
+    [
+        (1.0, -0.5, 2.5, "(+1.00 points, within chance, 1.70 x as fast)"),
+        (0.0, -0.5, 0.5, "(as accurate, 1.70 x as fast)"),
+        (None, 0, 0, "(+1.50 points of answers as dense, 1.70 x as fast)"),
+    ],
+)
+def test_a_difference_that_may_be_chance_is_said_to_be(result, points, low, high, words):
+    result["rows"][2]["by_throughput"]["beaten_by"] = [_beats("tiny", points, low, high, 1.7)]
+    result["rows"][3]["label"] = "tiny"
+    assert any(words in sentence for sentence in verdict(result["rows"], 32))
+
+
+def test_where_nothing_is_faster_that_is_said(result):
+    rows = result["rows"][:1] + result["rows"][2:]
+    assert verdict(rows, 32)[0] == "No model within 1 point of dense is faster than the dense one at batch 32."
+
+
+class _Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_says_in_words_what_the_charts_show_and_loads_nothing(result):
+    text = render_sweep_page(result)
+    page = _Page(text)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "iframe", "em", "memory"}
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert re.match(r"(#|data:|keep0\.\d/report\.html$)", attributes.get(name, "#")), attributes
+    charts = [attributes for tag, attributes in page.elements if tag == "svg"]
+    assert len(charts) == 2
+    for chart in charts:
+        for row in result["rows"]:
+            assert row["label"] in chart["aria-label"]
+        assert f"beaten by {NASTY}" in chart["aria-label"]
+    assert page.text.count(f"beaten by {NASTY}") == 2, "in the table too: colour and shape say nothing alone"
+    assert "SLOWER" in page.text
+    assert "out of <memory>" in page.text
+    assert "/home/somebody" not in text
+    assert "1 unreadable picture(s) were left out" in page.text
+    assert "No smaller dense model was compared" not in page.text
+    for sentence in result["verdict"]:
+        assert sentence in page.text
+
+
+def test_marks_lie_where_the_figures_say(result):
+    """Squares by their middle: the more images a second the further right, the more accurate the higher."""
+    text = render_sweep_page(result)
+    chart = text[text.index("<svg") : text.index("</svg>")]
+    squares = re.findall(r'<polygon class="([^"]+)" points="([^"]+)"', chart)
+    assert [look for look, _ in squares] == ["f1", "c1 hollow", "f3"]
+    middles = []
+    for _, points in squares[:2]:
+        corners = [tuple(map(float, corner.split(","))) for corner in points.split()]
+        middles.append(tuple(sum(values) / 4 for values in zip(*corners, strict=True)))
+    (dense,) = re.findall(r'<circle class="f0" cx="([\d.]+)" cy="([\d.]+)"', chart)
+    (x0, y0), (x1, y1), (x2, y2) = tuple(map(float, dense)), *middles
+    assert math.isclose((x1 - x0) / (x2 - x0), (18 - 16) / (34 - 16), abs_tol=0.01)
+    assert math.isclose((y1 - y0) / (y2 - y0), (79.5 - 80) / (71 - 80), abs_tol=0.01)
+    assert y0 < y1 < y2
+
+
+def test_without_labels_there_are_no_points(result):
+    for row in result["rows"]:
+        row["top1_pct"] = row["delta"]["top1_points"] = row["delta"]["top1_points_ci95"] = None
+    result["accuracy"] = "agreement_pct"
+    result["verdict"] = verdict(result["rows"], 32)
+    page = _Page(render_sweep_page(result))
+    assert "The pictures have no labels" in page.text
+    assert "same answer %" in page.text
+    assert "95 %" not in page.text
+
+
+def test_weights_with_a_name_lose_their_folder():
+    given = ["sweep", "--also", "a=/home/me/x.safetensors,b=~/y.pth,c", "--keep", ".9,.8"]
+    assert repeatable(given) == ["sweep", "--also", "a=path/to/x.safetensors,b=path/to/y.pth,c", "--keep", ".9,.8"]
+
+
+def test_the_page_is_written_whole(result, tmp_path):
+    write_sweep_page(tmp_path / "sweep.html", result)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.html"]
+    assert json.dumps(result), "and what it was drawn from is JSON"
+    assert run(["report", str(tmp_path)]) == 2, "a sweep is no run"

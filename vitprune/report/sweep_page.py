@@ -1,0 +1,111 @@
+"""sweep.html: several models side by side on one page, which needs nothing from elsewhere and runs no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from vitprune.files import replacing
+from vitprune.report.charts import Chart, Point, Spot, spots
+from vitprune.report.page import templates
+from vitprune.report.publishable import publishable
+from vitprune.report.tables import flat
+from vitprune.text import number, plain, signed
+
+_KINDS = {"dense": 0, "sparse": 1, "other": 3}
+
+
+def write_sweep_page(path: Path, result: Mapping[str, Any]) -> None:
+    """Draw sweep.html from the content of sweep.json, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = render_sweep_page(result)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render_sweep_page(result: Mapping[str, Any]) -> str:
+    """The page as HTML. Everything that comes from the sweep is escaped; paths of this machine are left out."""
+    result = publishable(dict(result))
+    rows = result["rows"]
+    sizes = [speed["batch_size"] for speed in rows[0]["speed"]]
+    labelled = result["accuracy"] == "top1_pct"
+    content = {
+        "title": f"{result['model']}, sweep of {sum(row['kind'] == 'sparse' for row in rows)} keep ratios",
+        "result": result,
+        "charts": _charts(rows, sizes[-1], labelled),
+        "columns": _columns(sizes, labelled),
+        "failures": [[plain(row["label"]), plain(row["error"])] for row in result["failed"]],
+        "cells": [_cells(row, labelled) for row in rows],
+        "front_columns": ["", f"by images/s at batch {sizes[-1]}", "by GMACs"],
+        "fronts": [[plain(row["label"]), _standing(row, "by_throughput"), _standing(row, "by_gmacs")] for row in rows],
+        "has_others": any(row["kind"] == "other" for row in rows),
+        "runs": [(plain(row["label"]), row["run"]) for row in rows if row["run"]],
+        "settings": flat(result["recipe"]),
+        "environment": flat(result["environment"]),
+        "batch_size": sizes[-1],
+        "labelled": labelled,
+    }
+    return templates().get_template("sweep.html.j2").render(content).lstrip()
+
+
+def _accuracy(row: Mapping[str, Any], labelled: bool) -> float:
+    return float(row["top1_pct"] if labelled else row["delta"]["agreement_pct"])
+
+
+def _charts(rows: Sequence[Mapping[str, Any]], batch_size: int, labelled: bool) -> list[Chart]:
+    what = "Top-1 (%)" if labelled else "Answers as dense (%)"
+    speed, cost = f"images/s at batch {batch_size}", "GMACs"
+    return [
+        _chart(rows, f"{what} against {speed}", speed, "by_throughput", labelled),
+        _chart(rows, f"{what} against {cost}", cost, "by_gmacs", labelled),
+    ]
+
+
+def _chart(rows: Sequence[Mapping[str, Any]], title: str, x_label: str, key: str, labelled: bool) -> Chart:
+    found, said = [], []
+    for row in rows:
+        x = row["speed"][-1]["images_per_s"] if key == "by_throughput" else row["gmacs"]
+        y = _accuracy(row, labelled)
+        interval: Sequence[float | None] = (None, None)
+        if row["kind"] != "dense" and row["delta"]["top1_points_ci95"] is not None:
+            interval = [rows[0]["top1_pct"] + bound for bound in row["delta"]["top1_points_ci95"]]
+        name = plain(row["label"])
+        found.append(Spot(Point(name, x, y, *interval), _KINDS[row["kind"]], row[key]["on_front"]))
+        digits = 1 if key == "by_throughput" else 3
+        said.append(f"{name}: {number(y)} % at {number(x, digits)} {x_label}, {_standing(row, key)}")
+    return spots(title, "; ".join(said), found, x_label)
+
+
+def _standing(row: Mapping[str, Any], key: str) -> str:
+    """Whether a row is on the front, in words."""
+    rivals = [plain(rival["label"]) for rival in row[key]["beaten_by"]]
+    return f"beaten by {', '.join(rivals)}" if rivals else "on the front"
+
+
+def _columns(sizes: Sequence[int], labelled: bool) -> list[str]:
+    accuracy = ["top-1 %", "points", "95 %"] if labelled else ["same answer %"]
+    return ["", *accuracy, "GMACs", *(f"images/s, batch {size}" for size in sizes), f"speed-up, batch {sizes[-1]}"]
+
+
+def _cells(row: Mapping[str, Any], labelled: bool) -> list[Any]:
+    delta = row["delta"]
+    accuracy = [number(_accuracy(row, labelled))]
+    if labelled and row["kind"] == "dense":
+        accuracy += ["", ""]
+    elif labelled:
+        low, high = delta["top1_points_ci95"]
+        accuracy += [signed(delta["top1_points"]), f"{signed(low)} to {signed(high)}"]
+    mark = Markup(' <strong class="slower">SLOWER</strong>')
+    speed = [
+        number(each["images_per_s"], 1) + (mark if change["slower"] else "")
+        for each, change in zip(row["speed"], delta["speedup"], strict=True)
+    ]
+    ratio = number(delta["speedup"][-1]["speedup"]) + " x"
+    what = f"{row['label']} (dense)" if row["kind"] == "other" else row["label"]
+    return [plain(what), *accuracy, number(row["gmacs"], 3), *speed, ratio]
