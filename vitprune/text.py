@@ -16,3 +16,12 @@ def number(value: float | None, digits: int = 2) -> str:
 def signed(value: float | None, digits: int = 2) -> str:
     """A difference for a table."""
     return "-" if value is None else f"{value:+.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

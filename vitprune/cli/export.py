@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.options import AsJson, Checkpoint, DataDir, ImgSize, Limit, Model, data_options
 from vitprune.cli.output import print_json, print_line
 from vitprune.cli.progress import RunProgress
@@ -61,7 +62,12 @@ def export(
     ] = WeightsName.FP32,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Compare also on its pictures.", show_default="12 random images alone"),
+        typer.Option(
+            metavar="DATA",
+            autocompletion=complete.data,
+            help="Compare also on its pictures.",
+            show_default="12 random images alone",
+        ),
     ] = None,
     data_dir: DataDir = None,
     limit: Limit = None,

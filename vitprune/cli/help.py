@@ -95,7 +95,7 @@ class _Page:
         limit = int(_NAMES_SHARE * self.width)
         column = max((len(name) for name, _ in rows if len(name) <= limit), default=2) + 2 * len(_MARGIN)
         for name, about in rows:
-            lines = textwrap.wrap(about, self.width - column)
+            lines = textwrap.wrap(about, self.width - column, break_on_hyphens=False)
             beside = len(name) + 2 * len(_MARGIN) <= column
             padded = f"{name:<{column - len(_MARGIN)}}" if beside and lines else name
             self._line(_MARGIN, (padded, "bold cyan"), *lines[:beside])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -98,10 +99,17 @@ def _print(console: Console, text: str, *, style: str = "", label: str = "") -> 
 
     A word longer than the line, such as a path, stays whole, so that it can be copied.
     """
-    styled = Text(showable(text, console.encoding), style=style)
+    shown = showable(text, console.encoding)
+    if is_screen(console.file):
+        shown = "\n".join(_broken(line, console.width) for line in shown.split("\n"))
+    styled = Text(shown, style=style)
     if label:
         styled.stylize(label, 0, styled.plain.index(":") + 1)
-    console.print(styled, soft_wrap=not is_screen(console.file), overflow="ignore", crop=False)
+    console.print(styled, soft_wrap=True)  # as it is
+
+
+def _broken(line: str, width: int) -> str:
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _show() -> None:

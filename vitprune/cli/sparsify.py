@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     Align,
@@ -35,11 +36,12 @@ from vitprune.cli.options import (
     Workers,
     data_options,
 )
-from vitprune.cli.output import print_json, talk
+from vitprune.cli.output import print_json, talk, waiting
 from vitprune.cli.plan import Measuring, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.summary import print_summary
+from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def sparsify(
         str | None,
         typer.Option(
             metavar="DATA",
+            autocompletion=complete.data,
             help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ "
             "with a folder per class, or class folders alone), or demo.",
             show_default="imagenet; demo for the model demo",
@@ -207,7 +210,8 @@ def sparsify(
         "labels": False if no_labels else None,
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
-    plan = chosen_recipe(model, recipe, settings, weights)
+    with waiting("loading PyTorch"):
+        plan = chosen_recipe(model, recipe, settings, weights)
     sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align)
     where = _device(device, plan)
     options = data_options(data_dir, splits, columns, streaming, limit, fraction)
@@ -216,8 +220,10 @@ def sparsify(
 
         check_tracker(track)
     measuring = Measuring(device, batch_size=target_batch_size)
-    loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
-    folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
+    with waiting(f"loading {model}"):
+        loaded, sparsity = _load(model, checkpoint, img_size, sparsity, target_gmacs, align, measuring)
+    with waiting("opening the pictures"):
+        folder, pictures = _open(loaded, data, options, plan, sparsity, output, overwrite, resume)
 
     from vitprune.cli.repeat import commands
     from vitprune.run import RunSettings, run
@@ -229,6 +235,7 @@ def sparsify(
     )
     if pictures.note:
         talk(pictures.note)
+    _explain(loaded, sparsity, plan)
     settled = RunSettings(
         sparsity,
         where,
@@ -253,6 +260,16 @@ def sparsify(
             ("--min-speedup", delta["speedup"][-1]["speedup"], min_speedup),
         ]
     )
+
+
+def _explain(loaded: Loaded, sparsity: Sparsity, recipe: Recipe) -> None:
+    """For --verbose."""
+    from vitprune.backbones import wrap
+
+    explain_model(loaded)
+    explain_plan(sparsity.plan(wrap(loaded.model)), sparsity.dropped)
+    explain_settings("recipe", recipe.model_dump(mode="json"))
+    explain_environment()
 
 
 def _device(device: str, recipe: Recipe) -> Any:

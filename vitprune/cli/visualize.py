@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.options import (
     AsJson,
     AuthorsKeep,
@@ -53,7 +54,12 @@ def visualize(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Pictures of a data set instead, as in eval.", show_default=False),
+        typer.Option(
+            metavar="DATA",
+            autocompletion=complete.data,
+            help="Pictures of a data set instead, as in eval.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
