@@ -97,6 +97,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
         prepare_streams()
+        # Else its allocator, for one, warns of things that nobody can change, and across the progress display.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         set_level(Level.NORMAL)
         clock.restart()
         code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False, obj=arguments) or 0

@@ -133,7 +133,7 @@ def compare(
         pictures = open_data(spec, classes, options, training=trains)
     if pictures.note:
         talk(pictures.note)
-    _explain(loaded, subject, plan, settings)
+    _explain(loaded, subject, plan, settings if trains else None)
     with RunProgress() as progress:
         result = run(subject, pictures, settings, plan, progress)
     result = {
@@ -171,8 +171,8 @@ def _subject(
     return file, Subject(dense.model, ours=file.sparse, steps=trained.get("steps_done", 0))
 
 
-def _explain(loaded: Loaded, subject: Subject, plan: CompareSettings, recipe: Recipe) -> None:
-    """For --verbose."""
+def _explain(loaded: Loaded, subject: Subject, plan: CompareSettings, recipe: Recipe | None) -> None:
+    """For --verbose; `recipe` is None where nothing is trained."""
     from vitprune.backbones import wrap
 
     explain_model(loaded)
@@ -180,7 +180,8 @@ def _explain(loaded: Loaded, subject: Subject, plan: CompareSettings, recipe: Re
     schedule = subject.sparsity.plan(wrap(subject.dense)) if ours is None else ours.schedule
     explain_plan(schedule, subject.sparsity.dropped if ours is None else ours.dropped)
     explain_settings("settings", {"device": plan.device, "precision": plan.precision, "batch size": plan.batch_size})
-    explain_settings("recipe", recipe.model_dump(mode="json"))
+    if recipe is not None:
+        explain_settings("recipe", recipe.model_dump(mode="json"))
     explain_environment()
 
 

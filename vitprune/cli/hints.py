@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from typer.exceptions import TyperException
+
+from vitprune.text import close_match
 
 _NUMBERS = {"int": "a whole number", "float": "a number"}
 _BOUNDS = {
@@ -16,14 +16,6 @@ _BOUNDS = {
     "greater_than": "above {gt:g}",
     "less_than": "below {lt:g}",
 }
-
-
-def close_match(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that the user may have meant."""
-    by_lower = {each.lower(): each for each in known}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    starting = [each for each in by_lower if word and each.startswith(word.lower())]
-    return by_lower[(starting or found)[0]] if starting or found else None
 
 
 def explain(error: TyperException) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,8 @@ from rich.text import Text
 
 from vitprune.cli.terminal import showable
 
+_BETWEEN = 2
+"""Characters between two columns."""
 _NARROWEST = 10
 """Characters that the first column, of names, may be folded to; numbers are never folded."""
 
@@ -23,7 +26,7 @@ def draw(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]
     head = [showable(column, console.encoding) for column in columns]
     cells = [[showable(cell, console.encoding) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(head, *cells, strict=True)]
-    room = console.width - sum(widths[1:]) - 3 * len(widths) - 1  # a cell has a space on each side and an edge
+    room = console.width - sum(widths[1:]) - _BETWEEN * (len(widths) - 1)
     if room >= min(widths[0], _NARROWEST):
         _draw_table(console, head, cells, min(widths[0], room))
     else:
@@ -31,7 +34,7 @@ def draw(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def _draw_table(console: Console, head: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> None:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(head):
         first = index == 0
         table.add_column(
@@ -46,11 +49,8 @@ def _draw_list(console: Console, head: Sequence[str], cells: Sequence[Sequence[s
     """A line with the row's name, then `column  value` for all that is there."""
     label = max(map(cell_len, head[1:]))
     for row in cells:
-        _print(console, row[0] or "-")
+        console.print(Text(row[0] or "-", style="bold"), overflow="fold")
         for column, cell in zip(head[1:], row[1:], strict=True):
             if cell:
-                _print(console, f"  {column}{' ' * (label - cell_len(column))}  {cell}")
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(Text(text), overflow="fold")
+                line = f"  {column}{' ' * (label - cell_len(column))}  {cell}"
+                console.print(Text(line), overflow="fold")
