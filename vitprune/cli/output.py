@@ -46,6 +46,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     console = stdout_console()
     _print(console, title, style="bold")
     draw(console, columns, rows)
+    console.print()
 
 
 def print_line(text: str) -> None:
