@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vitprune.cli.terminal import showable
 
-_ASCII_HEAD = box.Box(str(box.SIMPLE_HEAD).replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-") + "\n", ascii=True)
+_ASCII_HEAD = box.Box(str(box.SIMPLE_HEAD).replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-"), ascii=True)
 _BETWEEN = 2
 """Characters between two columns."""
 _NARROWEST = 10
@@ -35,7 +35,8 @@ def draw(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def _draw_table(console: Console, head: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> None:
-    table = Table(
+    head_rule = _ASCII_HEAD if console.options.ascii_only else box.SIMPLE_HEAD
+    table = Table(box=head_rule, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         box=_ASCII_HEAD if console.options.ascii_only else box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
