@@ -37,11 +37,6 @@ def draw(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]
 def _draw_table(console: Console, head: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> None:
     head_rule = _ASCII_HEAD if console.options.ascii_only else box.SIMPLE_HEAD
     table = Table(box=head_rule, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        box=_ASCII_HEAD if console.options.ascii_only else box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
     for index, column in enumerate(head):
         first = index == 0
         table.add_column(
