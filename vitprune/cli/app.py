@@ -108,7 +108,7 @@ def run(arguments: list[str]) -> int:
     except VitpruneError as error:
         return _failed(error.message, error.hint, error.exit_code, as_json)
     except TyperException as error:
-        if not error.message:  # no command: help was shown instead
+        if type(error).__name__ == "NoArgsIsHelpError":  # without a command help was shown
             return error.exit_code
         return _failed(*explain(error), error.exit_code, as_json)
     except (KeyboardInterrupt, Abort):

@@ -31,16 +31,22 @@ def explain(error: TyperException) -> tuple[str, str]:
     if name == "BadParameter" and error.__cause__ is not None:
         return _bad_value(error, help_hint)
     message = error.format_message().rstrip(".")
+    if ours := re.match(r"Invalid value for '(.*?)': (.*)", message, flags=re.DOTALL):
+        return f"{ours[1]}: {ours[2]}", help_hint
     unknown = re.match(r"No such command '(.*?)'", message)
     if unknown:
         known = [] if context is None else context.command.list_commands(context)
         match = close_match(unknown[1], known)
         hint = f"did you mean vitprune {match}?" if match else f"the commands are {', '.join(known)}"
         return f"there is no command '{unknown[1]}'", hint
-    if needs := re.match(r"Option '(.*?)' requires an argument", message):
+    if needs := re.match(r"Option '(.*?)' requires", message):
         return f"{needs[1]} needs a value", help_hint
-    if extra := re.match(r"Got unexpected extra arguments? \((.*)\)", message):
-        return f"'{extra[1]}' is one argument too many", f"options go by name; {help_hint}"
+    if flag := re.match(r"Option '(.*?)' does not take a value", message):
+        return f"{flag[1]} takes no value", help_hint
+    if extra := re.match(r"Got unexpected extra argument(?:s|\(s\))? \((.*)\)", message):
+        return f"{command} does not know what to do with '{extra[1]}'", f"options go by name; {help_hint}"
+    if message == "Missing command":
+        return "vitprune needs a command", "vitprune --help lists them"
     return message, help_hint
 
 
@@ -52,8 +58,9 @@ def _no_such_option(error: Any, command: str, help_hint: str) -> tuple[str, str]
         for option in (*param.opts, *param.secondary_opts)
         if option.startswith("--") and not getattr(param, "hidden", False)
     ]
-    match = close_match(given, known) if given.startswith("--") else None
-    return f"{command} has no option {given}", f"did you mean {match}?" if match else help_hint
+    # Without the dashes, or all options would be much alike.
+    match = close_match(given[2:], [option[2:] for option in known]) if given.startswith("--") else None
+    return f"{command} has no option {given}", f"did you mean --{match}?" if match else help_hint
 
 
 def _missing(error: Any, command: str, help_hint: str) -> tuple[str, str]:
