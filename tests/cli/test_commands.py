@@ -176,7 +176,7 @@ MISTAKES = {
     "no such schedule": (
         ["info", "demo", "--schedule", "early"],
         2,
-        "--schedule is 'early', expected one of geometric, late",
+        "--schedule is 'early', expected one of",
     ),
     "ratio weight of top-k": (["sparsify", "demo", "--ratio-weight", "1"], 2, "--ratio-weight does nothing"),
     "labels and none": (["sparsify", "demo", "--no-labels", "--ce-weight", "1"], 2, "that --no-labels leaves out"),
