@@ -263,7 +263,8 @@ def test_a_table_of_a_command_on_an_old_console(screen):
     out, err = screen(80, "ascii")
     assert run(["info", "demo"]) == 0
     assert "-" * 20 in out.text()
-    assert err.text() == ""
+    assert err.lines() == ["loading PyTorch ..."]
+    assert err.text().endswith("\r\x1b[2K"), "and it is gone"
 
 
 def test_a_reader_who_leaves_is_no_error():

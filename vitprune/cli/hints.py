@@ -75,7 +75,7 @@ def _bad_value(error: Any, help_hint: str) -> tuple[str, str]:
     fault = error.__cause__.errors()[0]
     param, value, kind = error.param, fault["input"], str(fault["type"])
     option = max(param.opts, key=len) if param.param_type_name == "option" else param.metavar
-    choices = [str(getattr(each, "value", each)) for each in param.type_descriptor.choices or ()]
+    choices = [str(getattr(each, "value", each)) for each in _choices(param)]
     if choices:
         match = close_match(str(value), choices)
         hint = f"did you mean {option} {match}?" if match else f"for example {option} {choices[0]}"
@@ -86,3 +86,8 @@ def _bad_value(error: Any, help_hint: str) -> tuple[str, str]:
         if kind.startswith(start):
             return f"{option} is '{value}', expected {what}", help_hint
     return f"{option}: {str(fault['msg']).removeprefix('Value error, ')}", help_hint
+
+
+def _choices(param: Any) -> tuple[Any, ...]:
+    """The values that an option takes, where they are few; () too where this version of Typer does not tell."""
+    return tuple(getattr(getattr(param, "type_descriptor", None), "choices", None) or ())

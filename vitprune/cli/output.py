@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
 from rich.text import Text
 
 from vitprune import processes
@@ -32,7 +34,7 @@ __all__ = [
     "waiting",
 ]
 
-_CLEAR_LINE = "\r\x1b[2K"
+_CLEAR_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 _waiting_for = ""
 
 
@@ -121,5 +123,4 @@ def _show() -> None:
 
 def _erase() -> None:
     if _waiting_for:
-        sys.stderr.write(_CLEAR_LINE)
-        sys.stderr.flush()
+        stderr_console().control(_CLEAR_LINE)

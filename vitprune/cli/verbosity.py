@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -19,6 +20,9 @@ def _set(wanted: Level, given: bool) -> None:
     if level() not in (Level.NORMAL, wanted):
         raise UsageError("--quiet and --verbose ask for opposite things", "give one of them")
     set_level(wanted)
+    if wanted is Level.QUIET:  # of downloads; read when the Hub's packages are imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def _quiet(given: bool) -> None:
