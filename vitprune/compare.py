@@ -19,6 +19,7 @@ from vitprune.evaluation import Predictions, paired_difference
 from vitprune.measure import Precision, Timing, benchmark, count_macs, keep_within, last_within, speedup
 from vitprune.model import SparseViT, Sparsity, attach_as
 from vitprune.run import fit, new_student
+from vitprune.text import close_match
 from vitprune.training import Progress, Recipe, load_recipe
 
 METHODS = {
@@ -69,7 +70,9 @@ class CompareSettings:
     def __post_init__(self) -> None:
         for name in self.methods:
             if name not in METHODS:
-                raise UsageError(f"there is no method '{name}'", f"choose from {', '.join(METHODS)}")
+                close = close_match(name, METHODS)
+                hint = f"did you mean {close}?" if close else f"choose from {', '.join(METHODS)}"
+                raise UsageError(f"there is no method '{name}'", hint)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 def plain(text: str) -> str:
     """The text without what would act on the terminal: names in files and data sets may hold escape sequences."""
@@ -21,3 +24,20 @@ def signed(value: float | None, digits: int = 2) -> str:
 def one_line(text: str) -> str:
     """`plain`, with every run of spaces and line breaks as one space."""
     return " ".join(plain(text).split())
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def close_match(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that somebody who wrote `word` may have meant: it begins so, or is spelt much like it."""
+    by_lower = {each.lower(): each for each in known}
+    starting = [each for each in by_lower if word and each.startswith(word.lower())]
+    found = starting or difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None

@@ -97,7 +97,7 @@ MISTAKES = {
     "a file": (["export", ".", "-o", "model.onnx", "--format", "timm"], 1, "is a file, not a folder"),
     "over the sparse model": (["export", ".", "-o", ".", "--format", "timm", "--overwrite"], 1, "would replace"),
     "no such folder": (["export", ".", "-o", "absent/model.onnx"], 1, "there is no folder 'absent' to write to"),
-    "no such format": (["export", ".", "--format", "tflite"], 2, "'tflite' is not one of"),
+    "no such format": (["export", ".", "--format", "tflite"], 2, "--format is 'tflite', expected one of"),
     "fp16 of a timm folder": (["export", ".", "--format", "timm", "--precision", "fp16"], 2, "is written in fp32"),
     "limit without data": (["export", ".", "--limit", "3"], 2, "there is no --data"),
     "no such data": (["export", ".", "-o", "b.onnx", "--data", "nowhere"], 1, "the data 'nowhere' is not there"),

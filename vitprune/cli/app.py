@@ -13,6 +13,7 @@ from typer.exceptions import Abort, TyperException
 from vitprune import processes
 from vitprune.cli import (
     bench,
+    clock,
     compare,
     convert,
     env,
@@ -26,15 +27,31 @@ from vitprune.cli import (
     sweep,
     visualize,
 )
-from vitprune.cli.output import print_error
+from vitprune.cli.help import Command, Group
+from vitprune.cli.hints import explain
+from vitprune.cli.output import detail, print_error
+from vitprune.cli.terminal import Level, prepare_streams, set_level
+from vitprune.cli.verbosity import Quiet, Verbose, adjustable
 from vitprune.errors import VitpruneError
+
+_HELP = """Make a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens, and prove
+what that did.
+
+Examples:
+
+vitprune sparsify demo
+
+vitprune info deit_small --keep 0.7
+
+vitprune sparsify --help
+"""
 
 app = typer.Typer(
     name="vitprune",
-    help="Make a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens, "
-    "and prove what that did.",
+    help=_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("sparsify")(sparsify.sparsify)
@@ -50,6 +67,9 @@ app.command("export")(export.export)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("env")(env.env)
+for _each in app.registered_commands:
+    assert _each.callback is not None
+    _each.cls, _each.callback = Command, adjustable(_each.callback)
 
 
 def _version(wanted: bool) -> None:
@@ -63,6 +83,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Options before the command."""
 
@@ -78,14 +100,21 @@ def run(arguments: list[str]) -> int:
     if not processes.is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
+        prepare_streams()
+        # Else its allocator, for one, warns of things that nobody can change, and across the progress display.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        set_level(Level.NORMAL)
+        clock.restart()
         code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False, obj=arguments) or 0
         processes.finish()
+        detail(f"time: {clock.told()}")
         return code
     except VitpruneError as error:
         return _failed(error.message, error.hint, error.exit_code, as_json)
     except TyperException as error:
-        hint = "vitprune COMMAND --help shows arguments and options"
-        return _failed(error.format_message(), hint, error.exit_code, as_json)
+        if type(error).__name__ == "NoArgsIsHelpError":  # without a command help was shown
+            return error.exit_code
+        return _failed(*explain(error), error.exit_code, as_json)
     except (KeyboardInterrupt, Abort):
         return _failed("interrupted", None, 130, as_json)
     except BrokenPipeError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.bench_subjects import Subject, Wishes, subjects
 from vitprune.cli.bench_table import check_csv, print_rows, write_csv
 from vitprune.cli.checks import enforce
@@ -33,6 +34,7 @@ from vitprune.cli.options import (
 from vitprune.cli.output import print_json
 from vitprune.cli.plan import Measuring, parse_sparsity
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.verbose import explain_environment, explain_settings
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +59,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
+            autocompletion=complete.model,
             help="timm names (compared dense and at --keep), files that vitprune wrote (compared with their dense "
             "backbone), exported files (compared with the first of the others, or with a dense one among them).",
             show_default="DeiT-S at keep 1.0, .9, .8, .7",
@@ -86,7 +89,9 @@ def bench(
     mode: Annotated[
         str,
         typer.Option(
-            metavar="MODES", help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile."
+            metavar="MODES",
+            autocompletion=complete.several("eager", "compile", "cudagraphs"),
+            help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile.",
         ),
     ] = "eager",
     attention: Annotated[
@@ -100,7 +105,12 @@ def bench(
     ] = 2.0,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Time also with these pictures read, decoded and moved.", show_default=False),
+        typer.Option(
+            metavar="DATA",
+            autocompletion=complete.data,
+            help="Time also with these pictures read, decoded and moved.",
+            show_default=False,
+        ),
     ] = None,
     data_dir: DataDir = None,
     workers: Workers = None,
@@ -156,6 +166,9 @@ def bench(
     wishes = Wishes(plans, img_size, refused, floor, align, measuring)
     contests = subjects(models or [_DEFAULT_MODEL], wishes, modes)
     sources = [_pictures(subject, data, data_dir, workers, seconds, sizes) for subject in contests]
+    settings = {"device": where, "precision": number_format, "batch sizes": sizes, "seconds per row": seconds}
+    explain_settings("settings", settings | {"modes": modes, "attention": attention.value})
+    explain_environment()
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:
         for subject, source in zip(contests, sources, strict=True):

@@ -20,10 +20,10 @@ def enforce(checks: list[tuple[str, float | None, float | None]]) -> None:
         if lowest is None:
             continue
         if value is None:
-            talk(f"{option}: cannot be checked, the pictures have no labels")
+            talk(f"{option}: cannot be checked, the pictures have no labels", always=True)
             missed = True
         elif value < lowest:
-            talk(f"{option}: missed, measured {value:.3f}, at least {lowest:g} was asked for")
+            talk(f"{option}: missed, measured {value:.3f}, at least {lowest:g} was asked for", always=True)
             missed = True
     if missed:
         raise typer.Exit(EXIT_LIMIT_MISSED)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.options import (
     AsJson,
     BatchSize,
@@ -35,13 +36,15 @@ from vitprune.cli.options import (
     Workers,
     data_options,
 )
-from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk
+from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
 from vitprune.cli.plan import parse_sparsity, refuse_plan, resolve_sparsity
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 
 if TYPE_CHECKING:
-    from vitprune.compare import Subject
+    from vitprune.compare import CompareSettings, Subject
     from vitprune.model import Sparsity
+    from vitprune.training import Recipe
     from vitprune.zoo import Loaded
 
 _DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ours"
@@ -53,13 +56,19 @@ def compare(
         str | None,
         typer.Argument(
             metavar="[DATA]",
+            autocompletion=complete.data,
             help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (with train/ to "
             "train on), or demo.",
             show_default="imagenet; demo for the demo model",
         ),
     ] = None,
     methods: Annotated[
-        str, typer.Option(metavar="NAMES", help="Which, of all these. 'paper', and 'ours' of a timm name, are trained.")
+        str,
+        typer.Option(
+            metavar="NAMES",
+            autocompletion=complete.several(*_DEFAULT_METHODS.split(",")),
+            help="Which, of all these. 'paper', and 'ours' of a timm name, are trained.",
+        ),
     ] = _DEFAULT_METHODS,
     keep: Keep = None,
     stages: Stages = None,
@@ -100,11 +109,12 @@ def compare(
     processes.refuse_several("compare")
     names = [name.strip() for name in methods.split(",") if name.strip()]
 
-    from vitprune.compare import TRAINED, CompareSettings
-    from vitprune.compare import compare as run
-    from vitprune.data import ModelClasses, open_data
-    from vitprune.measure import describe_environment, pick_device, pick_precision
-    from vitprune.training import load_recipe
+    with waiting("loading PyTorch"):
+        from vitprune.compare import TRAINED, CompareSettings
+        from vitprune.compare import compare as run
+        from vitprune.data import ModelClasses, open_data
+        from vitprune.measure import describe_environment, pick_device, pick_precision
+        from vitprune.training import load_recipe
 
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
     settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
@@ -113,14 +123,17 @@ def compare(
     plan = CompareSettings(names, where, number_format, batch_size, steps)
     asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
     refuse = partial(refuse_plan, model, keep, stages, schedule, ratios, dropped, target_gmacs)
-    loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs, refuse)
+    with waiting(f"loading {model}"):
+        loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs, refuse)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
     options = data_options(data_dir, splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
-    pictures = open_data(spec, classes, options, training=trains)
+    with waiting(f"opening {spec}"):
+        pictures = open_data(spec, classes, options, training=trains)
     if pictures.note:
         talk(pictures.note)
+    _explain(loaded, subject, plan, settings if trains else None)
     with RunProgress() as progress:
         result = run(subject, pictures, settings, plan, progress)
     result = {
@@ -172,6 +185,20 @@ def _subject(
     trained = loaded.metadata.training or {}
     dense = load_dense(loaded, checkpoint)
     return loaded, Subject(dense.model, ours=loaded.sparse, steps=trained.get("steps_done", 0))
+
+
+def _explain(loaded: Loaded, subject: Subject, plan: CompareSettings, recipe: Recipe | None) -> None:
+    """For --verbose; `recipe` is None where nothing is trained."""
+    from vitprune.backbones import wrap
+
+    explain_model(loaded)
+    ours = subject.ours
+    schedule = subject.sparsity.plan(wrap(subject.dense)) if ours is None else ours.schedule
+    explain_plan(schedule, subject.sparsity.dropped if ours is None else ours.dropped)
+    explain_settings("settings", {"device": plan.device, "precision": plan.precision, "batch size": plan.batch_size})
+    if recipe is not None:
+        explain_settings("recipe", recipe.model_dump(mode="json"))
+    explain_environment()
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -7,7 +7,14 @@ from vitprune.cli.output import print_json, print_line
 
 
 def env(as_json: AsJson = False) -> None:
-    """Versions and hardware, to paste into an issue."""
+    """Versions and hardware, to paste into an issue.
+
+    Examples:
+
+      vitprune env
+
+      vitprune env --json
+    """
     from vitprune.measure import describe_environment
 
     environment = describe_environment()

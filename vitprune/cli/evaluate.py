@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
@@ -28,8 +29,9 @@ from vitprune.cli.options import (
     data_options,
     parse_numbers,
 )
-from vitprune.cli.output import number, print_json, print_line, print_table, talk
+from vitprune.cli.output import number, print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 
 
 def evaluate(
@@ -38,6 +40,7 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="[DATA]",
+            autocompletion=complete.data,
             help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder of class "
             "folders (or with val/), or demo.",
             show_default="imagenet; demo for the demo model",
@@ -80,27 +83,36 @@ def evaluate(
     """
     blocks = parse_numbers(stages, "--stages")
 
-    from vitprune.data import Faults, ModelClasses, count_pictures, eval_transform, open_data
-    from vitprune.evaluation import class_accuracy, predict_together
-    from vitprune.export import Program, runs_on
-    from vitprune.measure import pick_device, pick_precision
-    from vitprune.training import Recipe
-    from vitprune.zoo import load_model
+    with waiting("loading PyTorch"):
+        from vitprune.data import Faults, ModelClasses, count_pictures, eval_transform, open_data
+        from vitprune.evaluation import class_accuracy, predict_together
+        from vitprune.export import Program, runs_on
+        from vitprune.measure import pick_device, pick_precision
+        from vitprune.training import Recipe
+        from vitprune.zoo import load_model
 
     where = pick_device(runs_on(model, device, precision.value))
     processes.start(where)
     number_format = pick_precision(precision.value, where, training=False)
-    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks, exported=True)
+    with waiting(f"loading {model}"):
+        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks, exported=True)
     subject = loaded.sparse or loaded.model
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     options = data_options(data_dir, splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
-    pictures = open_data(spec, classes, options)
+    with waiting(f"opening {spec}"):
+        pictures = open_data(spec, classes, options)
     val = pictures.val
     val.transform = eval_transform(loaded.model)
     if pictures.note:
         talk(pictures.note)
     workers = Recipe(num_workers=workers).workers()
+    explain_model(loaded)
+    if loaded.sparse is not None:
+        explain_plan(loaded.sparse.schedule, loaded.sparse.dropped)
+    settings = {"device": where, "precision": number_format, "batch size": batch_size, "workers": workers}
+    explain_settings("settings", settings)
+    explain_environment()
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_pictures(val))
         models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)

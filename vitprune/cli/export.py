@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.options import AsJson, Checkpoint, DataDir, ImgSize, Limit, Model, data_options
-from vitprune.cli.output import print_json, print_line
+from vitprune.cli.output import print_json, print_line, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.errors import UsageError
 
@@ -61,7 +62,12 @@ def export(
     ] = WeightsName.FP32,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Compare also on its pictures.", show_default="12 random images alone"),
+        typer.Option(
+            metavar="DATA",
+            autocompletion=complete.data,
+            help="Compare also on its pictures.",
+            show_default="12 random images alone",
+        ),
     ] = None,
     data_dir: DataDir = None,
     limit: Limit = None,
@@ -86,13 +92,13 @@ def export(
     if data is None and limit is not None:
         raise UsageError("--limit is of the pictures to compare on, and there is no --data", "add --data DATA")
 
-    from vitprune.checkpoint import describe
-    from vitprune.export import BATCH_SIZES, check_output, random_batches
-    from vitprune.export import export as write
-    from vitprune.export.onnx_file import require_onnx
-    from vitprune.model import attach
-    from vitprune.zoo import load_model
-
+    with waiting("loading PyTorch"):
+        from vitprune.checkpoint import describe
+        from vitprune.export import BATCH_SIZES, check_output, random_batches
+        from vitprune.export import export as write
+        from vitprune.export.onnx_file import require_onnx
+        from vitprune.model import attach
+        from vitprune.zoo import load_model
     if kind is FormatName.ONNX:
         require_onnx()
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)

@@ -22,7 +22,7 @@ from vitprune.cli.options import (
     TargetGmacs,
     parse_align,
 )
-from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.output import number, print_json, print_line, print_table, waiting
 from vitprune.cli.plan import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
 
 
@@ -52,12 +52,12 @@ def info(
 
       vitprune info runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
-    from vitprune.backbones import input_size
-    from vitprune.measure import count_macs, count_params
-    from vitprune.model import attach, attach_as
-    from vitprune.training import load_recipe
-    from vitprune.zoo import load_model
-
+    with waiting("loading PyTorch"):
+        from vitprune.backbones import input_size
+        from vitprune.measure import count_macs, count_params
+        from vitprune.model import attach, attach_as
+        from vitprune.training import load_recipe
+        from vitprune.zoo import load_model
     asked = parse_sparsity(load_recipe(recipe), keep, stages, schedule, ratios, dropped, target_gmacs, align)
     loaded = load_model(model, weights="none" if parse_align(align) else "random", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitprune.cli.options import AsJson, Dropped, Keep, Ratios, Schedule, Stages
-from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.output import number, print_json, print_line, print_table, waiting
 from vitprune.cli.plan import parse_sparsity
 from vitprune.cli.progress import RunProgress
 
@@ -45,9 +45,9 @@ def models(
 
       vitprune models swin --refused
     """
-    from vitprune.catalogue import look_up, match_names
-    from vitprune.training import load_recipe
-
+    with waiting("loading PyTorch"):
+        from vitprune.catalogue import look_up, match_names
+        from vitprune.training import load_recipe
     asked = parse_sparsity(load_recipe("short"), keep, stages, schedule, ratios, dropped, None)
     names = match_names(pattern)
     entries: list[Entry] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from vitprune.cli import complete
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,9 +48,12 @@ Model = Annotated[
         help="A timm name (deit_small_patch16_224.fb_in1k) or short name (deit_small), hf-hub:owner/name, "
         "a model.safetensors that vitprune wrote, a folder that timm or transformers saved, or demo.",
         show_default=False,
+        autocompletion=complete.model,
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete.device)
+]
 Precision = Annotated[PrecisionName, typer.Option(help="auto: bf16 or fp16 for training where fast, fp32 elsewhere.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per step.")]
 Workers = Annotated[
@@ -197,7 +201,12 @@ TargetLatency = Annotated[
 ]
 RecipeName = Annotated[
     str,
-    typer.Option("--recipe", metavar="NAME", help="short (minutes), paper (as published), or a YAML file."),
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="short (minutes), paper (as published), or a YAML file.",
+        autocompletion=complete.recipe,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; talk goes to stderr.")]
 

@@ -8,37 +8,49 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from vitprune import processes
-from vitprune.cli.output import stderr_console
+from vitprune.cli import clock
+from vitprune.cli.terminal import Level, is_live, level, showable, stderr_console
+from vitprune.text import duration
 
 _LINE_EVERY_S = 15.0
+_LINE_EVERY_SHARE = 0.02
+"""Of the time a part has taken: lines get rarer, so that a log of a night's run is no book."""
+_WORTH_TELLING_S = 5.0
 _SMOOTHING = 0.9
+_BESIDE_BAR = 50
+"""Characters that the names and numbers beside a bar take."""
 
 
 class RunProgress:
-    """Shows every part of a run: loss components, kept ratio per stage against target, images/s and time left."""
+    """Shows every part of a run: loss components, kept ratio per stage against target, images/s and time left.
+
+    With -q nothing of it.
+    """
 
     def __init__(self) -> None:
         self.console: Console = stderr_console()
-        self.console.quiet = not processes.is_main()
+        wanted = processes.is_main() and level() > Level.QUIET
+        self.console.quiet = not wanted
+        self.live = wanted and is_live()
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=max(5, min(30, self.console.width - _BESIDE_BAR))),
+            TextColumn("{task.fields[count]}", markup=False),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self.console,
             auto_refresh=False,
         )
         # The detail has lines of its own: beside the bar it would push the bar off a narrow terminal.
         self.detail = Text()
-        self.display = Live(Group(self.bar, self.detail), console=Console(stderr=True, highlight=False))
-        self.live = self.console.is_terminal and processes.is_main()
+        self.display = Live(Group(self.bar, self.detail), console=self.console)
         self.task: TaskID | None = None
         self.part = ""
         self.total: int | None = 0
-        self.done = 0
+        self.done = self.done_before = 0
         self.last_line = 0.0
         self.started = 0.0
         self.rate: float | None = None
@@ -51,19 +63,21 @@ class RunProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.detail.plain = ""
+        self._end(broken=error is not None)
+        clock.begin("the rest")
         if self.live:
             self.display.stop()
 
     def begin(self, what: str, total: int | None) -> None:
         """A part of the run begins: `total` pictures or steps, None where that is not known."""
-        self.part, self.total, self.done = what, total, 0
+        self._end()
+        clock.begin(what)
+        self.part, self.total, self.done, self.done_before = what, total, 0, 0
         self.started = self.last_line = time.monotonic()
         if self.live:
-            self.task = self.bar.add_task(what, total=total)
-            self.detail.plain = ""
+            self.task = self.bar.add_task(self._shown(what), total=total, count=self._count())
         else:
-            self.console.print(what if total is None else f"{what} ({total})", markup=False)
+            self._say(what if total is None else f"{what} ({total})")
 
     def advance(self, count: int) -> None:
         """`count` more of them are done."""
@@ -73,31 +87,62 @@ class RunProgress:
         """A training step is done."""
         if record.step == 1 or self.part != "training":
             self.begin("training", record.num_steps)
+            self._go_on_after(record.step - 1)
         if not record.skipped:
             previous = record.images_per_s if self.rate is None else self.rate
             self.rate = _SMOOTHING * previous + (1 - _SMOOTHING) * record.images_per_s
         self._advance(1, self._detail(record))
         if record.restored:
-            self.console.print(
+            self._say(
                 f"step {record.step}: the loss was not finite too often; an earlier state was put back, "
-                "and the rate is a tenth of what it was",
-                markup=False,
+                "and the rate is a tenth of what it was"
             )
+
+    def _go_on_after(self, done: int) -> None:
+        """`done` of the part's steps were taken by the run that this one resumes."""
+        self.done = self.done_before = done
+        if self.live and self.task is not None and done:
+            self.bar.update(self.task, completed=done, count=self._count())
 
     def _advance(self, count: int, detail: str) -> None:
         self.done += count
         if self.live and self.task is not None:
-            self.bar.update(self.task, advance=count)
-            self.detail.plain = detail
+            self.bar.update(self.task, completed=self.done, count=self._count())
+            self.detail.plain = self._shown(detail)
             return
         now = time.monotonic()
-        if now - self.last_line >= _LINE_EVERY_S or (detail and self.done == self.total):
+        due = now - self.last_line >= max(_LINE_EVERY_S, _LINE_EVERY_SHARE * (now - self.started))
+        if due or (detail and self.done == self.total):
             self.last_line = now
-            text = f"{self.part} {self.done} {detail}"
-            if self.total is not None:
-                left = (now - self.started) / self.done * (self.total - self.done)
-                text = f"{self.part} {self.done}/{self.total} {detail} {left:.0f} s left"
-            self.console.print(" ".join(text.split()), markup=False)
+            left = ""
+            if self.total is not None and self.done < self.total:
+                pace = (now - self.started) / (self.done - self.done_before)
+                left = f"{duration(pace * (self.total - self.done))} left"
+            self._say(" ".join(f"{self.part} {self._count()} {detail} {left}".split()))
+
+    def _end(self, broken: bool = False) -> None:
+        """The part that went on is over; says what it took where that was long."""
+        if not self.part:
+            return
+        seconds = time.monotonic() - self.started
+        self.detail.plain = ""
+        if self.live and self.task is not None:
+            if not broken:  # so that the time it took stands there, also where the total was not known
+                self.bar.update(self.task, completed=max(self.done, 1), total=max(self.done, 1), count=self._count())
+        elif seconds >= _WORTH_TELLING_S and not broken:
+            self._say(f"{self.part}: done in {duration(seconds)}")
+        self.part = ""
+
+    def _count(self) -> str:
+        if self.total is None:
+            return str(self.done) if self.done else ""
+        return f"{self.done}/{self.total}"
+
+    def _shown(self, text: str) -> str:
+        return showable(text, self.console.encoding)
+
+    def _say(self, text: str) -> None:
+        self.console.print(self._shown(text), markup=False, soft_wrap=True)
 
     def _detail(self, record: Any) -> str:
         losses = " ".join(f"{name} {value:.3g}" for name, value in record.losses.items())

@@ -37,7 +37,7 @@ from vitprune.cli.options import (
     Workers,
     data_options,
 )
-from vitprune.cli.output import print_json, talk
+from vitprune.cli.output import print_json, talk, waiting
 from vitprune.cli.plan import Measuring, meet_target, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
@@ -61,10 +61,12 @@ from vitprune.cli.training import (
     training_device,
     training_pictures,
 )
+from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.model import Sparsity
+    from vitprune.training import Recipe
     from vitprune.zoo import Loaded
 
 _LOSSES = "Loss weights"
@@ -205,7 +207,8 @@ def sparsify(
         "compile": True if compiled else None,
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
-    plan = chosen_recipe(model, recipe, settings, weights)
+    with waiting("loading PyTorch"):
+        plan = chosen_recipe(model, recipe, settings, weights)
     measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
     sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
     where = training_device(device, plan)
@@ -214,11 +217,13 @@ def sparsify(
         from vitprune.training import check_tracker
 
         check_tracker(track)
-    loaded = load_dense_model(model, checkpoint, img_size)
+    with waiting(f"loading {model}"):
+        loaded = load_dense_model(model, checkpoint, img_size)
     sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
     sparsity, promise = meet_target(loaded.model, sparsity, measuring)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
-    pictures = training_pictures(loaded, data, options, plan)
+    with waiting("opening the pictures"):
+        pictures = training_pictures(loaded, data, options, plan)
 
     from vitprune.cli.repeat import commands
     from vitprune.report.card import card_is_ours
@@ -232,6 +237,7 @@ def sparsify(
     )
     if pictures.note:
         talk(pictures.note)
+    _explain(loaded, sparsity, plan)
     settled = RunSettings(
         sparsity,
         where,
@@ -260,6 +266,16 @@ def sparsify(
             ("--min-speedup", delta["speedup"][-1]["speedup"], min_speedup),
         ]
     )
+
+
+def _explain(loaded: Loaded, sparsity: Sparsity, recipe: Recipe) -> None:
+    """For --verbose."""
+    from vitprune.backbones import wrap
+
+    explain_model(loaded)
+    explain_plan(sparsity.plan(wrap(loaded.model)), sparsity.dropped)
+    explain_settings("recipe", recipe.model_dump(mode="json"))
+    explain_environment()
 
 
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vitprune.cli.output import number, print_line, print_table, signed
+from vitprune.cli.output import detail, number, print_line, print_table, signed
+from vitprune.text import duration
 
 
 def print_summary(report: dict[str, Any], folder: Path) -> None:
@@ -31,13 +32,11 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     images = f"{sparse['num_images']} pictures"
     if delta["top1_points"] is not None:
         low, high = delta["top1_points_ci95"]
-        print_line(
-            f"top-1 change {delta['top1_points']:+.2f} points on the same {images} (95 %: {low:+.2f} to {high:+.2f}); "
-            f"random tokens {report['random']['top1_pct']:.2f} %, ours {delta['top1_points_over_random']:+.2f}"
-        )
+        print_line(f"top-1 {delta['top1_points']:+.2f} points on the same {images} (95 %: {low:+.2f} to {high:+.2f})")
+        print_line(f"random tokens {report['random']['top1_pct']:.2f} %: ours {delta['top1_points_over_random']:+.2f}")
     print_line(
-        f"same answer as dense on {delta['agreement_pct']:.1f} % of {images}; KL divergence from its answers "
-        f"{delta['kl']:.3f}, of random tokens {delta['kl_random']:.3f}"
+        f"same answer as dense on {delta['agreement_pct']:.1f} % of {images}; KL {delta['kl']:.3f}, "
+        f"random {delta['kl_random']:.3f}"
     )
     if report["coverage"]:
         shares = report["coverage"]
@@ -48,10 +47,8 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
         print_line(_kept_promise(report["target"]))
     training, pictures = report["training"], report["data"]
     if training["seconds"]:
-        split = [
-            f"{100 * spent / training['seconds']:.0f} % {name}" for name, spent in training["seconds_by_part"].items()
-        ]
-        print_line(f"trained on {training['num_images'] / training['seconds']:.1f} images/s: {', '.join(split)}")
+        print_line(f"trained on {training['num_images'] / training['seconds']:.1f} images/s")
+        detail(f"training: {_split(training)}")
     if training["warm_start_of"]:
         print_line(f"warm start shared with other runs: done as for {training['warm_start_of']}")
     for count, names, what in (
@@ -66,7 +63,13 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
         print_line(f"{skipped} training steps were skipped: loss or gradient not finite{back}")
     if training["num_parts"] > 1:
         print_line(f"each process took its part of a batch in {training['num_parts']} passes")
-    print_line(f"in {report['wall_s']:.0f} s, written to {folder}")
+    print_line(f"in {duration(report['wall_s'])}, written to {folder} (its report.html shows more)")
+
+
+def _split(training: dict[str, Any]) -> str:
+    """Where the time of the steps went."""
+    shares = {name: 100 * spent / training["seconds"] for name, spent in training["seconds_by_part"].items()}
+    return ", ".join(f"{name} {share:.0f} %" for name, share in shares.items())
 
 
 def _kept_promise(target: dict[str, Any]) -> str:

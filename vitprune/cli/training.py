@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ TrainingData = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
+        autocompletion=complete.data,
         help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ "
         "with a folder per class, or class folders alone), or demo.",
         show_default="imagenet; demo for the model demo",

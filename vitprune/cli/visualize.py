@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from vitprune import processes
+from vitprune.cli import complete
 from vitprune.cli.options import (
     AsJson,
     AuthorsKeep,
@@ -21,7 +22,7 @@ from vitprune.cli.options import (
     data_options,
     parse_numbers,
 )
-from vitprune.cli.output import print_json, print_line, print_table, talk
+from vitprune.cli.output import print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.errors import DataError, UsageError
 
@@ -53,7 +54,12 @@ def visualize(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Pictures of a data set instead, as in eval.", show_default=False),
+        typer.Option(
+            metavar="DATA",
+            autocompletion=complete.data,
+            help="Pictures of a data set instead, as in eval.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -110,13 +116,13 @@ def visualize(
     processes.refuse_several("visualize")
     blocks = parse_numbers(stages, "--stages")
 
-    from vitprune.data import ModelClasses, count_pictures, readable_names
-    from vitprune.files import choose_run_folder, create_run_folder
-    from vitprune.measure import pick_device
-    from vitprune.report.drawing import Legend
-    from vitprune.report.visualize import MOST_ON_A_SHEET, Wanted
-    from vitprune.report.visualize import visualize as draw
-
+    with waiting("loading PyTorch"):
+        from vitprune.data import ModelClasses, count_pictures, readable_names
+        from vitprune.files import choose_run_folder, create_run_folder
+        from vitprune.measure import pick_device
+        from vitprune.report.drawing import Legend
+        from vitprune.report.visualize import MOST_ON_A_SHEET, Wanted
+        from vitprune.report.visualize import visualize as draw
     where = pick_device(device)
     subject = _subject(model, keep, blocks, checkpoint)
     num_classes = subject.sparse.num_classes

@@ -18,6 +18,7 @@ from vitprune.data.options import DataOptions
 from vitprune.data.pictures import PictureSet
 from vitprune.data.tables import PictureStream
 from vitprune.errors import DataError
+from vitprune.text import close_match
 
 _HUB_NAMES: dict[str, tuple[str, str | None]] = {
     "imagenet": ("ILSVRC/imagenet-1k", None),
@@ -189,10 +190,9 @@ def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         what = "is a file, not a folder of pictures" if folder.exists() else "is not there"
-        raise DataError(
-            f"the data '{spec}' {what}",
-            "give a folder, parquet or tar files, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'",
-        )
+        close = close_match(spec, ("demo", *_HUB_NAMES))
+        words = "give a folder, parquet or tar files, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'"
+        raise DataError(f"the data '{spec}' {what}", f"did you mean {close}?" if close else words)
     return folder
 
 

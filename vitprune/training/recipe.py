@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
+from vitprune.text import close_match
 from vitprune.training.warm_start import Target
 
 Phase = Literal["warm", "sampled", "deployed"]
@@ -176,9 +177,9 @@ def _read(name: str) -> dict[str, Any]:
     else:
         path = Path(name)
         if not path.is_file():
-            raise UsageError(
-                f"recipe '{name}' is neither one of ours nor a file", f"choose {' or '.join(RECIPES)}, or a YAML file"
-            )
+            close = close_match(name, RECIPES)
+            hint = f"did you mean {close}?" if close else f"choose {' or '.join(RECIPES)}, or a YAML file"
+            raise UsageError(f"recipe '{name}' is neither one of ours nor a file", hint)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

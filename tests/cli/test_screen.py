@@ -1,0 +1,325 @@
+"""How much is told, progress, and terminals of all kinds."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.cells import cell_len
+
+from vitprune.cli import clock
+from vitprune.cli.app import run
+from vitprune.cli.output import print_error, print_line, print_table, talk, waiting
+from vitprune.cli.progress import RunProgress
+from vitprune.cli.summary import print_summary
+from vitprune.text import duration
+from vitprune.training import StepRecord
+
+ESCAPE = "\x1b"
+COLOUR = re.compile(r"\x1b\[[\d;]*\b(?:3\d|9\d|38;[\d;]+)m")
+
+
+# How much is told
+
+
+@pytest.mark.parametrize("arguments", [["-q", "eval"], ["eval", "-q"], ["eval", "--quiet"]])
+def test_quiet_leaves_the_result(arguments, capsys):
+    assert run([*arguments, "demo", "--limit", "8", "-j", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "top-1" in out
+    assert err == ""
+
+
+def test_quiet_still_tells_errors_and_missed_limits(capsys):
+    assert run(["eval", "demo", "--limit", "8", "-j", "0", "-q", "--min-top1", "101"]) == 3
+    assert capsys.readouterr().err.startswith("--min-top1: missed")
+    assert run(["eval", "absent.safetensors", "-q"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_verbose_tells_model_settings_environment_and_times(where, capsys):
+    arguments = ["eval", "demo", "--limit", "8", "-j", "0", "--json"]
+    arguments.insert(where, "-v")
+    assert run(arguments) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["num_images"] == 8, "all of it goes to stderr"
+    for said in ("model: name demo", "settings: device cpu, precision fp32", "environment: vitprune", "time: "):
+        assert said in err
+    assert re.search(r"evaluating demo [\d.]+ s.*; [\d.]+ s in all", err)
+    assert run(["eval", "demo", "--limit", "8", "-j", "0"]) == 0
+    assert "environment" not in capsys.readouterr().err, "the next command begins anew"
+
+
+@pytest.mark.parametrize("arguments", [["-q", "-v"], ["-qv"], ["-v", "--quiet"]])
+def test_both_at_once_are_refused(arguments, capsys):
+    assert run(["info", "demo", *arguments]) == 2
+    assert "--quiet and --verbose ask for opposite things" in capsys.readouterr().err
+    assert run([arguments[0], "info", "demo", *arguments[1:]]) == 2
+
+
+def test_clock_adds_up(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock.restart()
+    for part, seconds in (("reading", 2.0), ("thinking", 0.01), ("reading", 3.0)):
+        clock.begin(part)
+        now[0] += seconds
+    assert clock.told() == "reading 5.0 s; 5.0 s in all"
+
+
+def test_durations_are_readable():
+    assert [duration(seconds) for seconds in (7.6, 99, 200, 7500)] == ["8 s", "99 s", "3 min 20 s", "2 h 5 min"]
+
+
+# Progress
+
+
+def _record(step, num_steps=1000):
+    return StepRecord(step, num_steps, "deployed", {"kl": 0.1}, 0.1, (0.75, 0.5), (0.75, 0.5), 1e-3, 60.0)
+
+
+def test_progress_in_a_pipe_is_a_few_plain_lines(monkeypatch, capsys):
+    """Ten hours of training."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with RunProgress() as progress:
+        for step in range(1, 20_001):
+            progress.step(_record(step, 20_000))
+            now[0] += 1.8
+        progress.begin("evaluating", 10)
+        progress.advance(10)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ESCAPE not in err
+    assert "\r" not in err
+    lines = err.splitlines()
+    assert 50 < len(lines) < 400
+    assert lines[0] == "training (20000)"
+    assert re.match(
+        r"training 10/20000 deployed: kl 0.1 \| kept 0.75/0.50 of 0.75/0.50 \| 60 images/s .* left", lines[1]
+    )
+    assert "training: done in 10 h 0 min" in lines
+    assert lines[-1] == "evaluating (10)", "what was quick is not told"
+
+
+def test_resumed_training_does_not_count_the_steps_of_before(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with RunProgress() as progress:
+        for step in range(901, 1001):
+            progress.step(_record(step))
+            now[0] += 10.0
+    assert "training 903/1000" in capsys.readouterr().err.splitlines()[1]
+
+
+def test_forced_colour_in_a_pipe_draws_no_bar(monkeypatch, capsys):
+    """As on CI machines."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with RunProgress() as progress:
+        progress.begin("evaluating", 10)
+        progress.advance(10)
+    assert capsys.readouterr().err == "evaluating (10)\n"
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_live_progress_ends_with_a_line_per_part(columns, screen):
+    _, err = screen(columns)
+    with RunProgress() as progress:
+        progress.step(_record(1))
+        progress.begin("evaluating [b] vit", 10)
+        progress.advance(10)
+        progress.begin("drawing the report", None)
+    lines = [line for line in err.lines() if line.strip()]
+    assert max(map(cell_len, lines)) <= columns
+    assert any("10/10" in line for line in lines)
+    assert "drawing the report" in lines[-1]
+    assert "?" not in lines[-1]
+
+
+def test_live_progress_on_an_old_console(screen):
+    _, err = screen(80, "cp1252")
+    with RunProgress() as progress:
+        progress.begin("evaluating 模型", 10)
+        progress.advance(10)
+    assert "evaluating ??" in err.text()
+
+
+def test_dumb_terminal_gets_plain_lines(screen):
+    _, err = screen(80, TERM="dumb")
+    with RunProgress() as progress, waiting("loading"):
+        progress.begin("evaluating", 10)
+        talk("a note")
+        print_error("it went wrong", "try again", 1, as_json=False)
+    assert ESCAPE not in err.text()
+    assert err.lines() == ["evaluating (10)", "a note", "error: it went wrong", "", "hint: try again"]
+
+
+def test_waiting_names_what_for_and_goes(screen, capsys):
+    _, err = screen(80)
+    with waiting("loading deit_small"):
+        talk("a note")
+    assert err.text().endswith("\r\x1b[2K")
+    assert err.text().count("loading deit_small ...") == 2, "again after the note"
+    assert "a note\n" in err.text()
+
+
+def test_waiting_is_silent_in_a_pipe(capsys):
+    with waiting("loading"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+# Terminals
+
+HEAD = ["", "top-1", "change", "95 %", "img/s", "speed"]
+ROWS = [
+    ["attention-fold", "99.00", "-10.00", "-16.53 to -3.47", "94.2", "1.51 x"],
+    ["a class with a very long name [/b]", "9.00", "", "", "142.0", "0.91 x SLOWER"],
+]
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 120])
+def test_tables_lose_nothing_and_fit(columns, screen):
+    out, _ = screen(columns)
+    print_table("a title that is longer than a narrow terminal is wide", HEAD, ROWS)
+    assert max(map(cell_len, out.lines())) <= columns
+    shown = "".join(out.lines()).replace(" ", "")
+    for cell in (cell for row in ROWS for cell in row[1:]):
+        assert cell.replace(" ", "") in shown, "numbers are never broken"
+    assert "awith" not in shown
+
+
+@pytest.mark.parametrize(("columns", "is_table"), [(80, True), (40, False)])
+def test_narrow_tables_become_lists(columns, is_table, screen):
+    out, _ = screen(columns)
+    print_table("title", HEAD, ROWS[:1])
+    assert ("  top-1   99.00" in out.lines()) != is_table
+    assert any("99.00" in line and "94.2" in line for line in out.lines()) == is_table
+
+
+def test_text_is_broken_between_words_and_paths_stay_whole(screen):
+    out, err = screen(40)
+    path = "runs/" + "deit_small_patch16_224" * 3
+    print_line(f"in 12 s, all of it written to {path} as ever")
+    print_error("something went wrong in a long sentence that goes on", f"look into {path}", 1, as_json=False)
+    for stream in (out, err):
+        assert path in stream.lines()
+        assert all(len(line) <= 40 for line in stream.lines() if path not in line)
+
+
+def test_pipes_get_full_lines_without_colour(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table("title", HEAD, ROWS)
+    print_line("word " * 60)
+    print_error("word " * 60, "hint", 1, as_json=False)
+    out, err = capsys.readouterr()
+    assert ESCAPE not in out + err
+    assert "word " * 59 in out
+    assert "word " * 59 in err
+    assert any("attention-fold" in line and "1.51 x" in line for line in out.splitlines())
+
+
+@pytest.mark.parametrize("asked", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_color_is_respected(asked, screen):
+    out, err = screen(80, **asked)
+    print_table("title", HEAD, ROWS)
+    print_error("wrong", "right", 1, as_json=False)
+    run(["info", "--help"])
+    coloured = COLOUR.search(out.text() + err.text())
+    assert bool(coloured) == (not asked)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437"])
+def test_what_a_console_cannot_show_has_a_likeness(encoding, screen):
+    out, err = screen(80, encoding)
+    print_table("12 ± 3 → 4 × 5 … é 模", ["±", "→"], [["a ± b", "1 → 2"], ["é", "2"]])
+    print_line("± → × …")
+    talk("± → × … 模 \udcff")
+    text = out.text() + err.text()
+    assert "1 -> 2" in text
+    assert "?" in text
+    if encoding == "ascii":
+        assert "12 +- 3 -> 4 x 5 ... e ?" in text
+    table = out.lines()[1:-2]
+    assert len({len(line.rstrip()) for line in table if "-" * 5 not in line}) <= 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_to_an_old_console_in_a_process_of_its_own(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    code = "from vitprune.cli.app import run; run(['recipe → ± ×', '--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == b""
+    assert "there is no command 'recipe -> " in done.stderr.decode(encoding)
+
+
+def test_a_table_of_a_command_on_an_old_console(screen):
+    out, err = screen(80, "ascii")
+    assert run(["info", "demo"]) == 0
+    assert "-" * 20 in out.text()
+    assert err.lines() == ["loading PyTorch ..."]
+    assert err.text().endswith("\r\x1b[2K"), "and it is gone"
+
+
+def test_a_reader_who_leaves_is_no_error():
+    code = "from vitprune.cli.app import main; main(['--help'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        assert done.stderr.read() == b""
+
+
+# A run on one screen
+
+
+def test_summary_fits_one_screen(screen, tmp_path):
+    speed = [{"batch_size": size, "images_per_s": 12345.6} for size in (1, 32)]
+    accuracy = {
+        "top1_pct": 99.5,
+        "top5_pct": 100.0,
+        "gmacs": 17.56,
+        "params_m": 86.5,
+        "num_images": 50000,
+        "speed": speed,
+    }
+    report = {
+        "model": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
+        "label": "keep 0.7, align 8",
+        "dense": accuracy,
+        "sparse": accuracy,
+        "random": {"top1_pct": 71.5},
+        "delta": {
+            "top1_points": -0.51,
+            "top1_points_ci95": (-1.62, 0.6),
+            "top1_points_over_random": 6.4,
+            "gmacs_pct": -36.9,
+            "agreement_pct": 97.1,
+            "kl": 0.025,
+            "kl_random": 0.254,
+            "speedup": [{"speedup": 0.98, "slower": True}, {"speedup": 1.43, "slower": False}],
+        },
+        "coverage": {"sparse_pct": 99.3, "random_pct": 26.6},
+        "training": {
+            "seconds": 600.0,
+            "num_images": 22400,
+            "seconds_by_part": {"data": 50.0, "teacher": 200.0, "student": 150.0, "backward": 190.0, "update": 10.0},
+            "num_unreadable": 3,
+            "unreadable": ["a.png", "b.png", "c.png"],
+            "num_skipped": 2,
+            "num_restored": 0,
+            "num_parts": 2,
+        },
+        "data": {"num_unreadable_val": 0, "unreadable_val": []},
+        "wall_s": 672.0,
+    }
+    out, _ = screen(80)
+    print_summary(report, tmp_path / "runs" / "vit_base_patch16_224-keep0.7")
+    lines = out.lines()
+    assert len(lines) < 24, "with the prompt"
+    assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)
+    assert any("SLOWER" in line for line in lines)
