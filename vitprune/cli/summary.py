@@ -49,7 +49,7 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     if training["seconds"]:
         print_line(f"trained on {training['num_images'] / training['seconds']:.1f} images/s")
         detail(f"training: {_split(training)}")
-    if training["warm_start_of"]:
+    if training.get("warm_start_of"):
         print_line(f"warm start shared with other runs: done as for {training['warm_start_of']}")
     for count, names, what in (
         (training["num_unreadable"], training["unreadable"], "in training (repeats counted)"),
