@@ -1,5 +1,9 @@
 """Small models with weights under which dropping tokens changes the answer."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of processes that tests start: two tests run at a time
+
 import pytest
 import timm
 import torch
@@ -106,4 +110,4 @@ def no_hub(monkeypatch, tmp_path):
 @pytest.fixture
 def quick_bench(monkeypatch):
     """Runs whose speed figures nobody reads."""
-    monkeypatch.setattr("vitprune.run.BENCH_SECONDS", 0.01)
+    monkeypatch.setattr("vitprune.contest.BENCH_SECONDS", 0.01)

@@ -31,7 +31,7 @@ def test_readme_command_with_needs_has_options_that_exist(line, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line, comments=True)
     command, *arguments = words[words.index("vitprune") + 1 :]
-    quick = {"bench": ["-b", "1"], "convert": [], "report": []}.get(command, ["--limit", "1"])
+    quick = {"bench": ["-b", "1"], "convert": [], "report": [], "push": []}.get(command, ["--limit", "1"])
     run([command, *arguments, *quick])
     error = capsys.readouterr().err
     assert "No such" not in error

@@ -3,11 +3,13 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -15,9 +17,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "ablation.py",
+        "compare_chart.py",
         "data_speed.py",
         "families.py",
         "faults.py",
+        "gpu.py",
         "kill_and_resume.py",
         "quantise_onnx.py",
         "train_demo_model.py",
@@ -101,9 +105,11 @@ def test_faults_are_told_and_nothing_crashes(tmp_path):
     "name",
     [
         "ablation.py",
+        "compare_chart.py",
         "data_speed.py",
         "families.py",
         "faults.py",
+        "gpu.py",
         "kill_and_resume.py",
         "quantise_onnx.py",
         "train_loop.py",
@@ -148,3 +154,45 @@ def test_int8_keeps_the_demos_answers_in_half_the_space(tmp_path, monkeypatch, c
     program = open_program(tmp_path / "m-int8.onnx")
     assert program.precision == "int8"
     assert program.metadata == open_program(made.output).metadata
+
+
+def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
+    models = ["--models", "test_vit@64", "--right", "test_vit", "--device", "cpu", "--output", "out"]
+    options = [*models, "--precision", "fp32", "--mode", "eager", "--batch-size", "1,2", "--seconds", "0.01"]
+    done = _run("gpu.py", *options, "--no-training", cwd=tmp_path)
+    assert done.returncode in (0, 3), done.stderr
+    assert re.search(r"\| test_vit \| 0.0e\+00 \| 0 \| \d.\de-0\d \|", done.stdout)
+    rows = re.findall(r"\| test_vit@64 \| fp32 \| eager \| (\d) \| [\d,]+ \| [\d,]+ \| (\d.\d\d) x", done.stdout)
+    assert [batch for batch, _ in rows] == ["1", "2"]
+    slower = [batch for batch, speedup in rows if float(speedup) < 1]
+    for batch in slower:
+        assert f"- test_vit@64, fp32, eager, batch {batch}: slower than dense" in done.stdout
+    again = _run("gpu.py", *options, "--no-training", cwd=tmp_path)
+    assert again.stdout == done.stdout, "what was measured is read, not measured again"
+
+
+def test_without_a_gpu_that_is_said(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA GPU")
+    done = _run("gpu.py", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: this PyTorch sees no CUDA GPU\n")
+
+
+def _comparison(model, gmacs):
+    rows = [
+        {"method": "dense", "available": True, "gmacs": 1.25, "top1_pct": 75.0},
+        {"method": "ours", "available": True, "gmacs": gmacs, "top1_pct": 74.0, "delta_points_ci95": [-2, 0.0]},
+        {"method": "tome", "available": False},
+    ]
+    return {"model": model, "num_images": 100, "rows": rows}
+
+
+def test_a_chart_of_comparisons(tmp_path):
+    for name, model, gmacs in (("a", "x", 0.8), ("b", "x", 0.6), ("c", "y", 0.6)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(_comparison(model, gmacs)))
+    done = _run("compare_chart.py", "a.json", "b.json", "-o", "chart.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "written to chart.png\n"), done.stderr
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    done = _run("compare_chart.py", "a.json", "c.json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "of 2 models or sets of pictures" in done.stderr

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 
+import vitprune
 from vitprune.checkpoint import describe, save
 from vitprune.errors import CheckpointError, HubError, UsageError
 from vitprune.zoo import load_model
@@ -204,6 +205,18 @@ def test_a_sparse_file_of_the_hub(hub, make_sparse, tmp_path):
     loaded = load_model("hf-hub:someone/sparse")
     assert loaded.sparse is not None
     assert loaded.class_names == ("cat", "dog")
+
+
+def test_load_takes_a_repository_and_refuses_a_dense_one(hub, timm_folder, make_sparse, make_images, tmp_path):
+    sparse = make_sparse(num_classes=2)
+    save(sparse, tmp_path / "model.safetensors", describe(sparse))
+    hub(tmp_path)
+    images = make_images(sparse)
+    with torch.no_grad():
+        assert torch.equal(vitprune.load("hf-hub:someone/sparse@v1")(images), sparse(images))
+    hub(timm_folder[1])
+    with pytest.raises(CheckpointError, match="is a dense model of timm"):
+        vitprune.load("hf-hub:someone/dense")
 
 
 def test_a_repository_without_a_model_is_refused(hub, monkeypatch, tmp_path):

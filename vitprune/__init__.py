@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from vitprune.api import sparsify
-    from vitprune.checkpoint import load
     from vitprune.errors import VitpruneError
     from vitprune.export import export_model
+    from vitprune.hub import load
     from vitprune.model import SparseViT, attach
     from vitprune.schedule import Schedule, Stage, make_schedule
     from vitprune.tokens import TokenPredictor
@@ -34,7 +34,7 @@ _HOMES = {
     "VitpruneError": "vitprune.errors",
     "attach": "vitprune.model",
     "export_model": "vitprune.export",
-    "load": "vitprune.checkpoint",
+    "load": "vitprune.hub",
     "make_schedule": "vitprune.schedule",
     "sparsify": "vitprune.api",
 }

@@ -12,12 +12,13 @@ from torch import nn
 
 from vitprune.backbones import input_size, wrap
 from vitprune.baselines import AttentionViT, NormPredictor, RandomPredictor, ToMeViT, merges_per_block
+from vitprune.contest import RunListener, evaluate
 from vitprune.data import Data, count_pictures
 from vitprune.errors import UnsupportedModelError, UsageError
 from vitprune.evaluation import Predictions, paired_difference
 from vitprune.measure import Precision, Timing, benchmark, count_macs, keep_within, last_within, speedup
 from vitprune.model import SparseViT, Sparsity, attach_as
-from vitprune.run import RunListener, evaluate, fit, new_student
+from vitprune.run import fit, new_student
 from vitprune.training import Progress, Recipe, load_recipe
 
 METHODS = {

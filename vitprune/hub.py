@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
+from vitprune.checkpoint import load as load_file
 from vitprune.errors import CheckpointError, HubError
 from vitprune.folders import FOLDER_FILES, read_json
+from vitprune.model import SparseViT
 
+HUB_PREFIX = "hf-hub:"
 HUB_TIMEOUT_S = 10.0
 
 
@@ -38,6 +42,33 @@ def fetch(repository: str, revision: str | None) -> Path | None:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise _hub_error(repository, error) from error
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
+    """Load a sparse model that vitprune wrote; of a file on this machine without any network.
+
+    Args:
+        path: model.safetensors, the run folder it is in, or `hf-hub:owner/name` (with `@revision`), which is downloaded
+            once.
+        device: where to put it.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
+        HubError: the repository cannot be had.
+    """
+    if not str(path).startswith(HUB_PREFIX):
+        return load_file(path, device)
+    repository, _, revision = str(path).removeprefix(HUB_PREFIX).partition("@")
+    folder = fetch(repository, revision or None)
+    if folder is None:
+        raise CheckpointError(
+            f"'{path}' is a dense model of timm, and none that vitprune made sparse",
+            f"timm.create_model('{path}', pretrained=True)",
+        )
+    return load_file(folder, device)
 
 
 def from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import signal
 import threading
 import time
@@ -11,41 +10,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from vitprune import processes
-from vitprune.backbones import input_size
-from vitprune.baselines import RandomPredictor
 from vitprune.checkpoint import describe, save
-from vitprune.data import Data, Pictures, count_pictures, eval_transform, train_transform
+from vitprune.contest import EVAL_BATCH_SIZE, RunListener, bench, contestants, evaluate, outcome
+from vitprune.data import Data, Pictures, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
-from vitprune.evaluation import Predictions, predict_together
+from vitprune.evaluation import Predictions
 from vitprune.files import create_run_folder
-from vitprune.measure import Precision, Timing, benchmark, pick_precision
+from vitprune.measure import Promise, pick_precision
 from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import accuracy_of, build_report, forget_results, object_coverage, write_results
 from vitprune.training import Checkpoints, Listener, Progress, Recipe, State, StepLog, Tracking, train
 from vitprune.zoo import Loaded
-
-BENCH_BATCH_SIZES = (1, 32)
-EVAL_BATCH_SIZE = 64
-"""At most; a training batch may be far more than one process holds."""
-BENCH_SECONDS = 2.0
-"""How long a run times each model at each batch size; `vitprune bench` is there for more."""
-
-
-class RunListener(Listener, Protocol):
-    """Who wants to know how a run goes."""
-
-    def begin(self, what: str, total: int | None) -> None:
-        """A part of the run begins: `total` pictures or steps, None where that is not known."""
-
-    def advance(self, count: int) -> None:
-        """`count` more of them are done."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +44,7 @@ class RunSettings:
         keep_checkpoints: how many training checkpoints to keep, the last ones; they go when the run is complete.
         checkpoint_every: steps between two; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
+        promise: the speed that the plan was chosen for, to be compared with what comes of it; None where there is none.
         commands: how to do it again, for the report; None where it was not begun by a command.
     """
 
@@ -74,6 +57,7 @@ class RunSettings:
     keep_checkpoints: int = 2
     checkpoint_every: int | None = None
     track: str | None = None
+    promise: Promise | None = None
     commands: Mapping[str, str] | None = None
 
 
@@ -102,7 +86,7 @@ def run(
     state = this.prepare()
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
     progress = this.train(state)
-    models = _contestants(student, loaded.model)
+    models = contestants(student, loaded.model)
     predictions = evaluate(
         models,
         data,
@@ -185,7 +169,7 @@ class _Run:
         """What is measured by one process alone, and the files of a complete run.
 
         Args:
-            models: see `_contestants`.
+            models: see `vitprune.contest.contestants`.
             predictions: of the same.
             progress: of the training.
             started: when the run began, by `time.perf_counter`.
@@ -196,8 +180,14 @@ class _Run:
             metadata=metadata,
             models=models,
             predictions=predictions,
-            timings=bench({name: models[name] for name in ("dense", "sparse")}, settings, self.listener),
+            timings=bench(
+                {name: models[name] for name in ("dense", "sparse")},
+                settings.device,
+                settings.eval_precision,
+                self.listener,
+            ),
             coverage=coverage,
+            target=outcome(settings.promise, models, settings.device, self.listener),
             training={"recipe": self.recipe.model_dump(mode="json")} | asdict(progress),
             data=data,
             precision=settings.eval_precision,
@@ -232,7 +222,7 @@ def describe_run(student: SparseViT, loaded: Loaded, data: Data, sparsity: Spars
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
     """Those that a run must have in common with another to end as it does; the others change at most its rounding."""
-    return recipe.model_dump(mode="json", exclude={"num_workers", "name", "grad_accum"})
+    return recipe.model_dump(mode="json", exclude={"num_workers", "name", "grad_accum", "compile"})
 
 
 def checkpoints_of(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
@@ -307,57 +297,6 @@ def stopping_on_sigterm(checkpoints: Checkpoints) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
-    """Dense, the same number of tokens at random on the untouched backbone, and ours."""
-    guesses = [RandomPredictor(seed) for seed in range(len(student.schedule.stages))]
-    return {"dense": model, "random": SparseViT(model, student.schedule, guesses, student.dropped), "sparse": student}
-
-
-def evaluate(
-    models: Mapping[str, nn.Module],
-    data: Data,
-    listener: RunListener,
-    *,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    precision: Precision,
-    reference: str = "dense",
-) -> dict[str, Predictions]:
-    """Predictions of several models on the same pictures of `data.val`, prepared as the model `reference` wants them.
-
-    What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad picture.
-    """
-    data.val.transform = eval_transform(models[reference])
-    total = count_pictures(data.val)
-    listener.begin("evaluating", None if total is None else math.ceil(total / processes.world_size()))
-    return predict_together(
-        models,
-        data.val,
-        batch_size,
-        num_workers,
-        device,
-        precision,
-        listener.advance,
-        reference=reference,
-        faults=data.faults,
-    )
-
-
-def bench(models: Mapping[str, nn.Module], settings: RunSettings, listener: RunListener) -> list[Timing]:
-    """Time models of one input size in turns, at the batch sizes of a run's report."""
-    listener.begin("measuring speed", len(models) * len(BENCH_BATCH_SIZES))
-    return benchmark(
-        models,
-        input_size(next(iter(models.values()))),
-        BENCH_BATCH_SIZES,
-        device=settings.device,
-        precision=settings.eval_precision,
-        min_seconds=BENCH_SECONDS,
-        on_row=lambda _: listener.advance(1),
-    )
 
 
 def num_bytes(model: nn.Module) -> int:

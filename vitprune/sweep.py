@@ -14,6 +14,7 @@ from torch import nn
 
 from vitprune.backbones import input_size, preprocessing
 from vitprune.checkpoint import load_sparse, read_metadata
+from vitprune.contest import EVAL_BATCH_SIZE, RunListener, bench, evaluate
 from vitprune.data import Data, Faults, count_pictures
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.evaluation import Predictions
@@ -24,13 +25,9 @@ from vitprune.metadata import Metadata
 from vitprune.model import Sparsity
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.run import (
-    EVAL_BATCH_SIZE,
-    RunListener,
     RunSettings,
-    bench,
     checkpoints_of,
     describe_run,
-    evaluate,
     fit,
     new_student,
     num_bytes,
@@ -294,7 +291,9 @@ def _conclude(
             entries[each.label] = Entry("sparse", sparse, loaded.name, keep, each.folder.name, done[each.label])
     entries |= {label: Entry("other", other.model, other.name) for label, other in this.others.items()}
     predictions = _predictions(entries, data, recipe, settings, listener)
-    timings = bench({label: entry.model for label, entry in entries.items()}, settings, listener)
+    timings = bench(
+        {label: entry.model for label, entry in entries.items()}, settings.device, settings.eval_precision, listener
+    )
     about = {
         "model": loaded.name,
         "failed": [

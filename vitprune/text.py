@@ -16,3 +16,8 @@ def number(value: float | None, digits: int = 2) -> str:
 def signed(value: float | None, digits: int = 2) -> str:
     """A difference for a table."""
     return "-" if value is None else f"{value:+.{digits}f}"
+
+
+def one_line(text: str) -> str:
+    """`plain`, with every run of spaces and line breaks as one space."""
+    return " ".join(plain(text).split())

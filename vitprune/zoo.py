@@ -241,7 +241,8 @@ def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loade
             "check that MODEL is the architecture the file was saved from",
         ) from error
     model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
-    return _loaded(spec, name, model, {"source": path.name})
+    # What timm says of the weights of that name need not hold for these.
+    return _loaded(spec, name, model, {"source": path.name, "license": None, "origin_url": None})
 
 
 def _load_program(spec: str, changed: bool, wanted: bool) -> Loaded:

@@ -12,7 +12,18 @@ from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
 COMMANDS = [
-    *("sparsify", "eval", "bench", "compare", "sweep", "visualize", "report", "convert", "export", "info", "models"),
+    "sparsify",
+    "eval",
+    "bench",
+    "compare",
+    "sweep",
+    "visualize",
+    "report",
+    "push",
+    "convert",
+    "export",
+    "info",
+    "models",
     "env",
 ]
 
@@ -153,7 +164,7 @@ MISTAKES = {
     "align 0": (["info", "demo", "--align", "0"], 2, "--align is '0'"),
     "align too large": (["info", "demo", "--align", "200"], 2, "no stage can fill such tiles"),
     "align of a file": (["info", "model.safetensors", "--align", "8"], 2, "has its own plan"),
-    "align auto again": (["sparsify", "demo", "--align", "auto", "--resume"], 2, "give its --align N"),
+    "align auto again": (["sparsify", "demo", "--align", "auto", "--resume"], 2, "give what it found: --keep"),
     "mode in bench": (["bench", "test_vit", "--mode", "eager,fast"], 2, "mode 'fast' is unknown"),
     "graphs without a GPU": (
         ["bench", "test_vit", "--mode", "cudagraphs", "--device", "cpu"],
@@ -202,6 +213,8 @@ MISTAKES = {
     "empty data folder": (["sparsify", "demo", "--data", "empty"], 1, "there are no pictures in 'empty'"),
     "class count": (["sparsify", "demo", "--data", "pictures"], 1, "the model has 10 classes"),
     "class count in eval": (["eval", "model.safetensors", "three"], 1, "the model has 2 classes (cat, dog)"),
+    "push of no run": (["push", "pictures", "me/mine"], 2, "'pictures' holds no report.json, so it is no complete run"),
+    "push to no name": (["push", "pictures", "mine"], 2, "'mine' is no name of a repository on the Hub"),
     "missing checkpoint": (["convert", "absent.pth", "--keep", "0.7"], 1, "there is no file 'absent.pth'"),
     "no checkpoint of theirs": (["convert", "plain.pth", "--keep", "0.7"], 1, "no checkpoint of DynamicViT's authors"),
     "keep of a dense model": (["eval", "test_vit", "pictures", "--keep", "0.7"], 2, "'test_vit' is no checkpoint of"),

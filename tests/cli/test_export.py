@@ -95,6 +95,7 @@ MISTAKES = {
     "suffix of another format": (["export", ".", "-o", "a.onnx", "--format", "pt2"], 1, "not the name of a .pt2 file"),
     "a folder": (["export", ".", "-o", "dir.onnx"], 1, "the output 'dir.onnx' is a folder"),
     "a file": (["export", ".", "-o", "model.onnx", "--format", "timm"], 1, "is a file, not a folder"),
+    "over the sparse model": (["export", ".", "-o", ".", "--format", "timm", "--overwrite"], 1, "would replace"),
     "no such folder": (["export", ".", "-o", "absent/model.onnx"], 1, "there is no folder 'absent' to write to"),
     "no such format": (["export", ".", "--format", "tflite"], 2, "'tflite' is not one of"),
     "fp16 of a timm folder": (["export", ".", "--format", "timm", "--precision", "fp16"], 2, "is written in fp32"),
@@ -135,3 +136,50 @@ def test_without_the_extra_the_way_out_is_said(place, monkeypatch, capsys):
     for arguments in (["export", ".", "--overwrite"], ["eval", "model.onnx", "pictures"]):
         assert run(arguments) == 1
         assert 'hint: pip install "vitprune[onnx]"' in capsys.readouterr().err
+
+
+QUICK = ["--seconds", "0.01", "--json"]
+
+
+def test_exported_files_are_timed_beside_others_and_alone(place, monkeypatch, capsys):
+    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
+    assert run(["bench", "model.safetensors", "model.onnx", "model.pt2", "-b", "2", *QUICK]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["label"] for row in rows] == ["dense", "keep 0.5", "model.onnx fp32", "model.pt2 fp32"]
+    assert [row["keep"] for row in rows] == [1.0, 0.5, 0.5, 0.5]
+    assert rows[2]["gmacs"] == rows[3]["gmacs"] == rows[1]["gmacs"] < rows[0]["gmacs"]
+    assert rows[2]["peak_memory_mib"] is None
+    assert run(["bench", "model.onnx", "model.pt2", "-b", "1", *QUICK]) == 0
+    onnx, pt2 = json.loads(capsys.readouterr().out)["rows"]
+    assert (onnx["speedup"], onnx["kind"], onnx["macs_ratio"], pt2["macs_ratio"]) == (1.0, "sparse", 1.0, 1.0)
+    assert pt2["speedup"] == pytest.approx(pt2["images_per_s"] / onnx["images_per_s"])
+
+
+def test_a_dense_file_is_what_others_are_compared_with(place, weights_file, monkeypatch, capsys):
+    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
+    size = ["--img-size", "64", "-o", "dense.onnx"]
+    assert run(["export", "test_vit", "--checkpoint", str(weights_file), *size]) == 0
+    capsys.readouterr()
+    assert run(["bench", "model.onnx", "dense.onnx", "-b", "1", *QUICK]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["kind"], row["label"]) for row in rows] == [
+        ("sparse", "model.onnx fp32"),
+        ("dense", "dense.onnx fp32"),
+    ]
+    assert rows[1]["speedup"] == 1.0
+    assert rows[0]["macs_ratio"] == pytest.approx(rows[1]["gmacs"] / rows[0]["gmacs"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model.onnx", "--device", "cuda"], "exported files run on the CPU"),
+        (["model.onnx", "--precision", "bf16"], "--precision bf16 does not go with"),
+        (["model.onnx", "--mode", "compile"], "--mode compile does not go with 'model.onnx'"),
+        (["test_vit", "model.onnx"], "so they cannot be timed on the same ones"),
+        (["model.onnx", "--img-size", "96"], "is a file of its own"),
+    ],
+)
+def test_what_cannot_be_timed_is_said(place, arguments, said, capsys):
+    assert run(["bench", *arguments]) == 2
+    assert said in capsys.readouterr().err

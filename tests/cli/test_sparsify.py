@@ -30,6 +30,7 @@ def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsy
     assert run([*arguments, "--keep", "0.5"]) == 0
     folder = tmp_path / "runs" / "test_vit-keep0.5"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
         "config.json",
         "keepmaps.json",
         "log.jsonl",
@@ -69,9 +70,13 @@ def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsy
     assert "data:image/jpeg" in page
     assert str(tmp_path) not in page
     assert str(tmp_path) not in (folder / "keepmaps.json").read_text()
-    before = (folder / "report.html").read_bytes()
+    card = (folder / "README.md").read_text()
+    assert f"| top-1 (%) | {report['dense']['top1_pct']:.2f} | {report['sparse']['top1_pct']:.2f} |" in card
+    assert str(tmp_path) not in card
+    before = [(folder / name).read_bytes() for name in ("report.html", "README.md")]
     assert run(["report", str(folder)]) == 0
-    assert (folder / "report.html").read_bytes() == before, "drawn again it is the same"
+    after = [(folder / name).read_bytes() for name in ("report.html", "README.md")]
+    assert after == before, "made again they are the same"
 
 
 def test_report_agrees_with_eval_of_the_file(arguments, picture_folder, tmp_path, capsys):
@@ -94,8 +99,12 @@ def test_second_run_gets_a_number_and_explicit_output_needs_overwrite(arguments,
     assert run([*arguments, "-o", "mine", "--seed", "1"]) == 1
     assert "the output folder 'mine' exists" in capsys.readouterr().err
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
+    card = tmp_path / "mine" / "README.md"
+    card.write_text("# My own words\n")
     assert run([*arguments, "-o", "mine", "--seed", "1", "--overwrite"]) == 0
     assert (tmp_path / "mine" / "model.safetensors").read_bytes() != before
+    assert card.read_text() == "# My own words\n"
+    assert "is your own and was left as it is" in capsys.readouterr().err
 
 
 def test_same_seed_same_file(arguments, tmp_path):

@@ -342,3 +342,14 @@ def contrast(one, other):
 
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(("met", "end"), [(True, " ms."), (False, " ms: <strong>MISSED</strong>.")])
+def test_a_promised_speed_is_shown_with_what_came_of_it(make_run, met, end):
+    speeds = {"promised_speedup": 1.512, "measured_speedup": 1.49, "met": met}
+    times = {"promised_latency_ms": 20.0, "measured_latency_ms": 20.31}
+    asked = {"speedup": 1.5, "latency_ms": None, "batch_size": 8, "precision": "bf16"}
+    page = render_page(read_run(make_run(target=asked | speeds | times)))
+    assert re.search("Asked for <data[^>]*>1.50</data> x dense at batch 8 in bf16", page)
+    assert re.search("Promised before training: <data[^>]*>1.51</data> x, <data[^>]*>20.00</data> ms", page)
+    assert re.search(f"Measured after it: <data[^>]*>1.49</data> x, <data[^>]*>20.31</data>{end}", page)

@@ -144,10 +144,17 @@ def test_casting_to_half_precision_leaves_parameters_and_scores_in_fp32(predicto
     for name, parameter in predictor.state_dict().items():
         assert torch.equal(parameter, before[name]), name
         assert parameter.dtype == torch.float32
-    low = tokens.bfloat16()
-    log_pi = predictor(low)
+    assert predictor(tokens).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2e-3), (torch.float16, 3e-4)])
+def test_of_low_precision_tokens_only_the_inner_products_are_in_it(predictor, tokens, dtype, error):
+    low = tokens.to(dtype)
+    log_pi, expected = predictor(low), predictor(low.float())
     assert log_pi.dtype == torch.float32
-    assert torch.equal(log_pi, predictor(low.float()))
+    torch.testing.assert_close(log_pi, expected, atol=error, rtol=0)
+    assert not torch.equal(log_pi, expected), "or nothing is gained"
+    assert log_pi[..., 1].unique().numel() == expected[..., 1].unique().numel(), "scores do not tie"
 
 
 @pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16])

@@ -20,6 +20,7 @@ from vitprune.cli import (
     export,
     info,
     models,
+    push,
     report,
     sparsify,
     sweep,
@@ -43,6 +44,7 @@ app.command("compare")(compare.compare)
 app.command("sweep")(sweep.sweep)
 app.command("visualize")(visualize.visualize)
 app.command("report")(report.report)
+app.command("push")(push.push)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 app.command("info")(info.info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune import processes
+from vitprune.cli.bench_subjects import Subject, Wishes, subjects
 from vitprune.cli.bench_table import check_csv, print_rows, write_csv
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
@@ -23,21 +23,21 @@ from vitprune.cli.options import (
     PrecisionName,
     Schedule,
     Stages,
+    TargetLatency,
+    TargetSpeedup,
     Workers,
     data_options,
     parse_numbers,
     parse_ratios,
 )
 from vitprune.cli.output import print_json
-from vitprune.cli.plan import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
+from vitprune.cli.plan import Measuring, parse_sparsity
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from vitprune.measure import Contestant, PictureSource
-    from vitprune.model import Sparsity
+    from vitprune.measure import PictureSource
 
 _DEFAULT_MODEL = "deit_small_patch16_224"
 _DEFAULT_KEEPS = "0.9,0.8,0.7"
@@ -57,8 +57,8 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="timm names (compared dense and at --keep) or files that vitprune wrote (compared with their dense "
-            "backbone).",
+            help="timm names (compared dense and at --keep), files that vitprune wrote (compared with their dense "
+            "backbone), exported files (compared with the first of the others, or with a dense one among them).",
             show_default="DeiT-S at keep 1.0, .9, .8, .7",
         ),
     ] = None,
@@ -72,6 +72,8 @@ def bench(
     schedule: Schedule = None,
     dropped: Dropped = None,
     align: Align = None,
+    target_speedup: TargetSpeedup = None,
+    target_latency_ms: TargetLatency = None,
     img_size: ImgSize = None,
     device: Device = "auto",
     precision: Precision = PrecisionName.AUTO,
@@ -122,33 +124,41 @@ def bench(
 
       vitprune bench deit_base --keep 0.7 --batch-size 1,32,256 --device cuda --mode eager,compile,cudagraphs
 
+      vitprune bench deit_small --target-speedup 1.5 --batch-size 8
+
       vitprune bench runs/deit_small_patch16_224-keep0.7/model.safetensors
+
+      vitprune bench dense.onnx model.onnx model-int8.onnx
     """
     processes.refuse_several("bench")
     sizes = parse_numbers(batch_size, "--batch-size")
     if csv is not None:
         check_csv(csv)
 
+    from vitprune.export import runs_on
     from vitprune.measure import check_mode, describe_environment, pick_device, pick_precision, side_by_side
     from vitprune.training import load_recipe
 
+    for spec in models or []:
+        device = runs_on(spec, device, precision.value)
     where = pick_device(device)
     modes = [check_mode(name.strip(), where) for name in dict.fromkeys(mode.split(","))]
     number_format = pick_precision(precision.value, where, training=False)
     sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
+    measuring = Measuring(device, precision, max(sizes), target_speedup, target_latency_ms)
+    targeted = target_speedup is not None or target_latency_ms is not None
+    keeps = parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
     plans = [
-        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align)
-        for each in parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
+        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align, measuring)
+        for each in ([None] if targeted and keep is None else keeps)
     ]
-    refused = (keep, stages, schedule, dropped, align)
-    measuring = Measuring(device, precision, max(sizes))
-    subjects = [
-        _subject(spec, plans, img_size, refused, floor, align, measuring) for spec in models or [_DEFAULT_MODEL]
-    ]
-    sources = [_pictures(subject, data, data_dir, workers, seconds, sizes) for subject in subjects]
+    refused = (keep, stages, schedule, dropped, align, target_speedup, target_latency_ms)
+    wishes = Wishes(plans, img_size, refused, floor, align, measuring)
+    contests = subjects(models or [_DEFAULT_MODEL], wishes, modes)
+    sources = [_pictures(subject, data, data_dir, workers, seconds, sizes) for subject in contests]
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:
-        for subject, source in zip(subjects, sources, strict=True):
+        for subject, source in zip(contests, sources, strict=True):
             progress.begin(f"timing {subject.name}", len(modes) * len(sizes) * len(subject.contestants))
             rows += side_by_side(
                 subject.name,
@@ -160,6 +170,7 @@ def bench(
                 precision=number_format,
                 min_seconds=seconds,
                 attention=attention.value,
+                baseline=subject.baseline,
                 pictures=source,
                 on_row=lambda _: progress.advance(1),
             )
@@ -178,59 +189,8 @@ def bench(
     enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """What one MODEL argument stands for: named modules, and the pictures that they take."""
-
-    name: str
-    contestants: dict[str, Contestant]
-    input_size: tuple[int, int, int]
-    dense: nn.Module
-
-
-def _subject(
-    spec: str,
-    plans: list[Sparsity],
-    img_size: tuple[int, int] | None,
-    refused: tuple[object, ...],
-    floor: bool,
-    align: str | None,
-    measuring: Measuring,
-) -> _Subject:
-    """The one place where a MODEL argument becomes the modules to time.
-
-    Args:
-        spec: MODEL.
-        plans: what to make of a dense model.
-        img_size: as asked for, or None.
-        refused: options that a file with a plan of its own does not take.
-        floor: whether to add floors.
-        align: --align.
-        measuring: for --align auto.
-    """
-    from vitprune.backbones import input_size
-    from vitprune.measure import Contestant
-    from vitprune.measure.sidebyside import DENSE, with_floors
-    from vitprune.model import attach_as
-    from vitprune.zoo import load_model, sparse_file
-
-    if sparse_file(spec):
-        refuse_plan(spec, *refused)
-    loaded = load_model(spec, weights="random", img_size=img_size)
-    contestants = {DENSE: Contestant("dense", 1.0, loaded.model)}
-    if loaded.sparse is not None and loaded.metadata is not None:
-        contestants[loaded.metadata.label] = Contestant("sparse", loaded.metadata.keep, loaded.sparse)
-    else:
-        for asked in plans:
-            if asked.keep < 1:
-                plan = resolve_sparsity(loaded.model, asked, None, align, measuring)
-                contestants[plan.label] = Contestant("sparse", plan.keep, attach_as(loaded.model, plan))
-    contestants = with_floors(contestants) if floor else contestants
-    return _Subject(loaded.name, contestants, input_size(loaded.model), loaded.model)
-
-
 def _pictures(
-    subject: _Subject,
+    subject: Subject,
     data: str | None,
     data_dir: Path | None,
     workers: int | None,
@@ -245,7 +205,7 @@ def _pictures(
     from vitprune.training import Recipe
 
     pictures = open_data(data, None, data_options(data_dir, None, None, False, None), labels=False).val
-    pictures.transform = eval_transform(subject.dense)
+    pictures.transform = eval_transform(subject.like)
     source = PictureSource(pictures, Recipe(num_workers=workers).workers(), seconds)
     check_source(source, sizes)
     return source

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,7 +105,6 @@ def compare(
     from vitprune.data import ModelClasses, open_data
     from vitprune.measure import describe_environment, pick_device, pick_precision
     from vitprune.training import load_recipe
-    from vitprune.zoo import sparse_file
 
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
     settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
@@ -111,9 +112,8 @@ def compare(
     number_format = pick_precision(precision.value, where, training=False)
     plan = CompareSettings(names, where, number_format, batch_size, steps)
     asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
-    if sparse_file(model):
-        refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs)
-    loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs)
+    refuse = partial(refuse_plan, model, keep, stages, schedule, ratios, dropped, target_gmacs)
+    loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs, refuse)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
     options = data_options(data_dir, splits, columns, streaming, limit)
@@ -140,22 +140,38 @@ def compare(
 
 
 def _subject(
-    model: str, checkpoint: Path | None, img_size: tuple[int, int] | None, asked: Sparsity, target_gmacs: float | None
+    model: str,
+    checkpoint: Path | None,
+    img_size: tuple[int, int] | None,
+    asked: Sparsity,
+    target_gmacs: float | None,
+    refuse: Callable[[], None],
 ) -> tuple[Loaded, Subject]:
-    """What MODEL names; its dense model and, of a file, ours."""
+    """What MODEL names; its dense model and, of a file or a repository of ours, the sparse one.
+
+    Args:
+        model: as given.
+        checkpoint: of a sparse model, the dense one's weights.
+        img_size: as given.
+        asked: the plan for a dense model.
+        target_gmacs: see `resolve_sparsity`.
+        refuse: refuses a plan, for a sparse model has its own.
+    """
     from vitprune.compare import Subject
     from vitprune.zoo import load_dense, load_model, sparse_file
 
     path = sparse_file(model)
-    if path is None:
+    if path is None and not model.startswith("hf-hub:"):
         loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
-        sparsity = resolve_sparsity(loaded.model, asked, target_gmacs)
-        return loaded, Subject(loaded.model, sparsity)
-    file = load_model(str(path), img_size=img_size)
-    assert file.metadata is not None
-    trained = file.metadata.training or {}
-    dense = load_dense(file, checkpoint)
-    return file, Subject(dense.model, ours=file.sparse, steps=trained.get("steps_done", 0))
+    else:
+        loaded = load_model(model if path is None else str(path), img_size=img_size)
+    if loaded.sparse is None:
+        return loaded, Subject(loaded.model, resolve_sparsity(loaded.model, asked, target_gmacs))
+    refuse()
+    assert loaded.metadata is not None
+    trained = loaded.metadata.training or {}
+    dense = load_dense(loaded, checkpoint)
+    return loaded, Subject(dense.model, ours=loaded.sparse, steps=trained.get("steps_done", 0))
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -170,11 +170,30 @@ Align = Annotated[
 ]
 TargetBatchSize = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Pictures per pass for what is measured: --align auto.", show_default="32"),
+    typer.Option(
+        min=1, metavar="N", help="Pictures per pass where a target or --align auto is measured.", show_default="32"
+    ),
 ]
 TargetGmacs = Annotated[
     float | None,
     typer.Option(metavar="G", help="Find the keep ratio that costs at most this, in GMACs.", show_default=False),
+]
+TargetSpeedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Find, by measuring here, the keep ratio and stages that are this many times as fast as dense.",
+        show_default=False,
+    ),
+]
+TargetLatency = Annotated[
+    float | None,
+    typer.Option(
+        "--target-latency-ms",
+        metavar="MS",
+        help="The same by the time of a pass, in milliseconds.",
+        show_default=False,
+    ),
 ]
 RecipeName = Annotated[
     str,

@@ -1,7 +1,8 @@
-"""From the options --keep, --stages, --schedule, --ratios, --dropped, --target-gmacs and --align to a plan."""
+"""From the options of a plan, --keep, --stages, --ratios, --align, the targets and so on, to a plan."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ from vitprune.cli.output import talk
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
+    from vitprune.measure import Precision, Promise
     from vitprune.model import Sparsity
     from vitprune.training import Recipe
 
@@ -36,9 +39,10 @@ def parse_sparsity(
     dropped: DroppedName | None,
     target_gmacs: float | None,
     align: str | None = None,
+    measuring: Measuring | None = None,
 ) -> Sparsity:
     """What the options ask for; what they leave open is the recipe's. --target-gmacs and --align auto are still to be
-    looked for, see `resolve_sparsity`.
+    looked for, see `resolve_sparsity`, and a speed by `meet_target`.
 
     Raises:
         UsageError: options that cannot be read or do not go together.
@@ -47,6 +51,7 @@ def parse_sparsity(
     from vitprune.schedule import check_keep
 
     given = {"--keep": keep, "--target-gmacs": target_gmacs, "--ratios": ratios}
+    given |= {} if measuring is None else measuring.targets()
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} say the same thing in two ways", "give one of them")
@@ -54,6 +59,8 @@ def parse_sparsity(
         raise UsageError("--ratios are a schedule of their own; --schedule goes with --keep or --target-gmacs")
     if keep is not None:
         check_keep(keep)
+    if measuring is not None:
+        measuring.check()
     free = parse_ratios(ratios, "--ratios")
     return Sparsity(
         keep=DEFAULT_KEEP if keep is None else keep,
@@ -74,7 +81,7 @@ def refuse_plan(model: str, *options: object) -> None:
     if any(option is not None for option in options):
         raise UsageError(
             f"'{model}' has its own plan, which options cannot change",
-            "leave out --keep, --stages, --schedule, --ratios, --dropped, --align and --target-gmacs, or start from a "
+            "leave out --keep, --stages, --schedule, --ratios, --dropped, --align and the targets, or start from a "
             "timm name",
         )
 
@@ -87,11 +94,32 @@ class Measuring:
         device: --device.
         precision: of the sparse model in use.
         batch_size: --target-batch-size.
+        speedup: --target-speedup.
+        latency_ms: --target-latency-ms.
     """
 
     device: str = "auto"
     precision: PrecisionName = PrecisionName.FP32
     batch_size: int | None = None
+    speedup: float | None = None
+    latency_ms: float | None = None
+
+    def targets(self) -> dict[str, float | None]:
+        """The speeds asked for, by option."""
+        return {"--target-speedup": self.speedup, "--target-latency-ms": self.latency_ms}
+
+    def check(self) -> None:
+        """Raise UsageError where a target is none."""
+        if self.speedup is not None and not 1 < self.speedup < math.inf:
+            raise UsageError(
+                f"--target-speedup is {self.speedup:g}, expected more than 1: times as fast as the dense model",
+                "try --target-speedup 1.5",
+            )
+        if self.latency_ms is not None and not 0 < self.latency_ms < math.inf:
+            raise UsageError(
+                f"--target-latency-ms is {self.latency_ms:g}, expected milliseconds above 0",
+                "try --target-latency-ms 10",
+            )
 
 
 def resolve_sparsity(
@@ -128,11 +156,9 @@ def resolve_sparsity(
 
 def _measured_align(model: nn.Module, sparsity: Sparsity, measuring: Measuring) -> int:
     """--align auto; measured by one process, or several might disagree."""
-    from vitprune.measure import fastest_align, pick_device, pick_precision
+    from vitprune.measure import fastest_align
 
-    device = pick_device(measuring.device)
-    precision = pick_precision(measuring.precision.value, device, training=False)
-    batch_size = measuring.batch_size or DEFAULT_TARGET_BATCH_SIZE
+    device, precision, batch_size = _settled(measuring)
     found = None
     if processes.is_main():
         talk(f"--align auto: measuring on {device}, {precision}, batch size {batch_size}")
@@ -140,3 +166,35 @@ def _measured_align(model: nn.Module, sparsity: Sparsity, measuring: Measuring) 
         talk(f"--align auto: {found}")
     align: int = processes.from_main(found)
     return align
+
+
+def meet_target(model: nn.Module, sparsity: Sparsity, measuring: Measuring) -> tuple[Sparsity, Promise | None]:
+    """Find keep ratio and stages for a speed; by one process, or several might disagree.
+
+    Returns:
+        The plan, and what it promises; without a target `sparsity` as it is, and None.
+
+    Raises:
+        UsageError: it cannot be met, or the dense model does.
+    """
+    from vitprune.backbones import wrap
+    from vitprune.measure import SpeedTarget, find_plan
+
+    if measuring.speedup is None and measuring.latency_ms is None:
+        return sparsity, None
+    device, precision, batch_size = _settled(measuring)
+    target = SpeedTarget(measuring.speedup, measuring.latency_ms, batch_size, precision)
+    found = None
+    if processes.is_main():
+        talk(f"{target}: measuring on {device}")
+        found = find_plan(model, sparsity, target, device, talk)
+        talk(f"{target}: {found[0].label}, stages {','.join(map(str, found[0].plan(wrap(model)).blocks))}")
+    return processes.from_main(found)
+
+
+def _settled(measuring: Measuring) -> tuple[torch.device, Precision, int]:
+    from vitprune.measure import pick_device, pick_precision
+
+    device = pick_device(measuring.device)
+    precision = pick_precision(measuring.precision.value, device, training=False)
+    return device, precision, measuring.batch_size or DEFAULT_TARGET_BATCH_SIZE

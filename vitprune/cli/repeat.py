@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from vitprune import processes
+from vitprune.contest import BENCH_BATCH_SIZES
 from vitprune.report.publishable import repeatable
-from vitprune.run import BENCH_BATCH_SIZES, RunSettings
+from vitprune.run import RunSettings
 
 
 def commands(arguments: Sequence[str], data: str, device: str, of_data: Mapping[str, object]) -> dict[str, str]:

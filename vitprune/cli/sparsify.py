@@ -32,14 +32,16 @@ from vitprune.cli.options import (
     Streaming,
     TargetBatchSize,
     TargetGmacs,
+    TargetLatency,
+    TargetSpeedup,
     Workers,
     data_options,
 )
 from vitprune.cli.output import print_json, talk
-from vitprune.cli.plan import Measuring, parse_sparsity, resolve_sparsity
+from vitprune.cli.plan import Measuring, meet_target, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
-from vitprune.cli.summary import print_summary
+from vitprune.cli.summary import kept_card, print_summary
 from vitprune.cli.training import (
     PANEL,
     CheckpointEvery,
@@ -96,7 +98,12 @@ def sparsify(
     dropped: Dropped = None,
     target_gmacs: TargetGmacs = None,
     align: Align = None,
+    target_speedup: TargetSpeedup = None,
+    target_latency_ms: TargetLatency = None,
     target_batch_size: TargetBatchSize = None,
+    target_precision: Annotated[
+        PrecisionName, typer.Option(help="Precision of a pass where a target or --align auto is measured.")
+    ] = PrecisionName.FP32,
     recipe: RecipeName = "short",
     checkpoint: Checkpoint = None,
     data_dir: DataDir = None,
@@ -112,6 +119,14 @@ def sparsify(
     grad_accum: GradAccum = None,
     workers: Workers = None,
     seed: Seed = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Run the transformer blocks through torch.compile: a wait at first, then faster steps on a GPU.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
     no_labels: NoLabels = False,
     warm_start_steps: WarmStartSteps = None,
     steps: Steps = None,
@@ -157,11 +172,21 @@ def sparsify(
       vitprune sparsify deit_small --keep 0.7 --data path/to/imagenet
 
       vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/pictures --no-labels
+
+      vitprune sparsify deit_small --target-speedup 1.5 --target-batch-size 8
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
-    if resume and align == "auto":
-        raise UsageError("--align auto may measure something else than the run to resume did", "give its --align N")
+    measured = {
+        "--align auto": align == "auto",
+        "--target-speedup": target_speedup,
+        "--target-latency-ms": target_latency_ms,
+    }
+    if resume and (named := next((name for name, given in measured.items() if given), None)):
+        raise UsageError(
+            f"{named} may measure something else than the run to resume did",
+            "give what it found: --keep, --stages and --align are in its config.json",
+        )
     settings = {
         **batch_settings(batch_size, grad_accum),
         "num_workers": workers,
@@ -175,23 +200,27 @@ def sparsify(
         "seed": seed,
         "precision": None if precision is PrecisionName.AUTO else precision.value,
         "labels": False if no_labels else None,
+        "compile": True if compiled else None,
     }
     weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
     plan = chosen_recipe(model, recipe, settings, weights)
-    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align)
+    measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
+    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
     where = training_device(device, plan)
     options = data_options(data_dir, splits, columns, streaming, limit, fraction)
     if track is not None:
         from vitprune.training import check_tracker
 
         check_tracker(track)
-    measuring = Measuring(device, batch_size=target_batch_size)
     loaded = load_dense_model(model, checkpoint, img_size)
-    sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
+    resolved = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
+    sparsity, promise = meet_target(loaded.model, resolved, measuring)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
     pictures = training_pictures(loaded, data, options, plan)
 
     from vitprune.cli.repeat import commands
+    from vitprune.report.card import card_is_ours
+    from vitprune.report.runs import CARD
     from vitprune.run import RunSettings, run
 
     of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
@@ -209,6 +238,7 @@ def sparsify(
         keep_checkpoints=keep_checkpoints,
         checkpoint_every=checkpoint_every,
         track=track,
+        promise=promise,
         commands=commands(context.obj, pictures.name, str(where), of_data),
     )
     with RunProgress() as progress:
@@ -217,6 +247,8 @@ def sparsify(
         print_json(report)
     else:
         print_summary(report, folder)
+    if not card_is_ours(folder / CARD):
+        talk(kept_card(folder))
     top1, delta = report["sparse"]["top1_pct"], report["delta"]
     enforce(
         [

@@ -44,6 +44,8 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
         print_line(
             f"kept tokens cover {shares['sparse_pct']:.1f} % of the object, random ones {shares['random_pct']:.1f} %"
         )
+    if report.get("target"):
+        print_line(_kept_promise(report["target"]))
     training, pictures = report["training"], report["data"]
     if training["seconds"]:
         split = [
@@ -65,3 +67,20 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
     if training["num_parts"] > 1:
         print_line(f"each process took its part of a batch in {training['num_parts']} passes")
     print_line(f"in {report['wall_s']:.0f} s, written to {folder}")
+
+
+def _kept_promise(target: dict[str, Any]) -> str:
+    """A speed asked for, promised before training, and measured after it."""
+    speedup = target["speedup"]
+    asked = f"{target['latency_ms']:g} ms" if speedup is None else f"{speedup:g} x dense"
+    return (
+        f"asked for {asked} at batch {target['batch_size']}, {target['precision']}; promised "
+        f"{target['promised_speedup']:.2f} x, {target['promised_latency_ms']:.3g} ms; now "
+        f"{target['measured_speedup']:.2f} x, {target['measured_latency_ms']:.3g} ms"
+        + ("" if target["met"] else ": MISSED")
+    )
+
+
+def kept_card(folder: Path) -> str:
+    """What to say of a README.md that was there and is not vitprune's."""
+    return f"'{folder / 'README.md'}' is your own and was left as it is; remove it to have the model card written"

@@ -19,7 +19,10 @@ from vitprune.data.pictures import PictureSet
 from vitprune.data.tables import PictureStream
 from vitprune.errors import DataError
 
-_HUB_NAMES = {"imagenet": ("ILSVRC/imagenet-1k", None), "imagenette": ("frgfm/imagenette", "320px")}
+_HUB_NAMES: dict[str, tuple[str, str | None]] = {
+    "imagenet": ("ILSVRC/imagenet-1k", None),
+    "imagenette": ("frgfm/imagenette", "320px"),
+}
 HELD_OUT = 0.1
 
 
@@ -105,10 +108,21 @@ def _read_tables(
 ) -> tuple[Pictures | None, Pictures | None]:
     if shards:
         return read_shards(shards, classes, options, spec)
-    name, config = _HUB_NAMES.get(spec) or (spec.removeprefix("hf:"), None)
-    if config is None and ":" in name:
-        name, _, config = name.partition(":")
+    name, config = _hub_set(spec)
     return read_hub(name, classes, options, config)
+
+
+def hub_name(spec: str) -> str | None:
+    """The data set of the Hub whose pictures a DATA argument names, `owner/name`; None of any other argument."""
+    return _hub_set(spec)[0] if spec in _HUB_NAMES or spec.startswith("hf:") else None
+
+
+def _hub_set(spec: str) -> tuple[str, str | None]:
+    """Name and configuration of a data set of the Hub."""
+    if spec in _HUB_NAMES:
+        return _HUB_NAMES[spec]
+    name, _, config = spec.removeprefix("hf:").partition(":")
+    return name, config or None
 
 
 def _less(data: Data, options: DataOptions) -> Data:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import input_size
-from vitprune.checkpoint import describe
+from vitprune.checkpoint import describe, is_ours
 from vitprune.errors import CheckpointError, ExportError, OutputError, UsageError
 from vitprune.export.agreement import TRACED_BATCH_SIZE, Agreement, compare, random_batches
 from vitprune.export.onnx_file import read_onnx, write_onnx
@@ -104,6 +104,11 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
     if kind == "timm":
         if output.exists() and not output.is_dir():
             raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output")
+        if is_ours(output / "model.safetensors"):
+            raise OutputError(
+                f"the output '{output}' holds a model that vitprune wrote, which the backbone would replace",
+                f"-o {output / 'timm'}",
+            )
         taken = output.is_dir() and any(output.iterdir())
     else:
         if output.is_dir():

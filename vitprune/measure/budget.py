@@ -12,7 +12,7 @@ from vitprune.errors import UsageError
 from vitprune.measure.macs import count_macs
 from vitprune.model import Sparsity, attach, attach_as
 
-_STEPS = 1000
+KEEP_STEPS = 1000
 """Keep ratios are tried in steps of a thousandth."""
 
 
@@ -32,7 +32,7 @@ def keep_within(budget: float, build: Callable[[float], nn.Module], size: tuple[
         build: makes the model of a keep ratio.
         size: of an image, (C, H, W).
     """
-    return last_within(budget, lambda step: count_macs(build(step / _STEPS), size), 1, _STEPS - 1) / _STEPS
+    return last_within(budget, lambda step: count_macs(build(step / KEEP_STEPS), size), 1, KEEP_STEPS - 1) / KEEP_STEPS
 
 
 def keep_for_gmacs(model: nn.Module, sparsity: Sparsity, target: float) -> Sparsity:
@@ -57,7 +57,7 @@ def keep_for_gmacs(model: nn.Module, sparsity: Sparsity, target: float) -> Spars
             f"--target-gmacs is {target:g}, but the dense model needs {dense:.3f} only",
             "ask for less, or use the model as it is",
         )
-    least = count_macs(build(1 / _STEPS), size) / 1e9
+    least = count_macs(build(1 / KEEP_STEPS), size) / 1e9
     if target < least:
         raise UsageError(
             f"--target-gmacs is {target:g}, but dropping nearly every token still leaves {least:.3f} of {dense:.3f}",

@@ -54,21 +54,24 @@ def side_by_side(
     size: tuple[int, int, int],
     batch_sizes: Sequence[int],
     modes: Sequence[Mode],
+    *,
+    baseline: str = DENSE,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Time all contestants in turns, mode by mode, and compare each with the dense one of its mode and batch size.
+    """Time all contestants in turns, mode by mode, and compare each with the baseline of its mode and batch size.
 
     Args:
         name: of the model, for the rows.
-        contestants: by label; DENSE among them.
+        contestants: by label.
         size: (C, H, W).
         batch_sizes: images per pass.
         modes: how to run.
+        baseline: label of the one to compare with, the dense one where there is one.
         **settings: the other arguments of `benchmark`.
 
     Returns:
         A row per mode, batch size and contestant, in JSON's types, with units in the keys. Of `Timing` all entries;
-        `speedup` is images per second over dense, `efficiency` that over `macs_ratio` (1 is as fast as the MACs
+        `speedup` is images per second over the baseline, `efficiency` that over `macs_ratio` (1 is as fast as the MACs
         promise), `overhead_over_floor_pct` how much longer a sparse model takes than its floor.
     """
     macs = {label: count_macs(each.model, size) for label, each in contestants.items()}
@@ -79,23 +82,29 @@ def side_by_side(
         by_label = {(timing.batch_size, timing.model): timing for timing in timings}
         floors = {each.floor_of: label for label, each in contestants.items() if each.floor_of is not None}
         for timing in timings:
-            dense = by_label[timing.batch_size, DENSE]
+            base = by_label[timing.batch_size, baseline]
             floor = by_label.get((timing.batch_size, floors.get(timing.model, "")))
-            rows.append(_row(name, contestants[timing.model], timing, dense, floor, macs))
+            macs_ratio = macs[baseline] / macs[timing.model]
+            rows.append(_row(name, contestants[timing.model], timing, base, floor, macs_ratio, macs[timing.model]))
     return rows
 
 
 def _row(
-    name: str, each: Contestant, timing: Timing, dense: Timing, floor: Timing | None, macs: Mapping[str, int]
+    name: str,
+    each: Contestant,
+    timing: Timing,
+    base: Timing,
+    floor: Timing | None,
+    macs_ratio: float,
+    macs: int,
 ) -> dict[str, Any]:
-    label = timing.model
-    macs_ratio, speedup = macs[DENSE] / macs[label], timing.images_per_s / dense.images_per_s
+    speedup = timing.images_per_s / base.images_per_s
     return asdict(timing) | {
         "model": name,
-        "label": label,
+        "label": timing.model,
         "kind": each.kind,
         "keep": each.keep,
-        "gmacs": macs[label] / 1e9,
+        "gmacs": macs / 1e9,
         "macs_ratio": macs_ratio,
         "speedup": speedup,
         "efficiency": speedup / macs_ratio,

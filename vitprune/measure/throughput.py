@@ -68,7 +68,8 @@ def benchmark(
     _check(models, batch_sizes, rounds)
     dtype = DTYPES[precision]
     with explained_out_of_memory(f"loading {len(models)} model(s) on {device}", "name fewer models at once"):
-        copies = {name: copy.deepcopy(model).to(device, dtype).eval() for name, model in models.items()}
+        # Copied together: models that share a backbone still share it, and a large one is there once.
+        copies = {name: model.to(device, dtype).eval() for name, model in copy.deepcopy(dict(models)).items()}
     timings: list[Timing] = []
     for batch_size in batch_sizes:
         # Made on the CPU, so that every device and precision sees the same pictures.

@@ -23,6 +23,7 @@ def build_report(
     predictions: Mapping[str, Predictions],
     timings: Sequence[Timing],
     coverage: Mapping[str, float] | None,
+    target: Mapping[str, Any] | None,
     training: Mapping[str, Any],
     data: Data,
     precision: str,
@@ -38,6 +39,7 @@ def build_report(
         predictions: of the same three, on the same pictures.
         timings: of "dense" and "sparse", from one benchmark.
         coverage: object coverage in percent by model, where known.
+        target: a speed that was promised, and what came of it.
         training: recipe and what was done.
         data: the pictures.
         precision: of the accuracy and speed figures.
@@ -69,6 +71,7 @@ def build_report(
         "answers": _answers(predictions),
         "classes": _classes(predictions, metadata, data),
         "coverage": None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
+        "target": None if target is None else dict(target),
         "training": dict(training),
         "data": {
             "name": data.name,

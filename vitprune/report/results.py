@@ -13,9 +13,10 @@ from vitprune.data import Data, readable_names
 from vitprune.files import write_json
 from vitprune.metadata import Metadata
 from vitprune.model import SparseViT
+from vitprune.report.card import card_is_ours, write_card
 from vitprune.report.page import write_page
 from vitprune.report.publishable import publishable
-from vitprune.report.runs import KEEP_MAPS, LOG, PAGE, REPORT, read_run
+from vitprune.report.runs import CARD, KEEP_MAPS, LOG, PAGE, REPORT, read_run
 from vitprune.report.samples import choose_pictures
 
 
@@ -27,16 +28,17 @@ def accuracy_of(report: dict[str, Any]) -> dict[str, Any]:
 def write_results(
     folder: Path, report: dict[str, Any], models: Mapping[str, nn.Module], data: Data, metadata: Metadata
 ) -> None:
-    """Write keepmaps.json, report.json and report.html.
+    """Write keepmaps.json, report.json, report.html and README.md, the model card.
 
-    The page comes last: whatever goes wrong with it, `vitprune report` draws it again.
+    Page and card come last: whatever goes wrong with them, `vitprune report` makes them again. A README.md that is the
+    user's own stays.
 
     Args:
         folder: of the run.
         report: see `build_report`.
         models: "dense" and "sparse", on one device.
         data: the pictures, the transform of `val` set.
-        metadata: of the sparse model.
+        metadata: of the sparse model, complete.
 
     Raises:
         OutputError: a file cannot be written.
@@ -48,10 +50,14 @@ def write_results(
     if chosen is not None:
         write_json(folder / KEEP_MAPS, chosen.model_dump(mode="json"))
     write_json(folder / REPORT, report)
-    write_page(folder / PAGE, read_run(folder))
+    run = read_run(folder)
+    write_page(folder / PAGE, run)
+    write_card(folder, run, metadata)
 
 
 def forget_results(folder: Path) -> None:
-    """Remove what an earlier run left, which would be taken for the next one's."""
+    """Remove what an earlier run left, which would be taken for the next one's; but no README.md of the user's own."""
     for name in (REPORT, KEEP_MAPS, PAGE, LOG):
         (folder / name).unlink(missing_ok=True)
+    if card_is_ours(folder / CARD):
+        (folder / CARD).unlink(missing_ok=True)

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vitprune.data.source import hub_name
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.report.publishable import publishable
 from vitprune.report.schema import KeepMaps, Report
 
 REPORT, LOG, KEEP_MAPS, PAGE, CARD = "report.json", "log.jsonl", "keepmaps.json", "report.html", "README.md"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -27,12 +29,14 @@ class FinishedRun:
         raw: the same as plain JSON.
         steps: log.jsonl, a dict a step; empty where there is none.
         keep_maps: keepmaps.json; None where there is none.
+        hub_data: the data set of the Hub that its pictures are of; None where DATA named something else.
     """
 
     report: Report
     raw: dict[str, Any]
     steps: list[dict[str, Any]]
     keep_maps: KeepMaps | None
+    hub_data: str | None = None
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -49,13 +53,16 @@ def read_run(folder: Path) -> FinishedRun:
             f"'{folder}' holds no {REPORT}, so it is no complete run",
             "sparsify writes it at the end; --resume goes on with a run that was cut",
         )
-    raw = publishable(_object(folder / REPORT))
+    whole = _object(folder / REPORT)
+    raw = publishable(whole)
+    report = checked(Report, raw, folder / REPORT)
     pictures = folder / KEEP_MAPS
     return FinishedRun(
-        report=checked(Report, raw, folder / REPORT),
+        report=report,
         raw=raw,
         steps=_steps(folder / LOG),
         keep_maps=checked(KeepMaps, _object(pictures), pictures) if pictures.is_file() else None,
+        hub_data=hub_name(whole["data"]["name"]),  # before a folder that happens to be called imagenet is cut to that
     )
 
 

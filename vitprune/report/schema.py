@@ -117,6 +117,20 @@ class DataPart(_Part):
     note: str | None = None
 
 
+class Target(_Part):
+    """A speed asked for (by one of two measures), promised before training, and measured after it."""
+
+    speedup: float | None
+    latency_ms: float | None
+    batch_size: int
+    precision: str
+    promised_speedup: float
+    promised_latency_ms: float
+    measured_speedup: float
+    measured_latency_ms: float
+    met: bool
+
+
 class Report(_Part):
     """report.json."""
 
@@ -135,6 +149,7 @@ class Report(_Part):
     classes: list[ClassRow] = []
     answers: Answers | None = None
     coverage: dict[str, float] | None = None
+    target: Target | None = None
     training: Training
     data: DataPart
     commands: dict[str, str] = {}

@@ -16,19 +16,28 @@ Figure = Callable[..., Markup]
 Row = list[Any]
 
 _MOVED = 8
+_SLOWER = Markup(' <strong class="slower">SLOWER</strong>')
 
 
 def figures(raw: Mapping[str, Any]) -> Figure:
     """A function that shows a figure of report.json by its place in it: the value as it is, the text rounded."""
 
     def figure(place: str, digits: int = 2, sign: bool = False) -> Markup:
-        value: Any = raw
-        for part in place.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+        value = _value(raw, place)
         if value is None:
             return Markup('<span title="not measured">-</span>')
         text = signed(value, digits) if sign else number(value, digits)
         return Markup('<data data-key="{}" value="{}">{}</data>').format(place, json.dumps(value), text)
+
+    return figure
+
+
+def plain_figures(raw: Mapping[str, Any]) -> Figure:
+    """As `figures`, the rounded text alone."""
+
+    def figure(place: str, digits: int = 2, sign: bool = False) -> Markup:
+        value = _value(raw, place)
+        return Markup(signed(value, digits) if sign else number(value, digits))
 
     return figure
 
@@ -43,15 +52,14 @@ def figure_rows(report: Report, fig: Figure) -> list[Row]:
     ]
 
 
-def speed_rows(report: Report, fig: Figure) -> list[Row]:
-    """A row per batch size; slower ones say so."""
+def speed_rows(report: Report, fig: Figure, mark: Markup = _SLOWER) -> list[Row]:
+    """A row per batch size; slower ones say so by `mark`."""
     rows: list[Row] = []
     for index, change in enumerate(report.delta.speedup):
         cells: Row = [str(change.batch_size)]
         for key, digits in (("images_per_s", 1), ("latency_ms_p50", 2)):
             cells += [fig(f"{side}.speed.{index}.{key}", digits) for side in ("dense", "sparse")]
-        mark = Markup(' <strong class="slower">SLOWER</strong>') if change.slower else ""
-        rows.append([*cells, fig(f"delta.speedup.{index}.speedup") + " x" + mark])
+        rows.append([*cells, fig(f"delta.speedup.{index}.speedup") + " x" + (mark if change.slower else "")])
     return rows
 
 
@@ -94,6 +102,13 @@ def flat(settings: Mapping[str, Any], before: str = "") -> list[Row]:
         else:
             rows.append([plain(f"{before}{key}"), plain(_text(value))])
     return rows
+
+
+def _value(raw: Mapping[str, Any], place: str) -> Any:
+    value: Any = raw
+    for part in place.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    return value
 
 
 def _change(row: ClassRow) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -24,6 +25,7 @@ from vitprune.processes import is_main, world_size
 from vitprune.randomness import mix, seed_all
 from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.clock import Clock
+from vitprune.training.compiling import compiled_blocks
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, freeze
 from vitprune.training.phases import Part, plan_parts
@@ -90,7 +92,8 @@ def train(
     if tracking is not None:
         tracking.start(accelerator, recipe, progress.steps_done)
     try:
-        with dead_workers_told():
+        compiling = compiled_blocks(student, teacher) if recipe.compile else nullcontext()
+        with dead_workers_told(), compiling:
             for number, part in enumerate(parts[first:], start=first):
                 trainer.run(number, part, resume if number == first else None)
     finally:

@@ -92,6 +92,7 @@ class Recipe(BaseModel):
     augmentation: Augmentation = Augmentation()
 
     precision: Precision = "auto"
+    compile: bool = Field(False, description="run the transformer blocks through torch.compile")
     seed: int = Field(0, ge=0)
     num_workers: int | None = Field(None, ge=0, description="processes that read pictures; None to choose")
     max_unreadable: float = Field(

@@ -1,0 +1,158 @@
+"""Finished runs, made up: what a page is drawn from and what is pushed."""
+
+import base64
+import io
+import json
+
+from PIL import Image
+
+from vitprune.checkpoint import describe, save
+from vitprune.report import accuracy_of
+
+CLASSES = ["tench", "cat <b>bold</b>", 'dog"><script>alert(1)</script>']
+
+
+def _side(top1, gmacs, rates):
+    return {
+        "top1_pct": top1,
+        "top5_pct": 93.94,
+        "num_images": 1172,
+        "gmacs": gmacs,
+        "params_m": 5.717416,
+        "speed": [
+            {"batch_size": size, "images_per_s": rate, "latency_ms_p50": 1000 * size / rate, "num_runs": 9}
+            for size, rate in zip((1, 32), rates, strict=True)
+        ],
+    }
+
+
+def make_report(**changes):
+    """report.json as this version writes it."""
+    dense, sparse = _side(75.0853, 1.2536832, (45.4, 57.8)), _side(74.49, 0.810086, (40.1, 84.3))
+    report = {
+        "schema_version": 1,
+        "model": "deit_tiny_patch16_224.fb_in1k",
+        "label": "keep 0.7",
+        "keep": 0.7,
+        "schedule": "late",
+        "dropped": "fold",
+        "num_patches": 6,
+        "stages": [{"block": 3, "ratio": 0.67, "num_tokens": 4}, {"block": 6, "ratio": 0.34, "num_tokens": 2}],
+        "dense": dense,
+        "sparse": sparse,
+        "random": {"top1_pct": 71.587, "top5_pct": 92.4, "num_images": 1172},
+        "delta": {
+            "top1_points": -0.5953,
+            "top1_points_ci95": [-1.6211, 0.4305],
+            "top1_points_over_random": 2.903,
+            "agreement_pct": 94.1126,
+            "kl": 0.02322,
+            "kl_random": 0.10275,
+            "gmacs_pct": -35.3835,
+            "speedup": [
+                {"batch_size": 1, "speedup": 40.1 / 45.4, "slower": True},
+                {"batch_size": 32, "speedup": 84.3 / 57.8, "slower": False},
+            ],
+        },
+        "answers": {"both_right": 850, "dense_only": 30, "sparse_only": 23, "neither": 269},
+        "classes": [
+            {"index": i, "name": name, "num_images": 3, "dense_top1_pct": before, "sparse_top1_pct": after}
+            for i, (name, before, after) in enumerate(
+                zip(CLASSES, (100.0, 200 / 3, 100 / 3), (100.0, 100 / 3, 200 / 3), strict=True)
+            )
+        ],
+        "coverage": None,
+        "training": {
+            "recipe": {"name": "short", "steps": 500, "weights": {"kl": 1.0, "<i>x</i>": None}, "labels": True},
+            "steps_done": 8,
+            "num_steps": 8,
+            "num_images": 256,
+            "seconds": 12.5,
+            "seconds_by_part": {"data": 2.5, "<u>teacher": 10.0},
+            "num_unreadable": 1,
+            "unreadable": ["/home/somebody/pictures/train/cat/1.jpg"],
+            "phases": {"warm": 4, "deployed": 4},
+        },
+        "data": {
+            "name": "/home/somebody/pictures",
+            "num_train_images": 3000,
+            "num_val_images": 1172,
+            "num_unreadable_val": 1,
+            "unreadable_val": ["/home/somebody/elsewhere/<s>2.jpg"],
+            "note": "2 of 10 shards are missing",
+        },
+        "commands": {
+            "sparsify": "vitprune sparsify deit_tiny --data 'path/to/<em>pictures'",
+            "eval": "vitprune eval . path/to/pictures",
+            "bench": "vitprune bench .",
+        },
+        "precision": "fp32",
+        "device": "cpu",
+        "wall_s": 123.4,
+        "environment": {"torch": "2.15.0", "gpus": [{"name": "<GPU>", "memory_mib": 3}], "mps": False},
+    }
+    return report | changes
+
+
+def make_steps(num=8):
+    """log.jsonl."""
+    return [
+        {
+            "step": step,
+            "phase": "warm" if step <= num // 2 else "deployed",
+            "losses": {"rank": 1 / step}
+            if step <= num // 2
+            else {"kl": 0.1 / step, "<b>new</b>": None if step == num else 1.0},
+            "kept_ratios": [0.66, 0.33],
+            "target_ratios": [0.67, 0.34],
+        }
+        for step in range(1, num + 1)
+    ]
+
+
+def make_keep_maps():
+    """keepmaps.json: two pictures that are not square, on a grid of 2 x 3."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 32), (200, 30, 30)).save(buffer, "JPEG")
+    answer = [{"index": 1, "name": CLASSES[2], "probability_pct": 61.25}]
+    common = {
+        "place": "farthest",
+        "jpeg": base64.b64encode(buffer.getvalue()).decode(),
+        "width": 48,
+        "height": 32,
+        "kept": [[0, 1, 2, 5], [1, 5]],
+        "dense": answer,
+        "sparse": answer,
+        "kl": 0.125,
+    }
+    return {
+        "schema_version": 1,
+        "grid_size": [2, 3],
+        "num_seen": 200,
+        "pictures": [
+            {**common, "group": "both right", "label": CLASSES[2]},
+            {**common, "group": "dense right, sparse wrong", "label": None},
+        ],
+    }
+
+
+def write_run(folder, keep_maps=True, steps=True, **changes):
+    """A run folder without its model, with `changes` of report.json."""
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(make_report(**changes)))
+    if steps:
+        lines = [json.dumps(step) for step in make_steps()]
+        (folder / "log.jsonl").write_text("\n".join([*lines, '{"step": 9, "pha']))
+    if keep_maps:
+        (folder / "keepmaps.json").write_text(json.dumps(make_keep_maps()))
+    return folder
+
+
+def write_whole_run(folder, sparse, origin=None, class_names=None, **changes):
+    """The same with its model, `sparse`."""
+    folder.mkdir(exist_ok=True)
+    metadata = describe(sparse, class_names=class_names, origin=origin)
+    write_run(folder, **{"model": metadata.model, "label": metadata.label} | changes)
+    metadata.accuracy = accuracy_of(json.loads((folder / "report.json").read_text()))
+    save(sparse, folder / "model.safetensors", metadata)
+    return folder
