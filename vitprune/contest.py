@@ -22,7 +22,7 @@ BENCH_BATCH_SIZES = (1, 32)
 EVAL_BATCH_SIZE = 64
 """At most; a training batch may be far more than one process holds."""
 BENCH_SECONDS = 2.0
-"""How long a run times each model at each batch size; `vitprune bench` is there for more."""
+"""How long a run times each model at each batch size, unless told otherwise."""
 
 
 class RunListener(Listener, Protocol):
@@ -73,28 +73,37 @@ def evaluate(
 
 
 def bench(
-    models: Mapping[str, nn.Module], device: torch.device, precision: Precision, listener: RunListener
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    precision: Precision,
+    seconds: float | None,
+    listener: RunListener,
 ) -> list[Timing]:
-    """How fast models are, "dense" among them, timed in turns; what a row holds: `vitprune.measure.Timing`."""
+    """Time models of one input size in turns, each so many seconds (None: 2) at each batch size of a run's report."""
     listener.begin("measuring speed", len(models) * len(BENCH_BATCH_SIZES))
     return benchmark(
         models,
-        input_size(models["dense"]),
+        input_size(next(iter(models.values()))),
         BENCH_BATCH_SIZES,
         device=device,
         precision=precision,
-        min_seconds=BENCH_SECONDS,
+        min_seconds=BENCH_SECONDS if seconds is None else seconds,
         on_row=lambda _: listener.advance(1),
     )
 
 
 def outcome(
-    promise: Promise | None, models: Mapping[str, nn.Module], device: torch.device, listener: RunListener
+    promise: Promise | None,
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    seconds: float | None,
+    listener: RunListener,
 ) -> dict[str, Any] | None:
     """What was promised before training, beside what is there now; see `Promise.compared_with`."""
     if promise is None:
         return None
     listener.begin("measuring what was promised", None)
-    return promise.compared_with(
-        measure_speed(models["dense"], models["sparse"], promise.target, device, BENCH_SECONDS)
+    speed = measure_speed(
+        models["dense"], models["sparse"], promise.target, device, BENCH_SECONDS if seconds is None else seconds
     )
+    return promise.compared_with(speed)

@@ -44,6 +44,7 @@ class RunSettings:
         keep_checkpoints: how many training checkpoints to keep, the last ones; they go when the run is complete.
         checkpoint_every: steps between two; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
+        bench_seconds: how long each model is timed at each batch size of the report; None for 2.
         promise: the speed that the plan was chosen for, to be compared with what comes of it; None where there is none.
         commands: how to do it again, for the report; None where it was not begun by a command.
     """
@@ -57,6 +58,7 @@ class RunSettings:
     keep_checkpoints: int = 2
     checkpoint_every: int | None = None
     track: str | None = None
+    bench_seconds: float | None = None
     promise: Promise | None = None
     commands: Mapping[str, str] | None = None
 
@@ -184,10 +186,11 @@ class _Run:
                 {name: models[name] for name in ("dense", "sparse")},
                 settings.device,
                 settings.eval_precision,
+                settings.bench_seconds,
                 self.listener,
             ),
             coverage=coverage,
-            target=outcome(settings.promise, models, settings.device, self.listener),
+            target=outcome(settings.promise, models, settings.device, settings.bench_seconds, self.listener),
             training={"recipe": self.recipe.model_dump(mode="json")} | asdict(progress),
             data=data,
             precision=settings.eval_precision,

@@ -291,9 +291,8 @@ def _conclude(
             entries[each.label] = Entry("sparse", sparse, loaded.name, keep, each.folder.name, done[each.label])
     entries |= {label: Entry("other", other.model, other.name) for label, other in this.others.items()}
     predictions = _predictions(entries, data, recipe, settings, listener)
-    timings = bench(
-        {label: entry.model for label, entry in entries.items()}, settings.device, settings.eval_precision, listener
-    )
+    models = {label: entry.model for label, entry in entries.items()}
+    timings = bench(models, settings.device, settings.eval_precision, settings.bench_seconds, listener)
     about = {
         "model": loaded.name,
         "failed": [

@@ -12,17 +12,7 @@ from vitprune.checkpoint import describe, save
 from vitprune.cli.app import run
 
 COMMANDS = [
-    "sparsify",
-    "eval",
-    "bench",
-    "compare",
-    "sweep",
-    "visualize",
-    "report",
-    "push",
-    "convert",
-    "export",
-    "info",
+    *("sparsify", "eval", "bench", "compare", "sweep", "visualize", "report", "push", "convert", "export", "info"),
     "models",
     "env",
 ]

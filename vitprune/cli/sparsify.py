@@ -44,6 +44,7 @@ from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.summary import kept_card, print_summary
 from vitprune.cli.training import (
     PANEL,
+    BenchSeconds,
     CheckpointEvery,
     Epochs,
     Fraction,
@@ -156,6 +157,7 @@ def sparsify(
     keep_checkpoints: Annotated[
         int, typer.Option(min=1, help="How many of them to keep, the last ones.", rich_help_panel=PANEL)
     ] = 2,
+    bench_seconds: BenchSeconds = None,
     max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.")] = None,
     min_top1: Annotated[float | None, _check("Lowest top-1, in percent.")] = None,
     min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.")] = None,
@@ -213,8 +215,8 @@ def sparsify(
 
         check_tracker(track)
     loaded = load_dense_model(model, checkpoint, img_size)
-    resolved = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
-    sparsity, promise = meet_target(loaded.model, resolved, measuring)
+    sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
+    sparsity, promise = meet_target(loaded.model, sparsity, measuring)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
     pictures = training_pictures(loaded, data, options, plan)
 
@@ -237,6 +239,7 @@ def sparsify(
         resume=resume,
         keep_checkpoints=keep_checkpoints,
         checkpoint_every=checkpoint_every,
+        bench_seconds=bench_seconds,
         track=track,
         promise=promise,
         commands=commands(context.obj, pictures.name, str(where), of_data),

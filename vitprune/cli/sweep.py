@@ -38,6 +38,7 @@ from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.sweep_table import print_sweep
 from vitprune.cli.training import (
     PANEL,
+    BenchSeconds,
     CheckpointEvery,
     Epochs,
     Fraction,
@@ -135,6 +136,7 @@ def sweep(
     steps: Steps = None,
     epochs: Epochs = None,
     checkpoint_every: CheckpointEvery = None,
+    bench_seconds: BenchSeconds = None,
     as_json: AsJson = False,
 ) -> None:
     """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
@@ -196,6 +198,7 @@ def sweep(
         folder,
         resume=resume,
         checkpoint_every=checkpoint_every,
+        bench_seconds=bench_seconds,
         commands=commands(context.obj, pictures.name, str(where), of_data),
     )
     with RunProgress() as progress:

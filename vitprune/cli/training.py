@@ -67,6 +67,10 @@ CheckpointEvery = Annotated[
         show_default="about every two minutes",
     ),
 ]
+BenchSeconds = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="S", help="How long the report times each model at each batch size.", show_default="2"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")]
 
 
