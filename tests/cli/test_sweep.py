@@ -179,6 +179,9 @@ def test_a_shared_warm_start_is_that_of_the_highest_ratio_and_is_told(arguments,
         assert report["training"]["steps_done"] == 6
         page = (folder / f"keep{keep}" / "report.html").read_text()
         assert ("as for keep 0.8" in page) == (told is not None)
+        card = (folder / f"keep{keep}" / "README.md").read_text()
+        assert ("as for keep 0.8" in card) == (told is not None)
+        assert "vitprune sweep test_vit" in card
         assert run(["sparsify", *of_model, "--keep", keep, "-o", f"alone{keep}"]) == 0
         alone = tmp_path / f"alone{keep}" / "model.safetensors"
         assert same_weights(folder / f"keep{keep}" / "model.safetensors", alone) == (told is None)
