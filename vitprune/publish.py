@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune.checkpoint import read_metadata
+from vitprune.checkpoint import load_sparse, read_metadata
 from vitprune.errors import CheckpointError, HubError, UsageError, VitpruneError
+from vitprune.export.timm_folder import HUB_WEIGHTS, hub_backbone, timm_builds
 from vitprune.hub import HUB_PREFIX, HUB_TIMEOUT_S
 from vitprune.metadata import Metadata
 from vitprune.report.card import PLACEHOLDER, card_is_ours, render_card
@@ -42,6 +43,11 @@ class Upload:
     num_pictures: int
     own_card: bool
     message: str
+
+    @property
+    def for_timm(self) -> bool:
+        """Whether one of the files is the backbone by itself, which timm opens without vitprune."""
+        return HUB_WEIGHTS in self.files
 
     def sizes(self) -> dict[str, int]:
         """Bytes by name."""
@@ -90,6 +96,7 @@ def push_run(
     Raises:
         UsageError: no such name is possible, the folder is no complete run, or the repository is public and `private`.
         CheckpointError: a file of the run is damaged, or of another run.
+        ExportError: timm cannot open the backbone that it would be given.
         HubError: no token, one that may not write, or no connection.
     """
     prepared = prepare(folder, repository, pictures=pictures, message=message)
@@ -100,7 +107,7 @@ def prepare(folder: Path, repository: str, *, pictures: bool = True, message: st
     """What of a run would be uploaded; asks nothing of the network.
 
     Raises:
-        UsageError, CheckpointError: see `push_run`.
+        UsageError, CheckpointError, ExportError: see `push_run`.
     """
     _check_name(repository)
     if message is not None and not message.strip():
@@ -113,10 +120,13 @@ def prepare(folder: Path, repository: str, *, pictures: bool = True, message: st
     _check_one_run(run, metadata, folder)
     shown = 0 if run.keep_maps is None or not pictures else len(run.keep_maps.pictures)
     own = not card_is_ours(folder / CARD)
+    card = _own_card(folder / CARD, repository) if own else render_card(run, metadata, repository).encode()
+    backbone, timm_config = _for_timm(weights, metadata)
     files: dict[str, bytes | Path] = {
         WEIGHTS: weights,
-        CONFIG: _json(metadata.model_dump(mode="json")),
-        CARD: _own_card(folder / CARD, repository) if own else render_card(run, metadata, repository).encode(),
+        **backbone,
+        CONFIG: _json(metadata.model_dump(mode="json") | timm_config),
+        CARD: card,
         PAGE: render_page(run, pictures=pictures).encode(),
         REPORT: _json(run.raw),
     }
@@ -210,6 +220,15 @@ def _check_one_run(run: FinishedRun, metadata: Metadata, folder: Path) -> None:
             f"{REPORT} in '{folder}' is not of the {WEIGHTS} beside it: the file's header says something else",
             "one of them was replaced; push the folder as sparsify wrote it",
         )
+
+
+def _for_timm(weights: Path, metadata: Metadata) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The backbone by itself as a file by name, and timm's part of config.json; nothing where timm cannot build it."""
+    if not timm_builds(metadata.architecture):
+        return {}, {}
+    sparse, _ = load_sparse(weights)
+    backbone, config = hub_backbone(sparse.model, metadata)
+    return {HUB_WEIGHTS: backbone}, config
 
 
 def _own_card(path: Path, repository: str) -> bytes:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 from finished_run import write_run, write_whole_run
 from huggingface_hub import ModelCard
@@ -18,7 +19,9 @@ from vitprune.cli.app import run
 from vitprune.publish import push_run
 from vitprune.zoo import load_model
 
-FILES = ["README.md", "config.json", "model.safetensors", "report.html", "report.json"]
+OURS = ["README.md", "config.json", "model.safetensors", "report.html", "report.json"]
+FOR_TIMM = "timm_backbone.safetensors"
+SMALL = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 2}
 PICTURE = b"data:image/jpeg"
 
 
@@ -89,7 +92,7 @@ def test_one_commit_brings_all_files_and_no_path_of_this_machine(folder, hub, tm
     assert (repository, options["parent_commit"]) == ("me/mine", None)
     assert "keep 0.7" in options["commit_message"]
     there = content(hub.files)
-    assert sorted(there) == FILES
+    assert sorted(there) == [*OURS, FOR_TIMM]
     result = json.loads(out)
     assert {row["name"]: row["size_bytes"] for row in result["files"]} == {name: len(there[name]) for name in there}
     assert (result["private"], result["created"], result["num_pictures"]) == (False, True, 2)
@@ -101,12 +104,12 @@ def test_one_commit_brings_all_files_and_no_path_of_this_machine(folder, hub, tm
         assert b"/home/somebody" not in text, name
         assert str(tmp_path).encode() not in text, name
     assert there["model.safetensors"] == before["model.safetensors"]
-    assert json.loads(there["config.json"]) == json.loads(before["config.json"]) | {
-        "accuracy": json.loads(there["config.json"])["accuracy"]
-    }
+    config, ours = json.loads(there["config.json"]), json.loads(before["config.json"])
+    assert {name: config[name] for name in ours} == ours | {"accuracy": config["accuracy"]}, "timm's keys beside ours"
+    assert f"{FOR_TIMM} is the dense backbone" in err
     assert PICTURE in there["report.html"]
     card = ModelCard(there["README.md"].decode())
-    assert card.data.base_model == "timm/test_vit.r160_in1k"
+    assert (card.data.base_model, card.data.library_name) == ("timm/test_vit.r160_in1k", "timm")
     assert "OWNER/NAME" not in card.text
 
 
@@ -134,12 +137,87 @@ def test_what_was_pushed_is_a_model_for_every_command(
     assert not ours["train_s"], "it is trained already"
 
     # The card's own lines, as a reader would copy them.
-    (block,) = [part.split("```")[0] for part in (hub.files / "README.md").read_text().split("```python\n")[1:]]
+    block, _ = [part.split("```")[0] for part in (hub.files / "README.md").read_text().split("```python\n")[1:]]
     picture = next((picture_folder / "val").rglob("*.png"))
     names = {}
     exec(block.replace("picture.jpg", str(picture)), names)
     assert names["probabilities"].shape == (1, 2)
     assert names["probabilities"].sum().item() == pytest.approx(1)
+
+
+@pytest.fixture
+def timm_opens(hub, monkeypatch):
+    """`timm_opens(spec, **arguments)`: timm.create_model, to which the Hub is what was committed."""
+    asked = []
+
+    def download(repo_id, filename, revision=None, cache_dir=None):
+        asked.append((repo_id, filename, revision))
+        return str(hub.files / filename)
+
+    def create(spec, **arguments):
+        return timm.create_model(spec, pretrained=True, **arguments).eval(), asked
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    return create
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_vit", {"num_classes": 2, "img_size": 96, "in_chans": 1}),
+        ("vit_tiny_patch16_224", {**SMALL, "global_pool": "avg", "class_token": False, "num_classes": 2}),
+        ("deit_tiny_distilled_patch16_224", {**SMALL, "num_classes": 2}),
+        ("eva02_tiny_patch14_224", {**SMALL, "img_size": 56, "num_classes": 2}),
+    ],
+)
+def test_timm_opens_the_backbone_of_a_repository(name, arguments, make_sparse, make_images, hub, timm_opens, tmp_path):
+    sparse = make_sparse(name, **arguments)
+    origin = {"source": "owner/net", "license": "mine", "origin_url": None}
+    push_run(write_whole_run(tmp_path / "run", sparse, origin, ("cat", "dog")), "me/mine")
+    model, asked = timm_opens("hf-hub:me/mine@v1")
+    assert asked == [("me/mine", "config.json", "v1"), ("me/mine", FOR_TIMM, "v1")], "never model.safetensors"
+    assert list(model.state_dict()) == list(sparse.model.state_dict())
+    images = make_images(sparse)
+    with torch.no_grad():
+        assert torch.equal(model(images), sparse.model(images))
+        assert not torch.equal(model(images), sparse(images)), "it is the dense one"
+    told = model.pretrained_cfg
+    assert list(told["label_names"]) == ["cat", "dog"]
+    assert told["license"] == "mine", "not what timm says of the architecture's default weights"
+    assert told.keys().isdisjoint({"tag", "origin_url"})
+    config = json.loads((hub.files / "config.json").read_text())
+    assert json.loads(json.dumps(timm.data.resolve_model_data_config(model))) == config["preprocessing"]
+    changed, _ = timm_opens("hf-hub:me/mine", num_classes=5)
+    assert changed.num_classes == 5
+
+    # The card's own lines.
+    blocks = [part.split("```")[0] for part in (hub.files / "README.md").read_text().split("```python\n")[1:]]
+    names = {}
+    exec(blocks[1], names)
+    with torch.no_grad():
+        assert torch.equal(names["dense"](images), sparse.model(images))
+
+
+def test_what_timm_cannot_build_has_no_file_for_it(make_sparse, hub, tmp_path, capsys):
+    tiny = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 2, "stem_width": 8, "num_classes": 2}
+    folder = write_whole_run(tmp_path / "run", make_sparse("lvvit_s", **tiny))
+    before = json.loads((folder / "config.json").read_text())
+    assert run(["push", str(folder), "me/mine", "--yes", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(content(hub.files)) == OURS == sorted(row["name"] for row in json.loads(out)["files"])
+    assert "timm cannot build this architecture" in err
+    assert json.loads((hub.files / "config.json").read_text()).keys() == before.keys()
+    card = ModelCard((hub.files / "README.md").read_text())
+    assert card.data.library_name == "vitprune"
+    assert "timm" not in card.data.tags
+    assert 'timm.create_model("hf-hub' not in card.text
+
+
+def test_a_backbone_that_timm_opens_as_something_else_is_not_uploaded(folder, hub, monkeypatch, make_vit, capsys):
+    monkeypatch.setattr("vitprune.export.timm_folder.read_timm", lambda folder: make_vit(seed=1, num_classes=2))
+    assert run(["push", str(folder), "me/mine", "--yes"]) == 1
+    assert "does not compute what the model does" in capsys.readouterr().err
+    assert hub.made == []
 
 
 def test_pictures_can_be_left_out(folder, hub, capsys):

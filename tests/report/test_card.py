@@ -75,7 +75,7 @@ def test_figures_are_the_reports(folder):
 def test_what_the_hub_reads(folder):
     data = card_of(folder).data
     report = json.loads((folder / "report.json").read_text())
-    assert (data.library_name, data.pipeline_tag, data.base_model) == ("vitprune", "image-classification", BASE)
+    assert (data.library_name, data.pipeline_tag, data.base_model) == ("timm", "image-classification", BASE)
     assert {"timm", "vitprune", "token-pruning"} <= set(data.tags)
     results = {result.metric_name: result for result in data.eval_results}
     for key, name in (("top1_pct", "Top-1 accuracy (%)"), ("top5_pct", "Top-5 accuracy (%)")):
@@ -213,7 +213,24 @@ def test_the_repository_stands_where_the_placeholder_did(folder):
     assert "hf-hub:OWNER/NAME" in card_of(folder).text
     text = card_of(folder, repository="me/mine").text
     assert "OWNER/NAME" not in text
-    assert text.count("hf-hub:me/mine") == 4
+    assert text.count("hf-hub:me/mine") == 5
+
+
+def test_what_timm_opens_is_said_as_it_is(folder, make_sparse):
+    here, there = card_of(folder).text, card_of(folder, repository="me/mine").text
+    assert "with timm alone, after `vitprune push`" in here
+    assert "of a run folder timm can open nothing" in here
+    assert "vitprune push" not in there
+    assert "`model.safetensors` is the sparse model, which timm cannot open" in there
+    for text in (here, there):
+        assert "no faster than before" in text
+    with pytest.raises(TypeError):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    tiny = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 2, "stem_width": 8}
+    theirs = ModelCard(render_card(read_run(folder), describe(make_sparse("lvvit_s", **tiny))))
+    assert theirs.data.library_name == "vitprune"
+    assert "timm by itself cannot build" in theirs.text
+    assert "no faster" not in theirs.text
 
 
 def test_report_writes_the_card_again(folder, capsys):

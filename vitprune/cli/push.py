@@ -35,7 +35,8 @@ def push(
     """Upload a complete run to the Hugging Face Hub, after asking: model, model card, report.
 
     model.safetensors, config.json, README.md, report.html and report.json go there in one commit, without any path of
-    this machine. Afterwards hf-hub:OWNER/NAME is a MODEL for every command.
+    this machine. Afterwards hf-hub:OWNER/NAME is a MODEL for every command, and for timm.create_model the dense
+    backbone by itself, in timm_backbone.safetensors, which is no faster than before.
 
     Examples:
 
@@ -80,6 +81,10 @@ def _show(prepared: Upload, target: Target, no_pictures: bool) -> None:
     for name, size in prepared.sizes().items():
         replaced = ", replaces the one there" if name in target.there else ""
         talk(f"  {name}: {_size(size)}{replaced}")
+    if prepared.for_timm:
+        talk(f"timm_backbone.safetensors is the dense backbone, for timm.create_model('hf-hub:{prepared.repository}').")
+    else:
+        talk("timm cannot build this architecture by itself, so there is no file for timm.create_model.")
     if prepared.own_card:
         talk("README.md is your own text and goes as it is.")
     if prepared.num_pictures:

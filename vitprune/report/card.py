@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vitprune.export.timm_folder import HUB_WEIGHTS, timm_builds
 from vitprune.files import replacing
 from vitprune.metadata import Metadata
 from vitprune.report.card_data import card_data, origin_of
@@ -116,6 +117,9 @@ def _content(run: FinishedRun, metadata: Metadata, repository: str) -> dict[str,
         "labels": _labels(report.training.recipe),
         "versions": ", ".join(packages),
         "use_python": _use_python(repository, metadata),
+        "use_timm": _use_timm(repository) if timm_builds(metadata.architecture) else None,
+        "timm_file": HUB_WEIGHTS,
+        "pushed": repository != PLACEHOLDER,
         "use_shell": f"vitprune eval hf-hub:{repository} path/to/pictures\n"
         f"vitprune bench hf-hub:{repository}\n"
         f"vitprune export hf-hub:{repository} --format onnx -o model.onnx",
@@ -131,6 +135,12 @@ from PIL import Image
 model = vitprune.load("hf-hub:{repository}")  # a torch.nn.Module in eval mode
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # a picture as ({size})
 probabilities = model(transform(Image.open("picture.jpg").convert("RGB"))[None]).softmax(-1)"""
+
+
+def _use_timm(repository: str) -> str:
+    return f"""import timm
+
+dense = timm.create_model("hf-hub:{repository}", pretrained=True).eval()"""
 
 
 def _labels(recipe: Mapping[str, Any]) -> bool:

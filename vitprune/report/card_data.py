@@ -11,14 +11,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is there for all that
 
+from vitprune.export.timm_folder import timm_builds
 from vitprune.metadata import Metadata
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import FinishedRun
 from vitprune.text import one_line
 
-LIBRARY = "vitprune"
-"""Not timm: the Hub would tell people to load the file with timm.create_model, which cannot read predictors."""
-_TAGS = ["vitprune", "timm", "vision-transformer", "token-pruning", "dynamicvit"]
+_TAGS = ["vision-transformer", "token-pruning", "dynamicvit"]
 _HUB_LICENCES = frozenset(
     {
         *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "openrail", "gemma", "apple-ascl", "apple-amlr"),
@@ -67,14 +66,16 @@ def is_repository(name: str) -> bool:
 def card_data(run: FinishedRun, metadata: Metadata) -> ModelCardData:
     """Licence, base model, data and results of a finished run."""
     origin, report = origin_of(metadata), run.report
+    # The Hub tells people to load a model of timm's library with timm.create_model, so that has to work.
+    libraries = ["timm", "vitprune"] if timm_builds(metadata.architecture) else ["vitprune"]
     more: dict[str, Any] = _licence(origin) | ({} if origin.base is None else {"base_model_relation": "finetune"})
     return ModelCardData(
         **more,
-        library_name=LIBRARY,
+        library_name=libraries[0],
         pipeline_tag="image-classification",
         base_model=origin.base,
         datasets=_datasets(run),
-        tags=_TAGS,
+        tags=[*libraries, *_TAGS],
         metrics=None if report.sparse.top1_pct is None else ["accuracy"],
         model_name=f"{one_line(report.model)}, {one_line(report.label)}",
         eval_results=_results(run),
