@@ -182,6 +182,23 @@ def test_nan_weights_are_named(saved):
         vitprune.load(path)
 
 
+def test_a_bound_that_binds_nothing_is_no_damage(tmp_path):
+    """Gemma's clipped layers hold their bounds as single numbers, infinite until they are calibrated."""
+    size = {"img_size": 96, "num_classes": 2, "depth": 2, "embed_dim": 64, "num_heads": 2, "num_kv_heads": 2}
+    model = timm.create_model("gemma4_vit_167m", **size, head_dim=32, intermediate_size=128).eval()
+    sparse = attach_as(model, Sparsity(0.5, [1])).eval()
+    assert any(buffer.isinf().any() for buffer in model.buffers())
+    path = tmp_path / "model.safetensors"
+    save(sparse, path, describe(sparse))
+    images = torch.randn(2, 3, 96, 96)
+    assert torch.equal(vitprune.load(path)(images), sparse(images))
+    metadata, tensors = read_metadata(path), load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 0 and tensor.isinf())
+    save_file(tensors | {name: torch.tensor(float("nan"))}, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        vitprune.load(path)
+
+
 class _Payload:
     def __reduce__(self):
         return os.system, ("echo pickled code ran > /dev/stderr",)

@@ -274,7 +274,9 @@ def _check_there(path: Path) -> None:
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        # A single number may be a bound that binds nothing, as in Gemma's clipped layers.
+        good = ~tensor.isnan() if tensor.ndim == 0 else tensor.isfinite()
+        if tensor.is_floating_point() and not good.all():
             raise _not_finite(path, name)
 
 
