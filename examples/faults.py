@@ -27,7 +27,20 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-SHORT = ["--limit", "64", "--warm-start-steps", "4", "--steps", "12", "-b", "8", "--checkpoint-every", "2"]
+SHORT = [
+    "--limit",
+    "64",
+    "--warm-start-steps",
+    "4",
+    "--steps",
+    "12",
+    "-b",
+    "8",
+    "--checkpoint-every",
+    "2",
+    "--bench-seconds",
+    "0.1",
+]
 LONG = [*SHORT[:4], "--steps", "4000", *SHORT[6:]]
 
 

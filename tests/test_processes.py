@@ -25,7 +25,21 @@ def run(count, *arguments, cwd):
 def training(weights_file, picture_folder):
     return [
         *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder), "--device", "cpu"),
-        *("--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "6", "--steps", "14", "--json"),
+        *(
+            "--precision",
+            "fp32",
+            "-b",
+            "4",
+            "-j",
+            "0",
+            "--warm-start-steps",
+            "6",
+            "--steps",
+            "14",
+            "--bench-seconds",
+            "0.1",
+            "--json",
+        ),
     ]
 
 

@@ -40,7 +40,18 @@ def test_dense_accuracy_on_imagenet_pictures_is_the_known_one(name, capsys):
 def test_short_warm_start_beats_random_tokens_on_imagenet_pictures(capsys, tmp_path, monkeypatch, quick_bench):
     monkeypatch.chdir(tmp_path)
     weights = str(SHARED / "models" / "vit_tiny_patch16_224.safetensors")
-    options = ["--data", str(SHARED / "imagenet"), "--warm-start-steps", "30", "--steps", "0", "--device", "cpu"]
+    options = [
+        "--data",
+        str(SHARED / "imagenet"),
+        "--warm-start-steps",
+        "30",
+        "--steps",
+        "0",
+        "--device",
+        "cpu",
+        "--bench-seconds",
+        "0.1",
+    ]
     assert run(["sparsify", "vit_tiny", "--checkpoint", weights, *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["delta"]["top1_points_over_random"] > 0.5

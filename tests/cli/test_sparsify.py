@@ -340,7 +340,7 @@ def _wait_for(process, path, lines):
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_is_the_same_file(arguments, tmp_path, capsys, sent):
-    steps = ["--steps", "60", "--checkpoint-every", "3"]
+    steps = ["--steps", "60", "--checkpoint-every", "3", "--bench-seconds", "0.1"]
     assert run([*arguments, *steps, "-o", "undisturbed"]) == 0
     process = _start(arguments, *steps, "-o", "cut")
     _wait_for(process, tmp_path / "cut" / "log.jsonl", 12)
