@@ -229,8 +229,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                     f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
                     "save the state_dict alone, best as .safetensors",
                 ) from error
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"'{path}' is damaged or no weight file: {first_line}", "copy it again") from error
+            first_line = (str(error).splitlines() or [""])[0]
+            reason = f"{type(error).__name__} {first_line}".strip()
+            raise CheckpointError(f"'{path}' is damaged or no weight file: {reason}", "copy it again") from error
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not state:
         raise CheckpointError(f"'{path}' holds no tensors")

@@ -159,7 +159,11 @@ class _Run:
         where = f"after {progress.steps_done} of {progress.num_steps} steps; the model so far is in {path}"
         if isinstance(stopped, TrainingError):
             raise TrainingError(f"{stopped.message}, {where}", stopped.hint) from stopped
-        raise Interrupted(f"stopped {where}", f"vitprune eval {path} DATA tells how good it is") from stopped
+        going_on = self.checkpoints.latest_step()
+        hint = f"vitprune eval {path} DATA tells how good it is"
+        if going_on is not None:
+            hint += f"; the same command with --resume goes on after step {going_on}"
+        raise Interrupted(f"stopped {where}", hint) from stopped
 
     def report(
         self,

@@ -31,7 +31,7 @@ from vitprune.cli.options import (
     parse_numbers,
     parse_ratios,
 )
-from vitprune.cli.output import print_json
+from vitprune.cli.output import print_json, print_line
 from vitprune.cli.plan import Measuring, parse_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.verbose import explain_environment, explain_settings
@@ -198,6 +198,9 @@ def bench(
     else:
         device_name = _device_name(where, environment)
         print_rows(rows, f"{device_name}, {number_format}, {environment['num_threads']} CPU threads")
+        for each in contests:
+            if each.contestants[each.baseline].kind != "dense":
+                print_line(f"compared with '{each.baseline}', the first file: none of them is dense")
     speedups = [row["speedup"] for row in usable if row["kind"] == "sparse"]
     enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
 

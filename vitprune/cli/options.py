@@ -220,8 +220,9 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
+    example = "1,8,32" if option == "--batch-size" else "3,6,9"
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"{option} is '{text}', expected whole numbers above 0, such as 3,6,9")
+        raise UsageError(f"{option} is '{text}', expected whole numbers above 0, such as {example}")
     return [int(part) for part in parts]
 
 

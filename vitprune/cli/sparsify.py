@@ -222,6 +222,8 @@ def sparsify(
     sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
     sparsity, promise = meet_target(loaded.model, sparsity, measuring)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
+    if resume and not _can_go_on(folder):
+        talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
     with waiting("opening the pictures"):
         pictures = training_pictures(loaded, data, options, plan)
 
@@ -287,6 +289,11 @@ def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: 
     chosen = choose_run_folder(output, name, overwrite=overwrite, resume=resume) if processes.is_main() else None
     folder: Path = processes.from_main(chosen)
     return folder
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Whether a run was cut there and has left a checkpoint."""
+    return any((folder / "checkpoints").glob("step-*.safetensors"))
 
 
 def _slug(label: str) -> str:

@@ -251,7 +251,7 @@ class _Trials:
             dense = self.blocks.dense_ms
             where = "dropping nearly every token leaves about"
             speed = Speed(dense, dense * self.blocks.share(self._plan(sparsity, 1)))
-        return f"{where} {speed.sparse_ms:.3g} ms, {speed.speedup:.2f} x dense"
+        return f"{where} {speed.sparse_ms:.3g} ms, {speed.speedup:.2f} x as fast as dense"
 
     def _guess(self, sparsity: Sparsity, share: float) -> float | None:
         """The largest keep ratio, to a thousandth, that by the blocks needs at most this share; None if none does."""

@@ -8,7 +8,7 @@ from vitprune.text import number, signed
 
 def verdict(report: Report) -> str:
     """What was lost and what was gained."""
-    return f"{_speed(report)}; {_accuracy(report)}."
+    return f"{_speed(report)}; {_accuracy(report)}{_beside_random(report)}."
 
 
 def _speed(report: Report) -> str:
@@ -26,6 +26,14 @@ def _speed(report: Report) -> str:
     )
     slow = [str(row.batch_size) for row in rows if row.slower]
     return f"{lead}, and slower at batch {', '.join(slow)}" if slow else lead
+
+
+def _beside_random(report: Report) -> str:
+    """Said at once where training has not paid."""
+    points = report.delta.top1_points_over_random
+    if points is None or points >= 0:
+        return ""
+    return f"; as many tokens at random, untrained, are {number(-points)} points better"
 
 
 def _accuracy(report: Report) -> str:

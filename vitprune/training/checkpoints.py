@@ -91,6 +91,10 @@ class Checkpoints:
                 return state
         return None
 
+    def latest_step(self) -> int | None:
+        """After which step the last checkpoint was written; None where there is none."""
+        return int(self._files()[-1].stem.removeprefix("step-")) if self._files() else None
+
     def clear(self) -> None:
         """Remove all of them, and what a killed process left half-written."""
         if self.folder.is_dir():

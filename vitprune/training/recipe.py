@@ -168,7 +168,8 @@ def load_recipe(name: str = "short", **settings: Any) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the settings"
-        raise UsageError(f"recipe '{name}': {where}: {first['msg']}", "see vitprune sparsify --help") from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"recipe '{name}': {where}: {said}", "see vitprune sparsify --help") from error
 
 
 def _read(name: str) -> dict[str, Any]:
