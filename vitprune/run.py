@@ -26,7 +26,7 @@ from vitprune.measure import Promise, pick_precision
 from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import accuracy_of, build_report, forget_results, object_coverage, write_results
-from vitprune.training import Checkpoints, Listener, Progress, Recipe, State, StepLog, Tracking, train
+from vitprune.training import CHECKPOINTS, Checkpoints, Listener, Progress, Recipe, State, StepLog, Tracking, train
 from vitprune.zoo import Loaded
 
 
@@ -235,7 +235,7 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 def checkpoints_of(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
     """The run's training checkpoints, and what a resumed run must have in common with them."""
     same = {"model": loaded.name, **asdict(settings.sparsity), **recipe_settings(recipe)}
-    return Checkpoints(settings.output / "checkpoints", same, settings.keep_checkpoints, settings.checkpoint_every)
+    return Checkpoints(settings.output / CHECKPOINTS, same, settings.keep_checkpoints, settings.checkpoint_every)
 
 
 def new_student(model: nn.Module, sparsity: Sparsity, seed: int) -> SparseViT:

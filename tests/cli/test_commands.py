@@ -167,6 +167,12 @@ MISTAKES = {
         2,
         "which make no batch of 64",
     ),
+    "batch size 0": (["bench", "test_vit", "-b", "0"], 2, "expected whole numbers above 0, such as 1,8,32"),
+    "steps and epochs": (
+        ["sparsify", "demo", "--steps", "3", "--epochs", "1"],
+        2,
+        "the settings: give steps or epochs",
+    ),
     "keep in bench": (["bench", "test_vit", "--keep", "0.5,2"], 2, "keep ratio is 2"),
     "stages outside": (["info", "demo", "--stages", "3,6,12"], 2, "blocks 0..11"),
     "stages in sparsify": (["sparsify", "demo", "--stages", "6,3"], 2, "expected rising block indices"),

@@ -151,6 +151,8 @@ def test_exported_files_are_timed_beside_others_and_alone(place, monkeypatch, ca
     assert rows[2]["peak_memory_mib"] is None
     assert run(["bench", "model.onnx", "model.pt2", "-b", "1", *QUICK]) == 0
     onnx, pt2 = json.loads(capsys.readouterr().out)["rows"]
+    assert run(["bench", "model.onnx", "-b", "1", "--seconds", "0.01"]) == 0
+    assert "compared with 'model.onnx fp32', the first file: none of them is dense" in capsys.readouterr().out
     assert (onnx["speedup"], onnx["kind"], onnx["macs_ratio"], pt2["macs_ratio"]) == (1.0, "sparse", 1.0, 1.0)
     assert pt2["speedup"] == pytest.approx(pt2["images_per_s"] / onnx["images_per_s"])
 

@@ -210,14 +210,7 @@ def test_limits_make_the_run_a_check(arguments, check, code, capsys, tmp_path):
 
 
 def test_interrupt_leaves_a_usable_checkpoint_and_says_where(arguments, tmp_path, monkeypatch, capsys):
-    real, calls = Objective.forward, iter(range(100))
-
-    def forward(*args):
-        if torch.is_grad_enabled() and next(calls) == 3:  # the fourth step; without gradient it is no step
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(Objective, "forward", forward)
+    _interrupted_at(3, monkeypatch)
     assert run(arguments) == 130
     path = tmp_path / "runs" / "test_vit-keep0.7" / "model.safetensors"
     assert "stopped after 3 of 6 steps; the model so far is in runs/" in capsys.readouterr().err
@@ -227,6 +220,29 @@ def test_interrupt_leaves_a_usable_checkpoint_and_says_where(arguments, tmp_path
         "num_steps": 6,
         "completed": False,
     }
+
+
+def _interrupted_at(step, monkeypatch):
+    real, calls = Objective.forward, iter(range(100))
+
+    def forward(*args):
+        if torch.is_grad_enabled() and next(calls) == step:  # without gradient it is no step
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(Objective, "forward", forward)
+
+
+@pytest.mark.parametrize("every", [[], ["--checkpoint-every", "2"]])
+def test_an_interrupted_run_says_whether_it_can_go_on(arguments, monkeypatch, capsys, every):
+    with monkeypatch.context() as once:
+        _interrupted_at(3, once)
+        assert run([*arguments, *every]) == 130
+    err = capsys.readouterr().err
+    assert ("the same command with --resume goes on after step 2" in err) == bool(every)
+    assert run([*arguments, *every, "--resume"]) == 0
+    err = capsys.readouterr().err
+    assert ("holds no training checkpoint to go on from: the run begins anew" in err) == (not every)
 
 
 def test_training_that_cannot_go_on_keeps_the_last_good_weights(arguments, tmp_path, monkeypatch, capsys):

@@ -89,6 +89,24 @@ def test_a_slower_model_is_marked() -> None:
     assert result[1].ratio < 0.5
 
 
+def test_models_that_share_a_backbone_share_its_copy() -> None:
+    shared, seen = nn.Linear(4, 4), {}
+
+    class Tail(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.backbone, self.name = shared, name
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen[self.name] = self.backbone.weight.data_ptr()
+            return images
+
+    models = {name: Tail(name) for name in "ab"}
+    benchmark(models, SIZE, [1], device=CPU, precision="bf16", rounds=2, min_seconds=0.001)
+    assert seen["a"] == seen["b"] != shared.weight.data_ptr()
+    assert shared.weight.dtype == torch.float32, "the models themselves are left as they are"
+
+
 def test_all_models_see_the_same_images_in_the_precision_asked_for() -> None:
     seen: dict[str, list[Tensor]] = {"a": [], "b": []}
     models = {name: Sleeper(0, images.append) for name, images in seen.items()}

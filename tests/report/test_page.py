@@ -259,6 +259,15 @@ def test_verdict_on_accuracy(make_run, points, interval, words):
     assert words in verdict(Report.model_validate(report))
 
 
+@pytest.mark.parametrize(("points", "said"), [(-3.3, True), (0.0, False), (None, False)])
+def test_verdict_says_when_tokens_at_random_are_better(make_run, points, said):
+    report = json.loads((make_run() / "report.json").read_text())
+    report["delta"]["top1_points_over_random"] = points
+    assert (
+        "as many tokens at random, untrained, are 3.30 points better" in verdict(Report.model_validate(report))
+    ) == said
+
+
 def test_verdict_on_speed(make_run):
     report = json.loads((make_run() / "report.json").read_text())
     report["delta"]["speedup"] = [{"batch_size": 8, "speedup": 0.9, "slower": True}]

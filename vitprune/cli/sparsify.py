@@ -126,7 +126,7 @@ def sparsify(
         bool,
         typer.Option(
             "--compile",
-            help="Run the transformer blocks through torch.compile: a wait at first, then faster steps on a GPU.",
+            help="Run the transformer blocks through torch.compile: a wait at first, and on a CPU hardly faster.",
             rich_help_panel=PANEL,
         ),
     ] = False,
@@ -222,7 +222,10 @@ def sparsify(
     sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
     sparsity, promise = meet_target(loaded.model, sparsity, measuring)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
-    if resume and not _can_go_on(folder):
+
+    from vitprune.training import CHECKPOINTS, Checkpoints
+
+    if resume and Checkpoints(folder / CHECKPOINTS, {}).latest_step() is None:
         talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
     with waiting("opening the pictures"):
         pictures = training_pictures(loaded, data, options, plan)
@@ -289,11 +292,6 @@ def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: 
     chosen = choose_run_folder(output, name, overwrite=overwrite, resume=resume) if processes.is_main() else None
     folder: Path = processes.from_main(chosen)
     return folder
-
-
-def _can_go_on(folder: Path) -> bool:
-    """Whether a run was cut there and has left a checkpoint."""
-    return any((folder / "checkpoints").glob("step-*.safetensors"))
 
 
 def _slug(label: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -12,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitprune.backbones import input_size
+from vitprune.backbones import input_size, wrap
 from vitprune.errors import UsageError
 from vitprune.measure.budget import KEEP_STEPS, last_within
 from vitprune.measure.devices import Precision
 from vitprune.measure.floor import FloorViT
 from vitprune.measure.throughput import benchmark
-from vitprune.model import SparseViT, Sparsity, attach, attach_as
+from vitprune.model import SparseViT, Sparsity, attach_as
 from vitprune.schedule import NUM_STAGES, Schedule, Stage, default_stages
 
 _SHARES = (0.75, 0.5, 0.25, 0.0625)
@@ -134,15 +133,14 @@ def measure_speed(
 
 def measure_blocks(model: nn.Module, target: SpeedTarget, device: torch.device, seconds: float = 1.0) -> BlockTimes:
     """Time the model with all tokens, and with fewer of them (for free) from its second block on."""
-    dense = attach(model, keep=1.0)
-    total = dense.schedule.num_patches
+    backbone = wrap(model)
+    total, depth = backbone.num_patches, backbone.depth
     counts = sorted({max(1, int(total * share)) for share in _SHARES} - {total}, reverse=True)
-    depth = dense.schedule.depth
-    models: dict[str, nn.Module] = {str(total): dense}
+    models: dict[str, nn.Module] = {str(total): model}
     for count in counts:
         schedule = Schedule(depth, total, (Stage(1, count / total, count),))
         models[str(count)] = FloorViT(SparseViT(model, schedule, [nn.Identity()]))
-    timings = _bench(models, dense, target, device, seconds)
+    timings = _bench(models, model, target, device, seconds)
     blocks = depth - 1
     # Fewer tokens never take longer: where they seem to, that is noise, or a tile that is half empty.
     saved = np.maximum.accumulate([0.0, *((timings[str(total)] - timings[str(count)]) / blocks for count in counts)])
@@ -183,7 +181,7 @@ def find_plan(
         )
     trials = _Trials(model, target, device, blocks, tell)
     best: _Found | None = None
-    for stages in _stage_sets(sparsity, trials.dense.schedule.depth):
+    for stages in _stage_sets(sparsity, trials.backbone.depth):
         if best is not None and (len(stages) == 1 or not best.overhead_share / len(best.blocks) > _WORTH_A_STAGE):
             break
         found = trials.search(replace(sparsity, stages=stages))
@@ -195,7 +193,7 @@ def find_plan(
             "ask for less, drop tokens earlier with --stages, or take a smaller model",
         )
     # The plan was chosen for having been fast in its trial, which luck helps: what is promised is measured anew.
-    speed = measure_speed(trials.dense, attach_as(model, best.sparsity), target, device, _LAST_LOOK_S)
+    speed = measure_speed(model, attach_as(model, best.sparsity), target, device, _LAST_LOOK_S)
     tell(f"{best.sparsity.label} at stages {_listed(best.blocks)}, once more: {speed.speedup:.3f} x dense")
     return best.sparsity, Promise(target, speed)
 
@@ -223,7 +221,7 @@ class _Trials:
         tell: Callable[[str], None],
     ) -> None:
         self.model, self.target, self.device, self.blocks, self.tell = model, target, device, blocks, tell
-        self.dense = attach(model, keep=1.0)
+        self.backbone = wrap(model)
         self.tried: list[_Found] = []
 
     def search(self, sparsity: Sparsity) -> _Found | None:
@@ -268,11 +266,11 @@ class _Trials:
         return step / KEEP_STEPS if cost(step) <= share else None
 
     def _plan(self, sparsity: Sparsity, step: int) -> Schedule:
-        return replace(sparsity, keep=step / KEEP_STEPS).plan(self.dense.backbone)
+        return replace(sparsity, keep=step / KEEP_STEPS).plan(self.backbone)
 
     def _try(self, sparsity: Sparsity) -> _Found:
         sparse = attach_as(self.model, sparsity)
-        speed = measure_speed(self.dense, sparse, self.target, self.device)
+        speed = measure_speed(self.model, sparse, self.target, self.device)
         schedule = sparse.schedule
         found = _Found(
             sparsity,
@@ -293,9 +291,7 @@ def _stage_sets(sparsity: Sparsity, depth: int) -> Iterator[tuple[int, ...]]:
     if sparsity.stages is not None:
         yield tuple(sparsity.stages)
         return
-    sets = [default_stages(depth, number) for number in range(NUM_STAGES, 0, -1)]
-    yield sets[0]
-    yield from (fewer for more, fewer in pairwise(sets) if len(fewer) < len(more))
+    yield from dict.fromkeys(default_stages(depth, number) for number in range(NUM_STAGES, 0, -1))
 
 
 def _listed(blocks: tuple[int, ...]) -> str:
@@ -308,7 +304,7 @@ def _bench(
     """Median time of a pass in milliseconds, by name."""
     timings = benchmark(
         models,
-        input_size(dense.model if isinstance(dense, SparseViT) else dense),
+        input_size(dense),
         [target.batch_size],
         device=device,
         precision=target.precision,

@@ -36,6 +36,10 @@ class State:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run in which they lie."""
+
+
 @dataclass
 class Checkpoints:
     """The checkpoints of a run.
@@ -93,7 +97,8 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """After which step the last checkpoint was written; None where there is none."""
-        return int(self._files()[-1].stem.removeprefix("step-")) if self._files() else None
+        files = self._files()
+        return int(files[-1].stem.removeprefix("step-")) if files else None
 
     def clear(self) -> None:
         """Remove all of them, and what a killed process left half-written."""

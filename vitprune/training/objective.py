@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -140,7 +141,9 @@ class Objective(nn.Module):
         return x
 
     def _warm(self, trunk: Tensor) -> StepLoss:
-        with self.clock.measure("teacher"):
+        # What attention is read by cannot look into compiled blocks.
+        as_it_is = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
+        with self.clock.measure("teacher"), as_it_is:
             signal = teacher_signal(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
         with self.clock.measure("student"):
             route = self.student.route_from(trunk, self.first_block)

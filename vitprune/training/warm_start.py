@@ -54,9 +54,7 @@ def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Targ
     wants_gradient = target != "attention"
     recorder = AttentionRecorder()
     gate = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device, requires_grad=wants_gradient)  # (B, N)
-    # A recorder cannot look into compiled blocks.
-    recording = nullcontext() if target == "gradient" else torch.compiler.set_stance("force_eager")
-    with torch.set_grad_enabled(wants_gradient), recording:
+    with torch.set_grad_enabled(wants_gradient):
         bias = attention_bias(gate, prefix) if wants_gradient else None
         positions = backbone.positions_of()
         for index in range(first_block, backbone.depth):
