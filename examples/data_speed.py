@@ -68,9 +68,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """In the process: read everything once, or a tenth of it ten times."""
     import torch
 
+    from vitprune.common.devices import pick_precision
     from vitprune.data import batches, eval_transform, make_loader, open_data
     from vitprune.evaluation import predict
-    from vitprune.measure import pick_precision
 
     model, classes = model_classes(args)
     if args.measure == "epochs":
@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def model_classes(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and its classes."""
     from vitprune.data import ModelClasses
-    from vitprune.zoo import load_model
+    from vitprune.loading.load import load_model
 
     loaded = load_model(args.model, checkpoint=args.checkpoint and Path(args.checkpoint))
     return loaded.model, ModelClasses(loaded.model.num_classes, loaded.class_names)

@@ -253,7 +253,7 @@ def class_index(bench: Bench) -> dict[str, int]:
     """The model's number of each class: tar shards number them."""
     from vitprune.data import ModelClasses
     from vitprune.data.classes import match_classes
-    from vitprune.zoo import load_model
+    from vitprune.loading.load import load_model
 
     loaded = load_model(bench.model, weights="none")
     names = sorted({path.name for path in bench.data.glob("val/*")})

@@ -22,10 +22,10 @@ import torch
 
 from vitprune import attach
 from vitprune.backbones import input_size
+from vitprune.common.files import write_json
 from vitprune.errors import VitpruneError
-from vitprune.files import write_json
+from vitprune.loading.load import load_model
 from vitprune.measure import DENSE, Contestant, describe_environment, side_by_side, with_floors
-from vitprune.zoo import load_model
 
 MODELS = ("deit_small_patch16_224", "deit_base_patch16_224", "vit_large_patch16_224", "vit_base_patch14_dinov2@518")
 """timm names; @ an image size."""

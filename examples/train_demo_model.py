@@ -26,8 +26,8 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
+from vitprune.common.files import replacing
 from vitprune.data.demo import ARCHITECTURE, CLASS_NAMES, MODEL_ARGS, WEIGHTS, DemoPictures
-from vitprune.files import replacing
 
 BACKGROUND = len(CLASS_NAMES)
 TOKENS_PER_EPOCH = (48, 48, 64, 96, 144)  # 48 patches hold every object

@@ -15,10 +15,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import vitprune
-from vitprune.checkpoint import describe, save
+from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.data import eval_transform
 from vitprune.data.demo import DemoPictures
-from vitprune.zoo import load_model
+from vitprune.loading.load import load_model
 
 
 def main() -> None:

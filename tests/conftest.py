@@ -110,4 +110,4 @@ def no_hub(monkeypatch, tmp_path):
 @pytest.fixture
 def quick_bench(monkeypatch):
     """Runs whose speed figures nobody reads."""
-    monkeypatch.setattr("vitprune.contest.BENCH_SECONDS", 0.01)
+    monkeypatch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.01)

@@ -6,7 +6,7 @@ import json
 
 from PIL import Image
 
-from vitprune.checkpoint import describe, save
+from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.report import accuracy_of
 
 CLASSES = ["tench", "cat <b>bold</b>", 'dog"><script>alert(1)</script>']

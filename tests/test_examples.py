@@ -154,7 +154,7 @@ def test_int8_keeps_the_demos_answers_in_half_the_space(tmp_path, monkeypatch, c
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     from vitprune import attach, export_model
     from vitprune.export import open_program
-    from vitprune.zoo import load_model
+    from vitprune.loading.load import load_model
 
     demo = load_model("demo")
     sparse = attach(demo.model, 0.8, stages=(6,), dropped="fold")

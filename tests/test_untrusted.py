@@ -17,13 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vitprune
-from vitprune.checkpoint import describe, read_metadata, save
+from vitprune.checkpoint.metadata import METADATA_KEY
+from vitprune.checkpoint.sparse_file import describe, read_metadata, save
 from vitprune.cli.app import run
 from vitprune.cli.options import parse_numbers, parse_pair, parse_ratios
 from vitprune.data import Unreadable
 from vitprune.data.pictures import PictureSet, open_picture
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
-from vitprune.metadata import METADATA_KEY
 from vitprune.training import load_recipe
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

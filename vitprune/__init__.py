@@ -10,13 +10,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vitprune._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vitprune.api import sparsify
     from vitprune.errors import VitpruneError
     from vitprune.export import export_model
-    from vitprune.hub import load
+    from vitprune.loading.hub import load
     from vitprune.model import SparseViT, attach
     from vitprune.schedule import Schedule, Stage, make_schedule
     from vitprune.tokens import TokenPredictor
@@ -34,7 +34,7 @@ _HOMES = {
     "VitpruneError": "vitprune.errors",
     "attach": "vitprune.model",
     "export_model": "vitprune.export",
-    "load": "vitprune.hub",
+    "load": "vitprune.loading.hub",
     "make_schedule": "vitprune.schedule",
     "sparsify": "vitprune.api",
 }

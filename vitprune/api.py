@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
+from vitprune.common.devices import pick_device
+from vitprune.common.files import choose_run_folder
 from vitprune.data import Data, ModelClasses, open_data
-from vitprune.files import choose_run_folder
-from vitprune.measure import pick_device
+from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
+from vitprune.loading.load import loaded_from
 from vitprune.model import Dropped, SparseViT, Sparsity, attach_as
-from vitprune.run import RunSettings, fit, new_student, run
 from vitprune.schedule import ScheduleName
 from vitprune.training import Progress, Recipe, StepRecord, load_recipe
-from vitprune.zoo import loaded_from
 
 
 class _Silent:

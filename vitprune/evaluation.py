@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune import processes
+from vitprune.common import distributed
+from vitprune.common.devices import DTYPES, Precision
+from vitprune.common.oom import explained_out_of_memory
 from vitprune.data import UNLABELLED, Faults, Pictures, PictureSet, batches, dead_workers_told, make_loader
 from vitprune.errors import DataError
-from vitprune.measure import DTYPES, Precision
-from vitprune.memory import explained_out_of_memory
 
 _CONFIDENCE_95 = 1.96
 
@@ -206,14 +206,14 @@ def predict_together(
         VitpruneError: out of memory.
     """
     faults = Faults() if faults is None else faults
-    part = pictures.part(processes.rank(), processes.world_size())
+    part = pictures.part(distributed.rank(), distributed.world_size())
     loader = make_loader(part, batch_size, num_workers=num_workers)
     own: dict[str, Predictions] | None = None
     if not isinstance(part, PictureSet) or len(part):
         what = f"evaluating {batch_size} pictures at a time on {device}"
         with explained_out_of_memory(what, "try a lower --batch-size"):
             own = predict(models, loader, device, precision, on_batch, reference, faults)
-    everyone = processes.gather((own, faults.count, faults.seen, faults.names))
+    everyone = distributed.gather((own, faults.count, faults.seen, faults.names))
     faults.count, faults.seen = (sum(values) for values in list(zip(*everyone, strict=True))[1:3])
     faults.names[:] = list(dict.fromkeys(name for *_, names in everyone for name in names))
     found = [predictions for predictions, *_ in everyone if predictions is not None]

@@ -26,7 +26,7 @@ from vitprune.tokens import (
 )
 
 Dropped = Literal["drop", "fold"]
-"""What becomes of the tokens that leave: gone, or folded into those that stay (see `vitprune.tokens.fold`)."""
+"""What becomes of the tokens that leave: gone, or folded into those that stay (see `vitprune.tokens.merging`)."""
 
 Decide = Callable[[Tensor, Tensor, Stage], Tensor]
 """How the masked pass decides: (log_pi (B, N, 2), D-hat so far (B, N), stage) to D (B, N)."""

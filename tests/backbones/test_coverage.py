@@ -13,7 +13,7 @@ from agreement import calm_attention
 
 from vitprune.backbones import why_not
 from vitprune.backbones.registry import ADAPTERS, REASONS
-from vitprune.catalogue import look_up
+from vitprune.loading.supported import look_up
 from vitprune.model import Sparsity, attach
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from vitprune.backbones import wrap
 from vitprune.baselines import AttentionViT, ToMeViT
 from vitprune.model import SparseViT, attach
 from vitprune.tokens import gumbel_decision
-from vitprune.training.warm_start import teacher_signal
+from vitprune.training.pretraining import teacher_signal
 
 TINY = {"img_size": 96, "embed_dim": 64, "depth": 4, "num_heads": 2, "stem_width": 16}
 MODELS = {
@@ -207,8 +207,8 @@ def test_baselines_run_on_it(build, make_images):
 
 
 def test_a_subclass_is_refused(build):
+    from vitprune.backbones.lvvit_model import LvVit
     from vitprune.errors import UnsupportedModelError
-    from vitprune.lvvit import LvVit
 
     class Custom(LvVit):
         pass

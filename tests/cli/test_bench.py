@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vitprune.checkpoint import describe, save
+from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
 
 QUICK = ["--device", "cpu", "--seconds", "0.01"]

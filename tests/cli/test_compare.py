@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
-from vitprune.checkpoint import describe, save
+from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
 
 METHODS = ["random", "norm", "attention", "attention-fold", "tome", "tome-late", "paper", "ours"]
@@ -13,7 +13,7 @@ METHODS = ["random", "norm", "attention", "attention-fold", "tome", "tome-late",
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr("vitprune.compare._BENCH_SECONDS", 0.01)
+    monkeypatch.setattr("vitprune.jobs.compare._BENCH_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quick.yaml").write_text("warm_start_steps: 2\nsteps: 3\nbatch_size: 4\nprecision: fp32\n")
 

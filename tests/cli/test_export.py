@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitprune.checkpoint import describe, save
+from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")

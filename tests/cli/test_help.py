@@ -12,9 +12,9 @@ import typer
 from rich.cells import cell_len
 
 from vitprune.backbones.registry import ADAPTERS
-from vitprune.cli import complete
+from vitprune.cli import completion
 from vitprune.cli.app import app, run
-from vitprune.text import close_match
+from vitprune.common.formatting import close_match
 
 PROGRAM = typer.main.get_command(app)
 COMMANDS = list(PROGRAM.commands)
@@ -119,12 +119,12 @@ def test_completion_script_is_there(shell, monkeypatch, capsys):
 
 
 def test_completed_models_are_those_of_timm_that_are_supported():
-    supported = {name for name in timm.list_models() if _family(name) in complete._FAMILIES}
-    offered = {name for letter in "abcdefghijklmnopqrstuvwxyz" for name in complete.model(letter)}
+    supported = {name for name in timm.list_models() if _family(name) in completion._FAMILIES}
+    offered = {name for letter in "abcdefghijklmnopqrstuvwxyz" for name in completion.model(letter)}
     assert supported <= offered
     homes = {adapted.__module__.rpartition(".")[2] for adapted in ADAPTERS if adapted.__module__.startswith("timm.")}
-    assert homes <= set(complete._FAMILIES)
-    tagged = complete.model("deit_small_patch16_224.")
+    assert homes <= set(completion._FAMILIES)
+    tagged = completion.model("deit_small_patch16_224.")
     assert tagged == timm.list_pretrained("deit_small_patch16_224.*")
 
 
@@ -138,14 +138,14 @@ def test_completed_files_and_words(tmp_path, monkeypatch):
     (tmp_path / "deit.safetensors").touch()
     (tmp_path / "deit.txt").touch()
     (tmp_path / "short-run.yaml").touch()
-    assert {"details/", "deit.safetensors", "deit_small"} <= set(complete.model("de"))
-    assert "deit.txt" not in complete.model("de")
-    assert complete.model("") == [*complete._FIRST, "deit.safetensors", "details/"]
-    assert complete.model("details/x") == [], "then the shell completes file names by itself"
-    assert complete.data("im") == ["imagenet", "imagenette"]
-    assert complete.recipe("sh") == ["short", "short-run.yaml"]
-    assert complete.several("random", "tome", "tome-late")("random,to") == ["random,tome", "random,tome-late"]
-    assert complete.several("random", "tome")("tome,") == ["tome,random"]
+    assert {"details/", "deit.safetensors", "deit_small"} <= set(completion.model("de"))
+    assert "deit.txt" not in completion.model("de")
+    assert completion.model("") == [*completion._FIRST, "deit.safetensors", "details/"]
+    assert completion.model("details/x") == [], "then the shell completes file names by itself"
+    assert completion.data("im") == ["imagenet", "imagenette"]
+    assert completion.recipe("sh") == ["short", "short-run.yaml"]
+    assert completion.several("random", "tome", "tome-late")("random,to") == ["random,tome", "random,tome-late"]
+    assert completion.several("random", "tome")("tome,") == ["tome,random"]
 
 
 # Hints

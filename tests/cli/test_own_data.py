@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import save_file
 
-from vitprune.checkpoint import read_metadata
+from vitprune.checkpoint.sparse_file import read_metadata
 from vitprune.cli.app import run
 
 QUICK = ["--warm-start-steps", "2", "--steps", "2", "-b", "4", "--device", "cpu", "-j", "0", "--bench-seconds", "0.1"]

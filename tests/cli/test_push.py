@@ -16,8 +16,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 import vitprune
 from vitprune.cli.app import run
-from vitprune.publish import push_run
-from vitprune.zoo import load_model
+from vitprune.jobs.push import push_run
+from vitprune.loading.load import load_model
 
 OURS = ["README.md", "config.json", "model.safetensors", "report.html", "report.json"]
 FOR_TIMM = "timm_backbone.safetensors"
@@ -117,7 +117,7 @@ def test_what_was_pushed_is_a_model_for_every_command(
     folder, hub, sparse, make_images, picture_folder, weights_file, monkeypatch, capsys
 ):
     push_run(folder, "me/mine")
-    monkeypatch.setattr("vitprune.hub.check_hub", lambda repository: None)
+    monkeypatch.setattr("vitprune.loading.hub.check_hub", lambda repository: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, revision=None: hub.files / name)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(hub.files))
     images = make_images(sparse)
@@ -128,7 +128,7 @@ def test_what_was_pushed_is_a_model_for_every_command(
     assert run(["eval", "hf-hub:me/mine", str(picture_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["keep"] == 0.7
 
-    monkeypatch.setattr("vitprune.compare._BENCH_SECONDS", 0.01)
+    monkeypatch.setattr("vitprune.jobs.compare._BENCH_SECONDS", 0.01)
     compare = ["compare", "hf-hub:me/mine", str(picture_folder), "--methods", "ours", "--device", "cpu", "-j", "0"]
     assert run([*compare, "--keep", "0.5"]) == 2
     assert "has its own plan" in capsys.readouterr().err

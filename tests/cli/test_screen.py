@@ -14,8 +14,8 @@ from vitprune.cli import clock
 from vitprune.cli.app import run
 from vitprune.cli.output import print_error, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.summary import print_summary
-from vitprune.text import duration
+from vitprune.cli.tables import print_summary
+from vitprune.common.formatting import duration
 from vitprune.training import StepRecord
 
 ESCAPE = "\x1b"

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
-from vitprune.checkpoint import describe, save
+from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
 from vitprune.errors import Preempted, TrainingError
+from vitprune.jobs.sparsify import run as run_one
 from vitprune.measure import Timing
 from vitprune.model import SparseViT
-from vitprune.run import run as run_one
 from vitprune.training.objective import Objective
 
 STEPS = ["--warm-start-steps", "2", "--steps", "4"]
@@ -35,7 +35,7 @@ def of_model(weights_file, picture_folder, monkeypatch, tmp_path):
             for name, model in models.items()
         ]
 
-    monkeypatch.setattr("vitprune.contest.benchmark", benchmark)
+    monkeypatch.setattr("vitprune.jobs.side_by_side.benchmark", benchmark)
     for where in ("build", "sweep"):
         monkeypatch.setattr(f"vitprune.report.{where}.count_macs", lambda model, size: int(1e9 * _cost(model, 32)))
     return [
@@ -273,7 +273,7 @@ def test_where_every_run_fails_or_the_machine_is_taken_that_is_the_error(
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("vitprune.sweep.run", fail)
+    monkeypatch.setattr("vitprune.jobs.sweep.run", fail)
     assert run(arguments) == code
     assert capsys.readouterr().err.splitlines()[-3:] == lines
 
@@ -301,7 +301,7 @@ def test_ratios_and_models_may_be_added_and_other_settings_are_refused(
         trained.append(settings.sparsity.keep)
         return run_one(loaded, data, recipe, settings, listener)
 
-    monkeypatch.setattr("vitprune.sweep.run", counted)
+    monkeypatch.setattr("vitprune.jobs.sweep.run", counted)
     assert run([*arguments, "--resume", "--keep", ".8,.6,.5", "--also", f"test_vit={other_file}", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert trained == [0.6]

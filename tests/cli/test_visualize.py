@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vitprune.checkpoint import describe, save
+from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
 from vitprune.data import demo
+from vitprune.loading.load import load_model
 from vitprune.model import attach
-from vitprune.zoo import load_model
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from torch import nn
 
 import vitprune
 from vitprune.backbones import input_size
-from vitprune.checkpoint import describe
+from vitprune.checkpoint.metadata import METADATA_KEY
+from vitprune.checkpoint.sparse_file import describe
 from vitprune.errors import CheckpointError, ExportError, OutputError, UsageError
 from vitprune.export import Program, export, export_model, open_program
 from vitprune.export.onnx_file import write_onnx
-from vitprune.metadata import METADATA_KEY
 from vitprune.model import SparseViT
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vitprune.checkpoint import describe
+from vitprune.checkpoint.metadata import METADATA_KEY
+from vitprune.checkpoint.sparse_file import describe
 from vitprune.errors import CheckpointError, VitpruneError
 from vitprune.export import open_program
 from vitprune.export.onnx_file import write_onnx
 from vitprune.export.pt2_file import write_pt2
-from vitprune.metadata import METADATA_KEY
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 

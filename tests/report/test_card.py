@@ -9,12 +9,12 @@ from finished_run import write_run, write_whole_run
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from vitprune.checkpoint import describe, read_metadata
+from vitprune.checkpoint.sparse_file import describe, read_metadata
 from vitprune.cli.app import run
+from vitprune.loading.load import load_model
 from vitprune.report.card import card_is_ours, code, markdown, render_card, write_card
 from vitprune.report.results import forget_results
 from vitprune.report.runs import read_run
-from vitprune.zoo import load_model
 
 BASE = "timm/deit_tiny_patch16_224.fb_in1k"
 OF_TIMM = {"source": BASE, "license": "apache-2.0"}

@@ -6,9 +6,9 @@ from torch import nn
 
 from vitprune.baselines import RandomPredictor
 from vitprune.data import eval_transform, open_data
+from vitprune.loading.load import load_model
 from vitprune.model import SparseViT, attach
 from vitprune.report import object_coverage
-from vitprune.zoo import load_model
 
 
 class _Oracle(nn.Module):

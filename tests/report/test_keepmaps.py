@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from vitprune.checkpoint.metadata import StageMetadata
 from vitprune.data import UNLABELLED, eval_transform
-from vitprune.metadata import StageMetadata
 from vitprune.report.drawing import Legend, dim_dropped, draw_mean, heat_map, montage, sheet
 from vitprune.report.keepmaps import MeanMap, keep_maps, seen
 

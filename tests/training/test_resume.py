@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from vitprune import Recipe, attach
+from vitprune.common.seeding import mix, own_randomness, seed_all
 from vitprune.data import ModelClasses, open_data, train_transform
 from vitprune.errors import OutputError, Preempted, UsageError
-from vitprune.randomness import mix, own_randomness, seed_all
 from vitprune.training import Checkpoints, Progress, State, train
 
 SHORT = {

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.backbones.lvvit_model import AUX_WEIGHT
 from vitprune.backbones.standard import StandardBackbone
-from vitprune.lvvit import AUX_WEIGHT
 
 
 class LvVitBackbone(StandardBackbone):
-    """vitprune.lvvit.LvVit: with `kept`, the best answer of a patch token is looked for among kept tokens only."""
+    """LvVit: with `kept`, the best answer of a patch token is looked for among kept tokens only."""
 
     def embed(self, images: Tensor) -> Tensor:
         """Stem, class token, position embedding."""

@@ -10,14 +10,13 @@ from pathlib import Path
 import typer
 from typer.exceptions import Abort, TyperException
 
-from vitprune import processes
-from vitprune.cli import (
+from vitprune._version import __version__
+from vitprune.cli import clock
+from vitprune.cli.commands import (
     bench,
-    clock,
     compare,
     convert,
     env,
-    evaluate,
     export,
     info,
     models,
@@ -27,11 +26,13 @@ from vitprune.cli import (
     sweep,
     visualize,
 )
+from vitprune.cli.commands import eval as evaluate
 from vitprune.cli.help import Command, Group
-from vitprune.cli.hints import explain
 from vitprune.cli.output import detail, print_error
 from vitprune.cli.terminal import Level, prepare_streams, set_level
+from vitprune.cli.usage_errors import explain
 from vitprune.cli.verbosity import Quiet, Verbose, adjustable
+from vitprune.common import distributed
 from vitprune.errors import VitpruneError
 
 _HELP = """Make a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens, and prove
@@ -74,8 +75,6 @@ for _each in app.registered_commands:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from vitprune import __version__
-
         typer.echo(f"vitprune {__version__}")
         raise typer.Exit
 
@@ -97,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr; with --json also to stdout, as one object."""
     as_json = "--json" in arguments
-    if not processes.is_main():
+    if not distributed.is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
         prepare_streams()
@@ -106,7 +105,7 @@ def run(arguments: list[str]) -> int:
         set_level(Level.NORMAL)
         clock.restart()
         code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False, obj=arguments) or 0
-        processes.finish()
+        distributed.finish()
         detail(f"time: {clock.told()}")
         return code
     except VitpruneError as error:

@@ -79,7 +79,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]], common: dict[str, Any]) ->
     Raises:
         OutputError: the file cannot be written.
     """
-    from vitprune.files import replacing
+    from vitprune.common.files import replacing
 
     lines = [row | common for row in rows]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

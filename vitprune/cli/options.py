@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from vitprune.cli import complete
+from vitprune.cli import completion
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ Model = Annotated[
         help="A timm name (deit_small_patch16_224.fb_in1k) or short name (deit_small), hf-hub:owner/name, "
         "a model.safetensors that vitprune wrote, a folder that timm or transformers saved, or demo.",
         show_default=False,
-        autocompletion=complete.model,
+        autocompletion=completion.model,
     ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete.device)
+    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.device)
 ]
 Precision = Annotated[PrecisionName, typer.Option(help="auto: bf16 or fp16 for training where fast, fp32 elsewhere.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per step.")]
@@ -205,7 +205,7 @@ RecipeName = Annotated[
         "--recipe",
         metavar="NAME",
         help="short (minutes), paper (as published), or a YAML file.",
-        autocompletion=complete.recipe,
+        autocompletion=completion.recipe,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; talk goes to stderr.")]

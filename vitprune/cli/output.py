@@ -14,11 +14,11 @@ from rich.control import Control
 from rich.segment import ControlType
 from rich.text import Text
 
-from vitprune import processes
 from vitprune.cli import clock
 from vitprune.cli.table import draw
 from vitprune.cli.terminal import Level, is_live, is_screen, level, showable, stderr_console, stdout_console
-from vitprune.text import number, plain, signed
+from vitprune.common import distributed
+from vitprune.common.formatting import number, plain, signed
 
 __all__ = [
     "detail",
@@ -58,7 +58,7 @@ def print_line(text: str) -> None:
 
 def talk(text: str, *, always: bool = False) -> None:
     """Tell the user something, on stderr, unless -q forbids it; `always`: also then."""
-    if processes.is_main() and (always or level() > Level.QUIET):
+    if distributed.is_main() and (always or level() > Level.QUIET):
         _erase()
         _print(stderr_console(), text)
         _show()
@@ -75,7 +75,7 @@ def waiting(what: str) -> Iterator[None]:
     """Name on a terminal what keeps the user waiting, on a line that goes when it is done, and time it for -v."""
     global _waiting_for
     clock.begin(what)
-    if is_live() and processes.is_main() and level() > Level.QUIET:
+    if is_live() and distributed.is_main() and level() > Level.QUIET:
         _waiting_for = showable(what, stderr_console().encoding)
         _show()
     try:
@@ -88,7 +88,7 @@ def waiting(what: str) -> Iterator[None]:
 def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -> None:
     """`error: ...`, a blank line, `hint: ...` on stderr; with `as_json` also one object on stdout."""
     console = stderr_console()
-    who = "" if processes.world_size() == 1 else f" in process {processes.rank()}"
+    who = "" if distributed.world_size() == 1 else f" in process {distributed.rank()}"
     _print(console, f"error{who}: {message}", label="bold red")
     if hint:
         console.print()

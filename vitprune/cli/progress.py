@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vitprune import processes
 from vitprune.cli import clock
 from vitprune.cli.terminal import Level, is_live, level, showable, stderr_console
-from vitprune.text import duration
+from vitprune.common import distributed
+from vitprune.common.formatting import duration
 
 _LINE_EVERY_S = 15.0
 _LINE_EVERY_SHARE = 0.02
@@ -33,7 +33,7 @@ class RunProgress:
 
     def __init__(self) -> None:
         self.console: Console = stderr_console()
-        wanted = processes.is_main() and level() > Level.QUIET
+        wanted = distributed.is_main() and level() > Level.QUIET
         self.console.quiet = not wanted
         self.live = wanted and is_live()
         self.bar = Progress(

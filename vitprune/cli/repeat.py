@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from vitprune import processes
-from vitprune.contest import BENCH_BATCH_SIZES
+from vitprune.common import distributed
+from vitprune.jobs.side_by_side import BENCH_BATCH_SIZES
+from vitprune.jobs.sparsify import RunSettings
 from vitprune.report.publishable import repeatable
-from vitprune.run import RunSettings
 
 
 def commands(arguments: Sequence[str], data: str, device: str, of_data: Mapping[str, object]) -> dict[str, str]:
@@ -20,7 +20,7 @@ def commands(arguments: Sequence[str], data: str, device: str, of_data: Mapping[
         device: that was used.
         of_data: what else was said of DATA, by name of the option; None and False are left out.
     """
-    world = processes.world_size()
+    world = distributed.world_size()
     start = ["vitprune"] if world == 1 else ["torchrun", "--nproc-per-node", str(world), "-m", "vitprune"]
     given = [data]
     for name, value in of_data.items():

@@ -13,7 +13,7 @@ from typing import IO, TextIO
 
 from rich.console import Console
 
-from vitprune.text import plain
+from vitprune.common.formatting import plain
 
 _PIPE_COLUMNS = 200
 """Of tables that go to a file or a pipe, which has no edge."""

@@ -9,8 +9,8 @@ from vitprune.cli.output import detail
 from vitprune.cli.terminal import Level, level
 
 if TYPE_CHECKING:
+    from vitprune.loading.load import Loaded
     from vitprune.schedule import Schedule
-    from vitprune.zoo import Loaded
 
 
 def explain_plan(schedule: Schedule, dropped: str) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from vitprune import processes
+from vitprune.common import distributed
+from vitprune.common.seeding import mix, own_randomness
 from vitprune.data.pictures import PictureSet, Unreadable
 from vitprune.data.tables import PictureStream
 from vitprune.errors import DataError, UsageError
-from vitprune.randomness import mix, own_randomness
 
 _NAMES_KEPT = 20
 _PATIENCE = 1000
@@ -118,7 +118,7 @@ def training_loader(
         UsageError: the batch cannot be shared equally by the processes.
         DataError: there are fewer pictures than processes.
     """
-    rank, world = processes.rank(), processes.world_size()
+    rank, world = distributed.rank(), distributed.world_size()
     if isinstance(pictures, PictureSet) and len(pictures) < world:
         raise DataError(f"{len(pictures)} pictures to train on cannot be shared by {world} processes", "start fewer")
     if batch_size % world:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vitprune.common.formatting import close_match
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
 from vitprune.data.hub import Pictures, find_shards, missing_shards, read_hub, read_shards
@@ -18,7 +19,6 @@ from vitprune.data.options import DataOptions
 from vitprune.data.pictures import PictureSet
 from vitprune.data.tables import PictureStream
 from vitprune.errors import DataError
-from vitprune.text import close_match
 
 _HUB_NAMES: dict[str, tuple[str, str | None]] = {
     "imagenet": ("ILSVRC/imagenet-1k", None),

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import input_size
-from vitprune.checkpoint import describe, is_ours
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.checkpoint.sparse_file import describe, is_ours
+from vitprune.common.files import replacing, write_error
 from vitprune.errors import CheckpointError, ExportError, OutputError, UsageError
 from vitprune.export.agreement import TRACED_BATCH_SIZE, Agreement, compare, random_batches
 from vitprune.export.onnx_file import read_onnx, write_onnx
 from vitprune.export.pt2_file import read_pt2, write_pt2
 from vitprune.export.timm_folder import FILES, read_timm, write_timm
-from vitprune.files import replacing, write_error
-from vitprune.metadata import Metadata
 from vitprune.model import SparseViT, attach
 
 Format = Literal["onnx", "pt2", "timm"]

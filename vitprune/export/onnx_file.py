@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
 from vitprune.errors import CheckpointError, ExportError
 from vitprune.export.program import Program, check_shapes, first_line, quiet
-from vitprune.metadata import METADATA_KEY, Metadata, parse_metadata
 
 OPSET = 20
 """The first that knows GELU, and old enough for runtimes of the last years."""

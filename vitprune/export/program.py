@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitprune.checkpoint import rebuild
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.checkpoint.sparse_file import rebuild
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
-from vitprune.metadata import Metadata
 
 SUFFIXES = (".onnx", ".pt2")
 """What files of programs are called."""

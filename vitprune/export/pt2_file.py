@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.checkpoint.metadata import Metadata, parse_metadata
 from vitprune.errors import CheckpointError, ExportError
 from vitprune.export.program import Program, check_shapes, first_line, quiet
 from vitprune.export.pt2_contents import METADATA_RECORD, check_contents
-from vitprune.metadata import Metadata, parse_metadata
 
 
 def write_pt2(model: nn.Module, example: Tensor, metadata: Metadata, path: Path) -> None:

@@ -12,12 +12,11 @@ from timm.models import is_model, model_entrypoint, save_for_hf
 from torch import nn
 
 from vitprune.backbones import input_size
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.common.files import read_json, write_error
 from vitprune.errors import ExportError
 from vitprune.export.agreement import compare, random_batches
 from vitprune.export.program import first_line
-from vitprune.files import write_error
-from vitprune.folders import read_json
-from vitprune.metadata import Metadata
 
 FILES = ("model.safetensors", "config.json")
 HUB_WEIGHTS = "timm_backbone.safetensors"

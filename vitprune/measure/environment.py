@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-import vitprune
-from vitprune.measure.devices import cpu_has_fast_bf16
+from vitprune._version import __version__
+from vitprune.common.devices import cpu_has_fast_bf16
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -22,7 +22,7 @@ def describe_environment() -> dict[str, Any]:
     No host name, user or path is in it. Packages that are not installed are None.
     """
     return {
-        "vitprune": vitprune.__version__,
+        "vitprune": __version__,
         "torch": str(torch.__version__),
         "torchvision": _version("torchvision"),
         "timm": _version("timm"),

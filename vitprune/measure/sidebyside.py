@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from vitprune.measure.floor import FloorViT
+from vitprune.measure.bound import FloorViT
 from vitprune.measure.macs import count_macs
 from vitprune.measure.modes import Mode
 from vitprune.measure.throughput import benchmark
@@ -25,7 +25,7 @@ class Contestant:
     """A model in the comparison.
 
     Attributes:
-        kind: "floor" is no model one can use, see `vitprune.measure.floor`.
+        kind: "floor" is no model one can use, see `vitprune.measure.bound`.
         keep: its keep ratio; None where ratios were chosen freely.
         model: what runs.
         floor_of: of a floor, the label of its sparse model.

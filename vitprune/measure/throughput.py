@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vitprune.common.devices import DTYPES, Precision
+from vitprune.common.oom import explained_out_of_memory
 from vitprune.errors import UsageError
 from vitprune.measure.attention import AttentionChoice, choose_attention
-from vitprune.measure.devices import DTYPES, Precision
 from vitprune.measure.loader import PictureSource, time_with_loader
 from vitprune.measure.memory import peak_memory_mib
 from vitprune.measure.modes import Mode, prepare
 from vitprune.measure.runner import Runner, warmed_up
 from vitprune.measure.timing import Attention, Timing
-from vitprune.memory import explained_out_of_memory
 
 
 def benchmark(

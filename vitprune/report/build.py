@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 
 from vitprune.backbones import input_size
+from vitprune.checkpoint.metadata import Metadata
 from vitprune.data import Data, count_pictures
 from vitprune.evaluation import Predictions, class_accuracy, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
-from vitprune.metadata import Metadata
 from vitprune.report.schema import SCHEMA_VERSION
 
 

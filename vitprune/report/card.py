@@ -12,15 +12,15 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.common.files import replacing
+from vitprune.common.formatting import number, one_line, plain
 from vitprune.export.timm_folder import HUB_WEIGHTS, timm_builds
-from vitprune.files import replacing
-from vitprune.metadata import Metadata
 from vitprune.report.card_data import card_data, origin_of
 from vitprune.report.runs import CARD, FinishedRun
 from vitprune.report.schema import Report
 from vitprune.report.tables import figure_rows, plain_figures, plan_rows, speed_rows
 from vitprune.report.verdict import verdict
-from vitprune.text import number, one_line, plain
 
 PLACEHOLDER = "OWNER/NAME"
 """Stands where the name of the repository will be."""

@@ -11,11 +11,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is there for all that
 
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.common.formatting import one_line
 from vitprune.export.timm_folder import timm_builds
-from vitprune.metadata import Metadata
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import FinishedRun
-from vitprune.text import one_line
 
 _TAGS = ["vision-transformer", "token-pruning", "dynamicvit"]
 _HUB_LICENCES = frozenset(

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vitprune.metadata import StageMetadata
+from vitprune.checkpoint.metadata import StageMetadata
+from vitprune.common.formatting import plain
 from vitprune.report.keepmaps import KeepMap
-from vitprune.text import plain
 
 _LEAST_SIDE, _LARGEST_SIDE = 280, 640
 """Longest side of a tile in pixels: below, pictures are shown larger by a whole factor; above, smaller."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vitprune.text import number, signed
+from vitprune.common.formatting import number, signed
 
 WITHIN_POINTS = 1.0
 """The verdict names the fastest model that loses no more than this."""

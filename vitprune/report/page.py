@@ -9,7 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vitprune.files import replacing
+from vitprune.common.files import replacing
+from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, Point, Series, binned, line_chart, scatter
 from vitprune.report.overlay import cover, edges
 from vitprune.report.runs import FinishedRun
@@ -17,7 +18,6 @@ from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME
 from vitprune.report.schema import AnswerRow, PictureRow, Report
 from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows
 from vitprune.report.verdict import verdict
-from vitprune.text import number, plain, signed
 
 _LOSSES = {
     "rank": "ranking of tokens against the teacher's",

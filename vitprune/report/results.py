@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.common.files import write_json
 from vitprune.data import Data, readable_names
-from vitprune.files import write_json
-from vitprune.metadata import Metadata
 from vitprune.model import SparseViT
 from vitprune.report.card import card_is_ours, write_card
 from vitprune.report.page import write_page

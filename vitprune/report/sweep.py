@@ -11,8 +11,8 @@ from typing import Any, Literal
 from torch import nn
 
 from vitprune.backbones import input_size
+from vitprune.common.files import replacing, write_json
 from vitprune.evaluation import Predictions, paired_difference
-from vitprune.files import replacing, write_json
 from vitprune.measure import Timing, count_macs, count_params
 from vitprune.report.front import Place, beaten_by, verdict
 from vitprune.report.sweep_page import write_sweep_page

@@ -8,12 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitprune.files import replacing
+from vitprune.common.files import replacing
+from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, Point, Spot, spots
 from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.tables import flat
-from vitprune.text import number, plain, signed
 
 _KINDS = {"dense": 0, "sparse": 1, "other": 3}
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vitprune.common.formatting import number, plain, signed
 from vitprune.data.classes import readable_names
 from vitprune.report.schema import ClassRow, Report
-from vitprune.text import number, plain, signed
 
 Figure = Callable[..., Markup]
 Row = list[Any]

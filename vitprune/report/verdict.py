@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vitprune.common.formatting import number, signed
 from vitprune.report.schema import Report
-from vitprune.text import number, signed
 
 
 def verdict(report: Report) -> str:

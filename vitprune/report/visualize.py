@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import nn
 
+from vitprune.common.files import replacing
 from vitprune.data import Pictures, PictureSet, batches, eval_transform, make_loader
-from vitprune.files import replacing
 from vitprune.model import SparseViT
 from vitprune.report.drawing import Legend, draw_mean, montage, sheet
 from vitprune.report.keepmaps import KeepMap, MeanMap, keep_maps

@@ -13,7 +13,8 @@ gate        G, (B, 1, T, T): 1 on the diagonal, else D-hat of the key token
 B images, N patch tokens, P prefix tokens (class, distillation, register), T = P + N, C channels.
 """
 
-from vitprune.tokens.decisions import (
+from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
+from vitprune.tokens.masking import (
     attention_bias,
     gumbel_decision,
     gumbel_noise,
@@ -21,8 +22,7 @@ from vitprune.tokens.decisions import (
     perturbed_topk_decision,
     size_bias,
 )
-from vitprune.tokens.fold import fold_masked, fold_tokens
-from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
+from vitprune.tokens.merging import fold_masked, fold_tokens
 from vitprune.tokens.predictor import TokenPredictor
 from vitprune.tokens.selection import (
     flat_rows,

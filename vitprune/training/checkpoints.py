@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vitprune.common.files import replacing, write_error
 from vitprune.errors import UsageError
-from vitprune.files import replacing, write_error
 
 _KEY = "vitprune-training"
 _EVERY_S = 120.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from vitprune.files import write_error
+from vitprune.common.files import write_error
 from vitprune.training.progress import Listener, StepRecord
 
 

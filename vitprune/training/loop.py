@@ -17,12 +17,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
 from vitprune.backbones import input_size
+from vitprune.common.distributed import is_main, world_size
+from vitprune.common.oom import explained_out_of_memory
+from vitprune.common.seeding import mix, seed_all
 from vitprune.data import Faults, Pictures, PictureStream, dead_workers_told
 from vitprune.errors import Preempted, TrainingError
-from vitprune.memory import explained_out_of_memory
 from vitprune.model import SparseViT
-from vitprune.processes import is_main, world_size
-from vitprune.randomness import mix, seed_all
 from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.clock import Clock
 from vitprune.training.compiling import compiled_blocks

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitprune.common.distributed import rank, world_size
 from vitprune.model import Decide, MaskedOutput, Selection, SparseViT
-from vitprune.processes import rank, world_size
 from vitprune.schedule import Stage
 from vitprune.tokens import (
     distillation_loss,
@@ -24,8 +24,8 @@ from vitprune.tokens import (
     token_loss,
 )
 from vitprune.training.clock import Clock
+from vitprune.training.pretraining import ranking_loss, teacher_signal
 from vitprune.training.recipe import Phase, Recipe
-from vitprune.training.warm_start import ranking_loss, teacher_signal
 
 
 class StepLoss(NamedTuple):

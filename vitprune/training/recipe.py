@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vitprune.common.formatting import close_match
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
-from vitprune.text import close_match
-from vitprune.training.warm_start import Target
+from vitprune.training.pretraining import Target
 
 Phase = Literal["warm", "sampled", "deployed"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from vitprune.common.distributed import gather
+from vitprune.common.oom import is_out_of_memory
+from vitprune.common.seeding import seed_all
 from vitprune.errors import TrainingError
-from vitprune.memory import is_out_of_memory
 from vitprune.model import SparseViT
-from vitprune.processes import gather
-from vitprune.randomness import seed_all
 from vitprune.training.objective import StepLoss
 from vitprune.training.optimizer import freeze
 from vitprune.training.recipe import Phase, Recipe

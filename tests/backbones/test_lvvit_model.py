@@ -1,0 +1,268 @@
+"""The LV-ViT models: names and sizes of the published checkpoints, the formula, every wrapping of a weight file."""
+
+import argparse
+
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+
+import vitprune
+from vitprune.checkpoint.sparse_file import describe, save
+from vitprune.errors import CheckpointError, UnknownModelError
+from vitprune.loading.load import load_model, resolve_name
+from vitprune.measure import count_macs, count_params
+from vitprune.model import attach
+
+TINY = {"img_size": 64, "embed_dim": 48, "depth": 4, "num_heads": 2, "stem_width": 8, "num_classes": 5}
+
+
+def on_meta(name, **arguments):
+    with torch.device("meta"):
+        return timm.create_model(name, **arguments)
+
+
+@pytest.fixture
+def tiny(make_vit):
+    return make_vit("lvvit_s", **TINY)
+
+
+# Sizes and names
+
+
+@pytest.mark.parametrize(
+    ("name", "num_params", "num_tensors"),
+    [("lvvit_t", 8_534_720, 160), ("lvvit_s", 26_151_824, 204), ("lvvit_m", 55_830_544, 248)],
+)
+def test_parameters_and_tensors_are_the_published_ones(name, num_params, num_tensors):
+    model = on_meta(name)
+    assert count_params(model) == num_params
+    assert len(model.state_dict()) == num_tensors
+
+
+def test_the_large_model_has_its_published_size_at_448_pixels():
+    assert round(count_params(on_meta("lvvit_l", img_size=448)) / 1e6, 1) == 150.5
+
+
+@pytest.mark.parametrize(
+    ("name", "num_params", "num_tensors", "dense_gmacs", "sparse_gmacs", "blocks"),
+    [
+        ("lvvit_s", 26_875_574, 234, 6.551, 4.650, (4, 8, 12)),
+        ("lvvit_m", 57_115_030, 278, 12.678, 8.593, (5, 10, 15)),
+    ],
+)
+def test_sparse_sizes_and_macs_are_the_published_ones(name, num_params, num_tensors, dense_gmacs, sparse_gmacs, blocks):
+    model = on_meta(name)
+    sparse = attach(model, 0.7)
+    assert sparse.schedule.blocks == blocks
+    assert count_params(sparse) == num_params
+    assert len(sparse.state_dict()) == num_tensors
+    assert round(count_macs(model, (3, 224, 224)) / 1e9, 3) == dense_gmacs
+    assert round(count_macs(sparse, (3, 224, 224)) / 1e9, 3) == sparse_gmacs
+
+
+def test_tensors_have_the_names_of_the_published_checkpoints():
+    norm = [f"{kind}.{name}" for kind in ("norm1", "norm2") for name in ("weight", "bias")]
+    linear = [f"{kind}.{name}" for kind in ("attn.proj", "mlp.fc1", "mlp.fc2") for name in ("weight", "bias")]
+    expected = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    for layer in (1, 2, 3):
+        expected.add(f"patch_embed.conv{layer}.weight")
+        expected |= {
+            f"patch_embed.bn{layer}.{name}"
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        }
+    expected |= {f"blocks.{b}.{name}" for b in range(16) for name in (*norm, *linear, "attn.qkv.weight")}
+    expected |= {f"{kind}.{name}" for kind in ("norm", "head", "aux_head") for name in ("weight", "bias")}
+    assert set(on_meta("lvvit_s").state_dict()) == expected
+
+
+@pytest.mark.parametrize(("name", "crop_pct"), [("lvvit_t", 0.9), ("lvvit_s", 0.9), ("lvvit_m", 1.0), ("lvvit_l", 1.0)])
+def test_pictures_are_prepared_as_published(name, crop_pct):
+    config = timm.get_pretrained_cfg(name)
+    assert config.crop_pct == crop_pct
+    assert config.interpolation == "bicubic"
+    assert config.mean == (0.485, 0.456, 0.406)
+    assert not config.has_weights
+
+
+# The formula
+
+
+def by_formula(state, images, *, depth, heads, skip_lam):
+    """LV-ViT from its weights alone, layer by layer."""
+    x = images
+    for layer, (stride, padding) in enumerate([(2, 3), (1, 1), (1, 1)], start=1):
+        x = F.conv2d(x, state[f"patch_embed.conv{layer}.weight"], stride=stride, padding=padding)
+        bn = {n: state[f"patch_embed.bn{layer}.{n}"] for n in ("running_mean", "running_var", "weight", "bias")}
+        x = F.batch_norm(x, **bn).relu()
+    x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=8)
+    x = x.flatten(2).transpose(1, 2)
+    x = torch.cat((state["cls_token"].expand(len(x), -1, -1), x), dim=1) + state["pos_embed"]
+    width = x.shape[-1]
+
+    def norm(name, x):
+        return F.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
+
+    def linear(name, x):
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    for index in range(depth):
+        block = f"blocks.{index}"
+        qkv = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x))
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        attention = (q @ k.transpose(-2, -1) * (width // heads) ** -0.5).softmax(dim=-1)
+        x = x + linear(f"{block}.attn.proj", (attention @ v).transpose(1, 2).flatten(2)) / skip_lam
+        hidden = F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))
+        x = x + linear(f"{block}.mlp.fc2", hidden) / skip_lam
+    x = norm("norm", x)
+    return linear("head", x[:, 0]) + 0.5 * linear("aux_head", x[:, 1:]).max(dim=1).values
+
+
+@pytest.mark.parametrize(("name", "skip_lam"), [("lvvit_t", 1.0), ("lvvit_s", 2.0), ("lvvit_m", 2.0), ("lvvit_l", 3.0)])
+def test_forward_is_the_published_formula(name, skip_lam, make_vit, make_images):
+    model = make_vit(name, **TINY)
+    for layer in (1, 2, 3):
+        bn = getattr(model.patch_embed, f"bn{layer}")
+        torch.nn.init.normal_(bn.running_mean, std=0.1)
+        torch.nn.init.uniform_(bn.running_var, 0.5, 2.0)
+    model, images = model.double(), make_images(model).double()
+    expected = by_formula(model.state_dict(), images, depth=4, heads=2, skip_lam=skip_lam)
+    torch.testing.assert_close(model(images), expected)
+    assert model.forward_features(images).shape == (2, 17, 48)
+    assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (2, 48)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 32), (70, 65), (79, 95)])
+def test_grid_is_what_the_stem_makes_of_any_size(size, make_vit):
+    model = make_vit("lvvit_s", **TINY | {"img_size": size})
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, *size)).shape == (1, 5)
+
+
+def test_images_of_another_size_are_refused_with_both(tiny):
+    with pytest.raises(ValueError, match="expected images of 64x64 pixels, got 96x64"):
+        tiny(torch.zeros(1, 3, 96, 64))
+
+
+def test_gradient_checkpointing_changes_nothing(tiny, make_images):
+    images = make_images(tiny)
+    expected = tiny(images)
+    tiny.set_grad_checkpointing()
+    assert torch.equal(tiny(images), expected)
+
+
+def test_a_new_classifier_replaces_both_heads(tiny, make_images):
+    tiny.reset_classifier(7)
+    assert [head.out_features for head in tiny.get_classifier()] == [7, 7]
+    assert tiny(make_images(tiny)).shape == (2, 7)
+    tiny.reset_classifier(0)
+    assert tiny(make_images(tiny)).shape == (2, 48)
+
+
+def test_another_pooling_is_refused():
+    with pytest.raises(ValueError, match="expected global_pool='token', got 'avg'"):
+        timm.create_model("lvvit_s", **TINY, global_pool="avg")
+
+
+def test_drop_path_rises_from_block_to_block():
+    model = timm.create_model("lvvit_s", **TINY, drop_path_rate=0.3)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+# Weight files
+
+
+@pytest.fixture
+def weights():
+    """Random weights of the smallest published model."""
+    torch.manual_seed(0)
+    return timm.create_model("lvvit_t", num_classes=10).eval()
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapping", [None, "state_dict", "state_dict_ema", "model"])
+def test_checkpoints_load_in_every_wrapping(weights, wrapping, prefix, tmp_path):
+    state = {prefix + name: tensor for name, tensor in weights.state_dict().items()}
+    arguments = argparse.Namespace(lr=1e-3, model="lvvit_t", amp=True, betas=[0.9, 0.999], name=None)
+    content = state if wrapping is None else {wrapping: state, "args": arguments, "epoch": 3}
+    torch.save(content, tmp_path / "lvvit.pth.tar")
+    loaded = load_model("lvvit_t", checkpoint=tmp_path / "lvvit.pth.tar").model
+    assert loaded.num_classes == 10
+    for name, tensor in weights.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+class _Surprise(argparse.Namespace):
+    """Not the class that is let in."""
+
+
+def test_only_a_namespace_is_let_in_beside_tensors(weights, tmp_path):
+    torch.save({"model": weights.state_dict(), "args": _Surprise(lr=1)}, tmp_path / "surprise.pth")
+    with pytest.raises(CheckpointError, match="only tensors are read"):
+        load_model("lvvit_t", checkpoint=tmp_path / "surprise.pth")
+
+
+def test_another_image_size_resamples_positions(weights, tmp_path):
+    torch.save(weights.state_dict(), tmp_path / "lvvit.pth")
+    model = load_model("lvvit_t", checkpoint=tmp_path / "lvvit.pth", img_size=96).model
+    assert model.patch_embed.grid_size == (6, 6)
+    assert model.pos_embed.shape == (1, 37, 240)
+    assert torch.equal(model.pos_embed[:, :1], weights.pos_embed[:, :1])
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 10)
+
+
+def test_a_checkpoint_of_another_size_of_model_is_refused(weights, tmp_path):
+    torch.save(weights.state_dict(), tmp_path / "lvvit.pth")
+    with pytest.raises(CheckpointError, match=r"lvvit\.pth' do not fit lvvit_s"):
+        load_model("lvvit_s", checkpoint=tmp_path / "lvvit.pth")
+
+
+def test_timm_itself_adapts_classes_and_channels(weights):
+    overlay = {"state_dict": weights.state_dict(), "num_classes": 10}
+    model = timm.create_model("lvvit_t", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=3, in_chans=1)
+    assert torch.equal(model.norm.weight, weights.norm.weight)
+    torch.testing.assert_close(model.patch_embed.conv1.weight, weights.patch_embed.conv1.weight.sum(1, keepdim=True))
+    assert model.head.out_features == model.aux_head.out_features == 3
+
+
+def test_names_resolve():
+    assert resolve_name("lvvit_s") == "lvvit_s"
+    with pytest.raises(UnknownModelError, match="could be several models") as caught:
+        resolve_name("lvvit")
+    assert "lvvit_m" in caught.value.hint
+
+
+@pytest.mark.parametrize("dropped", ["drop", "fold"])
+def test_a_sparse_model_comes_back_from_its_file(make_sparse, make_images, tmp_path, dropped):
+    plain = make_sparse("lvvit_s", **TINY)
+    sparse = vitprune.SparseViT(plain.model, plain.schedule, plain.predictors, dropped).eval()
+    torch.nn.init.uniform_(sparse.model.patch_embed.bn2.running_var, 0.5, 2.0)
+    save(sparse, tmp_path / "model.safetensors", describe(sparse))
+    images = make_images(sparse)
+    loaded = vitprune.load(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(images), sparse(images))
+    assert set(loaded.state_dict()) == set(sparse.state_dict())
+
+
+# The whole job
+
+
+@pytest.mark.parametrize("settings", [{}, {"train_trunk": True, "decision": "gumbel", "ema_decay": 0.9}])
+def test_it_is_sparsified_saved_and_loaded(make_vit, make_images, picture_folder, tmp_path, quick_bench, settings):
+    model = make_vit("lvvit_s", **TINY | {"num_classes": 2})
+    images = make_images(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    recipe = vitprune.Recipe(
+        warm_start_steps=2, steps=4, batch_size=4, num_workers=0, precision="fp32", drop_path=0.1, **settings
+    )
+    output = tmp_path / "run"
+    sparse = vitprune.sparsify(model, keep=0.5, data=picture_folder, recipe=recipe, device="cpu", output=output)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(vitprune.load(output)(images), sparse(images))
+    trained = sparse.model.state_dict()
+    assert not torch.equal(trained["aux_head.weight"], before["aux_head.weight"])
+    assert torch.equal(trained["patch_embed.bn1.running_mean"], before["patch_embed.bn1.running_mean"])
+    moved = not torch.equal(trained["patch_embed.conv1.weight"], before["patch_embed.conv1.weight"])
+    assert moved == recipe.train_trunk

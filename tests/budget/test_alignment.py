@@ -1,0 +1,30 @@
+"""The alignment that is fastest here."""
+
+import pytest
+import torch
+
+from vitprune.budget import fastest_align
+from vitprune.budget.alignment import choose_align
+from vitprune.errors import UsageError
+from vitprune.model import Sparsity
+
+
+@pytest.mark.parametrize(
+    ("cost", "best"),
+    [({1: 1.0, 8: 0.9, 16: 0.95}, 8), ({1: 1.0, 8: 0.995, 16: 0.999}, 1), ({1: 1.0, 8: 0.9, 16: 0.899}, 8)],
+)
+def test_what_is_hardly_faster_is_not_worth_it(cost, best):
+    assert choose_align(cost) == best
+
+
+def test_only_tiles_that_can_be_filled_are_measured(make_vit):
+    seen = []
+    options = {"device": torch.device("cpu"), "precision": "fp32", "seconds": 0.01}
+    found = fastest_align(make_vit(img_size=64), Sparsity(0.7), 1, on_row=lambda: seen.append(1), **options)
+    assert found in (1, 8, 16)
+    assert len(seen) == 3, "17 tokens fill no tile of 32"
+
+
+def test_a_plan_that_is_wrong_anyway_is_refused(make_vit):
+    with pytest.raises(UsageError, match="stages are 99"):
+        fastest_align(make_vit(img_size=64), Sparsity(0.7, [99]), 1, torch.device("cpu"), "fp32")

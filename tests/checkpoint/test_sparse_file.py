@@ -1,0 +1,230 @@
+"""model.safetensors: rebuilt from itself alone, and refused with a reason when it cannot be."""
+
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import vitprune
+from vitprune.checkpoint.metadata import METADATA_KEY
+from vitprune.checkpoint.sparse_file import describe, read_metadata, read_weights, save
+from vitprune.errors import CheckpointError
+from vitprune.model import Sparsity, attach_as
+
+
+@pytest.fixture
+def saved(make_sparse, tmp_path):
+    sparse = make_sparse(num_classes=2, img_size=96)
+    path = tmp_path / "model.safetensors"
+    save(sparse, path, describe(sparse, class_names=("cat", "dog")))
+    return sparse, path
+
+
+def test_loads_to_the_same_answers_offline(saved, make_images):
+    sparse, path = saved
+    images = make_images(sparse)
+    loaded = vitprune.load(path)
+    assert not loaded.training
+    assert torch.equal(loaded(images), sparse(images))
+    assert loaded.schedule == sparse.schedule
+    assert torch.equal(vitprune.load(path.parent)(images), sparse(images)), "a run folder will do, too"
+
+
+def test_tensors_carry_timm_names_and_predictors_stand_beside(saved):
+    sparse, path = saved
+    names = set(load_file(path))
+    assert names == set(sparse.model.state_dict()) | {n for n in sparse.state_dict() if n.startswith("predictors.")}
+
+
+def test_header_is_one_json_string_and_config_json_the_same(saved):
+    _, path = saved
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    assert header["format"] == "pt"
+    content = json.loads(header[METADATA_KEY])
+    assert content == json.loads((path.parent / "config.json").read_text())
+    assert content["schema_version"] == 1
+    assert content["class_names"] == ["cat", "dog"]
+    assert [stage["num_tokens"] for stage in content["stages"]] == [25, 17, 12]
+    assert content["preprocessing"]["input_size"] == [3, 96, 96]
+
+
+def test_timm_reads_the_dense_backbone(saved, make_images):
+    sparse, path = saved
+    dense = timm.create_model("test_vit", num_classes=2, img_size=96)
+    missing = dense.load_state_dict(load_file(path), strict=False)
+    assert missing.missing_keys == []
+    images = make_images(sparse)
+    assert torch.equal(dense.eval()(images), sparse.model(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("deit_tiny_distilled_patch16_224", {"depth": 4, "embed_dim": 48, "num_heads": 2, "img_size": 64}),
+        ("vit_base_patch16_siglip_224", {"depth": 4, "embed_dim": 48, "num_heads": 2, "num_classes": 5}),
+        ("vit_tiny_patch16_224", {"depth": 4, "global_pool": "avg", "in_chans": 1, "patch_size": 32}),
+    ],
+)
+def test_every_argument_of_create_model_comes_back(name, arguments, make_sparse, make_images, tmp_path):
+    sparse = make_sparse(name, **arguments)
+    path = tmp_path / "model.safetensors"
+    save(sparse, path, describe(sparse))
+    images = make_images(sparse)
+    assert torch.equal(vitprune.load(path)(images), sparse(images))
+
+
+def test_aligned_counts_come_back(make_vit, make_images, tmp_path):
+    sparsity = Sparsity(0.7, dropped="fold", align=8)
+    sparse = attach_as(make_vit(img_size=96), sparsity).eval()
+    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
+    metadata = describe(sparse, sparsity=sparsity)
+    assert (metadata.align, metadata.label) == (8, "keep 0.7 align 8")
+    save(sparse, tmp_path / "model.safetensors", metadata)
+    loaded = vitprune.load(tmp_path)
+    assert loaded.schedule == sparse.schedule
+    images = make_images(sparse)
+    assert torch.equal(loaded(images), sparse(images))
+
+
+def test_files_from_before_alignment_still_load(saved):
+    sparse, path = saved
+    header = json.loads(read_metadata(path).model_dump_json())
+    assert header.pop("align") == 1
+    save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(header)})
+    assert vitprune.load(path).schedule == sparse.schedule
+
+
+def test_model_not_made_by_create_model_is_refused(make_vit):
+    from timm.models.vision_transformer import VisionTransformer
+
+    bare = VisionTransformer(img_size=32, embed_dim=32, depth=4, num_heads=2)
+    with pytest.raises(CheckpointError, match="does not say which timm architecture"):
+        describe(vitprune.attach(bare))
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no file '.*absent.safetensors'"):
+        vitprune.load(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
+def test_truncated_file_is_refused(saved, share):
+    _, path = saved
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match="damaged"):
+        vitprune.load(path)
+
+
+def test_plain_weights_are_told_from_ours(weights_file):
+    with pytest.raises(CheckpointError, match="not written by vitprune") as caught:
+        vitprune.load(weights_file)
+    assert "--checkpoint" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"architecture": "no_such_model"}, "cannot build 'no_such_model'"),
+        ({"architecture": "resnet18"}, "resnet18"),
+        ({"model_args": {"depth": "many"}}, "cannot build"),
+        ({"keep": 7}, "keep"),
+        ({"align": 0}, "align"),
+        ({"stages": [{"block": 99, "ratio": 0.5, "num_tokens": 3}]}, "stages"),
+        ({"stages": [{"block": 2, "ratio": 0.5, "num_tokens": 3000}]}, "stages"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_metadata_that_lies_is_refused(saved, change, message):
+    _, path = saved
+    header = json.loads(read_metadata(path).model_dump_json()) | change
+    save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(header)})
+    with pytest.raises((CheckpointError, vitprune.VitpruneError), match=message):
+        vitprune.load(path)
+
+
+def test_wrong_shape_names_the_tensor_and_both_shapes(saved):
+    _, path = saved
+    metadata, tensors = read_metadata(path), load_file(path)
+    tensors["head.weight"] = torch.zeros(3, 64)
+    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+    with pytest.raises(CheckpointError, match=r"'head.weight' is \(3, 64\), expected \(2, 64\)"):
+        vitprune.load(path)
+
+
+def test_missing_and_unexpected_tensors_are_named(saved):
+    _, path = saved
+    metadata, tensors = read_metadata(path), load_file(path)
+    moved = tensors.pop("head.bias")
+    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+    with pytest.raises(CheckpointError, match=r"'head.bias' is missing"):
+        vitprune.load(path)
+    tensors |= {"head.bias": moved, "extra": moved.clone()}
+    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+    with pytest.raises(CheckpointError, match=r"'extra' is .* expected none"):
+        vitprune.load(path)
+
+
+def test_nan_weights_are_named(saved):
+    _, path = saved
+    metadata, tensors = read_metadata(path), load_file(path)
+    tensors["blocks.0.mlp.fc1.bias"][3] = float("nan")
+    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values in 'blocks.0.mlp.fc1.bias'"):
+        vitprune.load(path)
+
+
+def test_a_bound_that_binds_nothing_is_no_damage(tmp_path):
+    """Gemma's clipped layers hold their bounds as single numbers, infinite until they are calibrated."""
+    size = {"img_size": 96, "num_classes": 2, "depth": 2, "embed_dim": 64, "num_heads": 2, "num_kv_heads": 2}
+    model = timm.create_model("gemma4_vit_167m", **size, head_dim=32, intermediate_size=128).eval()
+    sparse = attach_as(model, Sparsity(0.5, [1])).eval()
+    assert any(buffer.isinf().any() for buffer in model.buffers())
+    path = tmp_path / "model.safetensors"
+    save(sparse, path, describe(sparse))
+    images = torch.randn(2, 3, 96, 96)
+    assert torch.equal(vitprune.load(path)(images), sparse(images))
+    metadata, tensors = read_metadata(path), load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 0 and tensor.isinf())
+    save_file(tensors | {name: torch.tensor(float("nan"))}, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+    with pytest.raises(CheckpointError, match="NaN or infinite"):
+        vitprune.load(path)
+
+
+class _Payload:
+    def __reduce__(self):
+        return os.system, ("echo pickled code ran > /dev/stderr",)
+
+
+def test_pickled_code_is_refused_and_does_not_run(tmp_path, capfd):
+    for path in (tmp_path / "code.pth", tmp_path / "old.bin"):
+        if path.suffix == ".pth":
+            torch.save({"model": _Payload()}, path)
+        else:
+            path.write_bytes(pickle.dumps(_Payload()))
+        with pytest.raises(CheckpointError, match=path.name):
+            read_weights(path)
+    assert "pickled code ran" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrapping", [None, "model", "state_dict", "state_dict_ema"])
+def test_pth_files_are_read_in_their_usual_wrappings(wrapping, make_vit, tmp_path):
+    state = make_vit().state_dict()
+    torch.save(state if wrapping is None else {wrapping: state}, tmp_path / "weights.pth")
+    found = read_weights(tmp_path / "weights.pth")
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_huge_header_length_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        vitprune.load(path)

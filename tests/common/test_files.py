@@ -1,0 +1,107 @@
+"""Files are whole or not there, and a full disk is said so."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+
+from vitprune.common.files import choose_run_folder, create_run_folder, replacing, write_json
+from vitprune.errors import OutputError
+
+
+def _names(folder):
+    return [entry.name for entry in folder.iterdir()]
+
+
+def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
+    path = tmp_path / "report.json"
+    write_json(path, {"a": 1})
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"), replacing(path) as temporary:
+        fail(temporary)
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert _names(tmp_path) == ["report.json"]
+
+
+def test_json_never_holds_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "report.json", {"loss": float("nan")})
+    assert _names(tmp_path) == []
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    write_json(tmp_path / "a.json", {})
+    (tmp_path / "b.json").write_text("{}")
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b.json").stat().st_mode
+
+
+def test_full_disk_is_said(tmp_path):
+    def fail():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OutputError, match="the disk is full"), replacing(tmp_path / "x"):
+        fail()
+    assert _names(tmp_path) == []
+
+
+def test_too_little_space_is_found_before_training(tmp_path):
+    with pytest.raises(OutputError, match="MiB of free space"):
+        create_run_folder(tmp_path / "run", needed_bytes=2**60)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no mount command")
+    if done.returncode:
+        pytest.skip("a small file system needs the right to mount")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_really_full_disk_leaves_nothing_half_written(small_disk, make_sparse):
+    from vitprune.checkpoint.sparse_file import describe, save
+
+    sparse = make_sparse(embed_dim=192, num_heads=3)
+    with pytest.raises(OutputError, match="the disk is full"):
+        save(sparse, small_disk / "model.safetensors", describe(sparse))
+    assert _names(small_disk) == []
+
+
+def test_unwritable_folder_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        create_run_folder(tmp_path / "file" / "run", needed_bytes=1)
+
+
+def test_run_folders_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        folder = choose_run_folder(None, "deit-keep0.7", overwrite=False)
+        folder.mkdir(parents=True)
+        names.append(folder.name)
+    assert names == ["deit-keep0.7", "deit-keep0.7-2", "deit-keep0.7-3"]
+
+
+def test_existing_output_needs_overwrite(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert choose_run_folder(tmp_path / "run", "", overwrite=False) == tmp_path / "run", "an empty folder is free"
+    (tmp_path / "run" / "model.safetensors").write_text("")
+    with pytest.raises(OutputError, match="exists") as caught:
+        choose_run_folder(tmp_path / "run", "", overwrite=False)
+    assert "--overwrite" in caught.value.hint
+    assert choose_run_folder(tmp_path / "run", "", overwrite=True) == tmp_path / "run"
+    with pytest.raises(OutputError, match="is a file"):
+        choose_run_folder(tmp_path / "run" / "model.safetensors", "", overwrite=True)

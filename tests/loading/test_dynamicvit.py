@@ -1,0 +1,372 @@
+"""The authors' checkpoints against a plain rewriting of what the original does at inference."""
+
+import argparse
+import json
+import os
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import vitprune
+from vitprune.checkpoint.sparse_file import read_metadata
+from vitprune.cli.app import run
+from vitprune.errors import CheckpointError, UsageError
+from vitprune.loading.dynamicvit import load_authors
+from vitprune.loading.load import load_model
+from vitprune.measure import count_params
+
+# family, width, depth, heads, what residuals are divided by, blocks of the stages
+DEIT_TI = ("deit", 192, 12, 3, 1, (3, 6, 9))
+DEIT_256 = ("deit", 256, 12, 4, 1, (3, 6, 9))
+DEIT_S = ("deit", 384, 12, 6, 1, (3, 6, 9))
+DEIT_B = ("deit", 768, 12, 12, 1, (3, 6, 9))
+LVVIT_T = ("lvvit", 240, 12, 4, 1, (3, 6, 9))
+LVVIT_S = ("lvvit", 384, 16, 6, 2, (4, 8, 12))
+LVVIT_M = ("lvvit", 512, 20, 8, 2, (5, 10, 15))
+
+
+def random_state(kind, size, num_classes, num_predictors=3, seed=0):
+    """Random weights under the names and in the shapes of the authors' files."""
+    family, width, depth, *_ = kind
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+
+    def put(name, *shape, centre=0.0, scale=0.1):
+        state[name] = centre + scale * torch.randn(shape, generator=generator)
+
+    def layer(name, out, *fan_in, bias=True):
+        put(f"{name}.weight", out, *fan_in, scale=torch.Size(fan_in).numel() ** -0.5)
+        if bias:
+            put(f"{name}.bias", out)
+
+    def norm(name, channels):
+        put(f"{name}.weight", channels, centre=1.0)
+        put(f"{name}.bias", channels)
+
+    put("cls_token", 1, 1, width, scale=0.5)
+    put("pos_embed", 1, 1 + (size // 16) ** 2, width, scale=0.5)
+    if family == "deit":
+        layer("patch_embed.proj", width, 3, 16, 16)
+    else:
+        for index, (channels, kernel) in enumerate([(3, 7), (64, 3), (64, 3)], start=1):
+            layer(f"patch_embed.conv{index}", 64, channels, kernel, kernel, bias=False)
+            norm(f"patch_embed.bn{index}", 64)
+            put(f"patch_embed.bn{index}.running_mean", 64)
+            state[f"patch_embed.bn{index}.running_var"] = 0.5 + torch.rand(64, generator=generator)
+            state[f"patch_embed.bn{index}.num_batches_tracked"] = torch.tensor(7)
+        layer("patch_embed.proj", width, 64, 8, 8)
+    hidden = width * (4 if family == "deit" else 3)
+    for block in (f"blocks.{index}" for index in range(depth)):
+        norm(f"{block}.norm1", width)
+        layer(f"{block}.attn.qkv", 3 * width, width, bias=family == "deit")
+        layer(f"{block}.attn.proj", width, width)
+        norm(f"{block}.norm2", width)
+        layer(f"{block}.mlp.fc1", hidden, width)
+        layer(f"{block}.mlp.fc2", width, hidden)
+    norm("norm", width)
+    layer("head", num_classes, width)
+    if family == "lvvit":
+        layer("aux_head", num_classes, width)
+    for index in range(num_predictors):
+        predictor = f"score_predictor.{index}"
+        norm(f"{predictor}.in_conv.0", width)
+        layer(f"{predictor}.in_conv.1", width, width)
+        layer(f"{predictor}.out_conv.0", width // 2, width)
+        layer(f"{predictor}.out_conv.2", width // 4, width // 2)
+        layer(f"{predictor}.out_conv.4", 2, width // 4)
+    return state
+
+
+def original(state, images, kind, keep, blocks=None):
+    """Inference as the authors' code does it, from the weights alone: (logits, number of tokens of each block)."""
+    family, _, depth, heads, skip_lam, usual = kind
+    blocks = blocks or usual
+    eps = 1e-6 if family == "deit" else 1e-5
+
+    def linear(name, x):
+        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def norm(name, x, eps=eps):
+        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+
+    x = images
+    if family == "lvvit":
+        for index, (stride, padding) in enumerate([(2, 3), (1, 1), (1, 1)], start=1):
+            x = F.conv2d(x, state[f"patch_embed.conv{index}.weight"], stride=stride, padding=padding)
+            names = ("running_mean", "running_var", "weight", "bias")
+            x = F.relu(F.batch_norm(x, *(state[f"patch_embed.bn{index}.{name}"] for name in names)))
+    weight = state["patch_embed.proj.weight"]
+    x = F.conv2d(x, weight, state["patch_embed.proj.bias"], stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+    num_patches = x.shape[1]
+    x = torch.cat((state["cls_token"].expand(len(x), -1, -1), x), dim=1) + state["pos_embed"]
+    seen = []
+    for index in range(depth):
+        if index in blocks:
+            stage = blocks.index(index)
+            predictor, patches = f"score_predictor.{stage}", x[:, 1:]
+            hidden = F.gelu(linear(f"{predictor}.in_conv.1", norm(f"{predictor}.in_conv.0", patches, 1e-5)))
+            local, shared = hidden.chunk(2, dim=-1)
+            policy = torch.ones(*patches.shape[:2], 1)
+            shared = (shared * policy).sum(dim=1, keepdim=True) / policy.sum(dim=1, keepdim=True)
+            hidden = torch.cat((local, shared.expand_as(local)), dim=-1)
+            hidden = F.gelu(linear(f"{predictor}.out_conv.0", hidden))
+            hidden = F.gelu(linear(f"{predictor}.out_conv.2", hidden))
+            score = linear(f"{predictor}.out_conv.4", hidden).log_softmax(dim=-1)[..., 0]  # theirs: 0 is keep
+            best = score.argsort(dim=1, descending=True)[:, : int(num_patches * keep ** (stage + 1))]
+            kept = torch.stack([image[rows] for image, rows in zip(patches, best, strict=True)])
+            x = torch.cat((x[:, :1], kept), dim=1)
+        seen.append(x.shape[1] - 1)
+        block = f"blocks.{index}"
+        q, k, v = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).chunk(3, dim=-1)
+        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+        attention = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        x = x + linear(f"{block}.attn.proj", (attention @ v).transpose(1, 2).flatten(2)) / skip_lam
+        x = x + linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))) / skip_lam
+    x = norm("norm", x)
+    logits = linear("head", x[:, 0])
+    if family == "lvvit":
+        logits = logits + 0.5 * linear("aux_head", x[:, 1:]).max(dim=1).values
+    return logits, seen
+
+
+def noise(size, count=2):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "keep", "name", "num_tensors"),
+    [
+        (DEIT_S, 224, 0.7, "deit_small_patch16_224", 182),
+        (DEIT_S, 224, 0.9, "deit_small_patch16_224", 182),
+        (DEIT_TI, 96, 0.5, "deit_tiny_patch16_224", 182),
+        (DEIT_256, 96, 0.7, "deit_256_patch16_224", 182),
+        (DEIT_B, 64, 0.7, "deit_base_patch16_224", 182),
+        (LVVIT_T, 96, 0.6, "lvvit_t", 190),
+        (LVVIT_S, 96, 0.7, "lvvit_s", 234),
+        (LVVIT_M, 64, 0.8, "lvvit_m", 278),
+    ],
+)
+def test_answers_are_the_originals(kind, size, keep, name, num_tensors, tmp_path):
+    state, images = random_state(kind, size, num_classes=10), noise(size)
+    assert len(state) == num_tensors
+    torch.save({"model": state}, tmp_path / "theirs.pth")
+    sparse, metadata = load_authors(tmp_path / "theirs.pth", keep)
+    with torch.no_grad():
+        expected, seen = original(state, images, kind, keep)
+        dense, _ = original(state, images, kind, 1.0)
+        torch.testing.assert_close(sparse(images), expected, rtol=0, atol=1e-4)
+    assert (expected - dense).abs().mean() > 0.02 * dense.std(), "dropping tokens must matter, or this says nothing"
+    assert not sparse.training
+    assert metadata.model == name
+    assert sparse.schedule.tokens_per_block() == tuple(seen)
+    assert sparse.schedule.blocks == kind[-1]
+
+
+def test_published_sizes_with_a_thousand_classes(tmp_path):
+    torch.save(random_state(DEIT_S, 224, num_classes=1000), tmp_path / "theirs.pth")
+    sparse, metadata = load_authors(tmp_path / "theirs.pth", 0.7)
+    assert count_params(sparse) == 22_774_414
+    assert sparse.schedule.num_tokens == (137, 96, 67)
+    assert metadata.schedule == "geometric"
+    assert metadata.dropped == "drop"
+    assert metadata.preprocessing.crop_pct == 0.9
+    assert metadata.origin == {
+        "source": "theirs.pth",
+        "license": "mit",
+        "origin_url": "https://github.com/raoyongming/DynamicViT",
+    }
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """A small file of theirs, and its weights."""
+    state = random_state(LVVIT_T, 64, num_classes=2)
+    torch.save({"model": state}, tmp_path / "theirs.pth")
+    return tmp_path / "theirs.pth", state
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapping", [None, "model", "state_dict"])
+def test_every_wrapping_is_read_and_only_a_namespace_let_in(theirs, wrapping, prefix):
+    path, state = theirs
+    named = {prefix + name: tensor for name, tensor in state.items()}
+    settings = argparse.Namespace(model="lvvit", ratio_weight=2.0, resume="", epoch=None, betas=(0.9, 0.99))
+    torch.save(named if wrapping is None else {wrapping: named, "args": settings, "epoch": 29}, path)
+    sparse, _ = load_authors(path, 0.7)
+    expected, _ = original(state, noise(64), LVVIT_T, 0.7)
+    torch.testing.assert_close(sparse(noise(64)), expected, rtol=0, atol=1e-4)
+
+
+class _Payload:
+    def __reduce__(self):
+        return os.system, ("echo pickled code ran > /dev/stderr",)
+
+
+def test_code_in_it_does_not_run(theirs, capfd):
+    path, state = theirs
+    torch.save({"model": state, "args": _Payload()}, path)
+    with pytest.raises(CheckpointError, match="only tensors are read"):
+        load_authors(path, 0.7)
+    assert "pickled code ran" not in capfd.readouterr().err
+
+
+def test_stages_may_be_chosen_one_for_each_predictor(theirs):
+    path, state = theirs
+    sparse, _ = load_authors(path, 0.7, stages=[2, 5, 8])
+    expected, _ = original(state, noise(64), LVVIT_T, 0.7, blocks=(2, 5, 8))
+    torch.testing.assert_close(sparse(noise(64)), expected, rtol=0, atol=1e-4)
+    with pytest.raises(UsageError, match=r"--stages 3,6 names 2 block\(s\), but '.*' has 3 predictors"):
+        load_authors(path, 0.7, stages=[3, 6])
+    with pytest.raises(UsageError, match=r"blocks 0\.\.11"):
+        load_authors(path, 0.7, stages=[3, 6, 12])
+
+
+@pytest.mark.parametrize(("num_predictors", "blocks"), [(1, (6,)), (2, (4, 8)), (5, (2, 4, 6, 8, 10))])
+def test_there_are_as_many_stages_as_predictors(num_predictors, blocks, tmp_path):
+    torch.save(random_state(LVVIT_T, 64, 2, num_predictors), tmp_path / "theirs.pth")
+    sparse, _ = load_authors(tmp_path / "theirs.pth", 0.8)
+    assert sparse.schedule.blocks == blocks
+
+
+def test_at_keep_1_it_is_the_dense_backbone(theirs):
+    path, state = theirs
+    sparse, metadata = load_authors(path, 1.0)
+    expected, _ = original(state, noise(64), LVVIT_T, 1.0)
+    torch.testing.assert_close(sparse(noise(64)), expected, rtol=0, atol=1e-4)
+    assert metadata.stages == []
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.5, float("nan")])
+def test_keep_must_be_a_ratio(theirs, keep):
+    with pytest.raises(UsageError, match="keep ratio is"):
+        load_authors(theirs[0], keep)
+
+
+def test_keep_must_be_said(theirs):
+    with pytest.raises(UsageError, match=r"theirs\.pth' does not say which share") as caught:
+        load_model(str(theirs[0]))
+    assert "vitprune convert" in caught.value.hint
+
+
+def _without(state, *words):
+    return {name: tensor for name, tensor in state.items() if not any(word in name for word in words)}
+
+
+CHANGES = {
+    "no predictors": (lambda state: _without(state, "score_predictor"), "no checkpoint of DynamicViT's authors"),
+    "unknown width": (lambda state: state | {"pos_embed": torch.zeros(1, 17, 320)}, "shapes are not those of"),
+    "unknown depth": (lambda state: _without(state, "blocks.11."), "shapes are not those of"),
+    "no stem": (lambda state: _without(state, "patch_embed"), "shapes are not those of"),
+    "no positions": (lambda state: _without(state, "pos_embed"), "shapes are not those of"),
+    "a tensor less": (lambda state: _without(state, "blocks.3.norm1.bias"), "'blocks.3.norm1.bias' is missing"),
+    "a tensor more": (lambda state: state | {"surprise": torch.zeros(2)}, "'surprise' is (2,), expected none"),
+    "a predictor in part": (lambda state: _without(state, "predictor.1.out_conv.2.bias"), "predictors.1.out_proj.2"),
+    "a predictor missing": (lambda state: _without(state, "predictor.1."), "'predictors.1.in_proj.0.bias' is missing"),
+    "wrong shape": (lambda state: state | {"norm.bias": torch.zeros(7)}, "'norm.bias' is (7,), expected (240,)"),
+    "NaN": (lambda state: state | {"norm.bias": torch.full((240,), float("nan"))}, "NaN or infinite values"),
+    "positions of no square": (lambda state: state | {"pos_embed": torch.zeros(1, 19, 240)}, "'pos_embed' is (1, 19"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_not_theirs_is_refused_with_the_reason(change, theirs):
+    path, state = theirs
+    alter, message = CHANGES[change]
+    torch.save(alter(state), path)
+    with pytest.raises(CheckpointError) as caught:
+        load_authors(path, 0.7)
+    assert message in caught.value.message
+
+
+def test_missing_file_is_named():
+    with pytest.raises(CheckpointError, match=r"there is no file 'absent\.pth'"):
+        load_model("absent.pth", keep=0.7)
+
+
+# Commands
+
+
+def test_eval_needs_the_ratio_and_evaluates(theirs, picture_folder, capsys):
+    options = [str(theirs[0]), str(picture_folder), "--device", "cpu", "-j", "0"]
+    assert run(["eval", *options]) == 2
+    assert "does not say which share of its tokens" in capsys.readouterr().err
+    assert run(["eval", *options, "--keep", "0.7", "--stages", "3,6,9", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == "lvvit_t"
+    assert result["keep"] == 0.7
+    assert result["num_images"] == 6
+    assert run(["eval", *options, "--keep", "0.7"]) == 0
+    assert "lvvit_t, keep 0.7: top-1" in capsys.readouterr().out
+
+
+def test_eval_refuses_the_ratio_where_it_means_nothing(theirs, picture_folder, tmp_path, capsys):
+    assert run(["eval", "deit_tiny", str(picture_folder), "--keep", "0.7"]) == 2
+    assert "'deit_tiny' is no checkpoint of DynamicViT's authors" in capsys.readouterr().err
+    converted = str(tmp_path / "out" / "model.safetensors")
+    assert run(["convert", str(theirs[0]), "--keep", "0.7", "-o", converted]) == 0
+    assert run(["eval", converted, str(picture_folder), "--stages", "3,6,9"]) == 2
+    assert "say how such a file is to be run" in capsys.readouterr().err
+    assert run(["eval", str(tmp_path / "out"), str(picture_folder), "--keep", "0.7"]) == 2
+    assert "say how such a file is to be run" in capsys.readouterr().err
+    assert run(["eval", str(theirs[0]), "demo", "--keep", "0.7", "--img-size", "96"]) == 2
+    assert "is a file of its own" in capsys.readouterr().err
+
+
+def test_convert_writes_a_file_for_all_other_commands(theirs, tmp_path, monkeypatch, capsys):
+    path, state = theirs
+    monkeypatch.chdir(tmp_path)
+    assert run(["convert", str(path), "--keep", "0.7", "-o", "model.safetensors", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["model"] == "lvvit_t"
+    assert [stage["num_tokens"] for stage in result["stages"]] == [11, 7, 5]
+    assert result["output"] == "model.safetensors"
+    expected, _ = original(state, noise(64), LVVIT_T, 0.7)
+    torch.testing.assert_close(vitprune.load("model.safetensors")(noise(64)), expected, rtol=0, atol=1e-4)
+    metadata = read_metadata(tmp_path / "model.safetensors")
+    assert metadata.model_dump(mode="json") == json.loads((tmp_path / "config.json").read_text())
+    assert metadata.origin["source"] == "theirs.pth", "no path of the user's machine in files"
+    assert metadata.origin["license"] == result["origin"]["license"] == "mit"
+    assert run(["info", "model.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sparse"]["gmacs"] == result["gmacs"]
+    assert run(["bench", "model.safetensors", "-b", "1", "--device", "cpu", "--json"]) == 0
+
+
+def test_convert_does_not_overwrite_unasked(theirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["convert", str(theirs[0]), "--keep", "0.7", "-o", "there/model.safetensors"]
+    (tmp_path / "there").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "there" / name).write_text("mine")
+        assert run(arguments) == 1
+        assert "exists" in capsys.readouterr().err
+        assert (tmp_path / "there" / name).read_text() == "mine"
+    assert run([*arguments, "--overwrite"]) == 0
+    vitprune.load("there/model.safetensors")
+    for name in ("there", "model.pth"):
+        assert run([*arguments[:-1], name]) == 1
+        assert "is not the name of a .safetensors file" in capsys.readouterr().err
+
+
+def test_convert_without_output_goes_to_a_run_folder(theirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run(["convert", str(theirs[0]), "--keep", "0.75"]) == 0
+    out = capsys.readouterr().out
+    assert "12 before block 3, 9 before block 6, 6 before block 9" in out
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert runs == ["lvvit_t-keep0.75", "lvvit_t-keep0.75-2"]
+
+
+def test_convert_at_keep_1_has_nothing_to_do(theirs, capsys):
+    assert run(["convert", str(theirs[0]), "--keep", "1"]) == 2
+    assert "nothing to convert" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["bench", "info", "compare", "sparsify"])
+def test_other_commands_say_that_it_is_to_be_converted(command, theirs, capsys):
+    assert run([command, str(theirs[0])]) == 2
+    assert "vitprune convert" in capsys.readouterr().err

@@ -1,0 +1,209 @@
+"""From MODEL to a model."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitprune.backbones import input_size, wrap
+from vitprune.data import ModelClasses, eval_transform, open_data
+from vitprune.errors import (
+    CheckpointError,
+    HubError,
+    UnknownModelError,
+    UnsupportedModelError,
+    UsageError,
+)
+from vitprune.loading.load import load_model, resolve_name
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("deit_tiny", "deit_tiny_patch16_224.fb_in1k"),
+        ("deit_small", "deit_small_patch16_224.fb_in1k"),
+        ("deit_base", "deit_base_patch16_224.fb_in1k"),
+        ("deit3_small", "deit3_small_patch16_224.fb_in1k"),
+        ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"),
+        ("deit_tiny_distilled", "deit_tiny_distilled_patch16_224.fb_in1k"),
+        ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_224.openai"),
+    ],
+)
+def test_short_names(spec, name):
+    assert resolve_name(spec) == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "message", "hint"),
+    [
+        ("deit_smal", "there is no model or file 'deit_smal'", "deit_small"),
+        ("xyzzy", "there is no model or file 'xyzzy'", "names are timm's"),
+        ("deit_small.in22k", "no weights tagged 'in22k'", "fb_in1k"),
+        ("vit_base_r50", "could be several models", "vit_base_r50_s16_224"),
+        ("vit_base_patch16_clip", "could be several models", "vit_base_patch16_clip_224"),
+    ],
+)
+def test_unknown_names_offer_others(spec, message, hint):
+    with pytest.raises(UnknownModelError, match=message) as caught:
+        resolve_name(spec)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_structure_alone_needs_no_weights():
+    model = load_model("deit_base", weights="none").model
+    assert next(model.parameters()).is_meta
+
+
+@pytest.mark.parametrize("spec", ["swin_tiny", "convnext_tiny", "resnet50", "tnt_s_patch16_224"])
+def test_unsupported_family_is_refused_before_anything_is_downloaded(spec, no_hub):
+    with pytest.raises(UnsupportedModelError, match=spec):
+        load_model(spec)
+
+
+def test_checkpoint_gives_weights_and_class_count(weights_file, make_vit, make_images):
+    loaded = load_model("test_vit", checkpoint=weights_file)
+    expected = make_vit(num_classes=2)
+    images = make_images(expected)
+    assert loaded.model.num_classes == 2
+    assert torch.equal(loaded.model(images), expected(images))
+    assert "state_dict" not in loaded.model.pretrained_cfg
+    assert loaded.origin["source"] == "weights.safetensors", "no path of the user's machine in files"
+
+
+def test_image_size_resamples_position_embeddings(weights_file):
+    model = load_model("test_vit", checkpoint=weights_file, img_size=96).model
+    assert model.patch_embed.grid_size == (6, 6)
+    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit2").state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"other.safetensors' do not fit test_vit"):
+        load_model("test_vit", checkpoint=tmp_path / "other.safetensors")
+
+
+def test_wrong_shape_is_refused_by_name(weights_file):
+    state = load_file(weights_file)
+    state["blocks.0.mlp.fc1.weight"] = torch.zeros(7, 7)
+    save_file(state, weights_file)
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp\.fc1\.weight"):
+        load_model("test_vit", checkpoint=weights_file)
+
+
+def test_nan_weights_are_refused_by_name(weights_file):
+    state = load_file(weights_file)
+    state["norm.bias"][0] = float("inf")
+    save_file(state, weights_file)
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values in 'norm\.bias'"):
+        load_model("test_vit", checkpoint=weights_file)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin", ".npz"])
+def test_missing_checkpoint_is_named(suffix, tmp_path):
+    with pytest.raises(CheckpointError, match=f"absent{suffix}"):
+        load_model("test_vit", checkpoint=tmp_path / f"absent{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".npz"])
+def test_damaged_checkpoint_is_refused(suffix, tmp_path):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(b"PK\x03\x04 no weights at all")
+    with pytest.raises(CheckpointError, match=f"damaged{suffix}"):
+        load_model("test_vit", checkpoint=path)
+
+
+def test_architecture_without_weights_asks_for_a_file(no_hub):
+    name = next(n for n in ("vit_tiny_patch16_384", "vit_small_patch16_18x2_224") if not timm.is_model_pretrained(n))
+    with pytest.raises(UsageError, match="no pretrained weights") as caught:
+        load_model(name)
+    assert "--checkpoint" in caught.value.hint
+
+
+def test_hub_out_of_reach_is_said_with_a_way_out(no_hub):
+    for spec in ("deit_tiny", "hf-hub:nobody/nothing"):
+        with pytest.raises(HubError, match="out of reach") as caught:
+            load_model(spec)
+        assert "--checkpoint" in caught.value.hint
+
+
+def test_gated_and_absent_repositories_are_told_apart(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    for kind, message in ((GatedRepoError, "is gated"), (RepositoryNotFoundError, "there is no")):
+
+        def refuse(*args, kind=kind, **kwargs):
+            error = kind.__new__(kind)
+            Exception.__init__(error, "no")
+            raise error
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+        with pytest.raises(HubError, match=message):
+            load_model("hf-hub:some/model")
+
+
+def test_options_of_timm_names_do_not_go_with_a_file(weights_file):
+    with pytest.raises(UsageError, match="is a file of its own"):
+        load_model(str(weights_file), checkpoint=weights_file)
+
+
+def test_demo_is_there_offline(no_hub):
+    loaded = load_model("demo")
+    assert loaded.name == "demo"
+    assert loaded.model.num_classes == len(loaded.class_names) == 10
+    assert len(loaded.model.blocks) == 12
+    assert loaded.model.patch_embed.num_patches >= 64
+
+
+@pytest.mark.parametrize(
+    ("name", "img_size", "grid"),
+    [
+        ("deit_base_patch16_384", None, (24, 24)),
+        ("vit_base_patch14_dinov2", None, (37, 37)),
+        ("vit_small_patch8_224", None, (28, 28)),
+        ("vit_base_patch32_224", None, (7, 7)),
+        ("deit_tiny", 384, (24, 24)),
+        ("deit_tiny", (256, 320), (16, 20)),
+        ("vit_small_patch16_dinov3", (256, 320), (16, 20)),
+        ("beit_base", (256, 320), (16, 20)),
+        ("naflexvit_base_patch16_gap", (256, 320), (16, 20)),
+    ],
+)
+def test_sizes_and_patches(name, img_size, grid):
+    loaded = load_model(name, weights="none", img_size=img_size)
+    backbone = wrap(loaded.model)
+    assert backbone.grid_size == grid
+    assert input_size(loaded.model)[1:] == tuple(n * (input_size(loaded.model)[1] // grid[0]) for n in grid)
+
+
+def test_a_file_of_one_channel_makes_a_model_of_one_channel(make_vit, picture_folder, tmp_path):
+    model = make_vit(num_classes=2, in_chans=1)
+    save_file(model.state_dict(), tmp_path / "grey.safetensors")
+    loaded = load_model("test_vit", checkpoint=tmp_path / "grey.safetensors")
+    pictures = open_data(str(picture_folder), ModelClasses(2)).val
+    pictures.transform = eval_transform(loaded.model)
+    image = pictures[0][0][None]
+    assert image.shape[1] == 1
+    with torch.no_grad():
+        assert torch.equal(loaded.model(image), model(image))
+
+
+def test_five_channels_are_refused_for_pictures(make_vit):
+    with pytest.raises(UnsupportedModelError, match="5 channels"):
+        eval_transform(make_vit(in_chans=5))
+
+
+@pytest.mark.parametrize("wrapping", ["flat", "state_dict", "model", "module."])
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+def test_weights_in_a_pickle_of_tensors_whatever_their_wrapping(wrapping, suffix, make_vit, make_images, tmp_path):
+    model = make_vit(num_classes=2)
+    state = model.state_dict()
+    if wrapping == "module.":
+        state = {f"module.{name}": tensor for name, tensor in state.items()}
+    path = tmp_path / f"weights{suffix}"
+    torch.save(state if wrapping in ("flat", "module.") else {wrapping: state, "epoch": 3}, path)
+    images = make_images(model)
+    with torch.no_grad():
+        assert torch.equal(load_model("test_vit", checkpoint=path).model(images), model(images))

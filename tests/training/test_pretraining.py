@@ -1,0 +1,307 @@
+"""The teacher's saliency against finite differences of the paper's formula, and the loss that ranks by it."""
+
+import pytest
+import torch
+
+from vitprune.backbones import wrap
+from vitprune.model import attach
+from vitprune.tokens import gather_tokens, topk_tokens
+from vitprune.training.pretraining import ranking_loss, teacher_signal
+
+TINY = {"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64, "num_classes": 10}  # 16 patches
+TEACHERS = {
+    "class token": {"name": "vit_tiny_patch16_224", **TINY},
+    "class token and registers": {"name": "vit_tiny_patch16_224", **TINY, "reg_tokens": 2},
+    "average": {"name": "vit_medium_patch16_gap_256", **TINY},
+    "attention pool": {"name": "vit_base_patch16_siglip_224", **TINY},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224", **TINY},
+}
+by_teacher = pytest.mark.parametrize("kind", TEACHERS)
+
+
+@pytest.fixture
+def teacher(kind, make_vit):
+    return make_vit(**TEACHERS[kind]).double()
+
+
+def signal_of(model, images, first_block, target="gradient"):
+    """The signal from images: what comes before the first stage is the caller's business."""
+    backbone = wrap(model)
+    with torch.no_grad():
+        x = backbone.embed(images)
+        for index in range(first_block):
+            x = backbone.block(index, x)
+    return teacher_signal(backbone, x, first_block, target)
+
+
+def gated(query, key, value, gate):
+    """The paper's A = exp(P) G / sum exp(P) G, applied to the values."""
+    weight = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).exp() * gate
+    return weight / weight.sum(-1, keepdim=True) @ value
+
+
+def heads(x, count):
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)  # (B, T, C) to (B, heads, T, C / heads)
+
+
+def top_log_probability(model, images, gate, first_block):
+    """log p(top class) per image, every gated sum written out; gate (B, N) in float64."""
+    prefix = model.num_prefix_tokens
+    x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+    batch, length, _ = x.shape
+    keys = torch.cat((gate.new_ones(batch, prefix), gate), dim=1)
+    self_or_key = torch.where(torch.eye(length, dtype=torch.bool), 1.0, keys[:, None, :])[:, None]
+    for index, block in enumerate(model.blocks):
+        count = block.attn.num_heads
+        query, key, value = (heads(part, count) for part in block.attn.qkv(block.norm1(x)).chunk(3, dim=-1))
+        here = self_or_key if index >= first_block else torch.ones_like(self_or_key)
+        x = x + block.ls1(block.attn.proj(gated(query, key, value, here).transpose(1, 2).flatten(2)))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    x = model.norm(x)
+    if model.attn_pool is not None:
+        pool = model.attn_pool
+        query = heads(pool.q(pool.latent.expand(batch, -1, -1)), pool.num_heads)
+        key, value = (heads(part, pool.num_heads) for part in pool.kv(x[:, prefix:]).chunk(2, dim=-1))
+        x = pool.proj(gated(query, key, value, gate[:, None, None, :]).transpose(1, 2).flatten(2))
+        x = (x + pool.mlp(pool.norm(x)))[:, 0]
+        logits = model.head(model.fc_norm(x))
+    elif hasattr(model, "head_dist"):
+        logits = (model.head(x[:, 0]) + model.head_dist(x[:, 1])) / 2
+    elif model.global_pool == "avg":
+        x = (x[:, prefix:] * gate[..., None]).sum(1) / gate.sum(1, keepdim=True)
+        logits = model.head(model.fc_norm(x))
+    else:
+        logits = model.head(model.fc_norm(x[:, 0]))
+    return logits.log_softmax(-1).amax(-1)
+
+
+@by_teacher
+@pytest.mark.parametrize("first_block", [0, 1, 3])
+def test_saliency_is_the_derivative_by_finite_differences(teacher, make_images, first_block):
+    images, step = make_images(teacher), 1e-5
+    signal = signal_of(teacher, images, first_block)
+    with torch.no_grad():
+        ones = torch.ones(2, 16, dtype=torch.float64)
+        torch.testing.assert_close(
+            top_log_probability(teacher, images, ones, first_block), teacher(images).log_softmax(-1).amax(-1)
+        )
+        slopes = []
+        for token in range(16):
+            nudge = torch.zeros_like(ones)
+            nudge[:, token] = step
+            above = top_log_probability(teacher, images, ones + nudge, first_block)
+            below = top_log_probability(teacher, images, ones - nudge, first_block)
+            slopes.append((above - below) / (2 * step))
+    expected = torch.stack(slopes, dim=1).abs()
+    expected = expected / expected.mean(dim=1, keepdim=True)
+    assert expected.min() < 0.5 * expected.max()
+    torch.testing.assert_close(signal.saliency.double(), expected, rtol=1e-4, atol=1e-5 * expected.max().item())
+
+
+def attention_paid(model, images):
+    """What the classifier reads, mean over heads and the later half of the blocks, every product written out."""
+    prefix, probabilities = model.num_prefix_tokens, []
+    x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+    for index, block in enumerate(model.blocks):
+        query, key, _ = (heads(part, block.attn.num_heads) for part in block.attn.qkv(block.norm1(x)).chunk(3, dim=-1))
+        if index >= len(model.blocks) // 2:
+            probabilities.append((query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1).mean(1))
+        x = block(x)
+    x = model.norm(x)
+    if model.attn_pool is not None:
+        pool = model.attn_pool
+        query = heads(pool.q(pool.latent.expand(len(x), -1, -1)), pool.num_heads)
+        key, _ = (heads(part, pool.num_heads) for part in pool.kv(x[:, prefix:]).chunk(2, dim=-1))
+        return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1).mean((1, 2))
+    paid = torch.stack(probabilities).mean(0)  # (B, T, T)
+    rows = paid[:, :1] if model.global_pool == "token" else paid
+    return rows.mean(1)[:, prefix:]
+
+
+@by_teacher
+def test_attention_is_what_the_classifier_reads(teacher, make_images):
+    images = make_images(teacher)
+    with torch.no_grad():
+        expected = attention_paid(teacher, images)
+    expected = expected / expected.mean(1, keepdim=True)
+    assert expected.std() > 0.01
+    signal = signal_of(teacher, images, 1, "attention")
+    torch.testing.assert_close(signal.saliency.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@by_teacher
+def test_both_is_the_sum(teacher, make_images):
+    images = make_images(teacher)
+    gradient, attention, both = (signal_of(teacher, images, 1, t).saliency for t in ("gradient", "attention", "both"))
+    torch.testing.assert_close(both, gradient + attention)
+
+
+def test_attention_needs_no_backward_pass(make_vit, make_images):
+    model, graph = make_vit(**TEACHERS["class token"]), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: graph.append(torch.is_grad_enabled()))
+    signal_of(model, make_images(model), 1, "attention")
+    assert not any(graph)
+
+
+@by_teacher
+def test_logits_and_features_are_the_dense_teachers(teacher, make_images):
+    images = make_images(teacher)
+    signal = signal_of(teacher, images, 1)
+    dense = attach(teacher, keep=1.0).select(images)
+    torch.testing.assert_close(signal.logits, dense.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(signal.features, dense.features, rtol=0, atol=1e-5)
+
+
+@by_teacher
+def test_saliency_of_an_image_does_not_depend_on_its_batch(teacher, make_images):
+    images = make_images(teacher, count=3)
+    together = signal_of(teacher, images, 1).saliency
+    torch.testing.assert_close(signal_of(teacher, images[1:2], 1).saliency, together[1:2])
+
+
+@by_teacher
+def test_the_teachers_weights_get_no_gradient(teacher, make_images):
+    signal = signal_of(teacher, make_images(teacher), 1)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    for tensor in signal:
+        assert not tensor.requires_grad
+
+
+@by_teacher
+def test_a_frozen_teacher_under_no_grad_gives_the_same_signal(teacher, make_images):
+    images = make_images(teacher)
+    expected = signal_of(teacher, images, 1)
+    teacher.requires_grad_(False)
+    with torch.no_grad():
+        signal = signal_of(teacher, images, 1)
+    for got, wanted in zip(signal, expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_blocks_before_the_gate_build_no_graph(make_vit, make_images):
+    model, building = make_vit(**TEACHERS["class token"]), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: building.append(torch.is_grad_enabled()))
+    signal_of(model, make_images(model), 2)
+    assert building == [False, False, True, True]
+
+
+def test_saliency_survives_gradient_checkpointing(make_vit, make_images):
+    model = make_vit(**TEACHERS["class token"])
+    images = make_images(model)
+    expected = signal_of(model, images, 1).saliency
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(signal_of(model, images, 1).saliency, expected)
+
+
+@by_teacher
+def test_saliency_is_finite_and_ranks_alike_in_bf16(kind, make_vit, make_images):
+    model = make_vit(**TEACHERS[kind])
+    images = make_images(model, count=4)
+    expected = signal_of(model, images, 1).saliency
+    with torch.autocast("cpu", torch.bfloat16):
+        saliency = signal_of(model, images, 1).saliency
+    assert saliency.isfinite().all()
+    assert torch.nn.functional.cosine_similarity(saliency.float(), expected).min() > 0.8
+
+
+# Ranking
+
+
+def scores_to_log_pi(scores):
+    return torch.stack((torch.zeros_like(scores), scores), dim=-1).log_softmax(-1)
+
+
+def outcome(saliency, score_of, counts=(11, 7, 5)):
+    """What predictors that score the tokens present by `score_of` their saliency say and choose, stage by stage."""
+    log_pi, indices = [], []
+    present = torch.arange(saliency.shape[1]).expand_as(saliency)
+    for count in counts:
+        scores = score_of(saliency.gather(1, present), count)
+        log_pi.append(scores_to_log_pi(scores))
+        present = present.gather(1, topk_tokens(scores, count))
+        indices.append(present)
+    return log_pi, indices
+
+
+def sharp(saliency, count):
+    """Certain to keep the `count` most salient, and to drop the others."""
+    threshold = saliency.topk(count, dim=1).values[:, -1:]
+    return torch.where(saliency >= threshold, 20.0, -20.0)
+
+
+@pytest.fixture
+def saliency():
+    return torch.rand(4, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_ranking_loss_is_least_for_predictors_that_know_the_saliency(saliency):
+    """The listwise half is then 0; what is left is the uncertainty that its probabilities admit."""
+    known = ranking_loss(*outcome(saliency, lambda s, _: s.log()), saliency)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        noisy = saliency * torch.rand(saliency.shape, generator=generator)
+        assert known < ranking_loss(*outcome(noisy, lambda s, _: s.log()), saliency)
+
+
+def test_ranking_loss_grows_from_right_to_random_to_reversed(saliency):
+    generator = torch.Generator().manual_seed(1)
+    right = ranking_loss(*outcome(saliency, lambda s, _: s - s.median()), saliency)
+    random = ranking_loss(*outcome(saliency, lambda s, _: torch.rand(s.shape, generator=generator) - 0.5), saliency)
+    wrong = ranking_loss(*outcome(saliency, lambda s, _: s.median() - s), saliency)
+    certainly_wrong = ranking_loss(*outcome(saliency, lambda s, count: -sharp(s, count)), saliency)
+    assert right < random < wrong < certainly_wrong
+
+
+def test_ranking_loss_is_listwise_kl_and_binary_cross_entropy_of_the_tokens_present(saliency):
+    generator = torch.Generator().manual_seed(1)
+    log_pi, indices = outcome(saliency, lambda s, _: torch.randn(s.shape, generator=generator))
+    expected, present = 0.0, [list(range(16)) for _ in range(4)]
+    for stage_log_pi, chosen in zip(log_pi, indices, strict=True):
+        tokens, lists = [], []
+        for image in range(4):
+            values = saliency[image, present[image]].double()
+            share = values / values.sum()
+            logits = (stage_log_pi[image, :, 1] - stage_log_pi[image, :, 0]).double()
+            lists.append(sum(p * (p.log() - q.log()) for p, q in zip(share, logits.softmax(0), strict=True)).item())
+            best = values.topk(chosen.shape[1]).indices.tolist()
+            for row in range(len(present[image])):
+                tokens.append(-stage_log_pi[image, row, 1 if row in best else 0].double().item())
+            present[image] = chosen[image].tolist()
+        expected += (sum(tokens) / len(tokens) + sum(lists) / len(lists)) / len(log_pi)
+    assert ranking_loss(log_pi, indices, saliency).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ranking_loss_does_not_pull_on_the_saliency(saliency):
+    log_pi, indices = outcome(saliency, lambda s, _: s - 0.5)
+    leaf = log_pi[0].detach().requires_grad_()
+    ranking_loss([leaf, *log_pi[1:]], indices, saliency).backward()
+    assert saliency.grad is None
+    assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["class token", "average", "attention pool"])
+def test_predictors_learn_the_teachers_ranking(kind, make_vit, make_images):
+    """A few steps on one batch must bring the predictors from chance to the teacher's choice."""
+    model = make_vit(**TEACHERS[kind]).requires_grad_(False)
+    torch.manual_seed(0)
+    sparse = attach(model, keep=0.6, stages=[1, 2])
+    images = make_images(model, count=4)
+    saliency = signal_of(model, images, 1).saliency
+    best = topk_tokens(saliency, 9)
+    optimizer = torch.optim.AdamW(sparse.predictors.parameters(), lr=3e-3)
+
+    def step():
+        selection = sparse.select(images)
+        loss = ranking_loss(selection.log_pi, selection.indices, saliency)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        share = gather_tokens(torch.zeros(4, 16, 1).scatter_(1, best[..., None], 1.0), selection.indices[0]).mean()
+        return loss.item(), share.item()
+
+    history = [step() for _ in range(80)]
+    assert history[-1][0] < 0.7 * history[0][0], "what is left is the uncertainty of probabilities as even as these"
+    assert history[0][1] < 0.8
+    assert history[-1][1] > 0.9

@@ -1,0 +1,1 @@
+"""Our files: the weights of a sparse model, and the metadata that rebuilds it."""

@@ -1,0 +1,234 @@
+"""`vitprune bench`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitprune.cli import completion
+from vitprune.cli.bench_table import check_csv, print_rows, write_csv
+from vitprune.cli.checks import enforce
+from vitprune.cli.commands.bench_models import Subject, Wishes, subjects
+from vitprune.cli.options import (
+    Align,
+    AsJson,
+    DataDir,
+    Device,
+    Dropped,
+    ImgSize,
+    Precision,
+    PrecisionName,
+    Schedule,
+    Stages,
+    TargetLatency,
+    TargetSpeedup,
+    Workers,
+    data_options,
+    parse_numbers,
+    parse_ratios,
+)
+from vitprune.cli.output import print_json, print_line
+from vitprune.cli.plan_options import Measuring, parse_sparsity
+from vitprune.cli.progress import RunProgress
+from vitprune.cli.verbose import explain_environment, explain_settings
+from vitprune.common import distributed
+
+if TYPE_CHECKING:
+    import torch
+
+    from vitprune.measure import PictureSource
+
+_DEFAULT_MODEL = "deit_small_patch16_224"
+_DEFAULT_KEEPS = "0.9,0.8,0.7"
+_CPU_SIZES, _CUDA_SIZES = [1, 8, 32], [1, 8, 32, 128, 256]
+
+
+class AttentionName(str, Enum):
+    """Choices of --attention."""
+
+    FUSED = "fused"
+    UNFUSED = "unfused"
+    AUTO = "auto"
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            autocompletion=completion.model,
+            help="timm names (compared dense and at --keep), files that vitprune wrote (compared with their dense "
+            "backbone), exported files (compared with the first of the others, or with a dense one among them).",
+            show_default="DeiT-S at keep 1.0, .9, .8, .7",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIOS", help="Keep ratios for timm names.", show_default=f"0.7; {_DEFAULT_KEEPS} without MODEL"
+        ),
+    ] = None,
+    stages: Stages = None,
+    schedule: Schedule = None,
+    dropped: Dropped = None,
+    align: Align = None,
+    target_speedup: TargetSpeedup = None,
+    target_latency_ms: TargetLatency = None,
+    img_size: ImgSize = None,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.AUTO,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size", "-b", metavar="SIZES", help="Pictures per pass.", show_default="1,8,32; CUDA: +128,256"
+        ),
+    ] = None,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="MODES",
+            autocompletion=completion.several("eager", "compile", "cudagraphs"),
+            help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile.",
+        ),
+    ] = "eager",
+    attention: Annotated[
+        AttentionName, typer.Option(help="timm's kernel for all rows; auto: with which the dense model is faster.")
+    ] = AttentionName.FUSED,
+    floor: Annotated[
+        bool, typer.Option("--floor/--no-floor", help="Show what taking the tokens for free would bring.")
+    ] = True,
+    seconds: Annotated[
+        float, typer.Option(min=0, metavar="S", help="How long each row is timed; a single pass may take longer.")
+    ] = 2.0,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            autocompletion=completion.data,
+            help="Time also with these pictures read, decoded and moved.",
+            show_default=False,
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    workers: Workers = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Write the rows there too; replaced if it exists."),
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="Exit with 3 if a sparse row is less than this times as fast as dense.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Throughput and latency, dense and sparse in turns in one run, MACs beside what the clock says.
+
+    Weights do not matter for speed: timm names are measured with random ones, so nothing is downloaded. The floor of a
+    row is its backbone with the same token counts and tokens taken for free: what no way of choosing them can beat.
+
+    Examples:
+
+      vitprune bench
+
+      vitprune bench deit_base --keep 0.7 --batch-size 1,32,256 --device cuda --mode eager,compile,cudagraphs
+
+      vitprune bench deit_small --target-speedup 1.5 --batch-size 8
+
+      vitprune bench runs/deit_small_patch16_224-keep0.7/model.safetensors
+
+      vitprune bench dense.onnx model.onnx model-int8.onnx
+    """
+    distributed.refuse_several("bench")
+    sizes = parse_numbers(batch_size, "--batch-size")
+    if csv is not None:
+        check_csv(csv)
+
+    from vitprune.common.devices import pick_device, pick_precision
+    from vitprune.export import runs_on
+    from vitprune.measure import check_mode, describe_environment, side_by_side
+    from vitprune.training import load_recipe
+
+    for spec in models or []:
+        device = runs_on(spec, device, precision.value)
+    where = pick_device(device)
+    modes = [check_mode(name.strip(), where) for name in dict.fromkeys(mode.split(","))]
+    number_format = pick_precision(precision.value, where, training=False)
+    sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
+    measuring = Measuring(device, precision, max(sizes), target_speedup, target_latency_ms)
+    targeted = target_speedup is not None or target_latency_ms is not None
+    keeps = parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
+    plans = [
+        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align, measuring)
+        for each in ([None] if targeted and keep is None else keeps)
+    ]
+    refused = (keep, stages, schedule, dropped, align, target_speedup, target_latency_ms)
+    wishes = Wishes(plans, img_size, refused, floor, align, measuring)
+    contests = subjects(models or [_DEFAULT_MODEL], wishes, modes)
+    sources = [_pictures(subject, data, data_dir, workers, seconds, sizes) for subject in contests]
+    settings = {"device": where, "precision": number_format, "batch sizes": sizes, "seconds per row": seconds}
+    explain_settings("settings", settings | {"modes": modes, "attention": attention.value})
+    explain_environment()
+    rows: list[dict[str, Any]] = []
+    with RunProgress() as progress:
+        for subject, source in zip(contests, sources, strict=True):
+            progress.begin(f"timing {subject.name}", len(modes) * len(sizes) * len(subject.contestants))
+            rows += side_by_side(
+                subject.name,
+                subject.contestants,
+                subject.input_size,
+                sizes,
+                modes,
+                device=where,
+                precision=number_format,
+                min_seconds=seconds,
+                attention=attention.value,
+                baseline=subject.baseline,
+                pictures=source,
+                on_row=lambda _: progress.advance(1),
+            )
+    usable = [row for row in rows if row["kind"] != "floor"]
+    environment = describe_environment()
+    if csv is not None:
+        write_csv(csv, rows, {"device": str(where), "precision": number_format})
+    if as_json:
+        floors = [row for row in rows if row["kind"] == "floor"]  # apart, or somebody takes one for a model
+        about = {"device": str(where), "precision": number_format, "data": data}
+        print_json({"rows": usable, "floors": floors, **about, "environment": environment})
+    else:
+        device_name = _device_name(where, environment)
+        print_rows(rows, f"{device_name}, {number_format}, {environment['num_threads']} CPU threads")
+        for each in contests:
+            if each.contestants[each.baseline].kind != "dense":
+                print_line(f"compared with '{each.baseline}', the first file: none of them is dense")
+    speedups = [row["speedup"] for row in usable if row["kind"] == "sparse"]
+    enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
+
+
+def _pictures(
+    subject: Subject,
+    data: str | None,
+    data_dir: Path | None,
+    workers: int | None,
+    seconds: float,
+    sizes: list[int],
+) -> PictureSource | None:
+    """What --data asks for."""
+    if data is None:
+        return None
+    from vitprune.data import eval_transform, open_data
+    from vitprune.measure import PictureSource, check_source
+    from vitprune.training import Recipe
+
+    pictures = open_data(data, None, data_options(data_dir, None, None, False, None), labels=False).val
+    pictures.transform = eval_transform(subject.like)
+    source = PictureSource(pictures, Recipe(num_workers=workers).workers(), seconds)
+    check_source(source, sizes)
+    return source
+
+
+def _device_name(device: torch.device, environment: dict[str, Any]) -> str:
+    if device.type == "cuda":
+        return f"{environment['gpus'][device.index or 0]['name']} ({device})"
+    return f"{environment['cpu']} ({device})" if device.type == "cpu" else str(device)

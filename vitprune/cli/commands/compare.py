@@ -1,0 +1,233 @@
+"""`vitprune compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitprune.cli import completion
+from vitprune.cli.options import (
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    Columns,
+    DataDir,
+    Device,
+    Dropped,
+    ImgSize,
+    Keep,
+    Limit,
+    Model,
+    Precision,
+    PrecisionName,
+    Ratios,
+    RecipeName,
+    Schedule,
+    Seed,
+    Splits,
+    Stages,
+    Streaming,
+    TargetGmacs,
+    Workers,
+    data_options,
+)
+from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
+from vitprune.cli.plan_options import parse_sparsity, refuse_plan, resolve_sparsity
+from vitprune.cli.progress import RunProgress
+from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
+from vitprune.common import distributed
+
+if TYPE_CHECKING:
+    from vitprune.jobs.compare import CompareSettings, Subject
+    from vitprune.loading.load import Loaded
+    from vitprune.model import Sparsity
+    from vitprune.training import Recipe
+
+_DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ours"
+
+
+def compare(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            autocompletion=completion.data,
+            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (with train/ to "
+            "train on), or demo.",
+            show_default="imagenet; demo for the demo model",
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            autocompletion=completion.several(*_DEFAULT_METHODS.split(",")),
+            help="Which, of all these. 'paper', and 'ours' of a timm name, are trained.",
+        ),
+    ] = _DEFAULT_METHODS,
+    keep: Keep = None,
+    stages: Stages = None,
+    schedule: Schedule = None,
+    ratios: Ratios = None,
+    dropped: Dropped = None,
+    target_gmacs: TargetGmacs = None,
+    recipe: RecipeName = "short",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the paper's recipe.", show_default="as many as ours")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    data_dir: DataDir = None,
+    img_size: ImgSize = None,
+    limit: Limit = None,
+    splits: Splits = None,
+    columns: Columns = None,
+    streaming: Streaming = False,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.FP32,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    seed: Seed = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Train without labels.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The same budget by other means: all methods at the MACs of ours, on the same pictures, in one run.
+
+    MODEL is a file that vitprune wrote (its dense model comes from the Hub, or from --checkpoint), or a timm name:
+    then ours is trained here too.
+
+    Examples:
+
+      vitprune compare runs/deit_small_patch16_224-keep0.7/model.safetensors imagenet
+
+      vitprune compare deit_small path/to/imagenet --keep 0.5 --methods tome,tome-late,ours
+    """
+    distributed.refuse_several("compare")
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+
+    with waiting("loading PyTorch"):
+        from vitprune.common.devices import pick_device, pick_precision
+        from vitprune.data import ModelClasses, open_data
+        from vitprune.jobs.compare import TRAINED, CompareSettings
+        from vitprune.jobs.compare import compare as run
+        from vitprune.measure import describe_environment
+        from vitprune.training import load_recipe
+
+    given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
+    settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
+    where = pick_device(device)
+    number_format = pick_precision(precision.value, where, training=False)
+    plan = CompareSettings(names, where, number_format, batch_size, steps)
+    asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
+    refuse = partial(refuse_plan, model, keep, stages, schedule, ratios, dropped, target_gmacs)
+    with waiting(f"loading {model}"):
+        loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs, refuse)
+    trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
+    classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
+    options = data_options(data_dir, splits, columns, streaming, limit)
+    spec = data or ("demo" if loaded.name == "demo" else "imagenet")
+    with waiting(f"opening {spec}"):
+        pictures = open_data(spec, classes, options, training=trains)
+    if pictures.note:
+        talk(pictures.note)
+    _explain(loaded, subject, plan, settings if trains else None)
+    with RunProgress() as progress:
+        result = run(subject, pictures, settings, plan, progress)
+    result = {
+        "model": loaded.name,
+        "data": pictures.name,
+        "num_images": result["rows"][0]["num_images"],
+        "num_unreadable": pictures.faults.count,
+        **result,
+        "precision": number_format,
+        "device": str(where),
+        "environment": describe_environment(),
+    }
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _subject(
+    model: str,
+    checkpoint: Path | None,
+    img_size: tuple[int, int] | None,
+    asked: Sparsity,
+    target_gmacs: float | None,
+    refuse: Callable[[], None],
+) -> tuple[Loaded, Subject]:
+    """What MODEL names; its dense model and, of a file or a repository of ours, the sparse one.
+
+    Args:
+        model: as given.
+        checkpoint: of a sparse model, the dense one's weights.
+        img_size: as given.
+        asked: the plan for a dense model.
+        target_gmacs: see `resolve_sparsity`.
+        refuse: refuses a plan, for a sparse model has its own.
+    """
+    from vitprune.jobs.compare import Subject
+    from vitprune.loading.load import load_dense, load_model, sparse_file
+
+    path = sparse_file(model)
+    if path is None and not model.startswith("hf-hub:"):
+        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
+    else:
+        loaded = load_model(model if path is None else str(path), img_size=img_size)
+    if loaded.sparse is None:
+        return loaded, Subject(loaded.model, resolve_sparsity(loaded.model, asked, target_gmacs))
+    refuse()
+    assert loaded.metadata is not None
+    trained = loaded.metadata.training or {}
+    dense = load_dense(loaded, checkpoint)
+    return loaded, Subject(dense.model, ours=loaded.sparse, steps=trained.get("steps_done", 0))
+
+
+def _explain(loaded: Loaded, subject: Subject, plan: CompareSettings, recipe: Recipe | None) -> None:
+    """For --verbose; `recipe` is None where nothing is trained."""
+    from vitprune.backbones import wrap
+
+    explain_model(loaded)
+    ours = subject.ours
+    schedule = subject.sparsity.plan(wrap(subject.dense)) if ours is None else ours.schedule
+    explain_plan(schedule, subject.sparsity.dropped if ours is None else ours.dropped)
+    explain_settings("settings", {"device": plan.device, "precision": plan.precision, "batch size": plan.batch_size})
+    if recipe is not None:
+        explain_settings("recipe", recipe.model_dump(mode="json"))
+    explain_environment()
+
+
+def _print(result: dict[str, Any]) -> None:
+    columns = ["", "top-1", "change", "95 %", "KL", "GMACs", "img/s", "speed"]
+    print_table(
+        f"{result['model']} at {result['budget_gmacs']:.3f} GMACs", columns, [_cells(row) for row in result["rows"]]
+    )
+    for row in result["rows"]:
+        trained = f"; {row['train_steps']} steps in {row['train_s'] / 60:.1f} min" if row["train_s"] else ""
+        note = f" ({row['note']}{trained})" if row["note"] else ""
+        print_line(f"{row['method']}: {row['what']}{note}")
+    print_line(
+        f"{result['num_images']} pictures, the same for all; {result['device']}, {result['precision']}; "
+        f"batch {result['rows'][0]['batch_size']}"
+    )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if not row["available"]:
+        return [row["method"], *["-"] * 7]
+    against = row["delta_points"] is not None and row["method"] != "dense"
+    return [
+        row["method"],
+        number(row["top1_pct"]),
+        signed(row["delta_points"]) if against else "",
+        "{:+.2f} to {:+.2f}".format(*row["delta_points_ci95"]) if against else "",
+        number(row["kl"], 3) if row["kl"] is not None else "",
+        number(row["gmacs"], 3),
+        number(row["images_per_s"], 1),
+        f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
+    ]

@@ -1,0 +1,83 @@
+"""`vitprune convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitprune.cli.options import AsJson, AuthorsKeep, AuthorsStages, parse_numbers
+from vitprune.cli.output import number, print_json, print_line
+from vitprune.errors import UsageError
+
+
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="A .pth file of DynamicViT's authors.", show_default=False)
+    ],
+    keep: AuthorsKeep = None,
+    stages: AuthorsStages = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="What to write; config.json goes beside it.",
+            show_default="runs/<model>-keep<ratio>/model.safetensors",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an --output that exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A checkpoint that DynamicViT's authors published, DeiT or LV-ViT, as a model.safetensors for all other commands.
+
+    The architecture is read off the shapes of its tensors. Nothing in it is run as code.
+
+    Examples:
+
+      vitprune convert dynamicvit_deit_s.pth --keep 0.7 -o model.safetensors
+
+      vitprune convert dynamicvit_lvvit_m.pth --keep 0.8 --stages 5,10,15
+    """
+    blocks = parse_numbers(stages, "--stages")
+
+    from vitprune.backbones import input_size
+    from vitprune.checkpoint.sparse_file import save
+    from vitprune.common.files import check_file_is_new, choose_run_folder, create_run_folder
+    from vitprune.loading.dynamicvit import load_authors
+    from vitprune.measure import count_macs, count_params
+
+    if output is not None:
+        check_file_is_new(output, overwrite=overwrite)
+    if keep == 1:
+        raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
+    sparse, metadata = load_authors(checkpoint, keep, blocks)
+    if output is None:
+        folder = choose_run_folder(None, f"{metadata.model}-keep{metadata.keep:g}", overwrite=overwrite)
+        output = folder / "model.safetensors"
+    num_params = count_params(sparse)
+    create_run_folder(output.parent, needed_bytes=4 * num_params)
+    save(sparse, output, metadata)
+    result: dict[str, Any] = {
+        "model": metadata.model,
+        "keep": metadata.keep,
+        "dropped": metadata.dropped,
+        "num_patches": metadata.num_patches,
+        "num_classes": sparse.num_classes,
+        "stages": [stage.model_dump() for stage in metadata.stages],
+        "gmacs": count_macs(sparse, input_size(sparse.model)) / 1e9,
+        "params_m": num_params / 1e6,
+        "origin": metadata.origin,
+        "output": str(output),
+    }
+    if as_json:
+        print_json(result)
+        return
+    places = ", ".join(f"{stage.num_tokens} before block {stage.block}" for stage in metadata.stages)
+    print_line(
+        f"{metadata.model}, {metadata.label}: {number(result['params_m'], 3)} M parameters, "
+        f"{number(result['gmacs'], 3)} GMACs; of {metadata.num_patches} patch tokens are left: {places}"
+    )
+    print_line(f"written to {output}")

@@ -1,0 +1,158 @@
+"""`vitprune eval`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vitprune.cli import completion
+from vitprune.cli.checks import enforce
+from vitprune.cli.options import (
+    AsJson,
+    AuthorsKeep,
+    AuthorsStages,
+    BatchSize,
+    Checkpoint,
+    Columns,
+    DataDir,
+    Device,
+    ImgSize,
+    Limit,
+    Model,
+    Precision,
+    PrecisionName,
+    Splits,
+    Streaming,
+    Workers,
+    data_options,
+    parse_numbers,
+)
+from vitprune.cli.output import number, print_json, print_line, print_table, talk, waiting
+from vitprune.cli.progress import RunProgress
+from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
+from vitprune.common import distributed
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DATA]",
+            autocompletion=completion.data,
+            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder of class "
+            "folders (or with val/), or demo.",
+            show_default="imagenet; demo for the demo model",
+        ),
+    ] = None,
+    keep: AuthorsKeep = None,
+    stages: AuthorsStages = None,
+    checkpoint: Checkpoint = None,
+    data_dir: DataDir = None,
+    img_size: ImgSize = None,
+    limit: Limit = None,
+    splits: Splits = None,
+    columns: Columns = None,
+    streaming: Streaming = False,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.AUTO,
+    batch_size: BatchSize = 64,
+    workers: Workers = None,
+    min_top1: Annotated[float | None, typer.Option(help="Exit with 3 if top-1 is lower, in percent.")] = None,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and say how many.")
+    ] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of every class.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
+
+    MODEL may also be a checkpoint that DynamicViT's authors published, with --keep, or a file that vitprune export
+    wrote, which runs on the CPU. A .pt2 file is a program: open only those that you trust.
+
+    Examples:
+
+      vitprune eval runs/deit_small_patch16_224-keep0.7/model.safetensors imagenet
+
+      vitprune eval deit_small path/to/imagenet --checkpoint my.safetensors
+
+      vitprune eval dynamicvit_lvvit_s.pth imagenet --keep 0.7
+
+      vitprune eval model.onnx path/to/imagenet
+    """
+    blocks = parse_numbers(stages, "--stages")
+
+    with waiting("loading PyTorch"):
+        from vitprune.common.devices import pick_device, pick_precision
+        from vitprune.data import Faults, ModelClasses, count_pictures, eval_transform, open_data
+        from vitprune.evaluation import class_accuracy, predict_together
+        from vitprune.export import Program, runs_on
+        from vitprune.loading.load import load_model
+        from vitprune.training import Recipe
+
+    where = pick_device(runs_on(model, device, precision.value))
+    distributed.start(where)
+    number_format = pick_precision(precision.value, where, training=False)
+    with waiting(f"loading {model}"):
+        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks, exported=True)
+    subject = loaded.sparse or loaded.model
+    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    options = data_options(data_dir, splits, columns, streaming, limit)
+    spec = data or ("demo" if loaded.name == "demo" else "imagenet")
+    with waiting(f"opening {spec}"):
+        pictures = open_data(spec, classes, options)
+    val = pictures.val
+    val.transform = eval_transform(loaded.model)
+    if pictures.note:
+        talk(pictures.note)
+    workers = Recipe(num_workers=workers).workers()
+    explain_model(loaded)
+    if loaded.sparse is not None:
+        explain_plan(loaded.sparse.schedule, loaded.sparse.dropped)
+    settings = {"device": where, "precision": number_format, "batch size": batch_size, "workers": workers}
+    explain_settings("settings", settings)
+    explain_environment()
+    with RunProgress() as progress:
+        progress.begin(f"evaluating {loaded.name}", count_pictures(val))
+        models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)
+        given = (models, val, batch_size, workers, where, number_format, progress.advance)
+        predictions = predict_together(*given, faults=faults)["model"]
+    names = val.class_names | dict(enumerate(loaded.class_names or ()))
+    by_class = class_accuracy(predictions)
+    result = {
+        "model": loaded.name,
+        "keep": loaded.metadata.keep if loaded.metadata else 1.0,
+        "data": pictures.name,
+        **predictions.summary(),
+        "num_unreadable": faults.count,
+        "unreadable": faults.names,
+        "note": pictures.note,
+        "precision": subject.precision if isinstance(subject, Program) else number_format,
+        "device": str(where),
+        "classes": [
+            {
+                "index": row.index,
+                "name": names.get(row.index),
+                "num_images": row.num_images,
+                "top1_pct": row.top1_pct[0],
+            }
+            for row in by_class
+        ],
+    }
+    if as_json:
+        print_json(result)
+    else:
+        if per_class:
+            rows = [
+                [names.get(row.index, str(row.index)), str(row.num_images), number(row.top1_pct[0])] for row in by_class
+            ]
+            print_table("by class", ["class", "pictures", "top-1 (%)"], rows)
+        label = loaded.metadata.label if loaded.metadata else "dense"
+        print_line(
+            f"{loaded.name}, {label}: top-1 {predictions.top1_pct:.2f} %, "
+            f"top-5 {predictions.top5_pct:.2f} % on {predictions.num_images} pictures"
+        )
+        if faults.count:
+            print_line(f"{faults.count} unreadable picture(s) were left out: {', '.join(faults.names[:3])}")
+    enforce([("--min-top1", predictions.top1_pct, min_top1)])

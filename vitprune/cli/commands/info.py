@@ -1,0 +1,125 @@
+"""`vitprune info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitprune.cli.options import (
+    Align,
+    AsJson,
+    Device,
+    Dropped,
+    ImgSize,
+    Keep,
+    Model,
+    Precision,
+    PrecisionName,
+    Ratios,
+    RecipeName,
+    Schedule,
+    Stages,
+    TargetBatchSize,
+    TargetGmacs,
+    parse_align,
+)
+from vitprune.cli.output import number, print_json, print_line, print_table, waiting
+from vitprune.cli.plan_options import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
+
+
+def info(
+    model: Model,
+    keep: Keep = None,
+    stages: Stages = None,
+    schedule: Schedule = None,
+    ratios: Ratios = None,
+    dropped: Dropped = None,
+    target_gmacs: TargetGmacs = None,
+    align: Align = None,
+    target_batch_size: TargetBatchSize = None,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.FP32,
+    recipe: RecipeName = "short",
+    img_size: ImgSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """The plan before acting: tokens per stage, MACs and parameters. Needs no weights and no network.
+
+    Nothing runs, unless --align auto asks for a measurement, on --device and in --precision.
+
+    Examples:
+
+      vitprune info deit_small --keep 0.7
+
+      vitprune info runs/deit_small_patch16_224-keep0.7/model.safetensors
+    """
+    with waiting("loading PyTorch"):
+        from vitprune.backbones import input_size
+        from vitprune.loading.load import load_model
+        from vitprune.measure import count_macs, count_params
+        from vitprune.model import attach, attach_as
+        from vitprune.training import load_recipe
+    asked = parse_sparsity(load_recipe(recipe), keep, stages, schedule, ratios, dropped, target_gmacs, align)
+    loaded = load_model(model, weights="none" if parse_align(align) else "random", img_size=img_size)
+    dense = attach(loaded.model, keep=1.0)
+    if loaded.sparse:
+        refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs, align)
+    measuring = Measuring(device, precision, target_batch_size)
+    plan = asked if loaded.sparse else resolve_sparsity(loaded.model, asked, target_gmacs, align, measuring)
+    sparse = loaded.sparse or attach_as(loaded.model, plan)
+    size = input_size(loaded.model)
+    staged = sparse.schedule
+    macs = {"dense": count_macs(dense, size), "sparse": count_macs(sparse, size)}
+    result: dict[str, Any] = {
+        "model": loaded.name,
+        "keep": loaded.metadata.keep if loaded.metadata else None if plan.ratios else plan.keep,
+        "dropped": sparse.dropped,
+        "align": staged.align,
+        "input_size": list(size),
+        "depth": staged.depth,
+        "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
+        "num_patches": staged.num_patches,
+        "num_classes": sparse.num_classes,
+        "stages": [{"block": s.block, "ratio": s.ratio, "num_tokens": s.num_tokens} for s in staged.stages],
+        "dense": {"gmacs": macs["dense"] / 1e9, "params_m": count_params(dense) / 1e6},
+        "sparse": {"gmacs": macs["sparse"] / 1e9, "params_m": count_params(sparse) / 1e6},
+        "delta": {"gmacs_pct": 100 * (macs["sparse"] / macs["dense"] - 1)},
+    }
+    if loaded.metadata is not None:
+        result |= {"accuracy": loaded.metadata.accuracy, "origin": loaded.metadata.origin}
+    if as_json:
+        print_json(result)
+        return
+    _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    size = "x".join(map(str, result["input_size"]))
+    print_line(f"{result['model']}: {size}, {result['depth']} blocks, {result['num_classes']} classes")
+    everything, previous = result["num_patches"], 0
+    rows = []
+    marks = [*result["stages"], None]
+    tokens = everything
+    for stage in marks:
+        end = result["depth"] if stage is None else stage["block"]
+        rows.append([f"{previous}-{end - 1}", str(tokens), number(100 * tokens / everything, 1)])
+        if stage is not None:
+            previous, tokens = end, stage["num_tokens"]
+    print_table(
+        f"patch tokens, beside {result['num_prefix_tokens']} prefix token(s)", ["blocks", "tokens", "% of all"], rows
+    )
+    dense, sparse = result["dense"], result["sparse"]
+    print_table(
+        "cost of one image",
+        ["", "dense", "sparse"],
+        [
+            ["GMACs", number(dense["gmacs"], 3), number(sparse["gmacs"], 3)],
+            ["parameters (M)", number(dense["params_m"], 3), number(sparse["params_m"], 3)],
+        ],
+    )
+    print_line(f"{result['delta']['gmacs_pct']:+.1f} % multiply-accumulates (attention and predictors counted)")
+    accuracy = result.get("accuracy")
+    if accuracy and accuracy["sparse"]["top1_pct"] is not None:
+        print_line(
+            f"measured top-1: {accuracy['sparse']['top1_pct']:.2f} %, dense {accuracy['dense']['top1_pct']:.2f} %, "
+            f"on {accuracy['sparse']['num_images']} pictures of {accuracy['data']['name']}"
+        )

@@ -1,0 +1,95 @@
+"""`vitprune models`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitprune.cli.options import AsJson, Dropped, Keep, Ratios, Schedule, Stages
+from vitprune.cli.output import number, print_json, print_line, print_table, waiting
+from vitprune.cli.plan_options import parse_sparsity
+from vitprune.cli.progress import RunProgress
+
+if TYPE_CHECKING:
+    from vitprune.loading.supported import Entry
+
+
+def models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PATTERN]",
+            help="A part of the name, or with wildcards: 'deit*'. Without it all are built, which takes minutes.",
+            show_default="all",
+        ),
+    ] = None,
+    keep: Keep = None,
+    stages: Stages = None,
+    schedule: Schedule = None,
+    ratios: Ratios = None,
+    dropped: Dropped = None,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Those whose tokens cannot be dropped, with the reason.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What is supported: timm's architectures, their tokens and their cost, dense and sparse. Needs no weights.
+
+    Examples:
+
+      vitprune models deit
+
+      vitprune models 'vit_*dinov3*' --keep 0.5
+
+      vitprune models swin --refused
+    """
+    with waiting("loading PyTorch"):
+        from vitprune.loading.supported import look_up, match_names
+        from vitprune.training import load_recipe
+    asked = parse_sparsity(load_recipe("short"), keep, stages, schedule, ratios, dropped, None)
+    names = match_names(pattern)
+    entries: list[Entry] = []
+    with RunProgress() as progress:
+        progress.begin("building models", len(names))
+        for entry in look_up(names, asked):
+            entries.append(entry)
+            progress.advance(1)
+    supported = [entry for entry in entries if entry.reason is None]
+    others = [entry for entry in entries if entry.reason is not None]
+    if as_json:
+        print_json(
+            {
+                "plan": asked.label,
+                "num_supported": len(supported),
+                "num_refused": len(others),
+                "models": [asdict(entry) for entry in (others if refused else supported)],
+            }
+        )
+        return
+    shown = others if refused else supported
+    by_family = {family: [e for e in shown if e.family == family] for family in sorted({e.family for e in shown})}
+    for family, members in by_family.items():
+        if refused:
+            print_line(f"{family}: {members[0].reason}\n  " + " ".join(entry.name for entry in members))
+        else:
+            _print(family, members, asked.label)
+    counts = ", ".join(f"{family} {len(members)}" for family, members in by_family.items())
+    print_line(f"{len(supported)} of {len(entries)} architectures can be sparsified")
+    if counts:
+        print_line(f"{'refused' if refused else 'shown'}: {counts}")
+
+
+def _print(family: str, entries: list[Entry], plan: str) -> None:
+    rows = [
+        [
+            entry.name,
+            f"{entry.num_prefix_tokens}+{entry.num_patches}",
+            number(entry.params_m, 1),
+            number(entry.gmacs, 2),
+            number(entry.gmacs_sparse, 2),
+        ]
+        for entry in entries
+    ]
+    print_table(family, ["name", "tokens", "params (M)", "GMACs", plan], rows)

@@ -1,0 +1,98 @@
+"""`vitprune push`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitprune.cli.options import AsJson
+from vitprune.cli.output import print_json, print_line, talk
+from vitprune.common import distributed
+from vitprune.errors import HubError, UsageError
+
+if TYPE_CHECKING:
+    from vitprune.jobs.push import Target, Upload
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that sparsify wrote.", show_default=False)],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hub.", show_default=False)
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a repository that nobody else can see.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before uploading.")] = False,
+    message: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Message of the commit.", show_default="the model's name")
+    ] = None,
+    no_pictures: Annotated[
+        bool, typer.Option("--no-pictures", help="Draw report.html without the pictures of the data set.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a complete run to the Hugging Face Hub, after asking: model, model card, report.
+
+    model.safetensors, config.json, README.md, report.html and report.json go there in one commit, without any path of
+    this machine. Afterwards hf-hub:OWNER/NAME is a MODEL for every command, and for timm.create_model the dense
+    backbone by itself, in timm_backbone.safetensors, which is no faster than before.
+
+    Examples:
+
+      vitprune push runs/deit_small_patch16_224-keep0.7 me/deit_small-keep0.7 --private
+
+      vitprune push runs/deit_small_patch16_224-keep0.7 me/deit_small-keep0.7 --no-pictures --yes
+    """
+    distributed.refuse_several("push")
+
+    from vitprune.jobs.push import look_up, prepare, upload
+
+    prepared = prepare(run, repository, pictures=not no_pictures, message=message)
+    if not yes and not (sys.stdin is not None and sys.stdin.isatty()):
+        raise UsageError("push asks before it uploads, and there is no terminal to answer on", "add --yes")
+    target = look_up(repository, private=private)
+    _show(prepared, target, no_pictures)
+    if not yes and not typer.confirm("Upload?", default=False, err=True):
+        raise HubError("nothing was uploaded: the answer was no")
+    commit = upload(prepared, target)
+    if as_json:
+        print_json(
+            {
+                "repository": repository,
+                "url": target.url,
+                "commit_url": commit,
+                "private": target.private,
+                "created": not target.exists,
+                "files": [{"name": name, "size_bytes": size} for name, size in prepared.sizes().items()],
+                "num_pictures": prepared.num_pictures,
+                "message": prepared.message,
+            }
+        )
+        return
+    print_line(f"uploaded to {target.url}")
+    print_line(f"try it: vitprune eval hf-hub:{repository} DATA")
+
+
+def _show(prepared: Upload, target: Target, no_pictures: bool) -> None:
+    """What goes where, before the question."""
+    who = "private" if target.private else "PUBLIC: everybody can see it"
+    talk(f"to {target.url} ({'exists' if target.exists else 'new'}, {who}), as {target.user}, in one commit:")
+    for name, size in prepared.sizes().items():
+        replaced = ", replaces the one there" if name in target.there else ""
+        talk(f"  {name}: {_size(size)}{replaced}")
+    if prepared.for_timm:
+        talk(f"timm_backbone.safetensors is the dense backbone, for timm.create_model('hf-hub:{prepared.repository}').")
+    else:
+        talk("timm cannot build this architecture by itself, so there is no file for timm.create_model.")
+    if prepared.own_card:
+        talk("README.md is your own text and goes as it is.")
+    if prepared.num_pictures:
+        count = f"{prepared.num_pictures} picture{'s' * (prepared.num_pictures > 1)}"
+        talk(f"report.html shows {count} of your data set; --no-pictures leaves them out.")
+    elif no_pictures and "report.html" in target.there:
+        talk("The report.html that is there stays in the history of the repository, with its pictures if it has any.")
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.2f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"

@@ -1,0 +1,64 @@
+"""`vitprune report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitprune.cli.options import AsJson
+from vitprune.cli.output import print_json, print_line, talk
+from vitprune.cli.tables import kept_card
+from vitprune.errors import OutputError
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that sparsify wrote.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Page to write.", show_default="RUN/report.html"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an --output that exists.")] = False,
+    no_pictures: Annotated[
+        bool, typer.Option("--no-pictures", help="Leave out the pictures of the data set, to show the page to others.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a run's report.html again, from report.json, log.jsonl and keepmaps.json beside it.
+
+    One file that needs nothing from elsewhere: open it in a browser, print it, send it. Without --output the model
+    card, README.md, is also written again, unless you changed it or wrote your own.
+
+    Examples:
+
+      vitprune report runs/deit_small_patch16_224-keep0.7
+
+      vitprune report runs/deit_small_patch16_224-keep0.7 --no-pictures -o page.html
+    """
+    from vitprune.checkpoint.sparse_file import read_metadata
+    from vitprune.report.card import write_card
+    from vitprune.report.page import write_page
+    from vitprune.report.runs import CARD, PAGE, WEIGHTS, read_run
+
+    if output is not None and (output.is_dir() or (output.exists() and not overwrite)):
+        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite")
+    found = read_run(run)
+    path = output or run / PAGE
+    write_page(path, found, pictures=not no_pictures)
+    shown = 0 if no_pictures or found.keep_maps is None else len(found.keep_maps.pictures)
+    size = path.stat().st_size
+    card: Path | None = None
+    if output is None and not (run / WEIGHTS).is_file():
+        talk(f"{CARD} was not written: it tells what is in {WEIGHTS}, which is not in '{run}'")
+    elif output is None and write_card(run, found, read_metadata(run / WEIGHTS)):
+        card = run / CARD
+    elif output is None:
+        talk(kept_card(run))
+    if as_json:
+        written = None if card is None else str(card)
+        print_json({"output": str(path), "size_bytes": size, "num_pictures": shown, "card": written})
+        return
+    print_line(f"written to {path}: {size / 2**20:.2f} MiB, {shown} pictures")
+    if card is not None:
+        print_line(f"written to {card}: the model card")

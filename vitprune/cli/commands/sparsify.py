@@ -1,0 +1,298 @@
+"""`vitprune sparsify`: the main job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitprune.cli.checks import enforce
+from vitprune.cli.options import (
+    Align,
+    AsJson,
+    Checkpoint,
+    Columns,
+    DataDir,
+    Device,
+    Dropped,
+    ImgSize,
+    Keep,
+    Limit,
+    Model,
+    Precision,
+    PrecisionName,
+    Ratios,
+    RecipeName,
+    Schedule,
+    Seed,
+    Splits,
+    Stages,
+    Streaming,
+    TargetBatchSize,
+    TargetGmacs,
+    TargetLatency,
+    TargetSpeedup,
+    Workers,
+    data_options,
+)
+from vitprune.cli.output import print_json, talk, waiting
+from vitprune.cli.plan_options import Measuring, meet_target, parse_sparsity, resolve_sparsity
+from vitprune.cli.progress import RunProgress
+from vitprune.cli.settings import batch_settings, chosen_recipe
+from vitprune.cli.tables import kept_card, print_summary
+from vitprune.cli.training_options import (
+    PANEL,
+    BenchSeconds,
+    CheckpointEvery,
+    Epochs,
+    Fraction,
+    GradAccum,
+    NoLabels,
+    Overwrite,
+    StepBatchSize,
+    Steps,
+    TrainingData,
+    WarmStartSteps,
+    counted,
+    load_dense_model,
+    setting,
+    training_device,
+    training_pictures,
+)
+from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
+from vitprune.common import distributed
+from vitprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitprune.loading.load import Loaded
+    from vitprune.model import Sparsity
+    from vitprune.training import Recipe
+
+_LOSSES = "Loss weights"
+_CHECKS = "Checks (exit code 3 if missed)"
+
+
+def _weight(help_text: str) -> Any:
+    return typer.Option(min=0, help=help_text, rich_help_panel=_LOSSES, show_default="by recipe")
+
+
+def _check(help_text: str) -> Any:
+    return typer.Option(help=help_text, rich_help_panel=_CHECKS)
+
+
+def sparsify(
+    context: typer.Context,
+    model: Model,
+    keep: Keep = None,
+    data: TrainingData = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Run folder.", show_default="runs/<model>-keep<ratio>"),
+    ] = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --output, or the last of its name, where it was cut."),
+    ] = False,
+    stages: Stages = None,
+    schedule: Schedule = None,
+    ratios: Ratios = None,
+    dropped: Dropped = None,
+    target_gmacs: TargetGmacs = None,
+    align: Align = None,
+    target_speedup: TargetSpeedup = None,
+    target_latency_ms: TargetLatency = None,
+    target_batch_size: TargetBatchSize = None,
+    target_precision: Annotated[
+        PrecisionName, typer.Option(help="Precision of a pass where a target or --align auto is measured.")
+    ] = PrecisionName.FP32,
+    recipe: RecipeName = "short",
+    checkpoint: Checkpoint = None,
+    data_dir: DataDir = None,
+    img_size: ImgSize = None,
+    limit: Limit = None,
+    fraction: Fraction = None,
+    splits: Splits = None,
+    columns: Columns = None,
+    streaming: Streaming = False,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.AUTO,
+    batch_size: StepBatchSize = None,
+    grad_accum: GradAccum = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Run the transformer blocks through torch.compile: a wait at first, and on a CPU hardly faster.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
+    no_labels: NoLabels = False,
+    warm_start_steps: WarmStartSteps = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    lr: Annotated[float | None, setting("Peak learning rate of the predictors.")] = None,
+    backbone_lr_scale: Annotated[float | None, setting("The backbone's rate as a share of --lr.", min=0)] = None,
+    freeze_epochs: Annotated[
+        float | None, setting("Passes after the warm start with the backbone frozen.", min=0)
+    ] = None,
+    max_unreadable: Annotated[
+        float | None,
+        setting("Share of training pictures that may be unreadable; they are skipped, named, counted.", min=0, max=1),
+    ] = None,
+    ce_weight: Annotated[float | None, _weight("Cross-entropy with the labels.")] = None,
+    ratio_weight: Annotated[float | None, _weight("Kept share against its target.")] = None,
+    kl_weight: Annotated[float | None, _weight("KL divergence from the teacher's classes.")] = None,
+    token_weight: Annotated[float | None, _weight("Kept tokens' features against the teacher's.")] = None,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Log the steps also to tensorboard, or another tracker that accelerate knows and that is installed.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    checkpoint_every: CheckpointEvery = None,
+    keep_checkpoints: Annotated[
+        int, typer.Option(min=1, help="How many of them to keep, the last ones.", rich_help_panel=PANEL)
+    ] = 2,
+    bench_seconds: BenchSeconds = None,
+    max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.")] = None,
+    min_top1: Annotated[float | None, _check("Lowest top-1, in percent.")] = None,
+    min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attach token predictors to a model, train them for minutes, and report what that cost and gained.
+
+    Writes model.safetensors, report.html, report.json and more into the run folder.
+
+    Examples:
+
+      vitprune sparsify demo
+
+      vitprune sparsify deit_small --keep 0.7 --data path/to/imagenet
+
+      vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/pictures --no-labels
+
+      vitprune sparsify deit_small --target-speedup 1.5 --target-batch-size 8
+    """
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
+    measured = {
+        "--align auto": align == "auto",
+        "--target-speedup": target_speedup,
+        "--target-latency-ms": target_latency_ms,
+    }
+    if resume and (named := next((name for name, given in measured.items() if given), None)):
+        raise UsageError(
+            f"{named} may measure something else than the run to resume did",
+            "give what it found: --keep, --stages and --align are in its config.json",
+        )
+    settings = {
+        **batch_settings(batch_size, grad_accum),
+        "num_workers": workers,
+        "warm_start_steps": warm_start_steps,
+        "steps": steps,
+        "epochs": epochs,
+        "lr": lr,
+        "backbone_lr_scale": backbone_lr_scale,
+        "freeze_epochs": freeze_epochs,
+        "max_unreadable": max_unreadable,
+        "seed": seed,
+        "precision": None if precision is PrecisionName.AUTO else precision.value,
+        "labels": False if no_labels else None,
+        "compile": True if compiled else None,
+    }
+    weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
+    with waiting("loading PyTorch"):
+        plan = chosen_recipe(model, recipe, settings, weights)
+    measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
+    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
+    where = training_device(device, plan)
+    options = data_options(data_dir, splits, columns, streaming, limit, fraction)
+    if track is not None:
+        from vitprune.training import check_tracker
+
+        check_tracker(track)
+    with waiting(f"loading {model}"):
+        loaded = load_dense_model(model, checkpoint, img_size)
+    sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
+    sparsity, promise = meet_target(loaded.model, sparsity, measuring)
+    folder = _folder(loaded, sparsity, output, overwrite, resume)
+
+    from vitprune.training import CHECKPOINTS, Checkpoints
+
+    if resume and Checkpoints(folder / CHECKPOINTS, {}).latest_step() is None:
+        talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
+    with waiting("opening the pictures"):
+        pictures = training_pictures(loaded, data, options, plan)
+
+    from vitprune.cli.repeat import commands
+    from vitprune.jobs.sparsify import RunSettings, run
+    from vitprune.report.card import card_is_ours
+    from vitprune.report.runs import CARD
+
+    of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
+    talk(
+        f"{loaded.name}, {sparsity.label}, on {where}: "
+        f"{counted(pictures.train)} to train on, {counted(pictures.val)} to evaluate on"
+    )
+    if pictures.note:
+        talk(pictures.note)
+    _explain(loaded, sparsity, plan)
+    settled = RunSettings(
+        sparsity,
+        where,
+        folder,
+        resume=resume,
+        keep_checkpoints=keep_checkpoints,
+        checkpoint_every=checkpoint_every,
+        bench_seconds=bench_seconds,
+        track=track,
+        promise=promise,
+        commands=commands(context.obj, pictures.name, str(where), of_data),
+    )
+    with RunProgress() as progress:
+        _, report = run(loaded, pictures, plan, settled, progress)
+    if as_json:
+        print_json(report)
+    else:
+        print_summary(report, folder)
+    if not card_is_ours(folder / CARD):
+        talk(kept_card(folder))
+    top1, delta = report["sparse"]["top1_pct"], report["delta"]
+    enforce(
+        [
+            ("--max-drop (as change of top-1)", delta["top1_points"], None if max_drop is None else -max_drop),
+            ("--min-top1", top1, min_top1),
+            ("--min-speedup", delta["speedup"][-1]["speedup"], min_speedup),
+        ]
+    )
+
+
+def _explain(loaded: Loaded, sparsity: Sparsity, recipe: Recipe) -> None:
+    """For --verbose."""
+    from vitprune.backbones import wrap
+
+    explain_model(loaded)
+    explain_plan(sparsity.plan(wrap(loaded.model)), sparsity.dropped)
+    explain_settings("recipe", recipe.model_dump(mode="json"))
+    explain_environment()
+
+
+def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
+    """The run folder, not made yet."""
+    from vitprune.common.files import choose_run_folder
+
+    name = f"{loaded.short_name}-{_slug(sparsity.label)}"
+    # One process chooses: another may be so late that the folder is there already.
+    chosen = choose_run_folder(output, name, overwrite=overwrite, resume=resume) if distributed.is_main() else None
+    folder: Path = distributed.from_main(chosen)
+    return folder
+
+
+def _slug(label: str) -> str:
+    return label.replace(" ", "").replace(",", "-")

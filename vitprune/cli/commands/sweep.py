@@ -1,0 +1,274 @@
+"""`vitprune sweep`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitprune.cli.options import (
+    AsJson,
+    Checkpoint,
+    Columns,
+    DataDir,
+    Device,
+    Dropped,
+    ImgSize,
+    Limit,
+    Model,
+    Precision,
+    PrecisionName,
+    RecipeName,
+    Schedule,
+    Seed,
+    Splits,
+    Stages,
+    Streaming,
+    Workers,
+    data_options,
+    parse_ratios,
+)
+from vitprune.cli.output import print_json, talk
+from vitprune.cli.plan_options import parse_sparsity, resolve_sparsity
+from vitprune.cli.progress import RunProgress
+from vitprune.cli.settings import batch_settings, chosen_recipe
+from vitprune.cli.sweep_table import print_sweep
+from vitprune.cli.training_options import (
+    PANEL,
+    BenchSeconds,
+    CheckpointEvery,
+    Epochs,
+    Fraction,
+    GradAccum,
+    NoLabels,
+    Overwrite,
+    StepBatchSize,
+    Steps,
+    TrainingData,
+    WarmStartSteps,
+    counted,
+    load_dense_model,
+    training_device,
+    training_pictures,
+)
+from vitprune.common import distributed
+from vitprune.errors import UsageError, VitpruneError
+
+if TYPE_CHECKING:
+    from vitprune.loading.load import Loaded
+
+_EXIT_FAILED = 1
+
+
+class WarmStartName(str, Enum):
+    """Choices of --warm-start."""
+
+    EACH = "each"
+    SHARED = "shared"
+
+
+def sweep(
+    context: typer.Context,
+    model: Model,
+    keep: Annotated[
+        str, typer.Option(metavar="RATIOS", help="Shares of patch tokens that one stage keeps, a run each, in (0, 1).")
+    ] = ".9,.8,.7,.6,.5",
+    also: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Smaller dense models to compare with, on the same pictures: timm names with commas between, "
+            "or NAME=FILE for weights that are not from the Hub.",
+            show_default=False,
+        ),
+    ] = None,
+    data: TrainingData = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder with a run folder for each.",
+            show_default="runs/<model>-sweep",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the sweep in --output, or the last of its name: complete runs stay, a cut one goes on, "
+            "other ratios and --also models may be added.",
+        ),
+    ] = False,
+    warm_start: Annotated[
+        WarmStartName,
+        typer.Option(
+            "--warm-start",
+            help="each: every run is what vitprune sparsify gives for its ratio. shared: the warm start is done once, "
+            "for the highest ratio, and begins all runs: less time, but a run then depends on the ratios beside it.",
+            rich_help_panel=PANEL,
+        ),
+    ] = WarmStartName.EACH,
+    stages: Stages = None,
+    schedule: Schedule = None,
+    dropped: Dropped = None,
+    recipe: RecipeName = "short",
+    checkpoint: Checkpoint = None,
+    data_dir: DataDir = None,
+    img_size: ImgSize = None,
+    limit: Limit = None,
+    fraction: Fraction = None,
+    splits: Splits = None,
+    columns: Columns = None,
+    streaming: Streaming = False,
+    device: Device = "auto",
+    precision: Precision = PrecisionName.AUTO,
+    batch_size: StepBatchSize = None,
+    grad_accum: GradAccum = None,
+    workers: Workers = None,
+    seed: Seed = None,
+    no_labels: NoLabels = False,
+    warm_start_steps: WarmStartSteps = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    checkpoint_every: CheckpointEvery = None,
+    bench_seconds: BenchSeconds = None,
+    as_json: AsJson = False,
+) -> None:
+    """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
+
+    All models see the same pictures and are timed in turns. Writes a run folder for each ratio, and sweep.html,
+    sweep.json and sweep.csv: who is accurate and fast, and who is beaten by whom. Other settings of training: a YAML
+    file as --recipe.
+
+    Examples:
+
+      vitprune sweep demo --keep .8,.6,.4
+
+      vitprune sweep deit_small --keep .9,.7,.5 --data path/to/imagenet --also deit_tiny
+
+      vitprune sweep deit_small --checkpoint small.safetensors --also deit_tiny=tiny.safetensors --data path/to/folder
+    """
+    distributed.refuse_several("sweep")
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a sweep, --overwrite replaces it", "give one of them")
+    ratios = _ratios(keep)
+    named = _named(also)
+    settings = {
+        **batch_settings(batch_size, grad_accum),
+        "num_workers": workers,
+        "warm_start_steps": warm_start_steps,
+        "steps": steps,
+        "epochs": epochs,
+        "seed": seed,
+        "precision": None if precision is PrecisionName.AUTO else precision.value,
+        "labels": False if no_labels else None,
+    }
+    plan = chosen_recipe(model, recipe, settings, {"ce": None, "ratio": None})
+    asked = [parse_sparsity(plan, ratio, stages, schedule, None, dropped, None) for ratio in ratios]
+    where = training_device(device, plan)
+    options = data_options(data_dir, splits, columns, streaming, limit, fraction)
+    loaded = load_dense_model(model, checkpoint, img_size)
+    plans = [resolve_sparsity(loaded.model, each, None) for each in asked]
+    others = _others(loaded, named, img_size)
+
+    from vitprune.cli.repeat import commands
+    from vitprune.common.files import choose_run_folder
+    from vitprune.jobs.sparsify import RunSettings
+    from vitprune.jobs.sweep import SweepSettings, check_others
+    from vitprune.jobs.sweep import sweep as run
+
+    check_others(loaded, others)
+    folder = choose_run_folder(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume)
+    pictures = training_pictures(loaded, data, options, plan)
+    talk(
+        f"{loaded.name}, keep {', '.join(f'{ratio:g}' for ratio in ratios)}, on {where}: "
+        f"{counted(pictures.train)} to train on, {counted(pictures.val)} to evaluate on"
+    )
+    if pictures.note:
+        talk(pictures.note)
+    of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
+    common = RunSettings(
+        plans[0],
+        where,
+        folder,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        bench_seconds=bench_seconds,
+        commands=commands(context.obj, pictures.name, str(where), of_data),
+    )
+    with RunProgress() as progress:
+        result = run(loaded, pictures, plan, SweepSettings(plans, others, common, warm_start.value), progress)
+    if as_json:
+        print_json(result)
+    else:
+        print_sweep(result, folder)
+    for row in result["failed"]:
+        talk(f"{row['label']} failed: {row['error']}; the same command with --resume tries it again")
+    if result["failed"]:
+        raise typer.Exit(_EXIT_FAILED)
+
+
+def _ratios(text: str) -> list[float]:
+    """--keep, the highest first.
+
+    Raises:
+        UsageError: an entry is not a number in (0, 1), or there twice.
+    """
+    from vitprune.schedule import check_keep
+
+    ratios = parse_ratios(text, "--keep") or []
+    for ratio in ratios:
+        check_keep(ratio)
+        if ratio == 1:
+            raise UsageError(f"--keep is '{text}', and 1 is the dense model, which is always there", "leave out the 1")
+        if ratios.count(ratio) > 1:
+            raise UsageError(f"--keep is '{text}', which names {ratio:g} twice", "name each ratio once")
+    return sorted(ratios, reverse=True)
+
+
+def _named(also: str | None) -> list[tuple[str, Path | None]]:
+    """--also as names and weight files.
+
+    Raises:
+        UsageError: a name or a file is missing, or a name is there twice.
+    """
+    found: list[tuple[str, Path | None]] = []
+    for part in [] if also is None else also.split(","):
+        name, equals, file = part.strip().partition("=")
+        if not name or (equals and not file):
+            raise UsageError(
+                f"--also is '{also}', expected names with commas between, or NAME=FILE", "--also deit_tiny"
+            )
+        if name in (known for known, _ in found):
+            raise UsageError(f"--also names '{name}' twice", "name each model once")
+        found.append((name, Path(file) if file else None))
+    return found
+
+
+def _others(dense: Loaded, named: list[tuple[str, Path | None]], img_size: tuple[int, int] | None) -> dict[str, Loaded]:
+    """The models of --also, by the names they are to have in the table.
+
+    Raises:
+        UsageError: one is MODEL itself; and what `vitprune.loading.load.load_model` raises.
+    """
+    from vitprune.loading.load import load_model
+
+    others: dict[str, Loaded] = {}
+    for name, file in named:
+        try:
+            other = load_model(name, checkpoint=file, img_size=img_size)
+        except VitpruneError as error:
+            error.hint = error.hint and error.hint.replace("--checkpoint FILE", f"--also {name}=FILE")
+            raise
+        if file is None and other.name == dense.name and other.origin == dense.origin:
+            raise UsageError(f"--also names '{name}', which is MODEL itself", "name other models")
+        label = name if len(name) < len(other.short_name) and not Path(name).exists() else other.short_name
+        if label == "dense" or label in others:
+            raise UsageError(f"--also names two models that would both be called '{label}'", "name one of them")
+        others[label] = other
+    return others

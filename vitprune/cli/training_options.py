@@ -1,0 +1,129 @@
+"""Options and first steps that the commands share which train: `sparsify` and `sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitprune.cli import completion
+from vitprune.common import distributed
+from vitprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitprune.data import Data, DataOptions, Pictures
+    from vitprune.loading.load import Loaded
+    from vitprune.training import Recipe
+
+PANEL = "Training"
+
+
+def setting(help_text: str, **limits: Any) -> Any:
+    """An option that replaces a setting of the recipe."""
+    return typer.Option(help=help_text, rich_help_panel=PANEL, show_default="by recipe", **limits)
+
+
+TrainingData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        autocompletion=completion.data,
+        help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ "
+        "with a folder per class, or class folders alone), or demo.",
+        show_default="imagenet; demo for the model demo",
+    ),
+]
+Fraction = Annotated[
+    float | None, typer.Option(min=0, max=1, metavar="SHARE", help="Train on this share of the training pictures.")
+]
+StepBatchSize = Annotated[
+    str | None,
+    typer.Option(
+        "--batch-size",
+        "-b",
+        metavar="N|auto",
+        help="Pictures per step, of all processes together. auto: the recipe's number, in as many passes "
+        "(--grad-accum) as memory asks for.",
+        show_default="by recipe",
+    ),
+]
+GradAccum = Annotated[
+    int | None, setting("Passes that share a step's pictures: less memory, the same result but for rounding.", min=1)
+]
+NoLabels = Annotated[
+    bool,
+    typer.Option("--no-labels", help="Distillation alone: any folder of pictures will do.", rich_help_panel=PANEL),
+]
+WarmStartSteps = Annotated[int | None, setting("Steps of the warm start.", min=0)]
+Steps = Annotated[int | None, setting("Steps after the warm start.", min=0)]
+Epochs = Annotated[float | None, setting("The same as --steps, in passes over the pictures.", min=0)]
+CheckpointEvery = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="STEPS",
+        help="Steps between two training checkpoints.",
+        rich_help_panel=PANEL,
+        show_default="about every two minutes",
+    ),
+]
+BenchSeconds = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="S", help="How long the report times each model at each batch size.", show_default="2"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")]
+
+
+def training_device(device: str, recipe: Recipe) -> Any:
+    """The device that --device names, on which the recipe's precision must be possible.
+
+    Raises:
+        DeviceError: it is not there.
+        UsageError: it does not train in that precision.
+    """
+    from vitprune.common.devices import pick_device, pick_precision
+
+    where = pick_device(device)
+    distributed.start(where)
+    pick_precision(recipe.precision, where, training=True)
+    return where
+
+
+def load_dense_model(model: str, checkpoint: Path | None, img_size: tuple[int, int] | None) -> Loaded:
+    """The model to start from.
+
+    Raises:
+        UsageError: it is sparse already; and what `vitprune.loading.load.load_model` raises.
+    """
+    from vitprune.loading.load import load_model
+
+    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
+    if loaded.sparse is not None:
+        raise UsageError(
+            f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"
+        )
+    return loaded
+
+
+def training_pictures(loaded: Loaded, data: str | None, options: DataOptions, recipe: Recipe) -> Data:
+    """The pictures to train and evaluate on.
+
+    Raises:
+        DataError: there are none, or they do not fit the model.
+        HubError: they cannot be had from the Hub.
+    """
+    from vitprune.data import ModelClasses, open_data
+
+    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
+    return open_data(spec, classes, options, training=True, labels=recipe.labels)
+
+
+def counted(pictures: Pictures | None) -> str:
+    """How many pictures there are, for people."""
+    from vitprune.data import count_pictures
+
+    count = count_pictures(pictures)
+    return "a stream of pictures" if count is None else f"{count} pictures"

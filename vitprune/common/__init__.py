@@ -1,0 +1,1 @@
+"""What everything else stands on: files, devices, processes, seeds, memory errors, numbers as text."""

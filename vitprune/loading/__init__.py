@@ -1,0 +1,1 @@
+"""From what a user names (timm, the Hub, folders, files) to a model with its weights."""

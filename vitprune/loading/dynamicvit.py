@@ -1,0 +1,146 @@
+"""The checkpoints that DynamicViT's authors published (https://github.com/raoyongming/DynamicViT), as models of ours.
+
+Such a file holds weights and says neither which architecture nor how many tokens it was trained to keep: the first is
+read off the shapes, the second is the user's to say. Its predictors put keep before drop; ours follow the paper, where
+drop comes first.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+from torch import Tensor, nn
+
+from vitprune.backbones import wrap
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.checkpoint.sparse_file import describe, fill, read_weights
+from vitprune.errors import CheckpointError, UsageError
+from vitprune.model import SparseViT, Sparsity
+from vitprune.schedule import check_keep, default_stages
+
+ORIGIN = {"license": "mit", "origin_url": "https://github.com/raoyongming/DynamicViT"}
+
+_PREDICTOR = re.compile(r"score_predictor\.(\d+)\.(in|out)_conv\.(.+)")
+_LAST_LAYER = "out_conv.4."
+_PATCH = 16
+"""Pixels of a patch's side, in all of them."""
+
+
+class _Architecture(NamedTuple):
+    """What shapes cannot tell, such as the number of heads, by those that can.
+
+    Attributes:
+        name: for people and files.
+        timm_name: what timm builds it from.
+        arguments: for `timm.create_model`.
+    """
+
+    name: str
+    timm_name: str
+    arguments: dict[str, Any]
+
+
+_ARCHITECTURES = {  # by family, width and depth
+    ("deit", 192, 12): _Architecture("deit_tiny_patch16_224", "deit_tiny_patch16_224", {}),
+    ("deit", 256, 12): _Architecture(
+        "deit_256_patch16_224", "deit_tiny_patch16_224", {"embed_dim": 256, "num_heads": 4}
+    ),
+    ("deit", 384, 12): _Architecture("deit_small_patch16_224", "deit_small_patch16_224", {}),
+    ("deit", 768, 12): _Architecture("deit_base_patch16_224", "deit_base_patch16_224", {}),
+    ("lvvit", 240, 12): _Architecture("lvvit_t", "lvvit_t", {}),
+    ("lvvit", 384, 16): _Architecture("lvvit_s", "lvvit_s", {}),
+    ("lvvit", 512, 20): _Architecture("lvvit_m", "lvvit_m", {}),
+    ("lvvit", 768, 24): _Architecture("lvvit_l", "lvvit_l", {}),
+}
+
+
+def load_authors(path: Path, keep: float | None, stages: Sequence[int] | None = None) -> tuple[SparseViT, Metadata]:
+    """A checkpoint of the authors as a sparse model that drops as theirs does: geometric schedule, nothing folded.
+
+    Args:
+        path: a torch pickle; only tensors, and an argparse.Namespace beside them, are unpickled.
+        keep: share of tokens one stage keeps; the file does not say. At 1 the model is the dense backbone.
+        stages: block indices before which its predictors act; None for equal parts of the depth.
+
+    Returns:
+        The model in eval mode, and metadata to save it with.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not one of theirs, or of an architecture they did not publish.
+        UsageError: `keep` is missing or out of range, or `stages` does not fit the predictors.
+    """
+    state = read_weights(path)
+    predictors = {int(match[1]) for match in map(_PREDICTOR.fullmatch, state) if match}
+    if not predictors:
+        raise CheckpointError(
+            f"'{path}' is no checkpoint of DynamicViT's authors: it has no 'score_predictor' tensors",
+            f"for plain weights name the architecture too: MODEL --checkpoint {path}",
+        )
+    if keep is None:
+        raise UsageError(
+            f"'{path}' does not say which share of its tokens it was trained to keep",
+            f"vitprune eval takes it with --keep 0.7; for other commands: vitprune convert {path} --keep 0.7",
+        )
+    check_keep(keep)
+    found, model = _build(state, path)
+    backbone = wrap(model)
+    sparsity = Sparsity(keep, _stages(path, backbone.depth, len(predictors), stages))
+    tensors = _renamed(state)
+    if keep == 1:  # nothing is left to predict
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("predictors.")}
+    sparse = SparseViT(model, sparsity.plan(backbone), dropped=sparsity.dropped)
+    fill(sparse, tensors, f"'{path}'", found.name)
+    origin = {"source": path.name, **ORIGIN}
+    return sparse.eval(), describe(sparse, name=found.name, sparsity=sparsity, origin=origin)
+
+
+def _build(state: dict[str, Tensor], path: Path) -> tuple[_Architecture, nn.Module]:
+    """The model that the shapes are those of, with fresh weights."""
+    family, stem = "lvvit", state.get("patch_embed.conv1.weight")
+    if stem is None:
+        family, stem = "deit", state.get("patch_embed.proj.weight")
+    positions, head = state.get("pos_embed"), state.get("head.weight")
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    found = None if positions is None else _ARCHITECTURES.get((family, positions.shape[-1], depth))
+    if stem is None or positions is None or head is None or found is None:
+        raise CheckpointError(
+            f"'{path}' has token predictors, but its shapes are not those of a DeiT or LV-ViT that we know",
+            "known are DeiT-Ti, -256, -S, -B and LV-ViT-T, -S, -M, -L",
+        )
+    model: nn.Module = timm.create_model(
+        found.timm_name,
+        img_size=_PATCH * math.isqrt(positions.shape[1] - 1),
+        in_chans=stem.shape[1],
+        num_classes=head.shape[0],
+        **found.arguments,
+    )
+    return found, model
+
+
+def _stages(path: Path, depth: int, num_predictors: int, stages: Sequence[int] | None) -> tuple[int, ...]:
+    chosen = default_stages(depth, num_predictors) if stages is None else tuple(stages)
+    if len(chosen) != num_predictors:
+        given = ",".join(map(str, chosen))
+        raise UsageError(
+            f"--stages {given} names {len(chosen)} block(s), but '{path}' has {num_predictors} predictors",
+            f"name one block for each; the default is {','.join(map(str, default_stages(depth, num_predictors)))}",
+        )
+    return chosen
+
+
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors under the names of our file, drop before keep."""
+    renamed = {}
+    for name, tensor in state.items():
+        match = _PREDICTOR.fullmatch(name)
+        if match is None:
+            renamed[name] = tensor
+        else:
+            stage, part, rest = match.groups()
+            renamed[f"predictors.{stage}.{part}_proj.{rest}"] = tensor.flip(0) if _LAST_LAYER in name else tensor
+    return renamed

@@ -1,0 +1,127 @@
+"""Models from the Hugging Face Hub, and what to say when it cannot be reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vitprune.checkpoint.sparse_file import load as load_file
+from vitprune.common.files import read_json
+from vitprune.errors import CheckpointError, HubError
+from vitprune.loading.saved_folder import FOLDER_FILES
+from vitprune.model import SparseViT
+
+HUB_PREFIX = "hf-hub:"
+HUB_TIMEOUT_S = 10.0
+
+
+def fetch(repository: str, revision: str | None) -> Path | None:
+    """The folder of a repository that is not of timm's layout, downloaded; None of one that timm reads itself.
+
+    Raises:
+        CheckpointError: the repository holds no model.
+        HubError: it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    check_hub(repository)
+    try:
+        config = read_json(Path(hf_hub_download(repository, "config.json", revision=revision)))
+        if "architecture" in config and "stages" not in config:
+            return None
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FOLDER_FILES)))
+    except LocalEntryNotFoundError as error:  # a kind of the next, but it means that there is no connection
+        raise _hub_error(repository, error) from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(
+            f"'{repository}' on the Hub holds no config.json, so it is no saved model", "check the name"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise _hub_error(repository, error) from error
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
+    """Load a sparse model that vitprune wrote; of a file on this machine without any network.
+
+    Args:
+        path: model.safetensors, the run folder it is in, or `hf-hub:owner/name` (with `@revision`), which is downloaded
+            once.
+        device: where to put it.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
+        HubError: the repository cannot be had.
+    """
+    if not str(path).startswith(HUB_PREFIX):
+        return load_file(path, device)
+    repository, _, revision = str(path).removeprefix(HUB_PREFIX).partition("@")
+    folder = fetch(repository, revision or None)
+    if folder is None:
+        raise CheckpointError(
+            f"'{path}' is a dense model of timm, and none that vitprune made sparse",
+            f"timm.create_model('{path}', pretrained=True)",
+        )
+    return load_file(folder, device)
+
+
+def from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:
+    """A timm model with its weights from the Hub, by timm's own loader.
+
+    Raises:
+        HubError: they cannot be had.
+        CheckpointError: they do not fit.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, **sizes)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise _hub_error(name, error) from error
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of '{name}' do not fit: {first_mismatch(error)}") from error
+    return model
+
+
+def check_hub(repository: str) -> None:
+    """Ask the Hub for a repository, briefly, unless something of it is cached: the download itself retries for a
+    minute before it says that there is no connection.
+    """
+    from huggingface_hub import HfApi, scan_cache_dir
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if Path(HF_HUB_CACHE).is_dir() and any(r.repo_id == repository for r in scan_cache_dir().repos):
+        return
+    try:
+        HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # the Hub's own, the system's, or one of whichever HTTP client it uses
+        raise _hub_error(repository, error) from error
+
+
+def _hub_error(name: str, error: Exception) -> HubError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return HubError(
+            f"'{name}' is gated on the Hugging Face Hub", "accept its terms on its page, then run: hf auth login"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return HubError(f"there is no '{name}' on the Hugging Face Hub", "check the name")
+    return HubError(
+        f"cannot get '{name}': the Hugging Face Hub is out of reach ({type(error).__name__})",
+        "check the connection, or give a weight file that is already here: --checkpoint FILE",
+    )
+
+
+def first_mismatch(error: Exception) -> str:
+    """The first of the lines in which torch lists what is missing, unexpected or of another shape."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[1] if len(lines) > 1 and lines[0].startswith("Error(s) in loading") else (lines or [repr(error)])[0]
+    return text if len(text) <= 240 else text[:240] + " ..."
