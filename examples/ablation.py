@@ -1,10 +1,10 @@
-"""What each part of the short recipe brings: one run per variant, on pictures held out of the training folder.
+"""What each part of the short recipe brings: one run per variant, on images held out of the training folder.
 
     python examples/ablation.py deit_tiny --data path/to/imagenet --output ablation --variants default,no-warm-start
     python examples/ablation.py demo --variants default,warm-only
 
-Settings are chosen on held-out training pictures so that the val folder can still prove something. `--hold-out 600`
-puts that many pictures of DATA/train aside (symbolic links, always the same ones, at most ten of a class) and every
+Settings are chosen on held-out training images so that the val folder can still prove something. `--hold-out 600`
+puts that many images of DATA/train aside (symbolic links, always the same ones, at most ten of a class) and every
 variant trains on the rest. Runs that are there already are read, not repeated. What follows `--` goes to
 `vitprune sparsify` as it is (`-- --checkpoint FILE --keep 0.5`).
 """
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="as for vitprune sparsify")
     parser.add_argument("--data", default="demo", help="a folder with train/ (and val/), or demo")
-    parser.add_argument("--hold-out", type=int, metavar="N", help="judge by N pictures of train/ instead of val/")
+    parser.add_argument("--hold-out", type=int, metavar="N", help="judge by N images of train/ instead of val/")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--variants", default="all", help=f"all, or some of {','.join(VARIANTS)}")
     mine, options = sys.argv[1:], []
@@ -65,7 +65,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     data = args.data
     if args.hold_out:
-        data = str(hold_out(Path(data), args.output / "pictures", args.hold_out))
+        data = str(hold_out(Path(data), args.output / "images", args.hold_out))
     print("| variant | top-1 change | same answer | KL from dense | minutes |\n|---|---|---|---|---|")
     for name in names:
         folder = args.output / name
@@ -78,10 +78,10 @@ def hold_out(data: Path, output: Path, count: int) -> Path:
     """DATA's train folder parted into train/ and val/ by symbolic links, unless that is done."""
     if output.exists():
         return output
-    pictures = sorted(path for path in (data / "train").glob("*/*") if path.is_file())
-    random.Random(0).shuffle(pictures)
+    images = sorted(path for path in (data / "train").glob("*/*") if path.is_file())
+    random.Random(0).shuffle(images)
     held: Counter[str] = Counter()
-    for path in pictures:
+    for path in images:
         # At most ten of a class, so that frequent classes do not drown the others.
         chosen = held.total() < count and held[path.parent.name] < 10
         held[path.parent.name] += chosen

@@ -1,10 +1,10 @@
 """A chart of what `vitprune compare --json` found: top-1 against GMACs, a line per method.
 
-    vitprune compare runs/a/model.safetensors path/to/pictures --json > 0.7.json
-    vitprune compare runs/b/model.safetensors path/to/pictures --json > 0.5.json
+    vitprune compare runs/a/model.safetensors path/to/images --json > 0.7.json
+    vitprune compare runs/b/model.safetensors path/to/images --json > 0.5.json
     python examples/compare_chart.py 0.7.json 0.5.json -o chart.png
 
-Files of one model and the same pictures. Bars are 95 % intervals of the paired difference to the dense model.
+Files of one model and the same images. Bars are 95 % intervals of the paired difference to the dense model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     comparisons = [json.loads(path.read_text()) for path in args.files]
     about = {(each["model"], each["num_images"], dense(each)["top1_pct"]) for each in comparisons}
     if len(about) > 1:
-        sys.exit(f"error: the files are of {len(about)} models or sets of pictures, which do not go into one chart")
+        sys.exit(f"error: the files are of {len(about)} models or sets of images, which do not go into one chart")
     draw(comparisons).savefig(args.output, dpi=160)
     print(f"written to {args.output}")
 
@@ -52,7 +52,7 @@ def draw(comparisons: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     first = comparisons[0]
-    start, title = dense(first), f"{first['model']}, {first['num_images']} pictures"
+    start, title = dense(first), f"{first['model']}, {first['num_images']} images"
     for (method, name), marker in zip(NAMES.items(), MARKERS, strict=True):
         rows = [row for each in comparisons for row in each["rows"] if row["method"] == method and row["available"]]
         rows.sort(key=lambda row: -row["gmacs"])

@@ -1,9 +1,9 @@
-"""How fast pictures come, and what memory that takes: folders, parquet and webdataset tar files of the same pictures.
+"""How fast images come, and what memory that takes: folders, parquet and webdataset tar files of the same images.
 
     python examples/data_speed.py path/to/imagenet --count 50000 --model deit_tiny --checkpoint deit_tiny.safetensors
     python examples/data_speed.py demo --count 200
 
-Makes `--count` pictures out of those of DATA (each used as often as needed) in all three forms, then reads every one
+Makes `--count` images out of those of DATA (each used as often as needed) in all three forms, then reads every one
 once: alone, and with the model (`--with-model folder,parquet,tar`). Each measurement is a process of its own, whose
 peak memory is the sum of its own and of its largest worker's. At last ten passes of training batches over a tenth of
 them, with the memory after each.
@@ -45,7 +45,7 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     make(args)
-    print(f"{args.count} pictures, {os.cpu_count()} cores, {args.workers} workers")
+    print(f"{args.count} images, {os.cpu_count()} cores, {args.workers} workers")
     print("| form | reading | images/s | peak memory, MiB |\n|---|---|---|---|")
     evaluated = [form for form in args.with_model.split(",") if form]
     for form, what in [*itertools.product(FORMS, ["alone"]), *((form, "with the model") for form in evaluated)]:
@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         count = predict({"model": model}, loader, device, precision)["model"].num_images
     seconds = time.perf_counter() - start
     if count != args.count:
-        raise SystemExit(f"{count} pictures were read instead of {args.count}")
+        raise SystemExit(f"{count} images were read instead of {args.count}")
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
     return {"images_per_s": count / seconds, "peak_mib": peak}
 
@@ -107,18 +107,18 @@ def passes(model: Any, data: Any, workers: int) -> Iterator[float]:
     """Resident memory of this process after each of ten passes of training batches, in MiB."""
     from vitprune.data import Augmentation, batches, train_transform, training_loader
 
-    pictures = data.val.sample(max(64, len(data.val) // 10))
-    pictures.transform = train_transform(model, Augmentation())
-    stream = batches(training_loader(pictures, 32, seed=0, num_workers=workers))
+    images = data.val.sample(max(64, len(data.val) // 10))
+    images.transform = train_transform(model, Augmentation())
+    stream = batches(training_loader(images, 32, seed=0, num_workers=workers))
     for _ in range(10):
-        for _ in range(len(pictures) // 32):
+        for _ in range(len(images) // 32):
             next(stream)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         yield pages * resource.getpagesize() / 2**20
 
 
 def make(args: argparse.Namespace) -> None:
-    """The pictures in three forms, unless they are there."""
+    """The images in three forms, unless they are there."""
     from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
     from vitprune.data.classes import match_classes
@@ -156,17 +156,17 @@ def write_tar(path: Path, rows: list[dict[str, Any]], index: Mapping[str, int]) 
 
 
 def originals(data: Path, output: Path) -> Iterator[Path]:
-    """The pictures of DATA; of the demo set a few, as files."""
+    """The images of DATA; of the demo set a few, as files."""
     if str(data) != "demo":
         yield from sorted(path for path in data.glob("*/*/*") if path.is_file())
         return
-    from vitprune.data.demo import CLASS_NAMES, DemoPictures
+    from vitprune.data.demo import CLASS_NAMES, DemoImages
 
-    pictures = DemoPictures("val")
+    images = DemoImages("val")
     for index in range(40):
-        path = output / "originals" / CLASS_NAMES[pictures.labels[index]] / f"{index}.jpg"
+        path = output / "originals" / CLASS_NAMES[images.labels[index]] / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.picture(index).save(path)
+        images.image(index).save(path)
         yield path
 
 

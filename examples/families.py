@@ -3,7 +3,7 @@
     python examples/families.py
     python examples/families.py --models beit_base_patch16_224,cait_xxs24_224 --batch-size 1
 
-Weights are random, with attention lively enough for masking to matter; no network and no pictures are needed. "keep 1"
+Weights are random, with attention lively enough for masking to matter; no network and no images are needed. "keep 1"
 is the largest difference from timm's own output, "masked" that between the training pass and the deployed one.
 """
 

@@ -51,7 +51,7 @@ class Bench:
     Attributes:
         model: as for vitprune.
         options: where its weights are.
-        data: a folder of 64 training and 64 validation pictures, to be damaged.
+        data: a folder of 64 training and 64 validation images, to be damaged.
         folder: for runs.
     """
 
@@ -125,7 +125,7 @@ def resumed(bench: Bench, output: Path) -> str:
     return f"{before} checkpoints there, --resume goes on" if lines > last else "--resume DID NOT go on"
 
 
-def a_truncated_picture(bench: Bench) -> str:
+def a_truncated_image(bench: Bench) -> str:
     """Half of a file, in both parts."""
     for part in ("train", "val"):
         path = sorted((bench.data / part).glob("*/*"))[0]
@@ -139,7 +139,7 @@ def a_truncated_picture(bench: Bench) -> str:
     )
 
 
-def a_third_of_the_pictures_is_noise(bench: Bench) -> str:
+def a_third_of_the_images_is_noise(bench: Bench) -> str:
     """Far more than may be skipped."""
     for path in sorted((bench.data / "train").glob("*/*"))[::3]:
         path.write_bytes(os.urandom(2000))
@@ -206,7 +206,7 @@ def sigterm(bench: Bench) -> str:
 
 
 def a_dead_worker(bench: Bench) -> str:
-    """Kill -9 for a process that reads pictures."""
+    """Kill -9 for a process that reads images."""
     process = begun(bench, bench.folder / "run", workers=2)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     for child in children.stdout.split():
@@ -229,11 +229,11 @@ def a_dead_process_of_two(bench: Bench) -> str:
 
 def a_missing_shard(bench: Bench) -> str:
     """Of three tar shards one is not there; then one is cut off."""
-    pictures = sorted((bench.data / "val").glob("*/*"))
+    images = sorted((bench.data / "val").glob("*/*"))
     classes = class_index(bench)
     for number in (0, 2):
         with tarfile.open(bench.folder / f"val-{number:05d}-of-00003.tar", "w") as tar:
-            for index, path in enumerate(pictures[number::3]):
+            for index, path in enumerate(images[number::3]):
                 for suffix, content in (
                     (path.suffix, path.read_bytes()),
                     (".cls", str(classes[path.parent.name]).encode()),
@@ -263,8 +263,8 @@ def class_index(bench: Bench) -> dict[str, int]:
 FAULTS: dict[str, Callable[[Bench], str]] = {
     fault.__name__.replace("_", " "): fault
     for fault in (
-        a_truncated_picture,
-        a_third_of_the_pictures_is_noise,
+        a_truncated_image,
+        a_third_of_the_images_is_noise,
         a_truncated_model_file,
         nan_in_the_weights,
         a_cut_training_checkpoint,
@@ -278,26 +278,26 @@ FAULTS: dict[str, Callable[[Bench], str]] = {
 
 
 def sample(data: Path, folder: Path, count: int = 64) -> Path:
-    """Copies of a few pictures of DATA, that may be damaged."""
+    """Copies of a few images of DATA, that may be damaged."""
     for part in ("train", "val"):
-        pictures = sorted((data / part).glob("*/*"))
-        for path in pictures[:: max(1, len(pictures) // count)][:count]:
+        images = sorted((data / part).glob("*/*"))
+        for path in images[:: max(1, len(images) // count)][:count]:
             target = folder / part / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     return folder
 
 
-def demo_pictures(folder: Path) -> Path:
+def demo_images(folder: Path) -> Path:
     """The embedded demo set as files."""
-    from vitprune.data.demo import CLASS_NAMES, DemoPictures
+    from vitprune.data.demo import CLASS_NAMES, DemoImages
 
     for part in ("train", "val"):
-        pictures = DemoPictures(part)  # type: ignore[arg-type]
+        images = DemoImages(part)  # type: ignore[arg-type]
         for index in range(64):
-            target = folder / part / CLASS_NAMES[pictures.labels[index]] / f"{index}.png"
+            target = folder / part / CLASS_NAMES[images.labels[index]] / f"{index}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            pictures.picture(index).save(target)
+            images.image(index).save(target)
     return folder
 
 
@@ -318,7 +318,7 @@ def main() -> int:
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            data = demo_pictures(root / "data") if args.data is None else sample(args.data, root / "data")
+            data = demo_images(root / "data") if args.data is None else sample(args.data, root / "data")
             told = FAULTS[name](Bench(args.model, options, data, root)).replace(str(root), "...")
         failed = failed or any(word in told for word in ("TRACEBACK", "DID NOT", "NOT A WORD"))
         print(f"| {name} | {told} |", flush=True)

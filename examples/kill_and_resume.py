@@ -1,7 +1,7 @@
 """Kill a run at random moments, resume it each time, and compare the result with a run that was left alone.
 
     python examples/kill_and_resume.py demo --kills 3
-    python examples/kill_and_resume.py deit_tiny -- --checkpoint deit_tiny.safetensors --data path/to/pictures
+    python examples/kill_and_resume.py deit_tiny -- --checkpoint deit_tiny.safetensors --data path/to/images
 
 What follows `--` goes to `vitprune sparsify` as it is. On the CPU the weights must be the same bit for bit.
 """

@@ -3,7 +3,7 @@
     vitprune export runs/deit_tiny_patch16_224-keep0.7/model.safetensors --format onnx
     python examples/quantise_onnx.py runs/deit_tiny_patch16_224-keep0.7/model.onnx --data path/to/imagenet
 
-onnxruntime's static quantisation (QDQ), calibrated on training pictures. Only the backbone's linear layers are computed
+onnxruntime's static quantisation (QDQ), calibrated on training images. Only the backbone's linear layers are computed
 in 8 bits, weights with a scale per channel. The token predictors stay in fp32: they are three percent of the work and
 say which tokens the rest sees. So do the products of attention and the patch embedding, which gain no time here, and
 what multiplies no matrices (norms, softmax, GELU). --everything quantises all products, to see what that does.
@@ -33,9 +33,9 @@ BATCH_SIZES = (1, 32)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a fp32 file of vitprune export")
-    parser.add_argument("--data", default="imagenet", help="pictures: train/ to calibrate, val/ to evaluate")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N pictures to evaluate on")
-    parser.add_argument("--calibrate", type=int, default=128, metavar="N", help="pictures to calibrate on")
+    parser.add_argument("--data", default="imagenet", help="images: train/ to calibrate, val/ to evaluate")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N images to evaluate on")
+    parser.add_argument("--calibrate", type=int, default=128, metavar="N", help="images to calibrate on")
     parser.add_argument("--output", "-o", type=Path, help="default: MODEL-int8.onnx")
     parser.add_argument("--everything", action="store_true", help="see above")
     parser.add_argument("--reduce-range", action="store_true", help="7 bits, for CPUs without VNNI: they saturate")
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 class Calibration(CalibrationDataReader):
-    """Training pictures, in batches of 16 under the name of the file's input."""
+    """Training images, in batches of 16 under the name of the file's input."""
 
-    def __init__(self, pictures: Any, count: int) -> None:
-        some = pictures.subset(range(0, len(pictures), max(1, len(pictures) // count)))
+    def __init__(self, images: Any, count: int) -> None:
+        some = images.subset(range(0, len(images), max(1, len(images) // count)))
         self.batches = batches(make_loader(some, 16))
 
     def get_next(self) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def quantise(model: Path, output: Path, calibration: Calibration, everything: bo
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["MatMul", "Gemm", "Conv"] if everything else ["MatMul", "Gemm"],
             nodes_to_quantize=[node for node, linear in products(model) if everything or linear],
-            # An average of the batches' ranges: one picture with an outlier must not make all steps coarse.
+            # An average of the batches' ranges: one image with an outlier must not make all steps coarse.
             extra_options={
                 "CalibMovingAverage": True,
                 "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Conv"],
@@ -101,9 +101,9 @@ def products(model: Path) -> Iterator[tuple[str, bool]]:
             yield node.name, node.op_type != "Conv" and node.input[1] in weights and "predictors." not in node.name
 
 
-def table(programs: dict[str, Program], pictures: Any, seconds: float) -> Iterator[str]:
+def table(programs: dict[str, Program], images: Any, seconds: float) -> Iterator[str]:
     """A line for each file, fp32 first."""
-    found = predict(programs, make_loader(pictures, 32), torch.device("cpu"), reference="fp32")
+    found = predict(programs, make_loader(images, 32), torch.device("cpu"), reference="fp32")
     size = input_size(programs["fp32"])
     timings = benchmark(programs, size, BATCH_SIZES, device=torch.device("cpu"), precision="fp32", min_seconds=seconds)
     speed = {(timing.model, timing.batch_size): timing.images_per_s for timing in timings}

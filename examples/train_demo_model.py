@@ -2,12 +2,12 @@
 
     python examples/train_demo_model.py --output demo.safetensors
 
-A ViT has no notion of neighbourhood, so from class labels alone it would need many more pictures than this. What helps:
+A ViT has no notion of neighbourhood, so from class labels alone it would need many more images than this. What helps:
 position embeddings that start as 2-D sines and cosines, the Muon optimiser, a class label for every patch token (token
-labelling, Jiang et al. 2021), and first epochs on few tokens per picture: all of the object, the rest at random.
+labelling, Jiang et al. 2021), and first epochs on few tokens per image: all of the object, the rest at random.
 
-Measured with the default options, OMP_NUM_THREADS=1: 99.5 % top-1 on the 1000 val pictures after 18 minutes on one core
-of a server CPU shared with other work, drawing the pictures included.
+Measured with the default options, OMP_NUM_THREADS=1: 99.5 % top-1 on the 1000 val images after 18 minutes on one core
+of a server CPU shared with other work, drawing the images included.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from vitprune.common.files import replacing
-from vitprune.data.demo import ARCHITECTURE, CLASS_NAMES, MODEL_ARGS, WEIGHTS, DemoPictures
+from vitprune.data.demo import ARCHITECTURE, CLASS_NAMES, MODEL_ARGS, WEIGHTS, DemoImages
 
 BACKGROUND = len(CLASS_NAMES)
 TOKENS_PER_EPOCH = (48, 48, 64, 96, 144)  # 48 patches hold every object
@@ -46,16 +46,16 @@ class KeepTokens(nn.Module):
         return torch.cat([x[:, :1], patches], dim=1)
 
 
-def draw(pictures: DemoPictures) -> tuple[Tensor, Tensor, Tensor]:
-    """All pictures as uint8 (N, 3, 96, 96), the object's share of each patch (N, 144), and the labels (N,)."""
+def draw(dataset: DemoImages) -> tuple[Tensor, Tensor, Tensor]:
+    """All images as uint8 (N, 3, 96, 96), the object's share of each patch (N, 144), and the labels (N,)."""
     images, shares = [], []
     size = MODEL_ARGS["patch_size"]
-    for i in range(len(pictures)):
-        image, mask = pictures.draw(i)
+    for i in range(len(dataset)):
+        image, mask = dataset.draw(i)
         images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
         patches = mask.reshape(mask.shape[0] // size, size, -1, size)
         shares.append(torch.from_numpy(patches.mean(axis=(1, 3))).flatten().float())
-    return torch.stack(images), torch.stack(shares), torch.tensor(pictures.labels)
+    return torch.stack(images), torch.stack(shares), torch.tensor(dataset.labels)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ def main() -> None:
     start = time.perf_counter()
     torch.manual_seed(args.seed)
 
-    images, object_shares, labels = draw(DemoPictures("train", num_images=args.num_images))
-    val_images, _, val_labels = draw(DemoPictures("val"))
+    images, object_shares, labels = draw(DemoImages("train", num_images=args.num_images))
+    val_images, _, val_labels = draw(DemoImages("val"))
 
     model = timm.create_model(ARCHITECTURE, **MODEL_ARGS)
     model.patch_drop = KeepTokens()

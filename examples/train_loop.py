@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 import vitprune
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.data import eval_transform
-from vitprune.data.demo import DemoPictures
+from vitprune.data.demo import DemoImages
 from vitprune.loading.load import load_model
 
 
@@ -32,8 +32,8 @@ def main() -> None:
     # Your model: timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
     model = load_model("demo").model
     # Your data: any loader of (images, labels); labels are ignored unless weights.ce is above 0.
-    pictures = DemoPictures("train", transform=eval_transform(model))
-    loader = DataLoader(pictures, batch_size=32, shuffle=True, drop_last=True)
+    dataset = DemoImages("train", transform=eval_transform(model))
+    loader = DataLoader(dataset, batch_size=32, shuffle=True, drop_last=True)
 
     # The student's predictors know nothing yet; keep 1.0 is the dense model.
     student = vitprune.attach(copy.deepcopy(model), keep=args.keep, schedule="late", dropped="fold")
@@ -56,14 +56,14 @@ def main() -> None:
                 print(f"{phase} {step}: {shown}")
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    save(student, args.output, describe(student, name="demo", class_names=DemoPictures.class_names))
+    save(student, args.output, describe(student, name="demo", class_names=DemoImages.class_names))
 
     sparse = vitprune.load(args.output)
-    val = DemoPictures("val", transform=eval_transform(model), num_images=200)
+    val = DemoImages("val", transform=eval_transform(model), num_images=200)
     images, labels = next(iter(DataLoader(val, batch_size=200)))
     with torch.inference_mode():
         accuracy = (sparse(images).argmax(dim=-1) == labels).float().mean().item()
-    print(f"top-1 of the sparse model: {100 * accuracy:.1f} % on {len(labels)} pictures; written to {args.output}")
+    print(f"top-1 of the sparse model: {100 * accuracy:.1f} % on {len(labels)} images; written to {args.output}")
 
 
 def _endless(loader: DataLoader):

@@ -72,9 +72,9 @@ def make_images():
 
 
 @pytest.fixture
-def picture_folder(tmp_path):
-    """A data set of two classes with 12 training and 6 validation pictures in train/ and val/."""
-    root = tmp_path / "pictures"
+def image_folder(tmp_path):
+    """A data set of two classes with 12 training and 6 validation images in train/ and val/."""
+    root = tmp_path / "images"
     generator = torch.Generator().manual_seed(0)
     for part, count in (("train", 6), ("val", 3)):
         for label, name in enumerate(("cat", "dog")):

@@ -70,11 +70,11 @@ def make_report(**changes):
             "seconds": 12.5,
             "seconds_by_part": {"data": 2.5, "<u>teacher": 10.0},
             "num_unreadable": 1,
-            "unreadable": ["/home/somebody/pictures/train/cat/1.jpg"],
+            "unreadable": ["/home/somebody/images/train/cat/1.jpg"],
             "phases": {"warm": 4, "deployed": 4},
         },
         "data": {
-            "name": "/home/somebody/pictures",
+            "name": "/home/somebody/images",
             "num_train_images": 3000,
             "num_val_images": 1172,
             "num_unreadable_val": 1,
@@ -82,8 +82,8 @@ def make_report(**changes):
             "note": "2 of 10 shards are missing",
         },
         "commands": {
-            "sparsify": "vitprune sparsify deit_tiny --data 'path/to/<em>pictures'",
-            "eval": "vitprune eval . path/to/pictures",
+            "sparsify": "vitprune sparsify deit_tiny --data 'path/to/<em>images'",
+            "eval": "vitprune eval . path/to/images",
             "bench": "vitprune bench .",
         },
         "precision": "fp32",
@@ -111,7 +111,7 @@ def make_steps(num=8):
 
 
 def make_keep_maps():
-    """keepmaps.json: two pictures that are not square, on a grid of 2 x 3."""
+    """keepmaps.json: two images that are not square, on a grid of 2 x 3."""
     buffer = io.BytesIO()
     Image.new("RGB", (48, 32), (200, 30, 30)).save(buffer, "JPEG")
     answer = [{"index": 1, "name": CLASSES[2], "probability_pct": 61.25}]

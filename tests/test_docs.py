@@ -27,7 +27,7 @@ def test_readme_command_runs_offline(line, tmp_path, monkeypatch, capsys, no_hub
 
 @pytest.mark.parametrize("line", [line for line in LINES if "# needs:" in line])
 def test_readme_command_with_needs_has_options_that_exist(line, tmp_path, monkeypatch, capsys, no_hub):
-    """It stops at what it needs: pictures, weights, the network or a GPU; not at an option or a command."""
+    """It stops at what it needs: images, weights, the network or a GPU; not at an option or a command."""
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line, comments=True)
     command, *arguments = words[words.index("vitprune") + 1 :]

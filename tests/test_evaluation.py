@@ -17,7 +17,7 @@ def _predictions(top1, labels):
     return Predictions(top, torch.tensor(labels))
 
 
-def test_top1_and_top5_count_pictures():
+def test_top1_and_top5_count_images():
     predictions = _predictions([0, 1, 9, 8], [0, 0, 9, 7])
     assert predictions.top1_pct == 50.0
     assert predictions.top5_pct == 75.0
@@ -56,7 +56,7 @@ class _Echo(nn.Module):
         return nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
 
 
-def test_every_picture_counts_once_and_in_order():
+def test_every_image_counts_once_and_in_order():
     class Numbers(torch.utils.data.Dataset):
         def __len__(self):
             return 7
@@ -74,7 +74,7 @@ def test_every_picture_counts_once_and_in_order():
 
 
 class _Fixed(nn.Module):
-    """Answers every picture alike."""
+    """Answers every image alike."""
 
     def __init__(self, probabilities):
         super().__init__()
@@ -85,10 +85,10 @@ class _Fixed(nn.Module):
 
 
 def test_divergence_is_the_formula_and_the_reference_has_none():
-    pictures = torch.utils.data.TensorDataset(torch.zeros(5, 1, 1, 1), torch.full((5,), -1))
+    images = torch.utils.data.TensorDataset(torch.zeros(5, 1, 1, 1), torch.full((5,), -1))
     p, q = [0.7, 0.2, 0.1], [0.5, 0.25, 0.25]
     models = {"dense": _Fixed(p), "sparse": _Fixed(q), "same": _Fixed(p)}
-    loader = torch.utils.data.DataLoader(pictures, batch_size=2, collate_fn=collate)
+    loader = torch.utils.data.DataLoader(images, batch_size=2, collate_fn=collate)
     predictions = predict(models, loader, torch.device("cpu"), reference="dense")
     expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert predictions["sparse"].kl.shape == (5,)
@@ -98,17 +98,17 @@ def test_divergence_is_the_formula_and_the_reference_has_none():
     assert predict({"sparse": _Fixed(q)}, loader, torch.device("cpu"))["sparse"].mean_kl is None
 
 
-def test_dense_accuracy_is_timms_own(make_vit, picture_folder):
+def test_dense_accuracy_is_timms_own(make_vit, image_folder):
     model = make_vit(num_classes=2)
-    pictures = open_data(str(picture_folder), ModelClasses(2)).val
-    pictures.transform = eval_transform(model)
-    predictions = predict({"m": model}, make_loader(pictures, 4), torch.device("cpu"))["m"]
+    images = open_data(str(image_folder), ModelClasses(2)).val
+    images.transform = eval_transform(model)
+    predictions = predict({"m": model}, make_loader(images, 4), torch.device("cpu"))["m"]
     with torch.no_grad():
-        answers = [model(pictures[i][0][None]).argmax().item() for i in range(len(pictures))]
+        answers = [model(images[i][0][None]).argmax().item() for i in range(len(images))]
     assert predictions.top[:, 0].tolist() == answers
 
 
-def test_accuracy_by_class_counts_pictures_of_each():
+def test_accuracy_by_class_counts_images_of_each():
     labels = [0, 0, 2, 2, 2, 5]
     dense, sparse = _predictions([0, 1, 2, 2, 2, 5], labels), _predictions([0, 0, 2, 2, 1, 4], labels)
     rows = class_accuracy(dense, sparse)
@@ -122,9 +122,9 @@ class _Hungry(nn.Module):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
 
-def test_out_of_memory_says_what_to_lower(make_vit, picture_folder):
-    pictures = open_data(str(picture_folder), ModelClasses(2)).val
-    pictures.transform = eval_transform(make_vit())
-    with pytest.raises(VitpruneError, match="out of memory while evaluating 4 pictures at a time on cpu") as caught:
-        predict_together({"model": _Hungry()}, pictures, 4, 0, torch.device("cpu"), "fp32")
+def test_out_of_memory_says_what_to_lower(make_vit, image_folder):
+    images = open_data(str(image_folder), ModelClasses(2)).val
+    images.transform = eval_transform(make_vit())
+    with pytest.raises(VitpruneError, match="out of memory while evaluating 4 images at a time on cpu") as caught:
+        predict_together({"model": _Hungry()}, images, 4, 0, torch.device("cpu"), "fp32")
     assert "--batch-size" in caught.value.hint

@@ -57,18 +57,18 @@ def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
     assert again.stdout == done.stdout, "finished runs are read, not repeated"
 
 
-def test_ablation_holds_out_training_pictures(tmp_path, picture_folder):
+def test_ablation_holds_out_training_images(tmp_path, image_folder):
     sys.path.insert(0, str(EXAMPLES))
     try:
         from ablation import hold_out
     finally:
         sys.path.remove(str(EXAMPLES))
-    total = len(list((picture_folder / "train").glob("*/*")))
-    made = hold_out(picture_folder, tmp_path / "split", 3)
+    total = len(list((image_folder / "train").glob("*/*")))
+    made = hold_out(image_folder, tmp_path / "split", 3)
     parts = {part: {path.resolve() for path in (made / part).glob("*/*")} for part in ("train", "val")}
     assert (len(parts["train"]), len(parts["val"])) == (total - 3, 3)
     assert not parts["train"] & parts["val"]
-    assert all(path.parent.parent == (picture_folder / "train").resolve() for path in parts["train"] | parts["val"])
+    assert all(path.parent.parent == (image_folder / "train").resolve() for path in parts["train"] | parts["val"])
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
@@ -211,4 +211,4 @@ def test_a_chart_of_comparisons(tmp_path):
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     done = _run("compare_chart.py", "a.json", "c.json", cwd=tmp_path)
     assert done.returncode == 1
-    assert "of 2 models or sets of pictures" in done.stderr
+    assert "of 2 models or sets of images" in done.stderr

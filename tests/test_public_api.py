@@ -41,7 +41,7 @@ def test_sparsify_without_data_warns_and_leaves_the_model_alone(make_vit, make_i
 
 
 def test_sparsify_with_data_trains_and_writes_a_loadable_run(
-    make_vit, make_images, picture_folder, tmp_path, quick_bench
+    make_vit, make_images, image_folder, tmp_path, quick_bench
 ):
     model = make_vit(num_classes=2)
     images = make_images(model)
@@ -50,7 +50,7 @@ def test_sparsify_with_data_trains_and_writes_a_loadable_run(
     output = tmp_path / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sparse = vitprune.sparsify(model, keep=0.5, data=picture_folder, recipe=recipe, device="cpu", output=output)
+        sparse = vitprune.sparsify(model, keep=0.5, data=image_folder, recipe=recipe, device="cpu", output=output)
     assert torch.equal(model(images), before), "the teacher must not change"
     assert all(parameter.requires_grad for parameter in [*model.parameters(), *sparse.parameters()])
     assert not torch.equal(sparse.model.blocks[-1].mlp.fc2.weight, model.blocks[-1].mlp.fc2.weight)

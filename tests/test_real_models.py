@@ -1,4 +1,4 @@
-"""Real weights and real pictures, where the folder `shared` stands beside the repository; skipped aloud elsewhere."""
+"""Real weights and real images, where the folder `shared` stands beside the repository; skipped aloud elsewhere."""
 
 import json
 import os
@@ -13,7 +13,7 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 NAMES = ["deit_tiny_patch16_224", "vit_tiny_patch16_224"]
 
 pytestmark = pytest.mark.skipif(
-    not (SHARED / "models" / "dense.json").is_file(), reason="needs ../shared with real weights and ImageNet pictures"
+    not (SHARED / "models" / "dense.json").is_file(), reason="needs ../shared with real weights and ImageNet images"
 )
 
 
@@ -26,7 +26,7 @@ def all_cores():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_dense_accuracy_on_imagenet_pictures_is_the_known_one(name, capsys):
+def test_dense_accuracy_on_imagenet_images_is_the_known_one(name, capsys):
     arguments = [name, str(SHARED / "imagenet"), "--checkpoint", str(SHARED / "models" / f"{name}.safetensors")]
     assert run(["eval", *arguments, "--device", "cpu", "--precision", "fp32", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -37,7 +37,7 @@ def test_dense_accuracy_on_imagenet_pictures_is_the_known_one(name, capsys):
 
 
 @pytest.mark.timeout(600)
-def test_short_warm_start_beats_random_tokens_on_imagenet_pictures(capsys, tmp_path, monkeypatch, quick_bench):
+def test_short_warm_start_beats_random_tokens_on_imagenet_images(capsys, tmp_path, monkeypatch, quick_bench):
     monkeypatch.chdir(tmp_path)
     weights = str(SHARED / "models" / "vit_tiny_patch16_224.safetensors")
     options = [

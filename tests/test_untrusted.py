@@ -22,7 +22,7 @@ from vitprune.checkpoint.sparse_file import describe, read_metadata, save
 from vitprune.cli.app import run
 from vitprune.cli.options import parse_numbers, parse_pair, parse_ratios
 from vitprune.data import Unreadable
-from vitprune.data.pictures import PictureSet, open_picture
+from vitprune.data.images import ImageSet, open_image
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
 from vitprune.training import load_recipe
 
@@ -130,28 +130,28 @@ def test_what_a_header_may_not_say(saved, tmp_path, change, message):
     assert "model.safetensors" in caught.value.message or "cannot build" in caught.value.message
 
 
-def test_a_tiny_crop_share_does_not_ask_for_a_huge_picture(saved, tmp_path):
+def test_a_tiny_crop_share_does_not_ask_for_a_huge_image(saved, tmp_path):
     change = {"preprocessing": saved.header["preprocessing"] | {"crop_pct": 1e-6}}
     with pytest.raises(CheckpointError, match="crop_pct"):
         vitprune.load(rewrite(saved, tmp_path / "model.safetensors", change))
 
 
-def test_names_with_markup_and_escapes_are_shown_as_they_are(saved, tmp_path, picture_folder, capsys):
+def test_names_with_markup_and_escapes_are_shown_as_they_are(saved, tmp_path, image_folder, capsys):
     for folder, name in (("cat", "[red]a[/b]"), ("dog", "b\x1b[2J\x07")):
-        (picture_folder / "val" / folder).rename(picture_folder / "val" / name.replace("/", "|"))
+        (image_folder / "val" / folder).rename(image_folder / "val" / name.replace("/", "|"))
     names = ["[red]a[|b]", "b\x1b[2J\x07"]
     path = rewrite(saved, tmp_path / "model.safetensors", {"class_names": names})
-    assert run(["eval", str(path), str(picture_folder), "--per-class", "--device", "cpu", "-j", "0"]) == 0
+    assert run(["eval", str(path), str(image_folder), "--per-class", "--device", "cpu", "-j", "0"]) == 0
     shown = capsys.readouterr().out
     assert "[red]a[|b]" in shown
     assert "\x1b[2J" not in shown
     assert "\x07" not in shown
 
 
-# pictures
+# images
 
 
-def test_a_picture_bomb_is_unreadable_and_takes_no_memory(tmp_path):
+def test_a_image_bomb_is_unreadable_and_takes_no_memory(tmp_path):
     """A PNG that says 50,000 x 50,000 pixels in a few hundred bytes."""
 
     def chunk(kind, data):
@@ -166,7 +166,7 @@ def test_a_picture_bomb_is_unreadable_and_takes_no_memory(tmp_path):
     )
     (tmp_path / "bomb.png").write_bytes(bomb)
     tracemalloc.start()
-    sample = PictureSet([tmp_path / "bomb.png"], [0], open_picture)[0]
+    sample = ImageSet([tmp_path / "bomb.png"], [0], open_image)[0]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert isinstance(sample, Unreadable)
@@ -176,12 +176,12 @@ def test_a_picture_bomb_is_unreadable_and_takes_no_memory(tmp_path):
 
 @quick
 @given(content=st.binary(max_size=300), cut=st.integers(0, 300))
-def test_any_bytes_are_a_picture_or_unreadable(tmp_path, content, cut):
+def test_any_bytes_are_a_image_or_unreadable(tmp_path, content, cut):
     real = io.BytesIO()
     Image.new("RGB", (16, 16)).save(real, "PNG")
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(real.getvalue()[:cut] + content)
-    sample = PictureSet([path], [0], open_picture)[0]
+    sample = ImageSet([path], [0], open_image)[0]
     assert isinstance(sample, (tuple, Unreadable))
 
 

@@ -1,7 +1,7 @@
 """vitprune makes a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens.
 
 model = timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
-sparse = vitprune.sparsify(model, keep=0.7, data="path/to/pictures")
+sparse = vitprune.sparsify(model, keep=0.7, data="path/to/images")
 logits = sparse(images)
 """
 

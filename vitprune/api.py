@@ -11,23 +11,13 @@ from torch import nn
 
 from vitprune.common.devices import pick_device
 from vitprune.common.files import choose_run_folder
+from vitprune.common.progress import SILENT
 from vitprune.data import Data, ModelClasses, open_data
 from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
 from vitprune.loading.load import loaded_from
 from vitprune.model import Dropped, SparseViT, Sparsity, attach_as
 from vitprune.schedule import ScheduleName
-from vitprune.training import Progress, Recipe, StepRecord, load_recipe
-
-
-class _Silent:
-    def begin(self, what: str, total: int | None) -> None:
-        """Say nothing."""
-
-    def advance(self, count: int) -> None:
-        """Say nothing."""
-
-    def step(self, record: StepRecord) -> None:
-        """Say nothing."""
+from vitprune.training import Progress, Recipe, load_recipe
 
 
 def sparsify(
@@ -50,7 +40,7 @@ def sparsify(
     Args:
         model: a timm model of a supported family; it is the teacher and is not changed.
         keep: share of patch tokens that one stage keeps, in (0, 1].
-        data: pictures to train on: a folder, "imagenet", "hf:owner/name" or "demo". None attaches untrained
+        data: images to train on: a folder, "imagenet", "hf:owner/name" or "demo". None attaches untrained
             predictors and warns: they rank tokens no better than chance until you train them.
         stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
         ratios: free shares of the original tokens left after each stage, instead of `keep`.
@@ -77,11 +67,11 @@ def sparsify(
     where = pick_device(device)
     loaded = loaded_from(copy.deepcopy(model), class_names)  # training moves and freezes the teacher
     classes = ModelClasses(getattr(model, "num_classes", 0), loaded.class_names)
-    pictures: Data = open_data(str(data), classes, training=True, labels=recipe.labels)
+    images: Data = open_data(str(data), classes, training=True, labels=recipe.labels)
     if output is None:
         student = new_student(model, sparsity, recipe.seed)
-        fit(loaded.model, student, pictures, recipe, where, _Silent(), Progress())
+        fit(loaded.model, student, images, recipe, where, SILENT, Progress())
         return student.eval()
     folder = choose_run_folder(Path(output), "", overwrite=False)
-    student, _ = run(loaded, pictures, recipe, RunSettings(sparsity, where, folder), _Silent())
+    student, _ = run(loaded, images, recipe, RunSettings(sparsity, where, folder), SILENT)
     return student

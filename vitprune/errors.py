@@ -5,7 +5,7 @@ VitpruneError (1)
 ├── UnknownModelError (2)      no model of that name
 ├── UnsupportedModelError (1)  a timm model whose tokens cannot be dropped, with the reason
 ├── CheckpointError (1)        a weight file that is missing, damaged, foreign or does not fit
-├── DataError (1)              pictures that are missing, unreadable or do not fit the model's classes
+├── DataError (1)              images that are missing, unreadable or do not fit the model's classes
 ├── HubError (1)               the Hugging Face Hub is out of reach, or the repository is gated or absent
 ├── DeviceError (2)            the device asked for is not there
 ├── OutputError (1)            the output exists, cannot be written, or the disk is full
@@ -66,7 +66,7 @@ class CheckpointError(VitpruneError):
 
 
 class DataError(VitpruneError):
-    """Pictures that are missing, unreadable or do not fit the model's classes."""
+    """Images that are missing, unreadable or do not fit the model's classes."""
 
 
 class HubError(VitpruneError):

@@ -1,4 +1,4 @@
-"""Accuracy: several models on the same pictures in one pass, so that their difference is paired."""
+"""Accuracy: several models on the same images in one pass, so that their difference is paired."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitprune.common import distributed
 from vitprune.common.devices import DTYPES, Precision
 from vitprune.common.oom import explained_out_of_memory
-from vitprune.data import UNLABELLED, Faults, Pictures, PictureSet, batches, dead_workers_told, make_loader
+from vitprune.data import UNLABELLED, Faults, Images, ImageSet, batches, dead_workers_told, make_loader
 from vitprune.errors import DataError
 
 _CONFIDENCE_95 = 1.96
@@ -23,13 +23,13 @@ _CONFIDENCE_95 = 1.96
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one model said of every picture.
+    """What one model said of every image.
 
     Attributes:
         top: likeliest classes, best first, (num_images, up to 5).
         labels: true classes (num_images,); UNLABELLED where not known.
         kl: KL divergence of the model's answer from the reference model's, in nats, (num_images,); None of the
-            reference itself, or where there is none. It needs no labels, and tells models apart on far fewer pictures
+            reference itself, or where there is none. It needs no labels, and tells models apart on far fewer images
             than accuracy does.
     """
 
@@ -39,7 +39,7 @@ class Predictions:
 
     @property
     def num_images(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.labels)
 
     @property
@@ -54,16 +54,16 @@ class Predictions:
 
     @property
     def top1_pct(self) -> float | None:
-        """Share of pictures whose likeliest class is right, in percent; None without labels."""
+        """Share of images whose likeliest class is right, in percent; None without labels."""
         return _percent(self.correct) if self.labelled else None
 
     @property
     def top5_pct(self) -> float | None:
-        """Share of pictures with the right class among the five likeliest, in percent; None without labels."""
+        """Share of images with the right class among the five likeliest, in percent; None without labels."""
         return _percent((self.top == self.labels[:, None]).any(dim=1)) if self.labelled else None
 
     def agreement_pct(self, other: Predictions) -> float:
-        """Share of pictures on which both models give the same class, in percent."""
+        """Share of images on which both models give the same class, in percent."""
         return _percent(self.top[:, 0] == other.top[:, 0])
 
     @property
@@ -78,7 +78,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Difference of top-1 accuracy on the same pictures, in points, with a 95 % interval."""
+    """Difference of top-1 accuracy on the same images, in points, with a 95 % interval."""
 
     points: float
     low: float
@@ -87,11 +87,11 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """How often pictures of one class are recognised.
+    """How often images of one class are recognised.
 
     Attributes:
         index: of the model's output.
-        num_images: pictures of the class.
+        num_images: images of the class.
         top1_pct: of each model.
     """
 
@@ -101,7 +101,7 @@ class ClassAccuracy:
 
 
 def class_accuracy(*models: Predictions) -> list[ClassAccuracy]:
-    """Top-1 accuracy of several models on the same pictures, class by class; empty without labels."""
+    """Top-1 accuracy of several models on the same images, class by class; empty without labels."""
     if not all(model.labelled for model in models):
         return []
     labels, found = models[0].labels, []
@@ -115,8 +115,8 @@ def class_accuracy(*models: Predictions) -> list[ClassAccuracy]:
 def paired_difference(model: Predictions, baseline: Predictions) -> PairedDifference | None:
     """top-1 of `model` less that of `baseline`, in points; None without labels.
 
-    The interval is the normal approximation over per-picture differences (-1, 0, 1), which is narrower than that of
-    two separate samples, because both models see the same pictures.
+    The interval is the normal approximation over per-image differences (-1, 0, 1), which is narrower than that of
+    two separate samples, because both models see the same images.
     """
     if not (model.labelled and baseline.labelled):
         return None
@@ -137,19 +137,19 @@ def predict(
     reference: str | None = None,
     faults: Faults | None = None,
 ) -> dict[str, Predictions]:
-    """Run every model over every picture.
+    """Run every model over every image.
 
     Args:
         models: by name; used in eval mode and left so.
         loader: see `vitprune.data.make_loader`, not a training one.
         device: where to run; the models are moved there.
         precision: "fp32", or "bf16"/"fp16" by autocast.
-        on_batch: called with the number of pictures of each finished batch.
+        on_batch: called with the number of images of each finished batch.
         reference: name of the model from whose answers the others' divergence is told.
-        faults: where unreadable pictures are counted, which are left out; None if there may be none.
+        faults: where unreadable images are counted, which are left out; None if there may be none.
 
     Raises:
-        DataError: a picture cannot be read, too many, or all; names it. Or a process that reads them died.
+        DataError: an image cannot be read, too many, or all; names it. Or a process that reads them died.
     """
     for model in models.values():
         model.to(device).eval()
@@ -169,7 +169,7 @@ def predict(
             if on_batch is not None:
                 on_batch(len(labels))
     if not all_labels:
-        raise DataError("no picture could be read", "check the data set with a picture viewer")
+        raise DataError("no image could be read", "check the data set with an image viewer")
     labels = torch.cat(all_labels)
     return {
         name: Predictions(torch.cat(parts), labels, torch.cat(kls[name]) if name in kls else None)
@@ -179,7 +179,7 @@ def predict(
 
 def predict_together(
     models: Mapping[str, nn.Module],
-    pictures: Pictures,
+    images: Images,
     batch_size: int,
     num_workers: int,
     device: torch.device,
@@ -188,16 +188,16 @@ def predict_together(
     reference: str | None = None,
     faults: Faults | None = None,
 ) -> dict[str, Predictions]:
-    """As `predict`, the pictures shared by all processes: each counts once, and all know the result.
+    """As `predict`, the images shared by all processes: each counts once, and all know the result.
 
     Args:
         models: as there.
-        pictures: with the evaluation transform set.
+        images: with the evaluation transform set.
         batch_size: of one process.
         num_workers: of one process.
         device: as there.
         precision: as there.
-        on_batch: called with the number of pictures of each batch that this process has finished.
+        on_batch: called with the number of images of each batch that this process has finished.
         reference: as there.
         faults: as there; counts those of all processes in the end.
 
@@ -206,11 +206,11 @@ def predict_together(
         VitpruneError: out of memory.
     """
     faults = Faults() if faults is None else faults
-    part = pictures.part(distributed.rank(), distributed.world_size())
+    part = images.part(distributed.rank(), distributed.world_size())
     loader = make_loader(part, batch_size, num_workers=num_workers)
     own: dict[str, Predictions] | None = None
-    if not isinstance(part, PictureSet) or len(part):
-        what = f"evaluating {batch_size} pictures at a time on {device}"
+    if not isinstance(part, ImageSet) or len(part):
+        what = f"evaluating {batch_size} images at a time on {device}"
         with explained_out_of_memory(what, "try a lower --batch-size"):
             own = predict(models, loader, device, precision, on_batch, reference, faults)
     everyone = distributed.gather((own, faults.count, faults.seen, faults.names))
@@ -230,7 +230,7 @@ def _joined(parts: list[Predictions]) -> Predictions:
 
 
 def _divergence(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL(reference || model) of each picture, (B,), in nats."""
+    """KL(reference || model) of each image, (B,), in nats."""
     answers = logits.log_softmax(dim=-1), reference.log_softmax(dim=-1)
     return F.kl_div(*answers, reduction="none", log_target=True).sum(dim=-1)
 

@@ -77,7 +77,7 @@ def test_tensors_have_the_names_of_the_published_checkpoints():
 
 
 @pytest.mark.parametrize(("name", "crop_pct"), [("lvvit_t", 0.9), ("lvvit_s", 0.9), ("lvvit_m", 1.0), ("lvvit_l", 1.0)])
-def test_pictures_are_prepared_as_published(name, crop_pct):
+def test_images_are_prepared_as_published(name, crop_pct):
     config = timm.get_pretrained_cfg(name)
     assert config.crop_pct == crop_pct
     assert config.interpolation == "bicubic"
@@ -250,7 +250,7 @@ def test_a_sparse_model_comes_back_from_its_file(make_sparse, make_images, tmp_p
 
 
 @pytest.mark.parametrize("settings", [{}, {"train_trunk": True, "decision": "gumbel", "ema_decay": 0.9}])
-def test_it_is_sparsified_saved_and_loaded(make_vit, make_images, picture_folder, tmp_path, quick_bench, settings):
+def test_it_is_sparsified_saved_and_loaded(make_vit, make_images, image_folder, tmp_path, quick_bench, settings):
     model = make_vit("lvvit_s", **TINY | {"num_classes": 2})
     images = make_images(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -258,7 +258,7 @@ def test_it_is_sparsified_saved_and_loaded(make_vit, make_images, picture_folder
         warm_start_steps=2, steps=4, batch_size=4, num_workers=0, precision="fp32", drop_path=0.1, **settings
     )
     output = tmp_path / "run"
-    sparse = vitprune.sparsify(model, keep=0.5, data=picture_folder, recipe=recipe, device="cpu", output=output)
+    sparse = vitprune.sparsify(model, keep=0.5, data=image_folder, recipe=recipe, device="cpu", output=output)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(vitprune.load(output)(images), sparse(images))
     trained = sparse.model.state_dict()

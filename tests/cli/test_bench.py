@@ -85,7 +85,7 @@ def test_csv_has_a_line_per_row_and_says_what_is_a_floor(sparse_file, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "model.safetensors", "speed.csv"]
 
 
-def test_with_pictures_of_any_folder(sparse_file, picture_folder, capsys):
-    options = ["--data", str(picture_folder / "train" / "cat"), "-j", "0", "--no-floor"]
+def test_with_images_of_any_folder(sparse_file, image_folder, capsys):
+    options = ["--data", str(image_folder / "train" / "cat"), "-j", "0", "--no-floor"]
     assert run(["bench", str(sparse_file), *QUICK, "-b", "2", *options]) == 0
     assert "with loader" in capsys.readouterr().out

@@ -49,19 +49,19 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("vitprune 0.")
 
 
-def test_eval_of_a_sparse_file(sparse_file, picture_folder, capsys):
-    assert run(["eval", str(sparse_file), str(picture_folder), "--device", "cpu", "-j", "0"]) == 0
+def test_eval_of_a_sparse_file(sparse_file, image_folder, capsys):
+    assert run(["eval", str(sparse_file), str(image_folder), "--device", "cpu", "-j", "0"]) == 0
     out, err = capsys.readouterr()
     assert "top-1" in out
-    assert "on 6 pictures" in out
+    assert "on 6 images" in out
     assert "evaluating" in err
-    assert run(["eval", str(sparse_file), str(picture_folder), "-j", "0", "--limit", "3", "--json"]) == 0
+    assert run(["eval", str(sparse_file), str(image_folder), "-j", "0", "--limit", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_images"] == 3
-    assert run(["eval", str(sparse_file), str(picture_folder), "-j", "0", "--min-top1", "101"]) == 3
+    assert run(["eval", str(sparse_file), str(image_folder), "-j", "0", "--min-top1", "101"]) == 3
 
 
-def test_eval_of_a_dense_model(weights_file, picture_folder, capsys):
-    arguments = ["eval", "test_vit", str(picture_folder), "--checkpoint", str(weights_file), "-j", "0", "--json"]
+def test_eval_of_a_dense_model(weights_file, image_folder, capsys):
+    arguments = ["eval", "test_vit", str(image_folder), "--checkpoint", str(weights_file), "-j", "0", "--json"]
     assert run(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["keep"] == 1.0
@@ -119,7 +119,7 @@ def test_info_measures_the_alignment_only_when_asked(capsys, no_hub, monkeypatch
         asked.append((sparsity.keep, batch_size, str(device), precision))
         return 16
 
-    monkeypatch.setattr("vitprune.measure.fastest_align", fastest_align)
+    monkeypatch.setattr("vitprune.budget.fastest_align", fastest_align)
     options = ["--device", "cpu", "--precision", "bf16", "--target-batch-size", "4"]
     assert run(["info", "test_vit", "--keep", "0.6", "--align", "auto", *options, "--json"]) == 0
     out, err = capsys.readouterr()
@@ -163,7 +163,7 @@ MISTAKES = {
     "csv nowhere": (["bench", "test_vit", "--csv", "absent/speed.csv"], 1, "there is no folder 'absent'"),
     "csv is a folder": (["bench", "test_vit", "--csv", "."], 1, "the output '.' is a folder"),
     "data too small": (
-        ["bench", "test_vit", "--device", "cpu", "-b", "64", "--data", "pictures"],
+        ["bench", "test_vit", "--device", "cpu", "-b", "64", "--data", "images"],
         2,
         "which make no batch of 64",
     ),
@@ -196,45 +196,45 @@ MISTAKES = {
     "recipe of no settings": (["sparsify", "demo", "--recipe", "list.yaml"], 2, "holds no settings"),
     "recipe that is no YAML": (["sparsify", "demo", "--recipe", "broken.yaml"], 2, "is not YAML"),
     "no such method": (["compare", "demo", "--methods", "tome,magic"], 2, "there is no method 'magic'"),
-    "compare without a dense model": (["compare", "model.safetensors", "pictures", "--methods", "tome"], 1, "Hub"),
+    "compare without a dense model": (["compare", "model.safetensors", "images", "--methods", "tome"], 1, "Hub"),
     "steps and epochs": (["sparsify", "demo", "--steps", "1", "--epochs", "1"], 2, "steps or epochs, not both"),
     "negative rate": (["sparsify", "demo", "--lr", "-1"], 2, "lr: Input should be greater than 0"),
     "no such device": (["sparsify", "demo", "--device", "tpu"], 2, "device 'tpu' is unknown"),
     "fp16 on the CPU": (["eval", "demo", "--device", "cpu", "--precision", "fp16"], 2, "fp16"),
     "batch size 0": (["bench", "test_vit", "-b", "0"], 2, "--batch-size is '0'"),
     "no data folder": (["sparsify", "demo", "--data", "nowhere"], 1, "the data 'nowhere' is not there"),
-    "empty data folder": (["sparsify", "demo", "--data", "empty"], 1, "there are no pictures in 'empty'"),
-    "class count": (["sparsify", "demo", "--data", "pictures"], 1, "the model has 10 classes"),
+    "empty data folder": (["sparsify", "demo", "--data", "empty"], 1, "there are no images in 'empty'"),
+    "class count": (["sparsify", "demo", "--data", "images"], 1, "the model has 10 classes"),
     "class count in eval": (["eval", "model.safetensors", "three"], 1, "the model has 2 classes (cat, dog)"),
-    "push of no run": (["push", "pictures", "me/mine"], 2, "'pictures' holds no report.json, so it is no complete run"),
-    "push to no name": (["push", "pictures", "mine"], 2, "'mine' is no name of a repository on the Hub"),
+    "push of no run": (["push", "images", "me/mine"], 2, "'images' holds no report.json, so it is no complete run"),
+    "push to no name": (["push", "images", "mine"], 2, "'mine' is no name of a repository on the Hub"),
     "missing checkpoint": (["convert", "absent.pth", "--keep", "0.7"], 1, "there is no file 'absent.pth'"),
     "no checkpoint of theirs": (["convert", "plain.pth", "--keep", "0.7"], 1, "no checkpoint of DynamicViT's authors"),
-    "keep of a dense model": (["eval", "test_vit", "pictures", "--keep", "0.7"], 2, "'test_vit' is no checkpoint of"),
-    "keep of a file": (["eval", "model.safetensors", "pictures", "--keep", "0.7"], 2, "say how such a file"),
-    "missing file": (["eval", "absent.safetensors", "pictures"], 1, "there is no file 'absent.safetensors'"),
-    "truncated file": (["eval", "truncated.safetensors", "pictures"], 1, "'truncated.safetensors' is damaged"),
+    "keep of a dense model": (["eval", "test_vit", "images", "--keep", "0.7"], 2, "'test_vit' is no checkpoint of"),
+    "keep of a file": (["eval", "model.safetensors", "images", "--keep", "0.7"], 2, "say how such a file"),
+    "missing file": (["eval", "absent.safetensors", "images"], 1, "there is no file 'absent.safetensors'"),
+    "truncated file": (["eval", "truncated.safetensors", "images"], 1, "'truncated.safetensors' is damaged"),
     "weights that are not ours": (["bench", "weights.safetensors"], 1, "was not written by vitprune"),
-    "sparse already": (["sparsify", "model.safetensors", "--data", "pictures"], 2, "is sparse already"),
+    "sparse already": (["sparsify", "model.safetensors", "--data", "images"], 2, "is sparse already"),
     "missing weights": (["sparsify", "test_vit", "--checkpoint", "absent.pth"], 1, "there is no file 'absent.pth'"),
     "wrong shape": (["sparsify", "test_vit", "--checkpoint", "wrong.safetensors"], 1, "blocks.0.mlp.fc1.weight"),
     "NaN weights": (["sparsify", "test_vit", "--checkpoint", "nan.safetensors"], 1, "NaN or infinite values"),
     "pickled weights": (["sparsify", "test_vit", "--checkpoint", "pickled.pth"], 1, "only tensors are read"),
-    "hub": (["sparsify", "deit_tiny", "--data", "pictures"], 1, "the Hugging Face Hub is out of reach"),
+    "hub": (["sparsify", "deit_tiny", "--data", "images"], 1, "the Hugging Face Hub is out of reach"),
     "output is a file": (["sparsify", "demo", "-o", "weights.safetensors"], 1, "is a file, not a folder"),
-    "output exists": (["sparsify", "demo", "-o", "pictures"], 1, "the output folder 'pictures' exists"),
+    "output exists": (["sparsify", "demo", "-o", "images"], 1, "the output folder 'images' exists"),
 }
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch, weights_file, picture_folder, sparse_file, no_hub):
+def workplace(tmp_path, monkeypatch, weights_file, image_folder, sparse_file, no_hub):
     """A folder with good and bad files, as current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VITPRUNE_IMAGENET", raising=False)
     (tmp_path / "empty").mkdir()
     for name in ("a", "b", "c"):
         (tmp_path / "three" / name).mkdir(parents=True)
-        (tmp_path / "three" / name / "1.png").write_bytes((picture_folder / "val" / "cat" / "1.png").read_bytes())
+        (tmp_path / "three" / name / "1.png").write_bytes((image_folder / "val" / "cat" / "1.png").read_bytes())
     content = sparse_file.read_bytes()
     (tmp_path / "truncated.safetensors").write_bytes(content[: len(content) // 2])
     state = load_file(weights_file)
@@ -267,7 +267,7 @@ def test_mistake_gets_one_clear_sentence_and_writes_nothing(mistake, workplace, 
 
 
 def test_error_with_json_is_one_object(workplace, capsys):
-    assert run(["eval", "absent.safetensors", "pictures", "--json"]) == 1
+    assert run(["eval", "absent.safetensors", "images", "--json"]) == 1
     error = json.loads(capsys.readouterr().out)
     assert error == {"error": "there is no file 'absent.safetensors'", "hint": "check the path", "exit_code": 1}
 

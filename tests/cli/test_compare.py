@@ -1,4 +1,4 @@
-"""`vitprune compare`: equal budgets, the same pictures, and what is trained here."""
+"""`vitprune compare`: equal budgets, the same images, and what is trained here."""
 
 import json
 
@@ -19,14 +19,14 @@ def quick(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def arguments(weights_file, picture_folder):
+def arguments(weights_file, image_folder):
     return [
-        *("compare", "test_vit", str(picture_folder), "--checkpoint", str(weights_file)),
+        *("compare", "test_vit", str(image_folder), "--checkpoint", str(weights_file)),
         *("--recipe", "quick.yaml", "--device", "cpu", "-j", "0", "-b", "3", "--keep", "0.7"),
     ]
 
 
-def test_all_methods_at_one_budget_on_the_same_pictures(arguments, capsys):
+def test_all_methods_at_one_budget_on_the_same_images(arguments, capsys):
     assert run([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     rows = {row["method"]: row for row in result["rows"]}
@@ -48,13 +48,13 @@ def test_all_methods_at_one_budget_on_the_same_pictures(arguments, capsys):
 def test_table_has_every_row_and_says_what_each_is(arguments, capsys):
     assert run([*arguments, "--methods", "random,tome-late"]) == 0
     out = capsys.readouterr().out
-    for word in ("dense", "random", "tome-late", "more in late blocks", "GMACs", "6 pictures"):
+    for word in ("dense", "random", "tome-late", "more in late blocks", "GMACs", "6 images"):
         assert word in out
     assert "ours" not in out
 
 
-def test_a_file_is_compared_with_the_model_it_came_from(arguments, weights_file, picture_folder, capsys):
-    sparsify = ["sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder)]
+def test_a_file_is_compared_with_the_model_it_came_from(arguments, weights_file, image_folder, capsys):
+    sparsify = ["sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder)]
     assert run([*sparsify, "--recipe", "quick.yaml", "--device", "cpu", "-j", "0", "-o", "run", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     arguments[1] = "run/model.safetensors"
@@ -77,7 +77,7 @@ def test_a_budget_that_merging_cannot_meet_is_said_not_hidden(arguments, capsys)
     assert "cannot merge down" in capsys.readouterr().out
 
 
-def test_weights_that_do_not_fit_the_file_are_refused(arguments, weights_file, picture_folder, tmp_path, capsys):
+def test_weights_that_do_not_fit_the_file_are_refused(arguments, weights_file, image_folder, tmp_path, capsys):
     state = load_file(weights_file)
     save_file({name: tensor for name, tensor in state.items() if "blocks.5" not in name}, tmp_path / "less.safetensors")
     arguments[arguments.index("--checkpoint") + 1] = "less.safetensors"
@@ -86,15 +86,15 @@ def test_weights_that_do_not_fit_the_file_are_refused(arguments, weights_file, p
 
 
 def test_a_run_folder_and_the_weights_of_a_model_that_timm_does_not_know_by_name(
-    make_sparse, picture_folder, tmp_path, capsys
+    make_sparse, image_folder, tmp_path, capsys
 ):
     """The file says how its dense model is built; only the weights must be given."""
     sparse = make_sparse(num_classes=2, depth=4)
     save(sparse, tmp_path / "model.safetensors", describe(sparse, name="my_own_vit", class_names=("cat", "dog")))
     save_file(sparse.model.state_dict(), tmp_path / "dense.safetensors")
     options = ["--methods", "random,ours", "--checkpoint", str(tmp_path / "dense.safetensors"), "--device", "cpu"]
-    assert run(["compare", str(tmp_path), str(picture_folder), *options, "--json"]) == 0
+    assert run(["compare", str(tmp_path), str(image_folder), *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in result["rows"]] == ["dense", "random", "ours"]
-    assert run(["compare", str(tmp_path), str(picture_folder), "--methods", "random"]) == 2
+    assert run(["compare", str(tmp_path), str(image_folder), "--methods", "random"]) == 2
     assert "my_own_vit" in capsys.readouterr().err

@@ -18,7 +18,7 @@ TINY = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64, "num_classe
 
 @pytest.fixture(scope="module")
 def made(make_sparse, tmp_path_factory):
-    """A run folder with a file of ours, its exports, and pictures of its two classes."""
+    """A run folder with a file of ours, its exports, and images of its two classes."""
     folder = tmp_path_factory.mktemp("run")
     sparse = make_sparse("vit_tiny_patch16_224", keep=0.5, stages=(1,), **TINY)
     save(sparse, folder / "model.safetensors", describe(sparse, name="mine", class_names=("cat", "dog")))
@@ -26,10 +26,10 @@ def made(make_sparse, tmp_path_factory):
         assert run(["export", str(folder / "model.safetensors"), "--format", kind, "--json"]) == 0
     generator = torch.Generator().manual_seed(0)
     for name in ("cat", "dog"):
-        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "images" / name).mkdir(parents=True)
         for index in range(4):
             pixels = torch.randint(0, 256, (80, 96, 3), generator=generator).to(torch.uint8).numpy()
-            Image.fromarray(pixels).save(folder / "pictures" / name / f"{index}.png")
+            Image.fromarray(pixels).save(folder / "images" / name / f"{index}.png")
     return folder
 
 
@@ -44,7 +44,7 @@ def place(made, tmp_path, monkeypatch, no_hub):
 def test_exported_files_evaluate_as_the_file_they_were_made_from(place, capsys):
     results = {}
     for name in ("model.safetensors", "model.onnx", "model.pt2"):
-        assert run(["eval", name, "pictures", "-j", "0", "--json"]) == 0
+        assert run(["eval", name, "images", "-j", "0", "--json"]) == 0
         results[name] = json.loads(capsys.readouterr().out)
     assert results["model.safetensors"]["num_images"] == 8
     assert results["model.onnx"] == results["model.pt2"] == results["model.safetensors"]
@@ -57,7 +57,7 @@ def test_timm_folder_beside_the_file_holds_the_backbone(place, capsys):
     result = json.loads(capsys.readouterr().out)
     assert (result["output"], result["keep"]) == ("timm", 1.0)
     assert result["agreement"]["max_logit_difference"] == 0
-    assert run(["eval", "timm", "pictures", "-j", "0", "--json"]) == 0
+    assert run(["eval", "timm", "images", "-j", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in result["classes"]] == ["cat", "dog"]
     assert run(["export", "model.safetensors", "--format", "timm"]) == 1
@@ -68,15 +68,15 @@ def test_timm_folder_beside_the_file_holds_the_backbone(place, capsys):
     assert {path.name for path in place.iterdir() if path.name.startswith(".")} == set()
 
 
-def test_comparison_on_real_pictures_and_what_is_said_of_it(place, capsys):
-    options = ["--precision", "fp16", "--data", "pictures", "--limit", "7"]
+def test_comparison_on_real_images_and_what_is_said_of_it(place, capsys):
+    options = ["--precision", "fp16", "--data", "images", "--limit", "7"]
     assert run(["export", ".", "--format", "pt2", *options]) == 0
     out, err = capsys.readouterr()
     assert "mine, keep 0.5: pt2, fp16" in out
-    assert "beside PyTorch on 12 random images and 7 pictures, in batches of 1, 2, 5: logits differ by" in out
+    assert "beside PyTorch on 12 random images and 7 images, in batches of 1, 2, 5: logits differ by" in out
     assert "written to model-fp16.pt2" in out
     assert "exporting mine" in err
-    assert run(["eval", "model-fp16.pt2", "pictures", "-j", "0", "--json"]) == 0
+    assert run(["eval", "model-fp16.pt2", "images", "-j", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["precision"] == "fp16"
 
 
@@ -85,7 +85,7 @@ def test_a_dense_model_goes_to_the_working_directory(place, weights_file, capsys
     result = json.loads(capsys.readouterr().out)
     assert (result["output"], result["keep"], result["num_classes"]) == ("test_vit-timm", 1.0, 2)
     assert result["input_size"] == [3, 160, 160]
-    assert run(["eval", "test_vit-timm", "pictures", "-j", "0"]) == 0
+    assert run(["eval", "test_vit-timm", "images", "-j", "0"]) == 0
     assert "dense: top-1" in capsys.readouterr().out
 
 
@@ -104,15 +104,15 @@ MISTAKES = {
     "no such model": (["export", "xyzzy"], 2, "there is no model or file 'xyzzy'"),
     "unsupported family": (["export", "swin_tiny"], 1, "hierarchical"),
     "of an exported file": (["export", "model.onnx"], 2, "'model.onnx' is an exported file"),
-    "sparsify an exported file": (["sparsify", "model.pt2", "--data", "pictures"], 2, "is an exported file"),
+    "sparsify an exported file": (["sparsify", "model.pt2", "--data", "images"], 2, "is an exported file"),
     "info of an exported file": (["info", "model.onnx"], 2, "is an exported file"),
-    "on a GPU": (["eval", "model.onnx", "pictures", "--device", "cuda"], 2, "--device cuda does not go with"),
-    "another precision": (["eval", "model.onnx", "pictures", "--precision", "bf16"], 2, "--precision bf16 does not go"),
-    "another size": (["eval", "model.pt2", "pictures", "--img-size", "96"], 2, "is a file of its own"),
-    "keep of a program": (["eval", "model.onnx", "pictures", "--keep", "0.5"], 2, "say how such a file is to be run"),
-    "no such file": (["eval", "absent.onnx", "pictures"], 1, "there is no file 'absent.onnx'"),
-    "no ONNX": (["eval", "text.onnx", "pictures"], 1, "'text.onnx' is damaged or no ONNX file"),
-    "no pt2": (["eval", "text.pt2", "pictures"], 1, "'text.pt2' is damaged or no .pt2 file"),
+    "on a GPU": (["eval", "model.onnx", "images", "--device", "cuda"], 2, "--device cuda does not go with"),
+    "another precision": (["eval", "model.onnx", "images", "--precision", "bf16"], 2, "--precision bf16 does not go"),
+    "another size": (["eval", "model.pt2", "images", "--img-size", "96"], 2, "is a file of its own"),
+    "keep of a program": (["eval", "model.onnx", "images", "--keep", "0.5"], 2, "say how such a file is to be run"),
+    "no such file": (["eval", "absent.onnx", "images"], 1, "there is no file 'absent.onnx'"),
+    "no ONNX": (["eval", "text.onnx", "images"], 1, "'text.onnx' is damaged or no ONNX file"),
+    "no pt2": (["eval", "text.pt2", "images"], 1, "'text.pt2' is damaged or no .pt2 file"),
 }
 
 
@@ -133,7 +133,7 @@ def test_mistake_gets_one_clear_sentence_and_writes_nothing(mistake, place, caps
 
 def test_without_the_extra_the_way_out_is_said(place, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    for arguments in (["export", ".", "--overwrite"], ["eval", "model.onnx", "pictures"]):
+    for arguments in (["export", ".", "--overwrite"], ["eval", "model.onnx", "images"]):
         assert run(arguments) == 1
         assert 'hint: pip install "vitprune[onnx]"' in capsys.readouterr().err
 

@@ -64,7 +64,7 @@ def test_long_example_is_one_command_for_the_shell(screen):
     out, _ = screen(60)
     run(["sparsify", "--help"])
     text = "\n".join(out.lines()).replace("\\\n", " ")
-    wanted = "vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/pictures --no-labels"
+    wanted = "vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/images --no-labels"
     assert wanted in re.sub(" +", " ", text)
 
 

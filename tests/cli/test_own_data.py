@@ -1,4 +1,4 @@
-"""Data of the user: N classes whose names travel and come back, pictures that cannot be read."""
+"""Data of the user: N classes whose names travel and come back, images that cannot be read."""
 
 import json
 
@@ -17,9 +17,9 @@ def weights(make_vit, tmp_path):
     return tmp_path / "weights.safetensors"
 
 
-def test_names_travel_in_the_file_and_come_back(weights, picture_folder, tmp_path, capsys, quick_bench):
+def test_names_travel_in_the_file_and_come_back(weights, image_folder, tmp_path, capsys, quick_bench):
     output = tmp_path / "out"
-    command = ["sparsify", "test_vit", "--checkpoint", str(weights), "--data", str(picture_folder), "-o", str(output)]
+    command = ["sparsify", "test_vit", "--checkpoint", str(weights), "--data", str(image_folder), "-o", str(output)]
     assert run([*command, *QUICK, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [(row["index"], row["name"], row["num_images"]) for row in report["classes"]] == [
@@ -31,7 +31,7 @@ def test_names_travel_in_the_file_and_come_back(weights, picture_folder, tmp_pat
     # One class alone: only the names in the file say that it is the second.
     only = tmp_path / "only"
     (only).mkdir()
-    (picture_folder / "val" / "dog").rename(only / "dog")
+    (image_folder / "val" / "dog").rename(only / "dog")
     assert run(["eval", str(output / "model.safetensors"), str(only), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [(row["index"], row["name"]) for row in result["classes"]] == [(1, "dog")]
@@ -39,25 +39,25 @@ def test_names_travel_in_the_file_and_come_back(weights, picture_folder, tmp_pat
     assert "dog" in capsys.readouterr().out
 
 
-def test_a_folder_with_another_class_is_refused_with_both_sides(weights, picture_folder, tmp_path, capsys, quick_bench):
+def test_a_folder_with_another_class_is_refused_with_both_sides(weights, image_folder, tmp_path, capsys, quick_bench):
     output = tmp_path / "out"
-    command = ["sparsify", "test_vit", "--checkpoint", str(weights), "--data", str(picture_folder), "-o", str(output)]
+    command = ["sparsify", "test_vit", "--checkpoint", str(weights), "--data", str(image_folder), "-o", str(output)]
     assert run([*command, *QUICK]) == 0
-    (picture_folder / "val" / "dog").rename(picture_folder / "val" / "wolf")
-    assert run(["eval", str(output), str(picture_folder)]) != 0
+    (image_folder / "val" / "dog").rename(image_folder / "val" / "wolf")
+    assert run(["eval", str(output), str(image_folder)]) != 0
     error = capsys.readouterr().err
     assert "cat, dog" in error
     assert "cat, wolf" in error
 
 
-def test_eval_refuses_unreadable_pictures_unless_told(weights, picture_folder, capsys):
-    victim = picture_folder / "val" / "dog" / "1.png"
-    victim.write_bytes(b"no picture")
-    command = ["eval", "test_vit", str(picture_folder), "--checkpoint", str(weights), "--device", "cpu", "-j", "0"]
+def test_eval_refuses_unreadable_images_unless_told(weights, image_folder, capsys):
+    victim = image_folder / "val" / "dog" / "1.png"
+    victim.write_bytes(b"no image")
+    command = ["eval", "test_vit", str(image_folder), "--checkpoint", str(weights), "--device", "cpu", "-j", "0"]
     assert run(command) == 1
-    assert f"cannot read picture '{victim}'" in capsys.readouterr().err
+    assert f"cannot read image '{victim}'" in capsys.readouterr().err
     assert run([*command, "--skip-unreadable", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["num_images"], result["num_unreadable"], result["unreadable"]) == (5, 1, [str(victim)])
     assert run([*command, "--skip-unreadable"]) == 0
-    assert "1 unreadable picture(s) were left out" in capsys.readouterr().out
+    assert "1 unreadable image(s) were left out" in capsys.readouterr().out

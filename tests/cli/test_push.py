@@ -95,10 +95,10 @@ def test_one_commit_brings_all_files_and_no_path_of_this_machine(folder, hub, tm
     assert sorted(there) == [*OURS, FOR_TIMM]
     result = json.loads(out)
     assert {row["name"]: row["size_bytes"] for row in result["files"]} == {name: len(there[name]) for name in there}
-    assert (result["private"], result["created"], result["num_pictures"]) == (False, True, 2)
+    assert (result["private"], result["created"], result["num_images"]) == (False, True, 2)
     assert result["commit_url"] == "https://hub.example/me/mine/commit/1"
     assert "PUBLIC" in err
-    assert "report.html shows 2 pictures of your data set" in err
+    assert "report.html shows 2 images of your data set" in err
     assert content(folder) == before, "the run folder is not touched"
     for name, text in there.items():
         assert b"/home/somebody" not in text, name
@@ -114,7 +114,7 @@ def test_one_commit_brings_all_files_and_no_path_of_this_machine(folder, hub, tm
 
 
 def test_what_was_pushed_is_a_model_for_every_command(
-    folder, hub, sparse, make_images, picture_folder, weights_file, monkeypatch, capsys
+    folder, hub, sparse, make_images, image_folder, weights_file, monkeypatch, capsys
 ):
     push_run(folder, "me/mine")
     monkeypatch.setattr("vitprune.loading.hub.check_hub", lambda repository: None)
@@ -125,11 +125,11 @@ def test_what_was_pushed_is_a_model_for_every_command(
         expected = sparse(images)
         assert torch.equal(load_model("hf-hub:me/mine").sparse(images), expected)
         assert torch.equal(vitprune.load("hf-hub:me/mine@main")(images), expected)
-    assert run(["eval", "hf-hub:me/mine", str(picture_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
+    assert run(["eval", "hf-hub:me/mine", str(image_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["keep"] == 0.7
 
     monkeypatch.setattr("vitprune.jobs.compare._BENCH_SECONDS", 0.01)
-    compare = ["compare", "hf-hub:me/mine", str(picture_folder), "--methods", "ours", "--device", "cpu", "-j", "0"]
+    compare = ["compare", "hf-hub:me/mine", str(image_folder), "--methods", "ours", "--device", "cpu", "-j", "0"]
     assert run([*compare, "--keep", "0.5"]) == 2
     assert "has its own plan" in capsys.readouterr().err
     assert run([*compare, "--checkpoint", str(weights_file), "--json"]) == 0
@@ -138,9 +138,9 @@ def test_what_was_pushed_is_a_model_for_every_command(
 
     # The card's own lines, as a reader would copy them.
     block, _ = [part.split("```")[0] for part in (hub.files / "README.md").read_text().split("```python\n")[1:]]
-    picture = next((picture_folder / "val").rglob("*.png"))
+    image = next((image_folder / "val").rglob("*.png"))
     names = {}
-    exec(block.replace("picture.jpg", str(picture)), names)
+    exec(block.replace("image.jpg", str(image)), names)
     assert names["probabilities"].shape == (1, 2)
     assert names["probabilities"].sum().item() == pytest.approx(1)
 
@@ -220,9 +220,9 @@ def test_a_backbone_that_timm_opens_as_something_else_is_not_uploaded(folder, hu
     assert hub.made == []
 
 
-def test_pictures_can_be_left_out(folder, hub, capsys):
+def test_images_can_be_left_out(folder, hub, capsys):
     hub.found = existing(True, "report.html", "notes.txt")
-    assert run(["push", str(folder), "me/mine", "--no-pictures", "-y"]) == 0
+    assert run(["push", str(folder), "me/mine", "--no-images", "-y"]) == 0
     out, err = capsys.readouterr()
     assert PICTURE not in (hub.files / "report.html").read_bytes()
     assert "report.html shows" not in err

@@ -1,4 +1,4 @@
-"""The main job from the command line, on a tiny model and a folder of pictures."""
+"""The main job from the command line, on a tiny model and a folder of images."""
 
 import json
 import os
@@ -17,11 +17,11 @@ from vitprune.training.objective import Objective
 
 
 @pytest.fixture
-def arguments(weights_file, picture_folder, quick_bench, monkeypatch, tmp_path):
+def arguments(weights_file, image_folder, quick_bench, monkeypatch, tmp_path):
     """A run of a few steps; its folders go to tmp_path/runs."""
     monkeypatch.chdir(tmp_path)
     return [
-        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder)),
+        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder)),
         *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "2", "--steps", "4"),
     ]
 
@@ -79,11 +79,11 @@ def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsy
     assert after == before, "made again they are the same"
 
 
-def test_report_agrees_with_eval_of_the_file(arguments, picture_folder, tmp_path, capsys):
+def test_report_agrees_with_eval_of_the_file(arguments, image_folder, tmp_path, capsys):
     assert run([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     path = str(tmp_path / "runs" / "test_vit-keep0.7" / "model.safetensors")
-    assert run(["eval", path, str(picture_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
+    assert run(["eval", path, str(image_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     for key in ("top1_pct", "top5_pct", "num_images"):
         assert result[key] == report["sparse"][key]
@@ -115,7 +115,7 @@ def test_same_seed_same_file(arguments, tmp_path):
 
 
 def test_without_labels_the_default_gives_the_same_file(arguments, tmp_path):
-    """The default distils only, so what holds for it holds for any pictures."""
+    """The default distils only, so what holds for it holds for any images."""
     assert run([*arguments, "-o", "one"]) == 0
     assert run([*arguments, "-o", "other", "--no-labels"]) == 0
     one, other = (vitprune.load(tmp_path / name).state_dict() for name in ("one", "other"))
@@ -182,8 +182,8 @@ def test_the_papers_recipe_runs(arguments, capsys):
     assert (report["schedule"], report["dropped"]) == ("geometric", "drop")
 
 
-def test_no_labels_takes_any_folder(arguments, picture_folder, capsys):
-    arguments[arguments.index("--data") + 1] = str(picture_folder / "train" / "cat")
+def test_no_labels_takes_any_folder(arguments, image_folder, capsys):
+    arguments[arguments.index("--data") + 1] = str(image_folder / "train" / "cat")
     assert run(arguments) == 1
     assert "not in class folders" in capsys.readouterr().err
     assert run([*arguments, "--no-labels", "--json"]) == 0
@@ -291,8 +291,8 @@ def _interrupt_when_training(process, folder):
     vitprune.load(log.parent)
 
 
-def test_unreadable_pictures_are_skipped_named_and_counted(arguments, picture_folder, capsys):
-    victims = [picture_folder / part / "dog" / "1.png" for part in ("train", "val")]
+def test_unreadable_images_are_skipped_named_and_counted(arguments, image_folder, capsys):
+    victims = [image_folder / part / "dog" / "1.png" for part in ("train", "val")]
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:50])
     assert run([*arguments, "--json"]) == 0
@@ -303,24 +303,24 @@ def test_unreadable_pictures_are_skipped_named_and_counted(arguments, picture_fo
     assert report["data"]["num_unreadable_val"] == 1
     assert report["sparse"]["num_images"] == 5
     assert run([*arguments, "--overwrite"]) == 0
-    assert f"1 unreadable picture(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
+    assert f"1 unreadable image(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
 
 
-def test_none_allowed_is_an_error_that_names_the_picture(arguments, picture_folder, capsys):
-    victim = picture_folder / "train" / "dog" / "3.png"
+def test_none_allowed_is_an_error_that_names_the_image(arguments, image_folder, capsys):
+    victim = image_folder / "train" / "dog" / "3.png"
     victim.write_bytes(victim.read_bytes()[:50])
     assert run([*arguments, "--max-unreadable", "0"]) == 1
-    assert f"cannot read picture '{victim}'" in capsys.readouterr().err
+    assert f"cannot read image '{victim}'" in capsys.readouterr().err
 
 
-def test_a_folder_of_broken_pictures_ends_at_once(arguments, picture_folder, capsys):
-    pictures = sorted((picture_folder / "train").glob("*/*.png"))
-    for victim in pictures:
-        victim.write_bytes(b"no picture")
+def test_a_folder_of_broken_images_ends_at_once(arguments, image_folder, capsys):
+    images = sorted((image_folder / "train").glob("*/*.png"))
+    for victim in images:
+        victim.write_bytes(b"no image")
     assert run(arguments) == 1
-    assert "12 of 12 pictures could not be read" in capsys.readouterr().err
+    assert "12 of 12 images could not be read" in capsys.readouterr().err
     assert run([*arguments, "--max-unreadable", "1", "--overwrite"]) == 1
-    assert "none of the first 1000 pictures could be read" in capsys.readouterr().err
+    assert "none of the first 1000 images could be read" in capsys.readouterr().err
 
 
 def test_demo_reports_object_coverage(quick_bench, tmp_path, monkeypatch, capsys):

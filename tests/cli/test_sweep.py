@@ -1,4 +1,4 @@
-"""Several keep ratios from the command line, on a tiny model and a folder of pictures."""
+"""Several keep ratios from the command line, on a tiny model and a folder of images."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ STEPS = ["--warm-start-steps", "2", "--steps", "4"]
 
 
 @pytest.fixture
-def of_model(weights_file, picture_folder, monkeypatch, tmp_path):
+def of_model(weights_file, image_folder, monkeypatch, tmp_path):
     """What is trained; folders go to tmp_path/runs. Time and MACs, tested elsewhere, are told from the tokens here."""
     monkeypatch.chdir(tmp_path)
 
@@ -39,7 +39,7 @@ def of_model(weights_file, picture_folder, monkeypatch, tmp_path):
     for where in ("build", "sweep"):
         monkeypatch.setattr(f"vitprune.report.{where}.count_macs", lambda model, size: int(1e9 * _cost(model, 32)))
     return [
-        *("test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder)),
+        *("test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder)),
         *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", *STEPS),
     ]
 
@@ -130,8 +130,8 @@ def check_fronts(rows):
             assert bool(row[key]["beaten_by"]) == bool(better)
 
 
-def test_without_labels_models_are_judged_by_the_dense_answers(arguments, picture_folder, capsys):
-    arguments[arguments.index("--data") + 1] = str(picture_folder / "train" / "cat")
+def test_without_labels_models_are_judged_by_the_dense_answers(arguments, image_folder, capsys):
+    arguments[arguments.index("--data") + 1] = str(image_folder / "train" / "cat")
     assert run([*arguments, "--no-labels", "--keep", ".6"]) == 0
     assert "no labels" in capsys.readouterr().out
     result = json.loads(Path("runs/test_vit-sweep/sweep.json").read_text())
@@ -139,12 +139,12 @@ def test_without_labels_models_are_judged_by_the_dense_answers(arguments, pictur
     assert result["rows"][1]["top1_pct"] is None
 
 
-def test_another_models_pictures_are_prepared_as_it_wants_them(arguments, make_vit, picture_folder, tmp_path, capsys):
+def test_another_models_images_are_prepared_as_it_wants_them(arguments, make_vit, image_folder, tmp_path, capsys):
     """The same weights with other means, so that prepared as for the dense model it would answer as that does."""
     data_config = {"mean": (0.9, 0.1, 0.1), "std": (0.1, 0.9, 0.5)}
     save_for_hf(make_vit(num_classes=2), tmp_path / "shifted", data_config=data_config, safe_serialization=True)
     capsys.readouterr()
-    assert run(["eval", "shifted", str(picture_folder), "-j", "0", "--json"]) == 0
+    assert run(["eval", "shifted", str(image_folder), "-j", "0", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
     assert run([*arguments, "--keep", ".8", "--also", "shifted", "--json"]) == 0
     rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
@@ -279,7 +279,7 @@ def test_where_every_run_fails_or_the_machine_is_taken_that_is_the_error(
 
 
 def test_ratios_and_models_may_be_added_and_other_settings_are_refused(
-    arguments, other_file, picture_folder, capsys, monkeypatch
+    arguments, other_file, image_folder, capsys, monkeypatch
 ):
     assert run(arguments) == 0
     out, err = capsys.readouterr()
@@ -333,12 +333,12 @@ def test_ratios_and_models_may_be_added_and_other_settings_are_refused(
         (["--also", "large"], 2, "takes images of 3x192x192"),
         (["--also", "sparse"], 2, "is sparse, and --also is for dense models"),
         (["--data", "nowhere"], 1, "the data 'nowhere' is not there"),
-        (["--data", "empty"], 1, "there are no pictures"),
+        (["--data", "empty"], 1, "there are no images"),
         (["--warm-start", "none"], 2, "--warm-start is 'none', expected one of each, shared"),
         (["--warm-start", "shared", "--warm-start-steps", "0"], 2, "no warm start to share"),
         (["--resume"], 1, "there is no run to resume in 'runs/test_vit-sweep'"),
         (["--resume", "--overwrite"], 2, "give one of them"),
-        (["-o", "pictures"], 1, "the output folder 'pictures' exists"),
+        (["-o", "images"], 1, "the output folder 'images' exists"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_trained_or_written(

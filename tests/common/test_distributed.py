@@ -22,9 +22,9 @@ def run(count, *arguments, cwd):
 
 
 @pytest.fixture
-def training(weights_file, picture_folder):
+def training(weights_file, image_folder):
     return [
-        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder), "--device", "cpu"),
+        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder), "--device", "cpu"),
         *(
             "--precision",
             "fp32",
@@ -66,18 +66,18 @@ def test_losses_of_two_processes_are_those_of_one_also_in_two_parts_each(trainin
 
 
 @pytest.mark.slow
-def test_what_any_process_cannot_read_is_counted(training, picture_folder, tmp_path):
-    (picture_folder / "train" / "dog" / "5.png").write_bytes(b"no picture")
+def test_what_any_process_cannot_read_is_counted(training, image_folder, tmp_path):
+    (image_folder / "train" / "dog" / "5.png").write_bytes(b"no image")
     code, out, err = run(2, *training, "-o", "run", cwd=tmp_path)
     assert code == 0, err
-    # 20 steps of 4 pictures out of 12 are six passes and two thirds; each pass meets it once, in either process.
+    # 20 steps of 4 images out of 12 are six passes and two thirds; each pass meets it once, in either process.
     assert json.loads(out)["training"]["num_unreadable"] in (6, 7)
 
 
 @pytest.mark.slow
-def test_every_picture_counts_once_in_eval(weights_file, picture_folder, tmp_path):
+def test_every_image_counts_once_in_eval(weights_file, image_folder, tmp_path):
     """Also where the last process has fewer."""
-    command = ["eval", "test_vit", str(picture_folder), "--checkpoint", str(weights_file), "--device", "cpu", "-j", "0"]
+    command = ["eval", "test_vit", str(image_folder), "--checkpoint", str(weights_file), "--device", "cpu", "-j", "0"]
     results = []
     for count in (1, 2, 3):
         code, out, err = run(count, *command, "--limit", "5", "--json", cwd=tmp_path)
@@ -92,4 +92,4 @@ def test_every_picture_counts_once_in_eval(weights_file, picture_folder, tmp_pat
 def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
     code, _, err = run(3, *training, "-o", "run", cwd=tmp_path)
     assert code != 0
-    assert "a batch of 4 pictures cannot be shared by 3 processes" in err
+    assert "a batch of 4 images cannot be shared by 3 processes" in err

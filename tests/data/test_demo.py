@@ -16,35 +16,35 @@ from vitprune.data.demo import (
     OBJECT_SHARE,
     PREPROCESSING,
     WEIGHTS,
-    DemoPictures,
+    DemoImages,
 )
 
 
-def test_a_picture_depends_on_its_split_and_index_only():
-    first = DemoPictures("val")[7][0]
-    again = DemoPictures("val", num_images=8)[7][0]
+def test_a_image_depends_on_its_split_and_index_only():
+    first = DemoImages("val")[7][0]
+    again = DemoImages("val", num_images=8)[7][0]
     assert first.mode == "RGB"
     assert first.size == (IMAGE_SIZE, IMAGE_SIZE)
     assert first.tobytes() == again.tobytes()
 
 
 def test_splits_and_indices_differ():
-    seen = {DemoPictures(split)[i][0].tobytes() for split in ("train", "val") for i in range(50)}
+    seen = {DemoImages(split)[i][0].tobytes() for split in ("train", "val") for i in range(50)}
     assert len(seen) == 100
 
 
 @pytest.mark.parametrize(("split", "expected"), [("train", 4000), ("val", 1000)])
 def test_classes_are_balanced(split, expected):
-    pictures = DemoPictures(split)
-    assert len(pictures) == expected
-    assert pictures.class_names == CLASS_NAMES
-    assert np.bincount(pictures.labels).tolist() == [expected // len(CLASS_NAMES)] * len(CLASS_NAMES)
-    assert [pictures[i][1] for i in range(20)] == pictures.labels[:20]
+    images = DemoImages(split)
+    assert len(images) == expected
+    assert images.class_names == CLASS_NAMES
+    assert np.bincount(images.labels).tolist() == [expected // len(CLASS_NAMES)] * len(CLASS_NAMES)
+    assert [images[i][1] for i in range(20)] == images.labels[:20]
 
 
 def test_object_covers_the_stated_share():
-    pictures = DemoPictures("train")
-    shares = np.array([pictures.object_mask(i).mean() for i in range(400)])
+    images = DemoImages("train")
+    shares = np.array([images.object_mask(i).mean() for i in range(400)])
     # The outline's pixels round outwards.
     assert shares.min() > OBJECT_SHARE[0]
     assert shares.max() < OBJECT_SHARE[1] + 0.015
@@ -54,10 +54,10 @@ def test_object_covers_the_stated_share():
 
 
 def test_mask_shows_the_object():
-    pictures = DemoPictures("val")
+    images = DemoImages("val")
     for i in range(50):
-        pixels = np.asarray(pictures.picture(i)).astype(float)
-        mask = pictures.object_mask(i)
+        pixels = np.asarray(images.image(i)).astype(float)
+        mask = images.object_mask(i)
         inside, outside = pixels[mask], pixels[~mask]
         colour = np.median(inside, axis=0)
         assert mask.shape == pixels.shape[:2]
@@ -67,30 +67,30 @@ def test_mask_shows_the_object():
 
 
 def test_transform_is_applied():
-    image, label = DemoPictures("val", transform=lambda image: image.size)[3]
+    image, label = DemoImages("val", transform=lambda image: image.size)[3]
     assert image == (IMAGE_SIZE, IMAGE_SIZE)
     assert label == 3
 
 
 def test_pickles():
-    pictures = DemoPictures("train", num_images=5)
-    copy = pickle.loads(pickle.dumps(pictures))
+    images = DemoImages("train", num_images=5)
+    copy = pickle.loads(pickle.dumps(images))
     assert len(copy) == 5
-    assert copy[4][0].tobytes() == pictures[4][0].tobytes()
+    assert copy[4][0].tobytes() == images[4][0].tobytes()
 
 
 @pytest.mark.parametrize("index", [-1, 1000])
 def test_wrong_index(index):
-    pictures = DemoPictures("val")
+    images = DemoImages("val")
     with pytest.raises(IndexError, match="of 1000"):
-        pictures[index]
+        images[index]
     with pytest.raises(IndexError):
-        pictures.object_mask(index)
+        images.object_mask(index)
 
 
 def test_wrong_split():
     with pytest.raises(ValueError, match="'train' or 'val'"):
-        DemoPictures("test")
+        DemoImages("test")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_weights_are_small_and_fit(model):
 
 def test_shipped_model_knows_the_classes(model):
     transform = create_transform(**PREPROCESSING, is_training=False)
-    loader = DataLoader(DemoPictures("val", transform, num_images=200), batch_size=50)
+    loader = DataLoader(DemoImages("val", transform, num_images=200), batch_size=50)
     with torch.inference_mode():
         correct = sum((model(images).argmax(1) == labels).sum().item() for images, labels in loader)
     assert correct / 200 > 0.97

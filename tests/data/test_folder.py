@@ -1,4 +1,4 @@
-"""Picture folders and the errors a user meets with them."""
+"""Image folders and the errors a user meets with them."""
 
 import os
 import random
@@ -25,8 +25,8 @@ from vitprune.data import (
     open_data,
     training_loader,
 )
+from vitprune.data.images import ImageSet, open_image
 from vitprune.data.loading import Batch
-from vitprune.data.pictures import PictureSet, open_picture
 from vitprune.errors import DataError
 
 TWO = ModelClasses(2)
@@ -38,17 +38,17 @@ def _paint(path, size=(32, 32), colour=0):
     Image.new("RGB", size, (colour, colour, colour)).save(path)
 
 
-def test_train_and_val_folders(picture_folder):
-    data = open_data(str(picture_folder), TWO, training=True)
+def test_train_and_val_folders(image_folder):
+    data = open_data(str(image_folder), TWO, training=True)
     assert (len(data.train), len(data.val)) == (12, 6)
     assert data.note is None
     assert data.val.labels == [0, 0, 0, 1, 1, 1]
     assert data.val.labelled
-    assert open_data(str(picture_folder), TWO).train is None, "eval needs no training pictures"
+    assert open_data(str(image_folder), TWO).train is None, "eval needs no training images"
 
 
-def test_class_folders_alone_hold_out_a_tenth_without_overlap(picture_folder):
-    root = picture_folder / "train"
+def test_class_folders_alone_hold_out_a_tenth_without_overlap(image_folder):
+    root = image_folder / "train"
     data = open_data(str(root), TWO, training=True)
     train, val = set(data.train.items), set(data.val.items)
     assert len(val) == 1
@@ -56,7 +56,7 @@ def test_class_folders_alone_hold_out_a_tenth_without_overlap(picture_folder):
     assert not train & val
     assert "1 of 12 held out" in data.note
     again = open_data(str(root), TWO, training=True)
-    assert again.val.items == data.val.items, "the same pictures every time"
+    assert again.val.items == data.val.items, "the same images every time"
     assert len(open_data(str(root), TWO).val) == 12, "eval takes them all"
 
 
@@ -78,10 +78,10 @@ def test_class_count_that_does_not_fit_shows_both_sides(names):
     assert "--no-labels" in caught.value.hint
 
 
-def test_empty_class_folder_still_counts(picture_folder):
-    (picture_folder / "val" / "aardvark").mkdir()
+def test_empty_class_folder_still_counts(image_folder):
+    (image_folder / "val" / "aardvark").mkdir()
     with pytest.raises(DataError, match=r"2 classes, but .* has 3"):
-        open_data(str(picture_folder), TWO)
+        open_data(str(image_folder), TWO)
 
 
 def test_without_labels_any_folder_will_do(tmp_path):
@@ -94,8 +94,8 @@ def test_without_labels_any_folder_will_do(tmp_path):
     assert not data.val.labelled
 
 
-def test_without_labels_val_labels_are_kept_if_they_fit(picture_folder):
-    data = open_data(str(picture_folder), TWO, training=True, labels=False)
+def test_without_labels_val_labels_are_kept_if_they_fit(image_folder):
+    data = open_data(str(image_folder), TWO, training=True, labels=False)
     assert data.val.labelled
 
 
@@ -113,47 +113,47 @@ def test_file_instead_of_folder_is_named(tmp_path):
 
 
 def test_empty_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="there are no pictures in"):
+    with pytest.raises(DataError, match="there are no images in"):
         open_data(str(tmp_path), TWO)
 
 
-def test_loose_pictures_have_no_labels_and_the_error_says_so(tmp_path):
+def test_loose_images_have_no_labels_and_the_error_says_so(tmp_path):
     _paint(tmp_path / "a.png")
     with pytest.raises(DataError, match="not in class folders"):
         open_data(str(tmp_path), TWO)
 
 
-def test_imagenet_folder_comes_from_option_or_environment(picture_folder, monkeypatch):
-    assert len(open_data("imagenet", TWO, DataOptions(data_dir=picture_folder)).val) == 6
-    monkeypatch.setenv("VITPRUNE_IMAGENET", str(picture_folder))
+def test_imagenet_folder_comes_from_option_or_environment(image_folder, monkeypatch):
+    assert len(open_data("imagenet", TWO, DataOptions(data_dir=image_folder)).val) == 6
+    monkeypatch.setenv("VITPRUNE_IMAGENET", str(image_folder))
     assert len(open_data("imagenet", TWO).val) == 6
-    monkeypatch.setenv("VITPRUNE_IMAGENET", str(picture_folder / "absent"))
+    monkeypatch.setenv("VITPRUNE_IMAGENET", str(image_folder / "absent"))
     with pytest.raises(DataError, match=r"absent.* is not there|there is no folder .*absent"):
         open_data("imagenet", TWO)
 
 
-def test_data_dir_without_imagenet_is_refused(picture_folder):
+def test_data_dir_without_imagenet_is_refused(image_folder):
     with pytest.raises(DataError, match="--data-dir goes with"):
-        open_data("demo", TWO, DataOptions(data_dir=picture_folder))
+        open_data("demo", TWO, DataOptions(data_dir=image_folder))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_unreadable_picture_is_named(picture_folder, damage, num_workers):
-    victim = picture_folder / "val" / "dog" / "1.png"
+def test_unreadable_image_is_named(image_folder, damage, num_workers):
+    victim = image_folder / "val" / "dog" / "1.png"
     content = victim.read_bytes()
-    victim.write_bytes({"truncated": content[: len(content) // 2], "text": b"not a picture", "empty": b""}[damage])
-    data = open_data(str(picture_folder), TWO)
+    victim.write_bytes({"truncated": content[: len(content) // 2], "text": b"not an image", "empty": b""}[damage])
+    data = open_data(str(image_folder), TWO)
     data.val.transform = _to_tensor
-    with pytest.raises(DataError, match=r"cannot read picture '.*val/dog/1.png'"):
+    with pytest.raises(DataError, match=r"cannot read image '.*val/dog/1.png'"):
         list(batches(make_loader(data.val, 2, num_workers=num_workers)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_unreadable_pictures_are_left_out_where_that_is_allowed(picture_folder, num_workers):
+def test_unreadable_images_are_left_out_where_that_is_allowed(image_folder, num_workers):
     for name in ("0", "1"):
-        (picture_folder / "val" / "cat" / f"{name}.png").write_bytes(b"not a picture")
-    data = open_data(str(picture_folder), TWO)
+        (image_folder / "val" / "cat" / f"{name}.png").write_bytes(b"not an image")
+    data = open_data(str(image_folder), TWO)
     data.val.transform = _to_tensor
     faults = Faults(allowed_share=1.0)
     read = list(batches(make_loader(data.val, 2, num_workers=num_workers), faults))
@@ -162,41 +162,41 @@ def test_unreadable_pictures_are_left_out_where_that_is_allowed(picture_folder, 
     assert [name.rpartition("/")[2] for name in faults.names] == ["0.png", "1.png"]
 
 
-def test_too_many_unreadable_pictures_are_an_error():
+def test_too_many_unreadable_images_are_an_error():
     faults, bad = Faults(allowed_share=0.01), Unreadable("bad.png", "truncated")
     for _ in range(10):  # as many as 1 % of a thousand
         faults.note(Batch(None, torch.empty(0), (bad,)))
-    with pytest.raises(DataError, match=r"11 of 11 pictures .* share of 0.01; the last was 'bad.png': truncated"):
+    with pytest.raises(DataError, match=r"11 of 11 images .* share of 0.01; the last was 'bad.png': truncated"):
         faults.note(Batch(None, torch.empty(0), (bad,)))
     assert faults.names == ["bad.png"]
 
 
-def test_picture_that_vanished_is_named(picture_folder):
-    data = open_data(str(picture_folder), TWO)
+def test_image_that_vanished_is_named(image_folder):
+    data = open_data(str(image_folder), TWO)
     data.val.transform = _to_tensor
-    shutil.rmtree(picture_folder / "val" / "cat")
+    shutil.rmtree(image_folder / "val" / "cat")
     with pytest.raises(DataError, match="No such file or directory"):
         list(batches(make_loader(data.val, 2)))
 
 
-def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path):
+def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "LA", "CMYK", "1", "I;16"):
         path = tmp_path / f"{mode.replace(';', '')}.tiff"
         Image.new(mode, (8, 8)).save(path)
-        assert open_picture(path).mode == "RGB"
+        assert open_image(path).mode == "RGB"
 
 
 def test_sample_is_the_same_every_time_and_keeps_labels():
-    pictures = PictureSet(range(100), list(range(100)), read=None)
-    sample = pictures.sample(10)
+    images = ImageSet(range(100), list(range(100)), read=None)
+    sample = images.sample(10)
     assert len(sample) == 10
     assert sample.items == sample.labels == sorted(sample.items)
-    assert pictures.sample(10).items == sample.items
-    assert pictures.sample(1000) is pictures
+    assert images.sample(10).items == sample.items
+    assert images.sample(1000) is images
 
 
-def test_training_loader_shuffles_by_seed_and_drops_the_short_batch(picture_folder):
-    data = open_data(str(picture_folder), TWO, training=True)
+def test_training_loader_shuffles_by_seed_and_drops_the_short_batch(image_folder):
+    data = open_data(str(image_folder), TWO, training=True)
     data.train.transform = _to_tensor
 
     def order(seed):
@@ -209,9 +209,9 @@ def test_training_loader_shuffles_by_seed_and_drops_the_short_batch(picture_fold
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_training_batch_depends_on_its_number_alone(picture_folder, num_workers):
+def test_a_training_batch_depends_on_its_number_alone(image_folder, num_workers):
     """Crops too: reading can begin at any batch, with any number of workers."""
-    data = open_data(str(picture_folder), TWO, training=True)
+    data = open_data(str(image_folder), TWO, training=True)
     data.train.transform = _random
 
     def read(first, count):
@@ -222,46 +222,43 @@ def test_a_training_batch_depends_on_its_number_alone(picture_folder, num_worker
     state = torch.get_rng_state()
     assert read(3, 4) == everything[3:]
     assert torch.equal(torch.get_rng_state(), state) or num_workers, "the caller's generator is left alone"
-    pictures = [images for images, _ in everything]
-    assert len({tuple(images) for images in pictures}) == 7, "every pass crops anew"
+    images = [images for images, _ in everything]
+    assert len({tuple(images) for images in images}) == 7, "every pass crops anew"
 
 
-def _random(picture):
+def _random(image):
     return torch.tensor([random.random(), float(torch.rand(())), float(np.random.rand())])  # noqa: NPY002
 
 
-def _to_tensor(picture):
-    return torch.zeros(3, *picture.size)
+def _to_tensor(image):
+    return torch.zeros(3, *image.size)
 
 
-def test_a_fraction_is_chosen_at_random_and_always_the_same(picture_folder):
+def test_a_fraction_is_chosen_at_random_and_always_the_same(image_folder):
     chosen = [
-        [
-            path.name
-            for path in open_data(str(picture_folder), TWO, DataOptions(fraction=0.5), training=True).train.items
-        ]
+        [path.name for path in open_data(str(image_folder), TWO, DataOptions(fraction=0.5), training=True).train.items]
         for _ in range(2)
     ]
     assert chosen[0] == chosen[1]
     assert len(chosen[0]) == 6
-    assert len(open_data(str(picture_folder), TWO, DataOptions(fraction=0.5), training=True).val) == 6
+    assert len(open_data(str(image_folder), TWO, DataOptions(fraction=0.5), training=True).val) == 6
 
 
 @pytest.mark.parametrize("options", [{"streaming": True}, {"splits": ("a", None)}, {"columns": ("a", "b")}])
-def test_what_is_said_of_tables_is_refused_for_folders(picture_folder, options):
+def test_what_is_said_of_tables_is_refused_for_folders(image_folder, options):
     with pytest.raises(DataError, match="is none"):
-        open_data(str(picture_folder), TWO, DataOptions(**options))
+        open_data(str(image_folder), TWO, DataOptions(**options))
 
 
-def _die(picture):
+def _die(image):
     """Stands for what the kernel does to a worker when memory runs out."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
-def test_a_worker_that_dies_is_told_with_a_way_out(picture_folder):
-    data = open_data(str(picture_folder), ModelClasses(2))
+def test_a_worker_that_dies_is_told_with_a_way_out(image_folder):
+    data = open_data(str(image_folder), ModelClasses(2))
     data.val.transform = _die
-    with pytest.raises(DataError, match="a process that reads pictures died") as caught, dead_workers_told():
+    with pytest.raises(DataError, match="a process that reads images died") as caught, dead_workers_told():
         list(batches(make_loader(data.val, 2, num_workers=1)))
     assert "--workers" in caught.value.hint

@@ -5,46 +5,46 @@ import pytest
 from PIL import Image
 
 from vitprune.data import UNLABELLED, ModelClasses, batches, make_loader, open_data
-from vitprune.data.tables import picture_set
+from vitprune.data.tables import image_set
 from vitprune.errors import DataError, HubError
 
 
 def _table(names=("cat", "dog"), labels=(0, 1, 1)):
-    pictures = [Image.new("L", (8, 8), 10 * index) for index in range(len(labels))]
+    images = [Image.new("L", (8, 8), 10 * index) for index in range(len(labels))]
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=list(names))})
-    return datasets.Dataset.from_dict({"img": pictures, "fine_label": list(labels)}, features=features)
+    return datasets.Dataset.from_dict({"img": images, "fine_label": list(labels)}, features=features)
 
 
 def test_columns_are_found_by_their_kind():
-    pictures = picture_set(_table(), ModelClasses(2), "x/y")
-    picture, label = pictures[1]
-    assert picture.mode == "RGB"
+    images = image_set(_table(), ModelClasses(2), "x/y")
+    image, label = images[1]
+    assert image.mode == "RGB"
     assert label == 1
-    assert pictures.labels == [0, 1, 1]
+    assert images.labels == [0, 1, 1]
 
 
 def test_classes_the_model_knows_by_name_are_reordered():
-    assert picture_set(_table(), ModelClasses(2, ("dog", "cat")), "x/y").labels == [1, 0, 0]
+    assert image_set(_table(), ModelClasses(2, ("dog", "cat")), "x/y").labels == [1, 0, 0]
 
 
 def test_labels_may_be_left_out():
-    assert set(picture_set(_table(), None, "x/y").labels) == {UNLABELLED}
+    assert set(image_set(_table(), None, "x/y").labels) == {UNLABELLED}
 
 
 def test_class_count_that_does_not_fit_is_an_error():
     with pytest.raises(DataError, match="the model has 3 classes, but 'x/y' has 2"):
-        picture_set(_table(), ModelClasses(3), "x/y")
+        image_set(_table(), ModelClasses(3), "x/y")
 
 
-def test_table_without_pictures_is_an_error():
-    with pytest.raises(DataError, match="no column of pictures, only text"):
-        picture_set(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
+def test_table_without_images_is_an_error():
+    with pytest.raises(DataError, match="no column of images, only text"):
+        image_set(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
 
 
 def test_table_can_be_read_in_worker_processes():
-    pictures = picture_set(_table(), ModelClasses(2), "x/y")
-    pictures.transform = _size
-    (_, labels), *_ = batches(make_loader(pictures, 3, num_workers=1))
+    images = image_set(_table(), ModelClasses(2), "x/y")
+    images.transform = _size
+    (_, labels), *_ = batches(make_loader(images, 3, num_workers=1))
     assert labels.tolist() == [0, 1, 1]
 
 
@@ -71,7 +71,7 @@ def test_gated_data_set_says_how_to_get_in(monkeypatch):
     assert "hf auth login" in caught.value.hint
 
 
-def _size(picture):
+def _size(image):
     import torch
 
-    return torch.zeros(picture.size)
+    return torch.zeros(image.size)

@@ -13,14 +13,14 @@ from vitprune.cli.app import run
 from vitprune.data import (
     DataOptions,
     Faults,
+    ImageStream,
     ModelClasses,
-    PictureStream,
     batches,
     make_loader,
     open_data,
     training_loader,
 )
-from vitprune.data.tables import decode, picture_set, picture_stream
+from vitprune.data.tables import decode, image_set, image_stream
 from vitprune.errors import DataError
 from vitprune.training import Recipe
 
@@ -34,7 +34,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def png(shade, size=(40, 40)):
-    """A picture that says which one it is."""
+    """An image that says which one it is."""
     content = io.BytesIO()
     Image.new("RGB", size, (shade, shade, shade)).save(content, "PNG")
     return content.getvalue()
@@ -58,21 +58,21 @@ def write_tar(path, count, start=0, broken=()):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for row in range(start, start + count):
-            content = b"no picture" if row in broken else png(row)
+            content = b"no image" if row in broken else png(row)
             for suffix, data in (("png", content), ("cls", str(row % 2).encode())):
                 member = tarfile.TarInfo(f"{row:05d}.{suffix}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
 
 
-def shade(picture):
-    return torch.tensor([picture.getpixel((0, 0))[0]])
+def shade(image):
+    return torch.tensor([image.getpixel((0, 0))[0]])
 
 
-def read(pictures, batch_size=4, num_workers=0, faults=None):
-    """(shade, label) of every picture."""
-    pictures.transform = shade
-    loader = make_loader(pictures, batch_size, num_workers=num_workers)
+def read(dataset, batch_size=4, num_workers=0, faults=None):
+    """(shade, label) of every image."""
+    dataset.transform = shade
+    loader = make_loader(dataset, batch_size, num_workers=num_workers)
     return [(int(s), int(y)) for images, labels in batches(loader, faults) for s, y in zip(images, labels, strict=True)]
 
 
@@ -83,7 +83,7 @@ def test_parquet_shards_by_their_names(tmp_path, label, streaming):
         write_parquet(tmp_path / "set" / f"train-0000{shard}-of-00002.parquet", 3, start=3 * shard, label=label)
     write_parquet(tmp_path / "set" / "validation-00000-of-00001.parquet", 2, start=10, label=label)
     data = open_data(str(tmp_path / "set"), NAMED, DataOptions(streaming=streaming), training=True)
-    assert isinstance(data.train, PictureStream) == streaming
+    assert isinstance(data.train, ImageStream) == streaming
     assert read(data.train) == [(row, row % 2) for row in range(6)]
     assert read(data.val) == [(10, 0), (11, 1)]
 
@@ -145,7 +145,7 @@ def test_a_stream_that_is_begun_later_has_another_order(tmp_path):
     assert sorted(orders[0]) == sorted(orders[1])
 
 
-def test_broken_pictures_in_shards_are_left_out_and_named(tmp_path):
+def test_broken_images_in_shards_are_left_out_and_named(tmp_path):
     write_tar(tmp_path / "set" / "val-000.tar", 4, broken=(1,))
     faults = Faults(allowed_share=1.0)
     data = open_data(str(tmp_path / "set"), TWO)
@@ -175,8 +175,8 @@ def test_columns_and_splits_by_name(tmp_path):
     pattern = str(tmp_path / "*.parquet")
     data = open_data(pattern, TWO, DataOptions(splits=("left", "right"), columns=("image", "label")), training=True)
     assert (len(data.train), len(data.val)) == (2, 3)
-    with pytest.raises(DataError, match="no column 'picture'") as caught:
-        open_data(pattern, TWO, DataOptions(columns=("picture", None)))
+    with pytest.raises(DataError, match="no column 'photo'") as caught:
+        open_data(pattern, TWO, DataOptions(columns=("photo", None)))
     assert "image, label" in caught.value.hint
     with pytest.raises(DataError, match="no split 'middle'"):
         open_data(pattern, TWO, DataOptions(splits=("middle", None)))
@@ -239,7 +239,7 @@ def test_a_stream_without_a_val_part_cannot_be_trained_on(tmp_path):
 def test_a_path_in_a_table_is_not_followed(tmp_path):
     """A data set must not choose which file of this machine is opened."""
     (tmp_path / "secret.png").write_bytes(png(7))
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         decode({"bytes": None, "path": str(tmp_path / "secret.png")})
 
 
@@ -248,8 +248,8 @@ def test_map_and_stream_agree():
     cells = [{"bytes": png(row), "path": None} for row in range(6)]
     table = datasets.Dataset.from_dict({"img": cells, "fine_label": [0, 1] * 3}, features=features)
     swapped = ModelClasses(2, ("dog", "cat"))
-    stream = picture_stream(table.to_iterable_dataset(), swapped, "x")
-    assert read(stream) == read(picture_set(table, swapped, "x")) == [(row, 1 - row % 2) for row in range(6)]
+    stream = image_stream(table.to_iterable_dataset(), swapped, "x")
+    assert read(stream) == read(image_set(table, swapped, "x")) == [(row, 1 - row % 2) for row in range(6)]
     assert stream.class_names == {1: "cat", 0: "dog"}
 
 

@@ -186,8 +186,8 @@ def _another_class(images, logits):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda images, logits: logits * 1.02, "typical picture"),
-        (_only_alone, "typical picture"),
+        (lambda images, logits: logits * 1.02, "typical image"),
+        (_only_alone, "typical image"),
         (_not_a_number, "not finite"),
         (_another_class, "clear answers are another class"),
     ],

@@ -290,8 +290,8 @@ def test_missing_file_is_named():
 # Commands
 
 
-def test_eval_needs_the_ratio_and_evaluates(theirs, picture_folder, capsys):
-    options = [str(theirs[0]), str(picture_folder), "--device", "cpu", "-j", "0"]
+def test_eval_needs_the_ratio_and_evaluates(theirs, image_folder, capsys):
+    options = [str(theirs[0]), str(image_folder), "--device", "cpu", "-j", "0"]
     assert run(["eval", *options]) == 2
     assert "does not say which share of its tokens" in capsys.readouterr().err
     assert run(["eval", *options, "--keep", "0.7", "--stages", "3,6,9", "--json"]) == 0
@@ -303,14 +303,14 @@ def test_eval_needs_the_ratio_and_evaluates(theirs, picture_folder, capsys):
     assert "lvvit_t, keep 0.7: top-1" in capsys.readouterr().out
 
 
-def test_eval_refuses_the_ratio_where_it_means_nothing(theirs, picture_folder, tmp_path, capsys):
-    assert run(["eval", "deit_tiny", str(picture_folder), "--keep", "0.7"]) == 2
+def test_eval_refuses_the_ratio_where_it_means_nothing(theirs, image_folder, tmp_path, capsys):
+    assert run(["eval", "deit_tiny", str(image_folder), "--keep", "0.7"]) == 2
     assert "'deit_tiny' is no checkpoint of DynamicViT's authors" in capsys.readouterr().err
     converted = str(tmp_path / "out" / "model.safetensors")
     assert run(["convert", str(theirs[0]), "--keep", "0.7", "-o", converted]) == 0
-    assert run(["eval", converted, str(picture_folder), "--stages", "3,6,9"]) == 2
+    assert run(["eval", converted, str(image_folder), "--stages", "3,6,9"]) == 2
     assert "say how such a file is to be run" in capsys.readouterr().err
-    assert run(["eval", str(tmp_path / "out"), str(picture_folder), "--keep", "0.7"]) == 2
+    assert run(["eval", str(tmp_path / "out"), str(image_folder), "--keep", "0.7"]) == 2
     assert "say how such a file is to be run" in capsys.readouterr().err
     assert run(["eval", str(theirs[0]), "demo", "--keep", "0.7", "--img-size", "96"]) == 2
     assert "is a file of its own" in capsys.readouterr().err

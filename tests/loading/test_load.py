@@ -178,19 +178,19 @@ def test_sizes_and_patches(name, img_size, grid):
     assert input_size(loaded.model)[1:] == tuple(n * (input_size(loaded.model)[1] // grid[0]) for n in grid)
 
 
-def test_a_file_of_one_channel_makes_a_model_of_one_channel(make_vit, picture_folder, tmp_path):
+def test_a_file_of_one_channel_makes_a_model_of_one_channel(make_vit, image_folder, tmp_path):
     model = make_vit(num_classes=2, in_chans=1)
     save_file(model.state_dict(), tmp_path / "grey.safetensors")
     loaded = load_model("test_vit", checkpoint=tmp_path / "grey.safetensors")
-    pictures = open_data(str(picture_folder), ModelClasses(2)).val
-    pictures.transform = eval_transform(loaded.model)
-    image = pictures[0][0][None]
+    images = open_data(str(image_folder), ModelClasses(2)).val
+    images.transform = eval_transform(loaded.model)
+    image = images[0][0][None]
     assert image.shape[1] == 1
     with torch.no_grad():
         assert torch.equal(loaded.model(image), model(image))
 
 
-def test_five_channels_are_refused_for_pictures(make_vit):
+def test_five_channels_are_refused_for_images(make_vit):
     with pytest.raises(UnsupportedModelError, match="5 channels"):
         eval_transform(make_vit(in_chans=5))
 

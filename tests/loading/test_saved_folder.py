@@ -92,7 +92,7 @@ def test_transformers_weights_as_a_checkpoint(tmp_path):
 
 
 def test_transformers_preprocessing_is_kept(tmp_path):
-    """The picture comes out as transformers' own processor has it."""
+    """The image comes out as transformers' own processor has it."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from vitprune.data import eval_transform
 
@@ -102,9 +102,9 @@ def test_transformers_preprocessing_is_kept(tmp_path):
     )
     processor.save_pretrained(tmp_path / "hf")
     pixels = torch.randint(0, 256, (48, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    picture = Image.fromarray(pixels.numpy())
-    expected = processor(picture, return_tensors="pt")["pixel_values"][0]
-    ours = eval_transform(load_model(str(tmp_path / "hf")).model)(picture)
+    image = Image.fromarray(pixels.numpy())
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    ours = eval_transform(load_model(str(tmp_path / "hf")).model)(image)
     assert (ours - expected).abs().mean() < 0.05, "resizing differs in rounding only"
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitprune.measure import Contestant, FloorViT, PictureSource, check_source, count_macs, side_by_side
+from vitprune.measure import Contestant, FloorViT, ImageSource, check_source, count_macs, side_by_side
 from vitprune.measure.sidebyside import with_floors
 from vitprune.model import attach
 
@@ -50,13 +50,13 @@ def test_rows_compare_within_their_batch_size(contestants):
         assert dense["speedup"] == dense["efficiency"] == 1
 
 
-def test_throughput_with_reading_beside_that_without(contestants, picture_folder):
+def test_throughput_with_reading_beside_that_without(contestants, image_folder):
     from vitprune.data import eval_transform, open_data
 
-    pictures = open_data(str(picture_folder), None, labels=False).val  # 6 pictures
-    pictures.transform = eval_transform(contestants["dense"].model)
-    source = PictureSource(pictures, num_workers=0, seconds=0.05)
+    images = open_data(str(image_folder), None, labels=False).val  # 6 images
+    images.transform = eval_transform(contestants["dense"].model)
+    source = ImageSource(images, num_workers=0, seconds=0.05)
     check_source(source, [4])
-    rows = side_by_side("tiny", contestants, SIZE, [4], ["eager"], pictures=source, **QUICK)
+    rows = side_by_side("tiny", contestants, SIZE, [4], ["eager"], source=source, **QUICK)
     for row in rows:
         assert 0 < row["loader_images_per_s"] < row["images_per_s"]

@@ -29,7 +29,7 @@ frame.onload = () => {
       .map((e) => e.tagName),
     figures: all("data").map((e) => [e.dataset.key, e.value, e.textContent]),
     unnamed: all("svg, img").filter((e) => !(e.getAttribute("aria-label") || e.alt)).length,
-    pictures: all("image").map((e) => e.getBoundingClientRect().width),
+    images: all("image").map((e) => e.getBoundingClientRect().width),
     copies: all("use").map((e) => e.getBoundingClientRect().width),
     mode: page.compatMode,
     verdict: page.getElementById("verdict").textContent,
@@ -89,8 +89,8 @@ def test_in_a_browser(site, tmp_path):
     assert result["scroll"] <= 390
     assert result["wide"] == []
     assert result["unnamed"] == 0
-    assert all(width > 50 for width in result["pictures"] + result["copies"])
-    assert len(result["pictures"]) == 2
+    assert all(width > 50 for width in result["images"] + result["copies"])
+    assert len(result["images"]) == 2
     assert len(result["copies"]) == 4
     assert "1.46 x as fast" in result["verdict"]
     assert len(result["figures"]) > 30

@@ -81,7 +81,7 @@ def test_what_the_hub_reads(folder):
     for key, name in (("top1_pct", "Top-1 accuracy (%)"), ("top5_pct", "Top-5 accuracy (%)")):
         assert results[name].metric_value == report["sparse"][key]
         assert results[name].metric_type == "accuracy"
-        assert results[name].dataset_name == "pictures, 1172 pictures"
+        assert results[name].dataset_name == "images, 1172 images"
     assert data.datasets is None, "a folder of this machine is no data set of the Hub"
 
 

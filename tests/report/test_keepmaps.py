@@ -1,4 +1,4 @@
-"""Keep maps against what the model itself says, and pictures against their pixels."""
+"""Keep maps against what the model itself says, and images against their pixels."""
 
 import numpy as np
 import pytest
@@ -45,12 +45,12 @@ def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
 
 
 @pytest.mark.parametrize("settings", [{}, {"in_chans": 1}, {"img_size": (96, 160)}])
-def test_seen_is_the_picture_the_model_saw(make_vit, settings):
+def test_seen_is_the_image_the_model_saw(make_vit, settings):
     """Cropped and resized by timm's transform, and back from its normalisation."""
     model = make_vit(**settings)
     generator = np.random.default_rng(0)
-    picture = Image.fromarray(generator.integers(0, 256, (170, 230, 3), dtype=np.uint8))
-    image = eval_transform(model)(picture)
+    original = Image.fromarray(generator.integers(0, 256, (170, 230, 3), dtype=np.uint8))
+    image = eval_transform(model)(original)
     shown = seen(model, image)
     assert shown.size == (image.shape[2], image.shape[1])
     again = torch.from_numpy(np.asarray(shown).copy()).permute(2, 0, 1) / 255
@@ -85,11 +85,11 @@ def test_kept_white_on_white_is_told_apart_by_a_line():
 
 
 def test_heat_map_orders_colours_by_score():
-    picture = Image.new("RGB", (40, 10), (128, 128, 128))
-    drawn = np.asarray(heat_map(picture, [0, 1, 3], [-2.0, 0.5, 9.0], (1, 4))).astype(float)
+    image = Image.new("RGB", (40, 10), (128, 128, 128))
+    drawn = np.asarray(heat_map(image, [0, 1, 3], [-2.0, 0.5, 9.0], (1, 4))).astype(float)
     bright = drawn.mean(axis=2)
     assert bright[5, 5] < bright[5, 15] < bright[5, 35]
-    heat_map(picture, [2], [1.0], (1, 4))  # one score has no range
+    heat_map(image, [2], [1.0], (1, 4))  # one score has no range
 
 
 def test_mean_map_counts():

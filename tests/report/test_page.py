@@ -123,7 +123,7 @@ def test_everything_from_the_run_is_escaped(drawn):
         "cat <b>bold</b>",
         "<i>x</i>",
         "<u>teacher",
-        "<em>pictures",
+        "<em>images",
         "<b>new</b>",
         "<GPU>",
     ):
@@ -141,16 +141,16 @@ def test_no_path_of_this_machine(drawn):
     text, _, _ = drawn
     assert "somebody" not in text
     assert "train/cat/1.jpg" in text
-    assert "of pictures, on cpu" in text
+    assert "of images, on cpu" in text
 
 
 def test_text_alternatives_headings_and_tables(drawn):
     _, page, _ = drawn
     assert page.elements[0] == {"tag": "html", "text": page.elements[0]["text"], "lang": "en"}
     assert any(e.get("name") == "viewport" and "width=device-width" in e["content"] for e in page.all("meta"))
-    pictures = page.all("svg")
-    assert len(pictures) == 2 * 3 + 1 + 1 + 3, "two pictures, speed, kept shares, three losses"
-    for element in pictures:
+    images = page.all("svg")
+    assert len(images) == 2 * 3 + 1 + 1 + 3, "two images, speed, kept shares, three losses"
+    for element in images:
         assert element["role"] == "img"
         assert len(element["aria-label"]) > 15
     assert not page.all("img")
@@ -208,7 +208,7 @@ def test_nothing_is_wider_than_a_phone(drawn):
         assert least.startswith("min("), "columns give way on a narrow screen"
 
 
-def test_a_report_of_an_older_version_without_log_and_pictures(make_run):
+def test_a_report_of_an_older_version_without_log_and_images(make_run):
     folder = make_run(keep_maps=False, steps=False)
     report = json.loads((folder / "report.json").read_text())
     for key in ("num_patches", "answers", "classes", "commands"):
@@ -218,7 +218,7 @@ def test_a_report_of_an_older_version_without_log_and_pictures(make_run):
     (folder / "report.json").write_text(json.dumps(report))
     page = Page(render_page(read_run(folder)))
     for words in (
-        "This page holds no pictures",
+        "This page holds no images",
         "kept no log",
         "command that began this run was not kept",
         "vitprune eval .",
@@ -234,21 +234,21 @@ def test_a_run_without_labels(make_run):
     sides = {side: report[side] | blank for side in ("dense", "sparse", "random")}
     folder = make_run(**sides, delta=delta, answers=None, classes=[])
     page = Page(render_page(read_run(folder)))
-    assert "the dense model's answer on 94.1 % of 1172 pictures" in page.text
+    assert "the dense model's answer on 94.1 % of 1172 images" in page.text
     assert "have no labels" in page.text
 
 
-def test_pictures_can_be_left_out(make_run):
+def test_images_can_be_left_out(make_run):
     found = read_run(make_run())
     assert "data:image/jpeg" in render_page(found)
-    assert "data:image/jpeg" not in render_page(found, pictures=False)
+    assert "data:image/jpeg" not in render_page(found, images=False)
 
 
 @pytest.mark.parametrize(
     ("points", "interval", "words"),
     [
         (-0.5, (-1.0, 0.0), "cannot tell from no change"),
-        (-0.5, (-0.9, -0.1), "-0.50 points on 1172 pictures (95 %: -0.90 to -0.10), a loss"),
+        (-0.5, (-0.9, -0.1), "-0.50 points on 1172 images (95 %: -0.90 to -0.10), a loss"),
         (0.5, (0.1, 0.9), "a gain"),
         (0.0, (0.0, 0.0), "cannot tell from no change"),
     ],
@@ -326,10 +326,10 @@ def test_the_command_draws_again_and_tells_mistakes(make_run, tmp_path, capsys, 
     (folder / "report.html").write_text("old")
     assert run(["report", str(folder), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["num_pictures"] == 2
+    assert result["num_images"] == 2
     assert result["size_bytes"] == (folder / "report.html").stat().st_size < 3 * 2**20
-    assert run(["report", str(folder), "--no-pictures", "-o", "page.html"]) == 0
-    assert "0 pictures" in capsys.readouterr().out
+    assert run(["report", str(folder), "--no-images", "-o", "page.html"]) == 0
+    assert "0 images" in capsys.readouterr().out
     assert run(["report", str(folder), "-o", "page.html"]) == 1
     assert "the output 'page.html' exists" in capsys.readouterr().err
     assert run(["report", "absent"]) == 2

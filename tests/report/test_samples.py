@@ -1,4 +1,4 @@
-"""Which pictures a report shows, and what may leave the machine with it."""
+"""Which images a report shows, and what may leave the machine with it."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from vitprune.cli.repeat import commands
 from vitprune.data import Data, ModelClasses, eval_transform, open_data
 from vitprune.report.keepmaps import Answer, KeepMap
 from vitprune.report.publishable import data_name, publishable, repeatable
-from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY, choose_pictures, group_of
+from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY, choose_images, group_of
 
 
 def _map(label, dense, sparse):
@@ -36,11 +36,11 @@ def test_groups(label, dense, sparse, group):
     assert group_of(_map(label, dense, sparse)) == group
 
 
-def test_chosen_pictures_are_the_models_and_the_extremes_of_their_group(make_sparse, picture_folder):
+def test_chosen_images_are_the_models_and_the_extremes_of_their_group(make_sparse, image_folder):
     sparse = make_sparse(num_classes=2, keep=0.4, stages=[1, 2])
-    data = open_data(str(picture_folder), ModelClasses(2, ("cat", "dog")))
+    data = open_data(str(image_folder), ModelClasses(2, ("cat", "dog")))
     data.val.transform = eval_transform(sparse.model)
-    found = choose_pictures(sparse, sparse.model, data, {0: "cat", 1: "dog"}, torch.device("cpu"))
+    found = choose_images(sparse, sparse.model, data, {0: "cat", 1: "dog"}, torch.device("cpu"))
     assert found.num_seen == 6
     assert found.grid_size == (10, 10)
     images = torch.stack([image for image, _ in data.val])
@@ -52,35 +52,35 @@ def test_chosen_pictures_are_the_models_and_the_extremes_of_their_group(make_spa
     groups = {BOTH_RIGHT: (True, True), DENSE_ONLY: (True, False), SPARSE_ONLY: (False, True), NEITHER: (False, False)}
     for name, pattern in groups.items():
         members = kl[(right == torch.tensor(pattern)).all(dim=1)]
-        rows = [row for row in found.pictures if row.group == name]
+        rows = [row for row in found.images if row.group == name]
         assert len(rows) == min(len(members), 3 if name == BOTH_RIGHT else 2)
         if len(rows) > 1:
             assert rows[0].place == "nearest"
             assert rows[0].kl == pytest.approx(members.min().item(), rel=1e-3, abs=1e-6)
             assert rows[-1].place == "farthest"
             assert rows[-1].kl == pytest.approx(members.max().item(), rel=1e-3, abs=1e-6)
-    for row in found.pictures:
-        with Image.open(io.BytesIO(base64.b64decode(row.jpeg))) as picture:
-            assert picture.format == "JPEG"
-            assert picture.size == (row.width, row.height)
+    for row in found.images:
+        with Image.open(io.BytesIO(base64.b64decode(row.jpeg))) as image:
+            assert image.format == "JPEG"
+            assert image.size == (row.width, row.height)
         assert [len(kept) for kept in row.kept] == [stage.num_tokens for stage in sparse.schedule.stages]
         assert row.label in ("cat", "dog")
 
 
-def test_a_picture_that_cannot_be_read_is_left_out(make_sparse, picture_folder):
-    (picture_folder / "val" / "dog" / "1.png").write_bytes(b"no picture")
+def test_a_image_that_cannot_be_read_is_left_out(make_sparse, image_folder):
+    (image_folder / "val" / "dog" / "1.png").write_bytes(b"no image")
     sparse = make_sparse(num_classes=2, stages=[2])
-    data: Data = open_data(str(picture_folder), ModelClasses(2))
+    data: Data = open_data(str(image_folder), ModelClasses(2))
     data.val.transform = eval_transform(sparse.model)
-    assert choose_pictures(sparse, sparse.model, data, {}, torch.device("cpu")).num_seen == 5
+    assert choose_images(sparse, sparse.model, data, {}, torch.device("cpu")).num_seen == 5
 
 
-def test_nothing_to_show_where_everything_stays(make_vit, picture_folder):
+def test_nothing_to_show_where_everything_stays(make_vit, image_folder):
     from vitprune.model import attach
 
     sparse = attach(make_vit(num_classes=2), 1.0)
-    data = open_data(str(picture_folder), ModelClasses(2))
-    assert choose_pictures(sparse, sparse.model, data, {}, torch.device("cpu")) is None
+    data = open_data(str(image_folder), ModelClasses(2))
+    assert choose_images(sparse, sparse.model, data, {}, torch.device("cpu")) is None
 
 
 def test_publishable_reports_name_no_folder_of_this_machine():

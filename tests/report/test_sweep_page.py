@@ -79,8 +79,8 @@ def result():
         "failed": [{"label": "keep 0.7", "keep": 0.7, "error": "out of <memory>"}],
         "warm_start": {"mode": "each", "of": None, "steps": 200},
         "recipe": {"name": "short"},
-        "data": {"name": "/home/somebody/pictures", "note": None, "num_unreadable_val": 1},
-        "commands": {"sweep": "vitprune sweep deit_small --data 'path/to/<em>pictures'"},
+        "data": {"name": "/home/somebody/images", "note": None, "num_unreadable_val": 1},
+        "commands": {"sweep": "vitprune sweep deit_small --data 'path/to/<em>images'"},
         "precision": "fp32",
         "device": "cpu",
         "wall_s": 12.0,
@@ -147,7 +147,7 @@ def test_the_page_says_in_words_what_the_charts_show_and_loads_nothing(result):
     assert "SLOWER" in page.text
     assert "out of <memory>" in page.text
     assert "/home/somebody" not in text
-    assert "1 unreadable picture(s) were left out" in page.text
+    assert "1 unreadable image(s) were left out" in page.text
     assert "No smaller dense model was compared" not in page.text
     for sentence in result["verdict"]:
         assert sentence in page.text
@@ -176,7 +176,7 @@ def test_without_labels_there_are_no_points(result):
     result["accuracy"] = "agreement_pct"
     result["verdict"] = verdict(result["rows"], 32)
     page = _Page(render_sweep_page(result))
-    assert "The pictures have no labels" in page.text
+    assert "The images have no labels" in page.text
     assert "same answer %" in page.text
     assert "95 %" not in page.text
 

@@ -32,10 +32,10 @@ class Recorder:
 
 
 @pytest.fixture
-def run_training(make_vit, picture_folder):
+def run_training(make_vit, image_folder):
     def run_training(recipe, model=None, precision="fp32"):
         model = model or make_vit(num_classes=2)
-        data = open_data(str(picture_folder), ModelClasses(2), training=True)
+        data = open_data(str(image_folder), ModelClasses(2), training=True)
         data.train.transform = train_transform(model, recipe.augmentation)
         torch.manual_seed(recipe.seed)
         student, recorder, progress = attach(copy.deepcopy(model)), Recorder(), Progress()
@@ -93,9 +93,9 @@ def test_zero_backbone_rate_runs_no_deployed_steps(run_training):
     assert {record.phase for record in records} == {"warm", "sampled"}
 
 
-def test_epochs_count_passes_over_the_pictures(run_training):
+def test_epochs_count_passes_over_the_images(run_training):
     _, records, _ = run_training(Recipe(**SHORT | {"steps": None, "epochs": 2.0}))
-    assert sum(record.phase != "warm" for record in records) == 2 * 3, "12 pictures in batches of 4"
+    assert sum(record.phase != "warm" for record in records) == 2 * 3, "12 images in batches of 4"
 
 
 def test_batch_larger_than_the_data_still_trains(run_training):
@@ -164,7 +164,7 @@ def test_the_average_of_the_weights_is_kept_not_the_last(run_training, make_vit,
     assert not torch.equal(averaged.model.head.weight, seen[-1])
 
 
-def test_mixed_pictures_train_with_and_without_labels(run_training):
+def test_mixed_images_train_with_and_without_labels(run_training):
     mixing = {"augmentation": {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}, "weights": {"ce": 1.0, "kl": 0.5}}
     _, records, _ = run_training(Recipe(**SHORT, **mixing))
     assert "ce" in records[-1].losses
@@ -301,13 +301,13 @@ def test_looking_for_them_changes_nothing(run_training, make_vit):
 def test_out_of_memory_says_what_to_lower(run_training, monkeypatch):
     _no_memory_for(monkeypatch, 2)
     with pytest.raises(
-        TrainingError, match=r"out of memory while training on 4 pictures a step in 1 part\(s\)"
+        TrainingError, match=r"out of memory while training on 4 images a step in 1 part\(s\)"
     ) as caught:
         run_training(Recipe(**SHORT))
     assert "--grad-accum 2" in caught.value.hint
     assert "--batch-size auto" in caught.value.hint
     _no_memory_for(monkeypatch, 0)
-    with pytest.raises(TrainingError, match="out of memory with a single picture"):
+    with pytest.raises(TrainingError, match="out of memory with a single image"):
         run_training(Recipe(**SHORT, grad_accum="auto"))
 
 

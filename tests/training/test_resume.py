@@ -41,12 +41,12 @@ class Recorder:
 
 
 @pytest.fixture
-def start(make_vit, picture_folder, tmp_path):
+def start(make_vit, image_folder, tmp_path):
     """`start(recipe, cut=None, checkpoints=None)`: student, recorder and progress of a run, resumed where it can be."""
 
     def start(recipe, cut=None, checkpoints=None):
         model = make_vit(num_classes=2)
-        data = open_data(str(picture_folder), ModelClasses(2), training=True)
+        data = open_data(str(image_folder), ModelClasses(2), training=True)
         data.train.transform = train_transform(model, recipe.augmentation)
         seed_all(recipe.seed)
         student, recorder, progress = attach(copy.deepcopy(model)), Recorder(cut), Progress()
@@ -113,8 +113,8 @@ def test_a_complete_run_is_not_trained_again(start, checkpoints):
     assert progress.steps_done == 9
 
 
-def test_unreadable_pictures_are_counted_on(start, checkpoints, picture_folder):
-    (picture_folder / "train" / "cat" / "1.png").write_bytes(b"no picture")
+def test_unreadable_images_are_counted_on(start, checkpoints, image_folder):
+    (image_folder / "train" / "cat" / "1.png").write_bytes(b"no image")
     recipe = Recipe(**SHORT)
     expected, _, counted = start(recipe)
     with pytest.raises(_Cut):

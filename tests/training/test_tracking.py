@@ -10,10 +10,10 @@ from vitprune.training import check_tracker, tracking
 
 
 @pytest.fixture
-def arguments(weights_file, picture_folder, quick_bench, monkeypatch, tmp_path):
+def arguments(weights_file, image_folder, quick_bench, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     return [
-        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(picture_folder), "-o", "run"),
+        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder), "-o", "run"),
         *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "2", "--steps", "4"),
     ]
 

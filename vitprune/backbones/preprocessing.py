@@ -1,4 +1,4 @@
-"""What a timm model wants its pictures to be."""
+"""What a timm model wants its images to be."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class StageMetadata(BaseModel):
 
 
 class Preprocessing(BaseModel):
-    """timm's data configuration; bounded, or a tiny crop share would ask for a picture of any size."""
+    """timm's data configuration; bounded, or a tiny crop share would ask for an image of any size."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

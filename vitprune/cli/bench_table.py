@@ -27,7 +27,7 @@ def print_rows(rows: list[dict[str, Any]], where: str) -> None:
     print_line("timed in turns; ms a batch: median ± half the interquartile range of passes back to back")
     print_line("MACs with attention; of promise: measured / fewer MACs; MiB: weights, images and the pass at its peak")
     if with_loader:
-        print_line("with loader: images/s with pictures read, decoded and moved")
+        print_line("with loader: images/s with images read, decoded and moved")
     if any(row["kind"] == "floor" for row in rows):
         print_line("(floor): no model to use; the same token counts, taken for free: no choice of tokens is faster")
 

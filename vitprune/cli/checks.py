@@ -20,7 +20,7 @@ def enforce(checks: list[tuple[str, float | None, float | None]]) -> None:
         if lowest is None:
             continue
         if value is None:
-            talk(f"{option}: cannot be checked, the pictures have no labels", always=True)
+            talk(f"{option}: cannot be checked, the images have no labels", always=True)
             missed = True
         elif value < lowest:
             talk(f"{option}: missed, measured {value:.3f}, at least {lowest:g} was asked for", always=True)

@@ -55,17 +55,17 @@ Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.device)
 ]
 Precision = Annotated[PrecisionName, typer.Option(help="auto: bf16 or fp16 for training where fast, fp32 elsewhere.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures per step.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", "-j", min=0, help="Processes that read pictures.", show_default="half the CPUs"),
+    typer.Option("--workers", "-j", min=0, help="Processes that read images.", show_default="half the CPUs"),
 ]
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Same seed, same result, on the CPU.", show_default="by recipe: 0")
 ]
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="At most N pictures of each part, chosen at random, always the same.", metavar="N"),
+    typer.Option(min=1, help="At most N images of each part, chosen at random, always the same.", metavar="N"),
 ]
 Checkpoint = Annotated[
     Path | None,
@@ -108,7 +108,7 @@ Splits = Annotated[
 ]
 Columns = Annotated[
     str | None,
-    typer.Option(metavar="IMAGE,LABEL", help="Columns of a table with pictures and classes.", show_default="found"),
+    typer.Option(metavar="IMAGE,LABEL", help="Columns of a table with images and classes.", show_default="found"),
 ]
 Streaming = Annotated[
     bool, typer.Option("--streaming", help="Read a Hub data set or parquet files as they come, storing nothing.")
@@ -175,7 +175,7 @@ Align = Annotated[
 TargetBatchSize = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", help="Pictures per pass where a target or --align auto is measured.", show_default="32"
+        min=1, metavar="N", help="Images per pass where a target or --align auto is measured.", show_default="32"
     ),
 ]
 TargetGmacs = Annotated[

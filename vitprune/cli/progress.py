@@ -69,7 +69,7 @@ class RunProgress:
             self.display.stop()
 
     def begin(self, what: str, total: int | None) -> None:
-        """A part of the run begins: `total` pictures or steps, None where that is not known."""
+        """A part of the run begins: `total` images or steps, None where that is not known."""
         self._end()
         clock.begin(what)
         self.part, self.total, self.done, self.done_before = what, total, 0, 0
@@ -79,7 +79,7 @@ class RunProgress:
         else:
             self._say(what if total is None else f"{what} ({total})")
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int = 1) -> None:
         """`count` more of them are done."""
         self._advance(count, "")
 
@@ -97,6 +97,10 @@ class RunProgress:
                 f"step {record.step}: the loss was not finite too often; an earlier state was put back, "
                 "and the rate is a tenth of what it was"
             )
+
+    def say(self, sentence: str) -> None:
+        """A line of its own."""
+        self._say(sentence)
 
     def _go_on_after(self, done: int) -> None:
         """`done` of the part's steps were taken by the run that this one resumes."""

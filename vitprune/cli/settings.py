@@ -14,7 +14,7 @@ def batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, 
     """Settings of the recipe.
 
     Raises:
-        UsageError: no number of pictures, or two that contradict each other.
+        UsageError: no number of images, or two that contradict each other.
     """
     if batch_size == "auto":
         if grad_accum is not None:

@@ -20,11 +20,11 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
     for sentence in result["verdict"]:
         print_line(sentence)
     print_line(
-        f"{rows[0]['num_images']} pictures, the same for all; {result['device']}, {result['precision']}; "
+        f"{rows[0]['num_images']} images, the same for all; {result['device']}, {result['precision']}; "
         "front: no other model is as accurate and as fast"
     )
     if not labelled:
-        print_line("same: answers as dense, in percent; the pictures have no labels")
+        print_line("same: answers as dense, in percent; the images have no labels")
     if result["warm_start"]["mode"] == "shared":
         print_line(f"warm start shared by all runs: done as for {result['warm_start']['of']}")
     if all(row["kind"] != "other" for row in rows):

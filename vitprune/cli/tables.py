@@ -29,7 +29,7 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
             ]
         )
     print_table(f"{report['model']}, {report['label']}", ["", "dense", "sparse", "change"], rows)
-    images = f"{sparse['num_images']} pictures"
+    images = f"{sparse['num_images']} images"
     if delta["top1_points"] is not None:
         low, high = delta["top1_points_ci95"]
         print_line(f"top-1 {delta['top1_points']:+.2f} points on the same {images} (95 %: {low:+.2f} to {high:+.2f})")
@@ -45,7 +45,7 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
         )
     if report.get("target"):
         print_line(_kept_promise(report["target"]))
-    training, pictures = report["training"], report["data"]
+    training, dataset = report["training"], report["data"]
     if training["seconds"]:
         print_line(f"trained on {training['num_images'] / training['seconds']:.1f} images/s")
         detail(f"training: {_split(training)}")
@@ -53,10 +53,10 @@ def print_summary(report: dict[str, Any], folder: Path) -> None:
         print_line(f"warm start shared with other runs: done as for {training['warm_start_of']}")
     for count, names, what in (
         (training["num_unreadable"], training["unreadable"], "in training (repeats counted)"),
-        (pictures["num_unreadable_val"], pictures["unreadable_val"], "in the evaluation"),
+        (dataset["num_unreadable_val"], dataset["unreadable_val"], "in the evaluation"),
     ):
         if count:
-            print_line(f"{count} unreadable picture(s) were left out {what}: {', '.join(names[:3])}")
+            print_line(f"{count} unreadable image(s) were left out {what}: {', '.join(names[:3])}")
     skipped = training["num_skipped"]
     if skipped:
         back = "; an earlier state was put back, the rate lowered to a tenth" if training["num_restored"] else ""

@@ -12,7 +12,7 @@ from vitprune.common import distributed
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitprune.data import Data, DataOptions, Pictures
+    from vitprune.data import Data, DataOptions, Images
     from vitprune.loading.load import Loaded
     from vitprune.training import Recipe
 
@@ -36,7 +36,7 @@ TrainingData = Annotated[
     ),
 ]
 Fraction = Annotated[
-    float | None, typer.Option(min=0, max=1, metavar="SHARE", help="Train on this share of the training pictures.")
+    float | None, typer.Option(min=0, max=1, metavar="SHARE", help="Train on this share of the training images.")
 ]
 StepBatchSize = Annotated[
     str | None,
@@ -44,21 +44,21 @@ StepBatchSize = Annotated[
         "--batch-size",
         "-b",
         metavar="N|auto",
-        help="Pictures per step, of all processes together. auto: the recipe's number, in as many passes "
+        help="Images per step, of all processes together. auto: the recipe's number, in as many passes "
         "(--grad-accum) as memory asks for.",
         show_default="by recipe",
     ),
 ]
 GradAccum = Annotated[
-    int | None, setting("Passes that share a step's pictures: less memory, the same result but for rounding.", min=1)
+    int | None, setting("Passes that share a step's images: less memory, the same result but for rounding.", min=1)
 ]
 NoLabels = Annotated[
     bool,
-    typer.Option("--no-labels", help="Distillation alone: any folder of pictures will do.", rich_help_panel=PANEL),
+    typer.Option("--no-labels", help="Distillation alone: any folder of images will do.", rich_help_panel=PANEL),
 ]
 WarmStartSteps = Annotated[int | None, setting("Steps of the warm start.", min=0)]
 Steps = Annotated[int | None, setting("Steps after the warm start.", min=0)]
-Epochs = Annotated[float | None, setting("The same as --steps, in passes over the pictures.", min=0)]
+Epochs = Annotated[float | None, setting("The same as --steps, in passes over the images.", min=0)]
 CheckpointEvery = Annotated[
     int | None,
     typer.Option(
@@ -107,8 +107,8 @@ def load_dense_model(model: str, checkpoint: Path | None, img_size: tuple[int, i
     return loaded
 
 
-def training_pictures(loaded: Loaded, data: str | None, options: DataOptions, recipe: Recipe) -> Data:
-    """The pictures to train and evaluate on.
+def training_images(loaded: Loaded, data: str | None, options: DataOptions, recipe: Recipe) -> Data:
+    """The images to train and evaluate on.
 
     Raises:
         DataError: there are none, or they do not fit the model.
@@ -121,9 +121,9 @@ def training_pictures(loaded: Loaded, data: str | None, options: DataOptions, re
     return open_data(spec, classes, options, training=True, labels=recipe.labels)
 
 
-def counted(pictures: Pictures | None) -> str:
-    """How many pictures there are, for people."""
-    from vitprune.data import count_pictures
+def counted(images: Images | None) -> str:
+    """How many images there are, for people."""
+    from vitprune.data import count_images
 
-    count = count_pictures(pictures)
-    return "a stream of pictures" if count is None else f"{count} pictures"
+    count = count_images(images)
+    return "a stream of images" if count is None else f"{count} images"

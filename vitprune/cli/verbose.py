@@ -24,7 +24,7 @@ def explain_plan(schedule: Schedule, dropped: str) -> None:
 
 
 def explain_model(loaded: Loaded) -> None:
-    """Where the weights come from, and how pictures are prepared for them."""
+    """Where the weights come from, and how images are prepared for them."""
     from vitprune.backbones import input_size
 
     origin = {key: value for key, value in loaded.origin.items() if value}

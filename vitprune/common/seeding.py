@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for, not on what was drawn before.
 
-A step's noise comes from the seed and the step, a picture's crop from the seed, the pass and the picture. So a run that
-is resumed at any step goes on as if it had never stopped, and how many worker processes read pictures makes no
+A step's noise comes from the seed and the step, an image's crop from the seed, the pass and the image. So a run that
+is resumed at any step goes on as if it had never stopped, and how many worker processes read images makes no
 difference.
 """
 

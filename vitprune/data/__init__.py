@@ -1,13 +1,13 @@
-"""From a DATA argument to picture sets and loaders; the embedded demo set."""
+"""From a DATA argument to image sets and loaders; the embedded demo set."""
 
 from vitprune.data.classes import ModelClasses, match_classes, readable_names
 from vitprune.data.folder import read_folder
-from vitprune.data.hub import Pictures
+from vitprune.data.hub import Images
+from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, open_image
 from vitprune.data.loading import Faults, batches, dead_workers_told, make_loader, training_loader
 from vitprune.data.options import DataOptions
-from vitprune.data.pictures import UNLABELLED, PictureSet, Unreadable, open_picture
-from vitprune.data.source import Data, count_pictures, open_data
-from vitprune.data.tables import PictureStream
+from vitprune.data.source import Data, count_images, open_data
+from vitprune.data.tables import ImageStream
 from vitprune.data.transforms import Augmentation, eval_transform, train_transform
 
 __all__ = [
@@ -16,19 +16,19 @@ __all__ = [
     "Data",
     "DataOptions",
     "Faults",
+    "ImageSet",
+    "ImageStream",
+    "Images",
     "ModelClasses",
-    "PictureSet",
-    "PictureStream",
-    "Pictures",
     "Unreadable",
     "batches",
-    "count_pictures",
+    "count_images",
     "dead_workers_told",
     "eval_transform",
     "make_loader",
     "match_classes",
     "open_data",
-    "open_picture",
+    "open_image",
     "read_folder",
     "readable_names",
     "train_transform",

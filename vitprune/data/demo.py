@@ -34,7 +34,7 @@ PREPROCESSING: dict[str, Any] = {
     "crop_mode": "center",
 }
 WEIGHTS = Path(__file__).with_name("demo.safetensors")
-OBJECT_SHARE = (0.05, 0.16)  # least and greatest share of the picture that the object covers
+OBJECT_SHARE = (0.05, 0.16)  # least and greatest share of the image that the object covers
 
 _Points = NDArray[np.float64]
 
@@ -84,7 +84,7 @@ def _unit_area(points: Any) -> _Points:
     return scaled
 
 
-# Outlines in picture coordinates: y points down.
+# Outlines in image coordinates: y points down.
 _OUTLINES: dict[str, _Points] = {
     name: _unit_area(points)
     for name, points in {
@@ -106,15 +106,15 @@ _OUTLINES: dict[str, _Points] = {
 CLASS_NAMES: tuple[str, ...] = tuple(_OUTLINES)
 
 
-class DemoPictures(Dataset[tuple[Any, int]]):
-    """Pictures of one object in front of clutter, with exactly balanced classes.
+class DemoImages(Dataset[tuple[Any, int]]):
+    """Images of one object in front of clutter, with exactly balanced classes.
 
-    A picture is drawn when it is asked for, as a function of its split and index only; the splits share none.
+    An image is drawn when it is asked for, as a function of its split and index only; the splits share none.
 
     Args:
-        split: which pictures.
+        split: which images.
         transform: applied to the PIL image.
-        num_images: how many; 4000 for `train` and 1000 for `val` if None. Picture i is the same whatever the number.
+        num_images: how many; 4000 for `train` and 1000 for `val` if None. Image i is the same whatever the number.
     """
 
     class_names = CLASS_NAMES
@@ -136,11 +136,11 @@ class DemoPictures(Dataset[tuple[Any, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.picture(index)
+        image = self.image(index)
         return (image if self.transform is None else self.transform(image)), self.labels[index]
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture alone, RGB."""
+    def image(self, index: int) -> Image.Image:
+        """The image alone, RGB."""
         return self.draw(index)[0]
 
     def object_mask(self, index: int) -> NDArray[np.bool_]:
@@ -148,9 +148,9 @@ class DemoPictures(Dataset[tuple[Any, int]]):
         return self.draw(index)[1]
 
     def draw(self, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
-        """The picture, and which of its pixels show the object."""
+        """The image, and which of its pixels show the object."""
         if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
+            raise IndexError(f"image {index} of {len(self)}")
         rng = np.random.default_rng([_SPLIT_SEEDS[self.split], index])
         near, far = _background_colours(rng)
         canvas = _background(rng, near, far)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.data.classes import ModelClasses
+from vitprune.data.images import ImageSet
 from vitprune.data.options import DataOptions
-from vitprune.data.pictures import PictureSet
-from vitprune.data.tables import PictureStream, picture_set, picture_stream
+from vitprune.data.tables import ImageStream, image_set, image_stream
 from vitprune.errors import DataError, HubError
 
-Pictures = PictureSet | PictureStream
+Images = ImageSet | ImageStream
 
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "test")
@@ -27,8 +27,8 @@ def read_hub(
     classes: ModelClasses | None,
     options: DataOptions,
     config: str | None = None,
-) -> tuple[Pictures | None, Pictures | None]:
-    """Training and validation pictures of a Hub data set; downloads what is not cached.
+) -> tuple[Images | None, Images | None]:
+    """Training and validation images of a Hub data set; downloads what is not cached.
 
     Args:
         repository: `owner/name`.
@@ -38,7 +38,7 @@ def read_hub(
 
     Raises:
         HubError: the Hub is out of reach, or the data set is gated or absent.
-        DataError: the data set has no such split or no pictures, or its classes do not fit the model.
+        DataError: the data set has no such split or no images, or its classes do not fit the model.
     """
     tables = _load(repository, config, options.streaming)
     return _parts(tables, classes, repository, options)
@@ -72,8 +72,8 @@ def read_shards(
     classes: ModelClasses | None,
     options: DataOptions,
     source: str,
-) -> tuple[Pictures | None, Pictures | None]:
-    """Training and validation pictures of parquet files or of webdataset tar files, told apart by the files' names.
+) -> tuple[Images | None, Images | None]:
+    """Training and validation images of parquet files or of webdataset tar files, told apart by the files' names.
 
     tar files can only be read one row after another; so are parquet files with `options.streaming`, or else they are
     unpacked into the cache of `datasets` so that rows can be chosen.
@@ -139,13 +139,13 @@ def _parts(
     classes: ModelClasses | None,
     source: str,
     options: DataOptions,
-) -> tuple[Pictures | None, Pictures | None]:
+) -> tuple[Images | None, Images | None]:
     found = []
     for words, given in zip((_TRAIN, _VAL), options.splits, strict=True):
         if given is not None and given not in tables:
             raise DataError(f"'{source}' has no split '{given}'", f"its splits are {', '.join(map(str, tables))}")
         name = given or next((word for word in words if word in tables), None)
-        found.append(None if name is None else _pictures(tables[name], classes, source, options))
+        found.append(None if name is None else _images(tables[name], classes, source, options))
     if found == [None, None]:
         raise DataError(
             f"'{source}' has no split that is called train or val, only {', '.join(map(str, tables))}",
@@ -154,10 +154,10 @@ def _parts(
     return found[0], found[1]
 
 
-def _pictures(table: Any, classes: ModelClasses | None, source: str, options: DataOptions) -> Pictures:
+def _images(table: Any, classes: ModelClasses | None, source: str, options: DataOptions) -> Images:
     from datasets import IterableDataset
 
-    build = picture_stream if isinstance(table, IterableDataset) else picture_set
+    build = image_stream if isinstance(table, IterableDataset) else image_set
     return build(table, classes, source, options.columns)
 
 

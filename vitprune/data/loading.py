@@ -1,4 +1,4 @@
-"""Batches of pictures, and what becomes of those that cannot be read."""
+"""Batches of images, and what becomes of those that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vitprune.common import distributed
 from vitprune.common.seeding import mix, own_randomness
-from vitprune.data.pictures import PictureSet, Unreadable
-from vitprune.data.tables import PictureStream
+from vitprune.data.images import ImageSet, Unreadable
+from vitprune.data.tables import ImageStream
 from vitprune.errors import DataError, UsageError
 
 _NAMES_KEPT = 20
 _PATIENCE = 1000
-"""A share is judged as of so many pictures at least: one bad picture among the first ten says little."""
+"""A share is judged as of so many images at least: one bad image among the first ten says little."""
 
 
 class Batch(NamedTuple):
@@ -37,12 +37,12 @@ class Batch(NamedTuple):
 
 
 class Faults:
-    """Pictures that could not be read: counted, the first ones kept by name, and an error if they are too many.
+    """Images that could not be read: counted, the first ones kept by name, and an error if they are too many.
 
     Args:
-        allowed_share: of the pictures seen, or of a thousand if those are fewer; 0 makes the first one an error.
+        allowed_share: of the images seen, or of a thousand if those are fewer; 0 makes the first one an error.
         count: how many so far, repeats counted.
-        seen: pictures asked for so far.
+        seen: images asked for so far.
         names: the first ones, each once; added to.
     """
 
@@ -58,42 +58,42 @@ class Faults:
         """Count a batch.
 
         Raises:
-            DataError: too many pictures could not be read; names the first of this batch.
+            DataError: too many images could not be read; names the first of this batch.
         """
-        for picture in batch.unreadable:
-            if picture.fatal:
-                raise DataError(f"cannot read '{picture.name}': {picture.reason}", "copy the shards again")
+        for image in batch.unreadable:
+            if image.fatal:
+                raise DataError(f"cannot read '{image.name}': {image.reason}", "copy the shards again")
         self.seen += len(batch.labels) + len(batch.unreadable)
         self.count += len(batch.unreadable)
-        for picture in batch.unreadable:
-            if picture.name not in self.names and len(self.names) < _NAMES_KEPT:
-                self.names.append(picture.name)
+        for image in batch.unreadable:
+            if image.name not in self.names and len(self.names) < _NAMES_KEPT:
+                self.names.append(image.name)
         if self.count == self.seen >= _PATIENCE:
-            raise DataError(f"none of the first {self.seen} pictures could be read", "repair the data set")
+            raise DataError(f"none of the first {self.seen} images could be read", "repair the data set")
         if not batch.unreadable or self.count <= self.allowed_share * max(self.seen, _PATIENCE):
             return
         first = batch.unreadable[0]
         if self.allowed_share == 0:
             raise first.error()
         raise DataError(
-            f"{self.count} of {self.seen} pictures could not be read, which is more than the allowed share of "
+            f"{self.count} of {self.seen} images could not be read, which is more than the allowed share of "
             f"{self.allowed_share:g}; the last was '{first.name}': {first.reason}",
             "repair the data set, or allow more: --max-unreadable",
         )
 
 
-def make_loader(pictures: PictureSet | PictureStream, batch_size: int, *, num_workers: int = 0) -> DataLoader[Any]:
-    """Batches of (images (B, C, H, W), labels (B,)), every picture once and in order.
+def make_loader(images: ImageSet | ImageStream, batch_size: int, *, num_workers: int = 0) -> DataLoader[Any]:
+    """Batches of (images (B, C, H, W), labels (B,)), every image once and in order.
 
-    Set `pictures.transform` first. Use `batches` to iterate, so that unreadable pictures are dealt with.
+    Set `images.transform` first. Use `batches` to iterate, so that unreadable images are dealt with.
     """
-    if isinstance(pictures, PictureStream):
-        num_workers = min(num_workers, pictures.num_shards)  # each reads shards of its own
-    return DataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=collate)
+    if isinstance(images, ImageStream):
+        num_workers = min(num_workers, images.num_shards)  # each reads shards of its own
+    return DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate)
 
 
 def training_loader(
-    pictures: PictureSet | PictureStream,
+    images: ImageSet | ImageStream,
     batch_size: int,
     *,
     seed: int,
@@ -107,23 +107,23 @@ def training_loader(
     a stream's: it begins anew, in another order.
 
     Args:
-        pictures: with the training transform set.
-        batch_size: of all processes together; at most the number of pictures.
+        images: with the training transform set.
+        batch_size: of all processes together; at most the number of images.
         seed: of order and transforms.
         first_step: the number of the first batch.
-        num_workers: processes that read pictures.
+        num_workers: processes that read images.
         pin: into memory that a GPU reads fast.
 
     Raises:
         UsageError: the batch cannot be shared equally by the processes.
-        DataError: there are fewer pictures than processes.
+        DataError: there are fewer images than processes.
     """
     rank, world = distributed.rank(), distributed.world_size()
-    if isinstance(pictures, PictureSet) and len(pictures) < world:
-        raise DataError(f"{len(pictures)} pictures to train on cannot be shared by {world} processes", "start fewer")
+    if isinstance(images, ImageSet) and len(images) < world:
+        raise DataError(f"{len(images)} images to train on cannot be shared by {world} processes", "start fewer")
     if batch_size % world:
         raise UsageError(
-            f"a batch of {batch_size} pictures cannot be shared by {world} processes",
+            f"a batch of {batch_size} images cannot be shared by {world} processes",
             f"--batch-size is of all processes together; try {world * max(1, round(batch_size / world))}",
         )
     # With a generator of its own, or the loader would draw from the caller's.
@@ -132,29 +132,29 @@ def training_loader(
         "pin_memory": pin,
         "generator": torch.Generator().manual_seed(mix(seed)),
     }
-    if isinstance(pictures, PictureStream):
-        stream = pictures.shuffled(mix(seed, first_step)).part(rank, world)
+    if isinstance(images, ImageStream):
+        stream = images.shuffled(mix(seed, first_step)).part(rank, world)
         workers = min(num_workers, stream.num_shards)  # each reads shards of its own
         return DataLoader(stream, batch_size // world, num_workers=workers, drop_last=True, **common)
-    batch_size = min(batch_size, len(pictures) - len(pictures) % world)
-    order = _Order(len(pictures), batch_size, seed, first_step, rank, world)
-    return DataLoader(_Seeded(pictures, seed), batch_sampler=order, num_workers=num_workers, **common)
+    batch_size = min(batch_size, len(images) - len(images) % world)
+    order = _Order(len(images), batch_size, seed, first_step, rank, world)
+    return DataLoader(_Seeded(images, seed), batch_sampler=order, num_workers=num_workers, **common)
 
 
 class _Seeded(Dataset[Any]):
-    """Pictures whose random crop depends on the seed, the pass and the picture."""
+    """Images whose random crop depends on the seed, the pass and the image."""
 
-    def __init__(self, pictures: PictureSet, seed: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: ImageSet, seed: int) -> None:
+        self.images = images
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int] | Unreadable:
         with own_randomness(self.seed, *key):
-            return self.pictures[key[1]]
+            return self.images[key[1]]
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (pass, picture) without end; of each the part that is this process'."""
+    """Batches of (pass, image) without end; of each the part that is this process'."""
 
     def __init__(
         self, num_images: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world: int = 1
@@ -183,23 +183,23 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
 
     Args:
         loader: of `make_loader`.
-        faults: where unreadable pictures are counted, which are left out; None if there may be none.
+        faults: where unreadable images are counted, which are left out; None if there may be none.
 
     Raises:
-        DataError: a picture could not be read, or too many; names it.
+        DataError: an image could not be read, or too many; names it.
     """
     faults = Faults() if faults is None else faults
     for batch in loader:
         faults.note(batch)
         if batch.images is not None:
             yield batch.images, batch.labels
-    if isinstance(getattr(loader, "dataset", None), PictureStream):
+    if isinstance(getattr(loader, "dataset", None), ImageStream):
         loader.dataset.passes += 1  # here and not in the stream: its copies in worker processes are made anew
 
 
 @contextmanager
 def dead_workers_told() -> Iterator[None]:
-    """In the block, the death of a process that reads pictures is an error with a way out.
+    """In the block, the death of a process that reads images is an error with a way out.
 
     Around all that is done while they live, not only around reading: torch tells it by a signal, at any moment.
     """
@@ -209,7 +209,7 @@ def dead_workers_told() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise DataError(
-            f"a process that reads pictures died ({str(error).splitlines()[0]})",
+            f"a process that reads images died ({str(error).splitlines()[0]})",
             "most often for want of memory: fewer --workers, or none (-j 0)",
         ) from error
 

@@ -1,4 +1,4 @@
-"""From a DATA argument to picture sets."""
+"""From a DATA argument to image sets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from vitprune.common.formatting import close_match
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
-from vitprune.data.hub import Pictures, find_shards, missing_shards, read_hub, read_shards
+from vitprune.data.hub import Images, find_shards, missing_shards, read_hub, read_shards
+from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
 from vitprune.data.options import DataOptions
-from vitprune.data.pictures import PictureSet
-from vitprune.data.tables import PictureStream
+from vitprune.data.tables import ImageStream
 from vitprune.errors import DataError
 
 _HUB_NAMES: dict[str, tuple[str, str | None]] = {
@@ -29,20 +29,20 @@ HELD_OUT = 0.1
 
 @dataclass
 class Data:
-    """The pictures of a DATA argument.
+    """The images of a DATA argument.
 
     Attributes:
         name: the argument.
-        train: pictures to train on, None where there are none.
-        val: pictures to evaluate on.
+        train: images to train on, None where there are none.
+        val: images to evaluate on.
         note: what a reader of its figures should know: that `val` was held out, that shards are missing.
-        faults: pictures of `val` that could not be read, once it was evaluated.
+        faults: images of `val` that could not be read, once it was evaluated.
         object_mask: where the drawing knows it: item of `val` to the pixels (H, W) that show the object.
     """
 
     name: str
-    train: Pictures | None
-    val: Pictures
+    train: Images | None
+    val: Images
     note: str | None = None
     faults: Faults = field(default_factory=lambda: Faults(allowed_share=1.0))
     object_mask: Callable[[int], NDArray[np.bool_]] | None = None
@@ -53,9 +53,9 @@ class Data:
         return tuple(known[i] for i in range(num_classes)) if known.keys() == set(range(num_classes)) else None
 
 
-def count_pictures(pictures: Pictures | None) -> int | None:
+def count_images(images: Images | None) -> int | None:
     """How many there are; None of a stream, or of nothing."""
-    return len(pictures) if isinstance(pictures, PictureSet) else None
+    return len(images) if isinstance(images, ImageSet) else None
 
 
 def open_data(
@@ -72,11 +72,11 @@ def open_data(
         spec: the DATA argument.
         classes: the model's classes.
         options: what else is said about the data.
-        training: whether training pictures are needed. If the data has no val part, a tenth is then held out.
-        labels: False if labels are not needed: pictures that have none, or that do not fit, are taken without.
+        training: whether training images are needed. If the data has no val part, a tenth is then held out.
+        labels: False if labels are not needed: images that have none, or that do not fit, are taken without.
 
     Raises:
-        DataError: no pictures, options that do not fit the kind of data, or classes that do not fit the model.
+        DataError: no images, options that do not fit the kind of data, or classes that do not fit the model.
         HubError: the data set cannot be had from the Hub.
     """
     options = options or DataOptions()
@@ -106,7 +106,7 @@ def open_data(
 
 def _read_tables(
     spec: str, shards: list[Path], classes: ModelClasses | None, options: DataOptions
-) -> tuple[Pictures | None, Pictures | None]:
+) -> tuple[Images | None, Images | None]:
     if shards:
         return read_shards(shards, classes, options, spec)
     name, config = _hub_set(spec)
@@ -114,7 +114,7 @@ def _read_tables(
 
 
 def hub_name(spec: str) -> str | None:
-    """The data set of the Hub whose pictures a DATA argument names, `owner/name`; None of any other argument."""
+    """The data set of the Hub whose images a DATA argument names, `owner/name`; None of any other argument."""
     return _hub_set(spec)[0] if spec in _HUB_NAMES or spec.startswith("hf:") else None
 
 
@@ -129,8 +129,8 @@ def _hub_set(spec: str) -> tuple[str, str | None]:
 def _less(data: Data, options: DataOptions) -> Data:
     """Apply `limit` and `fraction`."""
     if options.fraction is not None:
-        if isinstance(data.train, PictureStream):
-            raise DataError("--fraction needs to know how many pictures there are; a stream does not", "use --limit")
+        if isinstance(data.train, ImageStream):
+            raise DataError("--fraction needs to know how many images there are; a stream does not", "use --limit")
         data.train = data.train and data.train.sample(max(1, round(options.fraction * len(data.train))))
     if options.limit is not None:
         data.train = data.train and data.train.sample(options.limit)
@@ -140,8 +140,8 @@ def _less(data: Data, options: DataOptions) -> Data:
 
 def _read_splits(
     folder: Path, classes: ModelClasses | None, training: bool, labels: bool
-) -> tuple[PictureSet | None, PictureSet | None]:
-    def read(root: Path | None) -> PictureSet | None:
+) -> tuple[ImageSet | None, ImageSet | None]:
+    def read(root: Path | None) -> ImageSet | None:
         if root is None:
             return None
         try:
@@ -157,7 +157,7 @@ def _read_splits(
     return read(train_root if training or val_root is None else None), read(val_root)
 
 
-def _complete(spec: str, train: Pictures | None, val: Pictures | None, training: bool) -> Data:
+def _complete(spec: str, train: Images | None, val: Images | None, training: bool) -> Data:
     """Make sure that there is something to evaluate on and, for training, to train on, without overlap."""
     if train is not None and val is not None:
         return Data(spec, train, val)
@@ -166,13 +166,13 @@ def _complete(spec: str, train: Pictures | None, val: Pictures | None, training:
         raise DataError(f"'{spec}' has neither a train nor a val part")
     if not training:
         return Data(spec, None, everything)
-    if isinstance(everything, PictureStream):
+    if isinstance(everything, ImageStream):
         raise DataError(
             f"'{spec}' has no val part, and none can be held out of a stream",
             "add shards whose names begin with val, or name its splits: --splits TRAIN,VAL",
         )
     if len(everything) < 2:
-        raise DataError(f"'{spec}' has {len(everything)} picture(s); training needs at least 2")
+        raise DataError(f"'{spec}' has {len(everything)} image(s); training needs at least 2")
     rest, held_out = everything.split(HELD_OUT)
     return Data(spec, rest, held_out, f"no train and val folders: {len(held_out)} of {len(everything)} held out")
 
@@ -189,7 +189,7 @@ def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
         return None
     folder = Path(spec).expanduser()
     if not folder.is_dir():
-        what = "is a file, not a folder of pictures" if folder.exists() else "is not there"
+        what = "is a file, not a folder of images" if folder.exists() else "is not there"
         close = close_match(spec, ("demo", *_HUB_NAMES))
         words = "give a folder, parquet or tar files, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'"
         raise DataError(f"the data '{spec}' {what}", f"did you mean {close}?" if close else words)
@@ -197,13 +197,13 @@ def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
 
 
 def _demo() -> Data:
-    from vitprune.data.demo import CLASS_NAMES, DemoPictures
+    from vitprune.data.demo import CLASS_NAMES, DemoImages
 
     names = dict(enumerate(CLASS_NAMES))
-    train, val = DemoPictures("train"), DemoPictures("val")
+    train, val = DemoImages("train"), DemoImages("val")
     return Data(
         "demo",
-        PictureSet(range(len(train)), train.labels, train.picture, class_names=names),
-        PictureSet(range(len(val)), val.labels, val.picture, class_names=names),
+        ImageSet(range(len(train)), train.labels, train.image, class_names=names),
+        ImageSet(range(len(val)), val.labels, val.image, class_names=names),
         object_mask=val.object_mask,
     )

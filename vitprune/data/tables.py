@@ -1,4 +1,4 @@
-"""Rows of `datasets` as pictures: which columns hold what, and what a label means to the model."""
+"""Rows of `datasets` as images: which columns hold what, and what a label means to the model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from vitprune.data.classes import ModelClasses, match_classes, model_index, named
-from vitprune.data.pictures import UNLABELLED, PictureSet, Transform, Unreadable, read_sample
+from vitprune.data.images import UNLABELLED, ImageSet, Transform, Unreadable, read_sample
 from vitprune.errors import DataError
 
 _LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
 
 
 Columns = tuple[str | None, str | None]
-"""Names of the columns of pictures and of classes; None to find them: the first of its kind."""
+"""Names of the columns of images and of classes; None to find them: the first of its kind."""
 
 
 class _Labels(NamedTuple):
@@ -35,8 +35,8 @@ class _Labels(NamedTuple):
     names: Mapping[int, str]
 
 
-class PictureStream(IterableDataset[Any]):
-    """Pictures that come one after another, from shards or over the network: no length, no choice of a single one.
+class ImageStream(IterableDataset[Any]):
+    """Images that come one after another, from shards or over the network: no length, no choice of a single one.
 
     Workers and processes share the shards among themselves without overlap.
 
@@ -68,26 +68,26 @@ class PictureStream(IterableDataset[Any]):
         """How many parts can be read side by side."""
         return int(self.table.num_shards)
 
-    def shuffled(self, seed: int) -> PictureStream:
-        """The same pictures in random order, within a buffer."""
-        stream = PictureStream(self.table, self.image, self._labels, self.source, seed)
+    def shuffled(self, seed: int) -> ImageStream:
+        """The same images in random order, within a buffer."""
+        stream = ImageStream(self.table, self.image, self._labels, self.source, seed)
         stream.transform = self.transform
         return stream
 
-    def part(self, rank: int, world: int) -> PictureStream:
+    def part(self, rank: int, world: int) -> ImageStream:
         """What one of several processes reads; all of them together read everything once."""
         if world == 1:
             return self
         from datasets.distributed import split_dataset_by_node
 
         table = split_dataset_by_node(self.table, rank, world)
-        stream = PictureStream(table, self.image, self._labels, self.source, self._seed)
+        stream = ImageStream(table, self.image, self._labels, self.source, self._seed)
         stream.transform = self.transform
         return stream
 
-    def sample(self, num_images: int) -> PictureStream:
-        """The first `num_images` pictures."""
-        stream = PictureStream(self.table.take(num_images), self.image, self._labels, self.source, self._seed)
+    def sample(self, num_images: int) -> ImageStream:
+        """The first `num_images` images."""
+        stream = ImageStream(self.table.take(num_images), self.image, self._labels, self.source, self._seed)
         stream.transform = self.transform
         return stream
 
@@ -118,8 +118,8 @@ class PictureStream(IterableDataset[Any]):
         return read_sample(lambda: decode(row[self.image]), lambda: name, self.transform, label)
 
 
-def picture_set(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> PictureSet:
-    """Pictures of one split that can be reached in any order, a `datasets.Dataset`.
+def image_set(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> ImageSet:
+    """Images of one split that can be reached in any order, a `datasets.Dataset`.
 
     Args:
         table: the split.
@@ -135,33 +135,31 @@ def picture_set(table: Any, classes: ModelClasses | None, source: str, columns: 
     column = found.column
     labels = [UNLABELLED] * len(table) if column is None else [found.to_index(value) for value in table[column]]
     reader = _TableReader(_undecoded(table, image), image)
-    return PictureSet(range(len(table)), labels, reader, _RowName(source), found.names)
+    return ImageSet(range(len(table)), labels, reader, _RowName(source), found.names)
 
 
-def picture_stream(
-    table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)
-) -> PictureStream:
-    """As `picture_set`, for a `datasets.IterableDataset`."""
+def image_stream(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> ImageStream:
+    """As `image_set`, for a `datasets.IterableDataset`."""
     features = table.features or next(iter(table.take(1)), None)
     if features is None:
         raise DataError(f"'{source}' holds no rows")
     image = _image_column(features, columns, source)
     found = _labels(features, classes, columns, source, None)
-    return PictureStream(_undecoded(table, image), image, found, source)
+    return ImageStream(_undecoded(table, image), image, found, source)
 
 
 def decode(cell: Any) -> Image.Image:
-    """The picture in a cell of an image column that was not decoded: its bytes, never a path the data chose.
+    """The image in a cell of an image column that was not decoded: its bytes, never a path the data chose.
 
     Raises:
         ValueError: the cell holds no bytes.
-        OSError, PIL.UnidentifiedImageError: they are no picture.
+        OSError, PIL.UnidentifiedImageError: they are no image.
     """
     content = cell if isinstance(cell, bytes) else (cell or {}).get("bytes")
     if not content:
-        raise ValueError("the row holds no picture")
-    with Image.open(io.BytesIO(content)) as picture:
-        return picture.convert("RGB")
+        raise ValueError("the row holds no image")
+    with Image.open(io.BytesIO(content)) as image:
+        return image.convert("RGB")
 
 
 def _image_column(features: Mapping[str, Any], columns: Columns, source: str) -> str:
@@ -174,13 +172,13 @@ def _image_column(features: Mapping[str, Any], columns: Columns, source: str) ->
     found = next((name for name, kind in features.items() if isinstance(kind, ImageFeature)), None)
     if found is None:
         raise DataError(
-            f"'{source}' has no column of pictures, only {', '.join(features)}", "name it: --columns IMAGE,LABEL"
+            f"'{source}' has no column of images, only {', '.join(features)}", "name it: --columns IMAGE,LABEL"
         )
     return found
 
 
 def _undecoded(table: Any, image: str) -> Any:
-    """A picture that cannot be decoded must not stop the reading of rows."""
+    """An image that cannot be decoded must not stop the reading of rows."""
     from datasets import Image as ImageFeature
 
     return table.cast_column(image, ImageFeature(decode=False))
@@ -259,7 +257,7 @@ class _InRange:
 
 
 class _TableReader:
-    """Reads the picture of a row."""
+    """Reads the image of a row."""
 
     def __init__(self, table: Any, column: str) -> None:
         self.table = table

@@ -13,16 +13,16 @@ from torch import nn
 from torchvision.transforms import Compose, Grayscale
 
 from vitprune.backbones import input_size, preprocessing
-from vitprune.data.pictures import Transform
+from vitprune.data.images import Transform
 from vitprune.errors import UnsupportedModelError
 
 
 class Augmentation(BaseModel):
-    """What is done to training pictures, in timm's terms. Student and teacher see the same picture."""
+    """What is done to training images, in timm's terms. Student and teacher see the same image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of a picture that a training crop shows")
+    crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of an image that a training crop shows")
     auto_augment: str | None = Field(None, description="timm's policy, such as rand-m9-mstd0.5-inc1")
     color_jitter: float = Field(0.0, ge=0)
     re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
@@ -32,7 +32,7 @@ class Augmentation(BaseModel):
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed, so that labels become class probabilities."""
+        """Whether images are mixed, so that labels become class probabilities."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -44,7 +44,7 @@ def eval_transform(model: nn.Module) -> Transform:
 def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
     """A random crop, a horizontal flip, and what else the recipe asks for, normalised as the model's weights want it.
 
-    The teacher sees the same picture as the student, so its answer is right for it whatever the label says.
+    The teacher sees the same image as the student, so its answer is right for it whatever the label says.
     """
     transform = timm.data.create_transform(
         **preprocessing(model),
@@ -63,12 +63,12 @@ def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int]], level: float, settings: Any) -> tuple[int]:
-    # At its highest level timm keeps no bit, which Pillow 13 refuses; before, it made the picture black.
+    # At its highest level timm keeps no bit, which Pillow 13 refuses; before, it made the image black.
     return (max(1, level_fn(level, settings)[0]),)
 
 
 def _in_channels(model: nn.Module, transform: Transform) -> Transform:
-    """Pictures come in three colours; a model of one channel sees them in grey."""
+    """Images come in three colours; a model of one channel sees them in grey."""
     channels, _, _ = input_size(model)
     if channels == 3:
         return transform
@@ -76,6 +76,6 @@ def _in_channels(model: nn.Module, transform: Transform) -> Transform:
         grey: Transform = Compose([Grayscale(), transform])
         return grey
     raise UnsupportedModelError(
-        f"the model takes images of {channels} channels, pictures have three colours",
+        f"the model takes images of {channels} channels, images have three colours",
         "use vitprune from Python with a loader of your own: examples/train_loop.py",
     )

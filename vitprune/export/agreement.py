@@ -16,8 +16,8 @@ BATCH_SIZES = (1, 1, 1, 2, 2, 5)
 TRACED_BATCH_SIZE = 3
 
 _TYPICAL = {"fp32": 1e-3, "fp16": 0.25}
-"""How far the logits of the median picture may be off, by precision, in standard deviations of all logits. On 300
-ImageNet pictures and a sparse DeiT-Ti the median is 8e-6 and 6e-3, the worst 5e-5 and 0.8."""
+"""How far the logits of the median image may be off, by precision, in standard deviations of all logits. On 300
+ImageNet images and a sparse DeiT-Ti the median is 8e-6 and 6e-3, the worst 5e-5 and 0.8."""
 _CLEAR = {"fp32": 0.1, "fp16": 1.0}
 """An answer is clear if the second likeliest class is so far behind, in the same unit."""
 
@@ -30,7 +30,7 @@ class Agreement:
         num_images: images compared.
         batch_sizes: how many at once.
         max_logit_difference: the greatest difference of two logits.
-        typical_difference: the greatest difference of a picture's logits, median of the pictures of one batch size, of
+        typical_difference: the greatest difference of an image's logits, median of the images of one batch size, of
             the worst one; in standard deviations of all logits.
         num_clear: images of which the model's answer is clear.
         num_clear_changed: those that the file puts into another class.
@@ -56,8 +56,8 @@ def compare(
 ) -> Agreement:
     """Run both over the same images.
 
-    A single picture may differ visibly with nothing wrong: where two tokens' scores are equal to the last bits,
-    rounding decides which one stays. So the typical picture has to agree closely, and every clear answer be the same.
+    A single image may differ visibly with nothing wrong: where two tokens' scores are equal to the last bits,
+    rounding decides which one stays. So the typical image has to agree closely, and every clear answer be the same.
 
     Args:
         model: the one that was exported, in fp32 and eval mode.
@@ -128,7 +128,7 @@ def _check(agreement: Agreement, precision: str) -> None:
         what = "its logits are not finite"
     elif agreement.typical_difference > _TYPICAL[precision]:
         what = (
-            f"the logits of a typical picture are {agreement.typical_difference:.1e} standard deviations off, "
+            f"the logits of a typical image are {agreement.typical_difference:.1e} standard deviations off, "
             f"where rounding explains {_TYPICAL[precision]:g}"
         )
     elif agreement.num_clear_changed:

@@ -1,4 +1,4 @@
-"""The same budget by other means: every method at the MACs of ours, on the same pictures, in the same run."""
+"""The same budget by other means: every method at the MACs of ours, on the same images, in the same run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from vitprune.baselines import AttentionViT, NormPredictor, RandomPredictor, ToM
 from vitprune.budget import keep_within, last_within
 from vitprune.common.devices import Precision
 from vitprune.common.formatting import close_match
-from vitprune.data import Data, count_pictures
+from vitprune.common.progress import Listener
+from vitprune.data import Data, count_images
 from vitprune.errors import UnsupportedModelError, UsageError
 from vitprune.evaluation import Predictions, paired_difference
-from vitprune.jobs.side_by_side import RunListener, evaluate
+from vitprune.jobs.side_by_side import evaluate
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, benchmark, count_macs, speedup
 from vitprune.model import SparseViT, Sparsity, attach_as
@@ -95,13 +96,13 @@ class Subject:
 
 
 def compare(
-    subject: Subject, data: Data, recipe: Recipe, settings: CompareSettings, listener: RunListener
+    subject: Subject, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener
 ) -> dict[str, Any]:
-    """Every method at the MACs of ours: accuracy on the same pictures, difference to dense, MACs, speed.
+    """Every method at the MACs of ours: accuracy on the same images, difference to dense, MACs, speed.
 
     Args:
         subject: the models.
-        data: the pictures; those to train on are needed for methods in TRAINED that are not there yet.
+        data: the images; those to train on are needed for methods in TRAINED that are not there yet.
         recipe: for training ours, where that is still to be done.
         settings: which methods, and where.
         listener: told of progress.
@@ -110,7 +111,7 @@ def compare(
         `budget_gmacs` and `rows`, one per method, dense first, in JSON's types.
 
     Raises:
-        UsageError: training is asked for without pictures to train on.
+        UsageError: training is asked for without images to train on.
     """
     size = input_size(subject.dense)
     budget = count_macs(subject.ours or attach_as(subject.dense, subject.sparsity), size)
@@ -154,7 +155,7 @@ def _build(
     data: Data,
     recipe: Recipe,
     settings: CompareSettings,
-    listener: RunListener,
+    listener: Listener,
 ) -> _Row:
     """A baseline whose MACs come as close to the budget from below as its steps allow."""
     size = input_size(subject.dense)
@@ -202,7 +203,7 @@ def _merging(model: nn.Module, budget: int, *, late: bool) -> _Row:
     return _Row(merging, note="merges " + ",".join(map(str, merging.merges)))
 
 
-def _ours(subject: Subject, data: Data, recipe: Recipe, settings: CompareSettings, listener: RunListener) -> _Row:
+def _ours(subject: Subject, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener) -> _Row:
     if subject.ours is not None:
         return _Row(subject.ours, steps=subject.steps, note="from the file")
     student = new_student(subject.dense, subject.sparsity, recipe.seed)
@@ -212,14 +213,14 @@ def _ours(subject: Subject, data: Data, recipe: Recipe, settings: CompareSetting
 
 
 def _paper(
-    subject: Subject, budget: int, data: Data, recipe: Recipe, settings: CompareSettings, listener: RunListener
+    subject: Subject, budget: int, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener
 ) -> _Row:
     """The published settings but for what makes no sense so short.
 
     The rate is not scaled down to the small batch and weights are not averaged over ten thousand steps: both would
     leave the model as it was. The shares of frozen and of warm-up steps are the published ones.
     """
-    per_epoch = max(1, (count_pictures(data.train) or 0) // recipe.batch_size)
+    per_epoch = max(1, (count_images(data.train) or 0) // recipe.batch_size)
     ours = subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)
     steps = settings.steps or ours
     cut = load_recipe(
@@ -247,7 +248,7 @@ def _paper(
 
 
 def _train(
-    student: SparseViT, dense: nn.Module, data: Data, recipe: Recipe, settings: CompareSettings, listener: RunListener
+    student: SparseViT, dense: nn.Module, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener
 ) -> _Row:
     started, progress = time.perf_counter(), Progress()
     fit(dense, student, data, recipe, settings.device, listener, progress)

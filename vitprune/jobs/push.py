@@ -33,14 +33,14 @@ class Upload:
     Attributes:
         repository: `owner/name`.
         files: content, or the file that holds it, by name in the repository.
-        num_pictures: how many pictures of the data set report.html shows.
+        num_images: how many images of the data set report.html shows.
         own_card: whether README.md is the user's own text.
         message: of the commit.
     """
 
     repository: str
     files: Mapping[str, bytes | Path]
-    num_pictures: int
+    num_images: int
     own_card: bool
     message: str
 
@@ -79,7 +79,7 @@ class Target:
 
 
 def push_run(
-    folder: Path, repository: str, *, private: bool = False, pictures: bool = True, message: str | None = None
+    folder: Path, repository: str, *, private: bool = False, images: bool = True, message: str | None = None
 ) -> str:
     """Upload a run in one commit, without asking.
 
@@ -87,7 +87,7 @@ def push_run(
         folder: of a complete run.
         repository: `owner/name`; made if it is not there.
         private: whether nobody else may see a new repository.
-        pictures: also show pictures of the data set in report.html.
+        images: also show images of the data set in report.html.
         message: of the commit; None for one that names the model.
 
     Returns:
@@ -99,11 +99,11 @@ def push_run(
         ExportError: timm cannot open the backbone that it would be given.
         HubError: no token, one that may not write, or no connection.
     """
-    prepared = prepare(folder, repository, pictures=pictures, message=message)
+    prepared = prepare(folder, repository, images=images, message=message)
     return upload(prepared, look_up(repository, private=private))
 
 
-def prepare(folder: Path, repository: str, *, pictures: bool = True, message: str | None = None) -> Upload:
+def prepare(folder: Path, repository: str, *, images: bool = True, message: str | None = None) -> Upload:
     """What of a run would be uploaded; asks nothing of the network.
 
     Raises:
@@ -118,7 +118,7 @@ def prepare(folder: Path, repository: str, *, pictures: bool = True, message: st
         raise UsageError(f"'{folder}' holds no {WEIGHTS}, so there is no model to upload", "give a whole run folder")
     metadata = read_metadata(weights)
     _check_one_run(run, metadata, folder)
-    shown = 0 if run.keep_maps is None or not pictures else len(run.keep_maps.pictures)
+    shown = 0 if run.keep_maps is None or not images else len(run.keep_maps.images)
     own = not card_is_ours(folder / CARD)
     card = _own_card(folder / CARD, repository) if own else render_card(run, metadata, repository).encode()
     backbone, timm_config = _for_timm(weights, metadata)
@@ -127,7 +127,7 @@ def prepare(folder: Path, repository: str, *, pictures: bool = True, message: st
         **backbone,
         CONFIG: _json(metadata.model_dump(mode="json") | timm_config),
         CARD: card,
-        PAGE: render_page(run, pictures=pictures).encode(),
+        PAGE: render_page(run, images=images).encode(),
         REPORT: _json(run.raw),
     }
     return Upload(repository, files, shown, own, message or f"{run.report.model}, {run.report.label}, by vitprune")

@@ -1,10 +1,10 @@
-"""Dense, sparse and others on the same pictures, in the same run, against the same clock."""
+"""Dense, sparse and others on the same images, in the same run, against the same clock."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,27 +14,17 @@ from vitprune.baselines import RandomPredictor
 from vitprune.budget import Promise, measure_speed
 from vitprune.common import distributed
 from vitprune.common.devices import Precision
-from vitprune.data import Data, count_pictures, eval_transform
+from vitprune.common.progress import Listener
+from vitprune.data import Data, count_images, eval_transform
 from vitprune.evaluation import Predictions, predict_together
 from vitprune.measure import Timing, benchmark
 from vitprune.model import SparseViT
-from vitprune.training import Listener
 
 BENCH_BATCH_SIZES = (1, 32)
 EVAL_BATCH_SIZE = 64
 """At most; a training batch may be far more than one process holds."""
 BENCH_SECONDS = 2.0
 """How long a run times each model at each batch size, unless told otherwise."""
-
-
-class RunListener(Listener, Protocol):
-    """Who wants to know how a run goes."""
-
-    def begin(self, what: str, total: int | None) -> None:
-        """A part of the run begins: `total` pictures or steps, None where that is not known."""
-
-    def advance(self, count: int) -> None:
-        """`count` more of them are done."""
 
 
 def contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
@@ -46,7 +36,7 @@ def contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
 def evaluate(
     models: Mapping[str, nn.Module],
     data: Data,
-    listener: RunListener,
+    listener: Listener,
     *,
     batch_size: int,
     num_workers: int,
@@ -54,12 +44,12 @@ def evaluate(
     precision: Precision,
     reference: str = "dense",
 ) -> dict[str, Predictions]:
-    """Predictions of several models on the same pictures of `data.val`, prepared as the model `reference` wants them.
+    """Predictions of several models on the same images of `data.val`, prepared as the model `reference` wants them.
 
-    What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad picture.
+    What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad image.
     """
     data.val.transform = eval_transform(models[reference])
-    total = count_pictures(data.val)
+    total = count_images(data.val)
     listener.begin("evaluating", None if total is None else math.ceil(total / distributed.world_size()))
     return predict_together(
         models,
@@ -79,7 +69,7 @@ def bench(
     device: torch.device,
     precision: Precision,
     seconds: float | None,
-    listener: RunListener,
+    listener: Listener,
 ) -> list[Timing]:
     """Time models of one input size in turns, each so many seconds (None: 2) at each batch size of a run's report."""
     listener.begin("measuring speed", len(models) * len(BENCH_BATCH_SIZES))
@@ -99,7 +89,7 @@ def outcome(
     models: Mapping[str, nn.Module],
     device: torch.device,
     seconds: float | None,
-    listener: RunListener,
+    listener: Listener,
 ) -> dict[str, Any] | None:
     """What was promised before training, beside what is there now; see `Promise.compared_with`."""
     if promise is None:

@@ -1,4 +1,4 @@
-"""The main job: a dense model and pictures in, a sparse model and the proof of what it does out."""
+"""The main job: a dense model and images in, a sparse model and the proof of what it does out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.common import distributed
 from vitprune.common.devices import pick_precision
 from vitprune.common.files import create_run_folder
-from vitprune.data import Data, Pictures, train_transform
+from vitprune.common.progress import Listener
+from vitprune.data import Data, Images, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions
-from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, RunListener, bench, contestants, evaluate, outcome
+from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, bench, contestants, evaluate, outcome
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import accuracy_of, build_report, forget_results, object_coverage, write_results
-from vitprune.training import CHECKPOINTS, Checkpoints, Listener, Progress, Recipe, State, StepLog, Tracking, train
+from vitprune.training import CHECKPOINTS, Checkpoints, Progress, Recipe, State, StepLog, Tracking, train
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class RunSettings:
 
 
 def run(
-    loaded: Loaded, data: Data, recipe: Recipe, settings: RunSettings, listener: RunListener
+    loaded: Loaded, data: Data, recipe: Recipe, settings: RunSettings, listener: Listener
 ) -> tuple[SparseViT, dict[str, Any]]:
     """Sparsify, train, evaluate, measure, report: writes the run folder.
 
@@ -113,7 +114,7 @@ class _Run:
     data: Data
     recipe: Recipe
     settings: RunSettings
-    listener: RunListener
+    listener: Listener
     student: SparseViT
     metadata: Metadata
     checkpoints: Checkpoints
@@ -263,13 +264,13 @@ def fit(
     Raises:
         UsageError: the model has no classifier, or there is nothing to train on.
     """
-    pictures = _check_trainable(student, data)
-    pictures.transform = train_transform(model, recipe.augmentation)
+    images = _check_trainable(student, data)
+    images.transform = train_transform(model, recipe.augmentation)
     teacher = attach(model, keep=1.0)
     train(
         student.to(device),
         teacher.to(device),
-        pictures,
+        images,
         recipe,
         device=device,
         precision=pick_precision(recipe.precision, device, training=True),
@@ -281,12 +282,12 @@ def fit(
     )
 
 
-def _check_trainable(student: SparseViT, data: Data) -> Pictures:
-    """The pictures to train on, if that is possible at all."""
+def _check_trainable(student: SparseViT, data: Data) -> Images:
+    """The images to train on, if that is possible at all."""
     if student.num_classes < 1:
         raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
     if data.train is None:
-        raise UsageError(f"'{data.name}' has no pictures to train on")
+        raise UsageError(f"'{data.name}' has no images to train on")
     return data.train
 
 

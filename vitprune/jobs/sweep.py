@@ -16,10 +16,11 @@ from vitprune.backbones import input_size, preprocessing
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import load_sparse, read_metadata
 from vitprune.common.files import create_run_folder, read_json
-from vitprune.data import Data, Faults, count_pictures
+from vitprune.common.progress import Listener
+from vitprune.data import Data, Faults, count_images
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.evaluation import Predictions
-from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, RunListener, bench, evaluate
+from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, bench, evaluate
 from vitprune.jobs.sparsify import (
     RunSettings,
     checkpoints_of,
@@ -61,7 +62,7 @@ class SweepSettings:
 
 
 def check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
-    """Make sure that other models answer the same question about the same pictures.
+    """Make sure that other models answer the same question about the same images.
 
     Raises:
         UsageError: one is sparse, or has other classes or another input size; names it.
@@ -90,7 +91,7 @@ def check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
             )
 
 
-def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, listener: RunListener) -> dict[str, Any]:
+def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, listener: Listener) -> dict[str, Any]:
     """Train a sparse model for each plan, then measure all models together: writes the sweep's folder.
 
     Everything that can be wrong with the input is found before the folder is made. A run that fails does not end the
@@ -184,7 +185,7 @@ class _One:
             ("train", seen["num_train_images"]),
             ("val", seen["num_val_images"] + seen["num_unreadable_val"]),
         ):
-            expected = count_pictures(self.data.train if part == "train" else self.data.val)
+            expected = count_images(self.data.train if part == "train" else self.data.val)
             if expected is not None:
                 then[f"num_{part}_images"], now[f"num_{part}_images"] = count, expected
         for name, value in now.items():
@@ -217,12 +218,12 @@ class _One:
             "resume with the same settings, or start anew with --overwrite",
         )
 
-    def run(self, shared: State | None, listener: RunListener) -> dict[str, Any]:
+    def run(self, shared: State | None, listener: Listener) -> dict[str, Any]:
         """Do it, and return its report."""
         begin = shared
         if shared is not None:
             progress = shared.about["progress"] | {"warm_start_of": self.warm_start_of}
-            if self.warm_start_of is not None:  # its steps are this model's; time and pictures were another run's
+            if self.warm_start_of is not None:  # its steps are this model's; time and images were another run's
                 progress |= {"num_images": 0, "seconds": 0.0, "seconds_by_part": {}}
             begin = State(shared.tensors, shared.about | {"progress": progress})
         settings = replace(self.settings, begin=begin)
@@ -243,11 +244,11 @@ def _what_it_is(metadata: Metadata, recipe: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _afresh(data: Data) -> Data:
-    """The same pictures, with unreadable ones still to be counted."""
+    """The same images, with unreadable ones still to be counted."""
     return replace(data, faults=Faults(allowed_share=1.0))
 
 
-def _warm_start(runs: Sequence[_One], complete: bool, listener: RunListener) -> State | None:
+def _warm_start(runs: Sequence[_One], complete: bool, listener: Listener) -> State | None:
     """With a shared warm start, the first run's state after it; it is the same as if that run had done it alone."""
     first = runs[0]
     if first.sweep.warm_start == "each" or complete:
@@ -275,7 +276,7 @@ def _conclude(
     done: Mapping[str, dict[str, Any]],
     failed: Mapping[str, VitpruneError],
     shared: State | None,
-    listener: RunListener,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Measure all models side by side, and write what was found."""
     started = time.perf_counter()
@@ -307,7 +308,7 @@ def _conclude(
         "recipe": recipe.model_dump(mode="json"),
         "data": {
             "name": data.name,
-            "num_train_images": count_pictures(data.train),
+            "num_train_images": count_images(data.train),
             "num_val_images": predictions["dense"].num_images,
             "num_unreadable_val": data.faults.count,
             "note": data.note,
@@ -326,9 +327,9 @@ def _conclude(
 
 
 def _predictions(
-    entries: Mapping[str, Entry], data: Data, recipe: Recipe, settings: RunSettings, listener: RunListener
+    entries: Mapping[str, Entry], data: Data, recipe: Recipe, settings: RunSettings, listener: Listener
 ) -> dict[str, Predictions]:
-    """Of all models on the same pictures, in one pass for all that want them prepared alike; in the entries' order."""
+    """Of all models on the same images, in one pass for all that want them prepared alike; in the entries' order."""
     groups: dict[str, dict[str, nn.Module]] = {}
     for label, entry in entries.items():
         wanted = preprocessing(entries["dense"].model if entry.kind == "sparse" else entry.model)
@@ -350,5 +351,5 @@ def _predictions(
             predictions = {label: replace(each, kl=None) for label, each in predictions.items()}
         found |= predictions
     if any(not torch.equal(each.labels, found["dense"].labels) for each in found.values()):
-        raise DataError("the pictures that could be read were not the same for all models", "repair the data set")
+        raise DataError("the images that could be read were not the same for all models", "repair the data set")
     return {label: found[label] for label in entries}

@@ -119,7 +119,7 @@ def read_config(config: dict[str, Any], preprocessor: dict[str, Any]) -> tuple[s
 
 
 def _cropping(preprocessor: dict[str, Any], height: int) -> dict[str, Any]:
-    """Transformers stretches the picture to the input size, or scales its shorter side and crops the middle."""
+    """Transformers stretches the image to the input size, or scales its shorter side and crops the middle."""
     if not preprocessor.get("do_center_crop"):
         return {"crop_pct": 1.0, "crop_mode": "squash"}
     size = preprocessor.get("size", height)

@@ -3,7 +3,7 @@
 from vitprune.measure.attention import AttentionChoice, set_attention
 from vitprune.measure.bound import FloorViT
 from vitprune.measure.environment import describe_environment
-from vitprune.measure.loader import PictureSource, check_source
+from vitprune.measure.loader import ImageSource, check_source
 from vitprune.measure.macs import count_macs, count_params
 from vitprune.measure.modes import Mode, check_mode
 from vitprune.measure.sidebyside import DENSE, Contestant, Kind, side_by_side, with_floors
@@ -15,9 +15,9 @@ __all__ = [
     "AttentionChoice",
     "Contestant",
     "FloorViT",
+    "ImageSource",
     "Kind",
     "Mode",
-    "PictureSource",
     "Speedup",
     "Timing",
     "benchmark",

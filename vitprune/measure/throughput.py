@@ -12,7 +12,7 @@ from vitprune.common.devices import DTYPES, Precision
 from vitprune.common.oom import explained_out_of_memory
 from vitprune.errors import UsageError
 from vitprune.measure.attention import AttentionChoice, choose_attention
-from vitprune.measure.loader import PictureSource, time_with_loader
+from vitprune.measure.loader import ImageSource, time_with_loader
 from vitprune.measure.memory import peak_memory_mib
 from vitprune.measure.modes import Mode, prepare
 from vitprune.measure.runner import Runner, warmed_up
@@ -31,14 +31,14 @@ def benchmark(
     max_seconds: float = 60.0,
     mode: Mode = "eager",
     attention: AttentionChoice = "fused",
-    pictures: PictureSource | None = None,
+    source: ImageSource | None = None,
     on_row: Callable[[Timing], None] | None = None,
 ) -> list[Timing]:
     """Time the forward passes of all models side by side, in inference mode.
 
     Every model is warmed up, then timed once per round, in alternating order, so that heat, clock changes and other
     programs hit all alike. The images (random, the same for all) are on the device already: loading and transfer
-    are not part of the time, unless `pictures` asks for that beside it. On CUDA passes back to back are timed by
+    are not part of the time, unless `source` asks for that beside it. On CUDA passes back to back are timed by
     events on the GPU, single passes by the clock from call to result.
 
     Lower precision means a copy of the model cast to it, not autocast: casting every operator's inputs anew takes so
@@ -55,7 +55,7 @@ def benchmark(
         max_seconds: no further rounds once a batch size has been timed this long per model.
         mode: how all of them run.
         attention: timm's kernel, the same for all; "auto" takes the one with which the first model is faster.
-        pictures: to be read, decoded and moved in a second measurement; None for none.
+        source: images to be read, decoded and moved in a second measurement; None for none.
         on_row: called with each timing of a batch size as soon as that batch size is done.
 
     Returns:
@@ -72,7 +72,7 @@ def benchmark(
         copies = {name: model.to(device, dtype).eval() for name, model in copy.deepcopy(dict(models)).items()}
     timings: list[Timing] = []
     for batch_size in batch_sizes:
-        # Made on the CPU, so that every device and precision sees the same pictures.
+        # Made on the CPU, so that every device and precision sees the same images.
         images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
         what, way_out = f"timing batch size {batch_size} on {device}", "try a lower --batch-size"
         with explained_out_of_memory(what, way_out), torch.inference_mode():
@@ -80,7 +80,7 @@ def benchmark(
             kernel = choose_attention(copies, there, attention)
             runners = _runners(copies, there, mode, min_seconds / rounds)
             _time_in_turns(runners, rounds, max_seconds)
-            rates = time_with_loader(runners, pictures, there) if pictures is not None else {}
+            rates = time_with_loader(runners, source, there) if source is not None else {}
             rows = [_timing(runner, batch_size, mode, kernel, rates.get(runner.name)) for runner in runners]
         if mode == "compile":
             torch.compiler.reset()  # the next batch size has another shape, and memory is not endless

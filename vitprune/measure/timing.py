@@ -31,7 +31,7 @@ class Timing:
         single_pass_ms_p90: what nine of ten such passes stay below.
         single_pass_ms_p99: what 99 of 100 such passes stay below; of few passes about the slowest.
         num_single_passes: how many such passes there were.
-        loader_images_per_s: with pictures read, decoded and moved to the device; None where not measured.
+        loader_images_per_s: with images read, decoded and moved to the device; None where not measured.
         mode: how it ran, see `vitprune.measure.modes`.
         attention: which of timm's kernels its attention used.
     """

@@ -1,4 +1,4 @@
-"""The report of a run: its figures as one JSON document, as a page, and as pictures of which tokens stay."""
+"""The report of a run: its figures as one JSON document, as a page, and as images of which tokens stay."""
 
 from vitprune.report.build import build_report
 from vitprune.report.coverage import object_coverage

@@ -10,7 +10,7 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.data import Data, count_pictures
+from vitprune.data import Data, count_images
 from vitprune.evaluation import Predictions, class_accuracy, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.report.schema import SCHEMA_VERSION
@@ -36,12 +36,12 @@ def build_report(
     Args:
         metadata: of the sparse model.
         models: "dense", "random" (the same number of tokens, at random) and "sparse".
-        predictions: of the same three, on the same pictures.
+        predictions: of the same three, on the same images.
         timings: of "dense" and "sparse", from one benchmark.
         coverage: object coverage in percent by model, where known.
         target: a speed that was promised, and what came of it.
         training: recipe and what was done.
-        data: the pictures.
+        data: the images.
         precision: of the accuracy and speed figures.
         device: of the accuracy and speed figures.
         wall_s: duration of the run so far, in seconds.
@@ -75,7 +75,7 @@ def build_report(
         "training": dict(training),
         "data": {
             "name": data.name,
-            "num_train_images": count_pictures(data.train),
+            "num_train_images": count_images(data.train),
             "num_val_images": predictions["dense"].num_images,
             "num_unreadable_val": data.faults.count,
             "unreadable_val": data.faults.names,
@@ -114,7 +114,7 @@ def _delta(sides: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Pre
 
 
 def _answers(predictions: Mapping[str, Predictions]) -> dict[str, int] | None:
-    """How many pictures each model got right; None without labels."""
+    """How many images each model got right; None without labels."""
     dense, sparse = predictions["dense"], predictions["sparse"]
     if not dense.labelled:
         return None

@@ -120,7 +120,7 @@ def _content(run: FinishedRun, metadata: Metadata, repository: str) -> dict[str,
         "use_timm": _use_timm(repository) if timm_builds(metadata.architecture) else None,
         "timm_file": HUB_WEIGHTS,
         "pushed": repository != PLACEHOLDER,
-        "use_shell": f"vitprune eval hf-hub:{repository} path/to/pictures\n"
+        "use_shell": f"vitprune eval hf-hub:{repository} path/to/images\n"
         f"vitprune bench hf-hub:{repository}\n"
         f"vitprune export hf-hub:{repository} --format onnx -o model.onnx",
     }
@@ -133,8 +133,8 @@ import vitprune
 from PIL import Image
 
 model = vitprune.load("hf-hub:{repository}")  # a torch.nn.Module in eval mode
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # a picture as ({size})
-probabilities = model(transform(Image.open("picture.jpg").convert("RGB"))[None]).softmax(-1)"""
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # an image as ({size})
+probabilities = model(transform(Image.open("image.jpg").convert("RGB"))[None]).softmax(-1)"""
 
 
 def _use_timm(repository: str) -> str:

@@ -104,7 +104,7 @@ def _results(run: FinishedRun) -> list[EvalResult] | None:
         EvalResult(
             task_type="image-classification",
             dataset_type=(_datasets(run) or [re.sub(r"[^A-Za-z0-9_.-]+", "-", name)])[0],
-            dataset_name=f"{name}, {side.num_images} pictures",  # seldom the whole set: the name must not say so
+            dataset_name=f"{name}, {side.num_images} images",  # seldom the whole set: the name must not say so
             metric_type="accuracy",
             metric_name=metric,
             metric_value=value,

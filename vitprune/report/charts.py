@@ -262,7 +262,7 @@ def binned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple
 
 
 class _Frame:
-    """From figures to places in the picture."""
+    """From figures to places in the image."""
 
     def __init__(self, xs: tuple[float, float], ys: tuple[float, float], right: int = _RIGHT) -> None:
         self.xs = xs if xs[0] < xs[1] else (xs[0] - 1, xs[1] + 1)

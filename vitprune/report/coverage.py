@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune.data import Data, PictureSet, batches, make_loader
+from vitprune.data import Data, ImageSet, batches, make_loader
 from vitprune.model import SparseViT
 
 
 @torch.inference_mode()
 def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.device) -> dict[str, float]:
-    """Share of the object's pixels that lie under tokens kept after the last stage, in percent, mean over pictures.
+    """Share of the object's pixels that lie under tokens kept after the last stage, in percent, mean over images.
 
     Args:
         models: by name; dense ones are passed over.
-        data: with `object_mask` and the evaluation transform of `val` set; pictures are not cropped by it.
+        data: with `object_mask` and the evaluation transform of `val` set; images are not cropped by it.
         device: where to run.
     """
     assert data.object_mask is not None
-    assert isinstance(data.val, PictureSet)
+    assert isinstance(data.val, ImageSet)
     sparse = {n: m for n, m in models.items() if isinstance(m, SparseViT) and m.schedule.stages}
     shares: dict[str, list[Tensor]] = {name: [] for name in sparse}
     done = 0

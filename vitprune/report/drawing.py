@@ -1,4 +1,4 @@
-"""Keep maps as pictures: a montage of one picture, a sheet of several, heat maps, the mean over a data set."""
+"""Keep maps as images: a montage of one image, a sheet of several, heat maps, the mean over a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vitprune.common.formatting import plain
 from vitprune.report.keepmaps import KeepMap
 
 _LEAST_SIDE, _LARGEST_SIDE = 280, 640
-"""Longest side of a tile in pixels: below, pictures are shown larger by a whole factor; above, smaller."""
+"""Longest side of a tile in pixels: below, images are shown larger by a whole factor; above, smaller."""
 _GAP, _LINE, _FONT_SIZE = 12, 20, 14
 _PAPER, _INK, _EDGE = (255, 255, 255), (20, 20, 20), (220, 30, 90)
 _VEIL = 0.8
@@ -48,28 +48,28 @@ class Legend:
         return "dimmed patches have left the network"
 
 
-def dim_dropped(picture: Image.Image, kept: Sequence[int], grid_size: tuple[int, int]) -> Image.Image:
-    """The picture with all but the kept patches faded, and a line where the two meet.
+def dim_dropped(image: Image.Image, kept: Sequence[int], grid_size: tuple[int, int]) -> Image.Image:
+    """The image with all but the kept patches faded, and a line where the two meet.
 
     Args:
-        picture: RGB.
+        image: RGB.
         kept: numbers of patches, in raster order.
         grid_size: patches (rows, columns).
     """
     stays = _mask(kept, grid_size)
-    grey = picture.convert("L").convert("RGB")
-    veiled = Image.blend(grey, Image.new("RGB", picture.size, (200, 200, 200)), _VEIL)
-    mask = Image.fromarray(255 * stays.astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
-    result = Image.composite(picture, veiled, mask)
+    grey = image.convert("L").convert("RGB")
+    veiled = Image.blend(grey, Image.new("RGB", image.size, (200, 200, 200)), _VEIL)
+    mask = Image.fromarray(255 * stays.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    result = Image.composite(image, veiled, mask)
     _outline(result, stays)
     return result
 
 
-def heat_map(picture: Image.Image, where: Sequence[int], scores: Sequence[float], grid_size: tuple[int, int]) -> Any:
-    """The picture in grey under the colours of its patches' scores, dark blue for the lowest, yellow for the highest.
+def heat_map(image: Image.Image, where: Sequence[int], scores: Sequence[float], grid_size: tuple[int, int]) -> Any:
+    """The image in grey under the colours of its patches' scores, dark blue for the lowest, yellow for the highest.
 
     Args:
-        picture: RGB.
+        image: RGB.
         where: numbers of the patches that have a score; others stay grey and crossed out.
         scores: one for each of them.
         grid_size: patches (rows, columns).
@@ -81,14 +81,14 @@ def heat_map(picture: Image.Image, where: Sequence[int], scores: Sequence[float]
     share = np.zeros(rows * columns)
     share[list(where)] = (np.array(scores) - low) / (high - low or 1.0)
     colours = (255 * matplotlib.colormaps["viridis"](share.reshape(grid_size))[..., :3]).astype(np.uint8)
-    grey = picture.convert("L").convert("RGB")
-    over = Image.fromarray(colours).resize(picture.size, Image.Resampling.NEAREST)
+    grey = image.convert("L").convert("RGB")
+    over = Image.fromarray(colours).resize(image.size, Image.Resampling.NEAREST)
     scored = _mask(where, grid_size)
-    mask = Image.fromarray(255 * scored.astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
-    faded = Image.blend(grey, Image.new("RGB", picture.size, (200, 200, 200)), _VEIL)
+    mask = Image.fromarray(255 * scored.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    faded = Image.blend(grey, Image.new("RGB", image.size, (200, 200, 200)), _VEIL)
     result = Image.composite(Image.blend(grey, over, 0.65), faded, mask)
     draw = ImageDraw.Draw(result)
-    height, width = picture.height / rows, picture.width / columns
+    height, width = image.height / rows, image.width / columns
     for row, column in zip(*np.nonzero(~scored), strict=True):
         corners = (column * width, row * height, (column + 1) * width - 1, (row + 1) * height - 1)
         draw.line(corners, fill=(150, 150, 150))
@@ -96,28 +96,28 @@ def heat_map(picture: Image.Image, where: Sequence[int], scores: Sequence[float]
 
 
 def montage(keep_map: KeepMap, title: str, legend: Legend, label: str | None, heat: bool = False) -> Image.Image:
-    """One picture: the original and every stage side by side, the predictors' scores below, answers under them.
+    """One image: the original and every stage side by side, the predictors' scores below, answers under them.
 
     Args:
-        keep_map: of the picture.
+        keep_map: of the image.
         title: its name.
         legend: what captions say of the model.
         label: name of the true class; None where not known.
         heat: add heat maps of the predictors' keep scores.
     """
     rows, columns = keep_map.grid_size
-    picture = _resized(keep_map.picture)
-    tiles = [(picture, ["as the model sees it", f"{rows} x {columns} = {keep_map.num_patches} patches"])]
+    image = _resized(keep_map.image)
+    tiles = [(image, ["as the model sees it", f"{rows} x {columns} = {keep_map.num_patches} patches"])]
     for number, (stage, kept) in enumerate(zip(legend.stages, keep_map.kept, strict=True)):
         share = f"{len(kept)} of {keep_map.num_patches} stay, {keep_map.kept_pct[number]:.1f} %"
         tiles.append(
-            (dim_dropped(picture, kept, keep_map.grid_size), [f"stage {number + 1}, before block {stage.block}", share])
+            (dim_dropped(image, kept, keep_map.grid_size), [f"stage {number + 1}, before block {stage.block}", share])
         )
     strips = [_strip(tiles)]
     if heat:
-        tiles = [(Image.new("RGB", picture.size, _PAPER), ["keep scores (log-odds)", "dark low, bright high"])]
+        tiles = [(Image.new("RGB", image.size, _PAPER), ["keep scores (log-odds)", "dark low, bright high"])]
         for number, scores in enumerate(keep_map.scores):
-            drawn = heat_map(picture, keep_map.reached(number), scores, keep_map.grid_size)
+            drawn = heat_map(image, keep_map.reached(number), scores, keep_map.grid_size)
             tiles.append((drawn, [f"scores of stage {number + 1}", f"{min(scores):+.2f} to {max(scores):+.2f}"]))
         strips.append(_strip(tiles))
     truth = [] if label is None else [f"true class: {label}"]
@@ -150,7 +150,7 @@ def draw_mean(
         path: where.
         kept_pct: by stage and position, in percent.
         grid_size: patches (rows, columns).
-        num_images: pictures that were counted.
+        num_images: images that were counted.
         legend: what captions say of the model.
     """
     from matplotlib.figure import Figure
@@ -163,9 +163,9 @@ def draw_mean(
         axes.set_title(f"stage {number + 1}, before block {stage.block}\n{mean:.1f} % of patches stay", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.colorbar(image, ax=list(places), label="stays on % of the pictures", shrink=0.8)
+    figure.colorbar(image, ax=list(places), label="stays on % of the images", shrink=0.8)
     # As plain text: a $ in a name is no formula.
-    figure.suptitle(f"{plain(legend.model)}, {num_images} pictures", fontsize=10, parse_math=False)
+    figure.suptitle(f"{plain(legend.model)}, {num_images} images", fontsize=10, parse_math=False)
     figure.savefig(path, format="png")
 
 
@@ -175,11 +175,11 @@ def _mask(patches: Sequence[int], grid_size: tuple[int, int]) -> NDArray[np.bool
     return mask.reshape(grid_size)
 
 
-def _outline(picture: Image.Image, stays: NDArray[np.bool_]) -> None:
-    """Draw a line between patches of which one stays and one does not: white pictures fade to little else."""
-    draw = ImageDraw.Draw(picture)
+def _outline(image: Image.Image, stays: NDArray[np.bool_]) -> None:
+    """Draw a line between patches of which one stays and one does not: white images fade to little else."""
+    draw = ImageDraw.Draw(image)
     rows, columns = stays.shape
-    height, width = picture.height / rows, picture.width / columns
+    height, width = image.height / rows, image.width / columns
     for row, column in zip(*np.nonzero(stays[:, 1:] != stays[:, :-1]), strict=True):
         x = round((column + 1) * width)
         draw.line((x, round(row * height), x, round((row + 1) * height)), fill=_EDGE)
@@ -188,16 +188,16 @@ def _outline(picture: Image.Image, stays: NDArray[np.bool_]) -> None:
         draw.line((round(column * width), y, round((column + 1) * width), y), fill=_EDGE)
 
 
-def _resized(picture: Image.Image) -> Image.Image:
-    longest = max(picture.size)
+def _resized(image: Image.Image) -> Image.Image:
+    longest = max(image.size)
     if longest < _LEAST_SIDE:
         factor = math.ceil(_LEAST_SIDE / longest)
-        return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.BICUBIC)
+        return image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
     if longest > _LARGEST_SIDE:
         scale = _LARGEST_SIDE / longest
-        size = max(1, round(scale * picture.width)), max(1, round(scale * picture.height))
-        return picture.resize(size, Image.Resampling.LANCZOS)
-    return picture
+        size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
+        return image.resize(size, Image.Resampling.LANCZOS)
+    return image
 
 
 def _strip(tiles: Sequence[tuple[Image.Image, Sequence[str]]]) -> Image.Image:
@@ -226,8 +226,8 @@ def _page(above: Sequence[str], strips: Sequence[Image.Image], below: Sequence[s
     return result
 
 
-def _write(picture: Image.Image, lines: Sequence[str], at: tuple[int, int], width: int) -> None:
-    draw, font = ImageDraw.Draw(picture), _font()
+def _write(image: Image.Image, lines: Sequence[str], at: tuple[int, int], width: int) -> None:
+    draw, font = ImageDraw.Draw(image), _font()
     for number, line in enumerate(lines):
         draw.text((at[0], at[1] + number * _LINE), _fitting(plain(line), font, width), fill=_INK, font=font)
 

@@ -69,7 +69,7 @@ def _choice(rows: Sequence[Mapping[str, Any]], batch_size: int) -> str:
     dense = rows[0]
     if dense["top1_pct"] is None:
         return (
-            "The pictures have no labels: models are judged by how often they answer as the dense one does, which "
+            "The images have no labels: models are judged by how often they answer as the dense one does, which "
             "says little of a model that is not made from it."
         )
     near = [row for row in rows if row["delta"]["top1_points"] >= -WITHIN_POINTS]

@@ -1,4 +1,4 @@
-"""Which tokens stay: what both models say of pictures, and where each predictor keeps what."""
+"""Which tokens stay: what both models say of images, and where each predictor keeps what."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NUM_ANSWERS = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """One class that a model names for a picture.
+    """One class that a model names for an image.
 
     Attributes:
         index: of the model's output.
@@ -39,10 +39,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class KeepMap:
-    """What became of the patches of one picture.
+    """What became of the patches of one image.
 
     Attributes:
-        picture: as the models saw it, resized and cropped, RGB.
+        image: as the models saw it, resized and cropped, RGB.
         grid_size: patches (rows, columns); a patch's number counts them in raster order.
         kept: numbers of the patches that are left after each stage, rising.
         scores: log-odds that a stage's predictor gave for keeping each patch that had reached it.
@@ -52,7 +52,7 @@ class KeepMap:
         label: index of the true class; None where not known.
     """
 
-    picture: Image.Image
+    image: Image.Image
     grid_size: tuple[int, int]
     kept: tuple[tuple[int, ...], ...]
     scores: tuple[tuple[float, ...], ...]
@@ -63,7 +63,7 @@ class KeepMap:
 
     @property
     def num_patches(self) -> int:
-        """Patches of the picture."""
+        """Patches of the image."""
         return self.grid_size[0] * self.grid_size[1]
 
     @property
@@ -80,7 +80,7 @@ class KeepMap:
 def keep_maps(
     sparse: SparseViT, dense: nn.Module, images: Tensor, labels: Tensor, names: Mapping[int, str]
 ) -> list[KeepMap]:
-    """Run both models on a batch of pictures.
+    """Run both models on a batch of images.
 
     Args:
         sparse: the sparse model, in eval mode, with at least one stage.
@@ -96,7 +96,7 @@ def keep_maps(
     kept, scores = _choices(selection)
     return [
         KeepMap(
-            picture=seen(sparse.model, image),
+            image=seen(sparse.model, image),
             grid_size=sparse.backbone.grid_size,
             kept=tuple(tuple(stage[i].tolist()) for stage in kept),
             scores=tuple(tuple(stage[i].tolist()) for stage in scores),
@@ -110,7 +110,7 @@ def keep_maps(
 
 
 def seen(model: nn.Module, image: Tensor) -> Image.Image:
-    """A preprocessed image (C, H, W) as an RGB picture again: what the model saw."""
+    """A preprocessed image (C, H, W) as an RGB image again: what the model saw."""
     config = preprocessing(model)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
     pixels = (image.float() * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -118,10 +118,10 @@ def seen(model: nn.Module, image: Tensor) -> Image.Image:
 
 
 class MeanMap:
-    """How often each patch position stays, over many pictures.
+    """How often each patch position stays, over many images.
 
     Args:
-        num_patches: of a picture.
+        num_patches: of an image.
         num_stages: of the model.
     """
 
@@ -130,14 +130,14 @@ class MeanMap:
         self._counts = [torch.zeros(num_patches) for _ in range(num_stages)]
 
     def add(self, kept: Sequence[Sequence[int]]) -> None:
-        """Count one picture's kept patches, by stage."""
+        """Count one image's kept patches, by stage."""
         self.num_images += 1
         for counts, stage in zip(self._counts, kept, strict=True):
             counts[torch.tensor(stage)] += 1
 
     @property
     def kept_pct(self) -> list[list[float]]:
-        """By stage and position, in percent of the pictures."""
+        """By stage and position, in percent of the images."""
         return [(100 * counts / max(1, self.num_images)).tolist() for counts in self._counts]
 
 

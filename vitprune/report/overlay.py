@@ -1,4 +1,4 @@
-"""What lies over a picture where patches have left, as SVG paths in units of patches."""
+"""What lies over an image where patches have left, as SVG paths in units of patches."""
 
 from __future__ import annotations
 

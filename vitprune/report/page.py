@@ -15,7 +15,7 @@ from vitprune.report.charts import Chart, Point, Series, binned, line_chart, sca
 from vitprune.report.overlay import cover, edges
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY
-from vitprune.report.schema import AnswerRow, PictureRow, Report
+from vitprune.report.schema import AnswerRow, ImageRow, Report
 from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows
 from vitprune.report.verdict import verdict
 
@@ -29,27 +29,27 @@ _LOSSES = {
 _GROUPS = (BOTH_RIGHT, DENSE_ONLY, SPARSE_ONLY, NEITHER, SAME, OTHER)
 
 
-def write_page(path: Path, run: FinishedRun, *, pictures: bool = True) -> None:
+def write_page(path: Path, run: FinishedRun, *, images: bool = True) -> None:
     """Draw report.html, whole or not at all.
 
     Args:
         path: of the file.
         run: what to draw.
-        pictures: also show the pictures that the run kept.
+        images: also show the images that the run kept.
 
     Raises:
         OutputError: it cannot be written.
     """
-    text = render_page(run, pictures=pictures)
+    text = render_page(run, images=images)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def render_page(run: FinishedRun, *, pictures: bool = True) -> str:
+def render_page(run: FinishedRun, *, images: bool = True) -> str:
     """The page as HTML. Everything that comes from the run is escaped."""
     report, fig = run.report, figures(run.raw)
     maps = run.keep_maps
-    shown = maps if pictures else None
+    shown = maps if images else None
     training, data = report.training, report.data
     content = {
         "report": report,
@@ -57,7 +57,7 @@ def render_page(run: FinishedRun, *, pictures: bool = True) -> str:
         "verdict": verdict(report),
         "fig": fig,
         "answers": _answers,
-        "groups": [] if shown is None else _groups(shown.pictures, shown.grid_size),
+        "groups": [] if shown is None else _groups(shown.images, shown.grid_size),
         "num_seen": 0 if shown is None else shown.num_seen,
         "scatter": _scatter(report),
         "kept_chart": _kept_chart(run.steps, report),
@@ -92,17 +92,17 @@ def templates() -> Environment:
     return environment
 
 
-def _groups(pictures: list[PictureRow], grid_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The pictures by who was right, with what covers the patches that have left."""
+def _groups(images: list[ImageRow], grid_size: tuple[int, int]) -> list[dict[str, Any]]:
+    """The images by who was right, with what covers the patches that have left."""
     found = []
     for group in _GROUPS:
-        rows = [(index, row) for index, row in enumerate(pictures) if row.group == group]
+        rows = [(index, row) for index, row in enumerate(images) if row.group == group]
         if rows:
-            found.append({"name": group, "pictures": [_picture(i, row, grid_size) for i, row in rows]})
+            found.append({"name": group, "images": [_image(i, row, grid_size) for i, row in rows]})
     return found
 
 
-def _picture(index: int, row: PictureRow, grid_size: tuple[int, int]) -> dict[str, Any]:
+def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, Any]:
     total = grid_size[0] * grid_size[1]
     stages = [
         {
@@ -113,7 +113,7 @@ def _picture(index: int, row: PictureRow, grid_size: tuple[int, int]) -> dict[st
         for place, kept in enumerate(row.kept)
     ]
     scale = f"{row.width / grid_size[1]:.4f} {row.height / grid_size[0]:.4f}"
-    return {"id": f"picture-{index}", "row": row, "stages": stages, "scale": scale}
+    return {"id": f"image-{index}", "row": row, "stages": stages, "scale": scale}
 
 
 def _answers(rows: list[AnswerRow]) -> str:

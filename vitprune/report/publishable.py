@@ -11,7 +11,7 @@ _ELSEWHERE = re.compile(r"[/~\\]|\.\.(?:[/\\]|$)|[A-Za-z]:[/\\]")
 
 
 def publishable(report: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a report without paths: pictures are named from the data folder on, all else by its last name."""
+    """A copy of a report without paths: images are named from the data folder on, all else by its last name."""
     data = report.get("data")
     name = data.get("name") if isinstance(data, dict) else None
     result: dict[str, Any] = _cleaned(report, name if isinstance(name, str) else "")

@@ -17,7 +17,7 @@ from vitprune.report.card import card_is_ours, write_card
 from vitprune.report.page import write_page
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import CARD, KEEP_MAPS, LOG, PAGE, REPORT, read_run
-from vitprune.report.samples import choose_pictures
+from vitprune.report.samples import choose_images
 
 
 def accuracy_of(report: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def write_results(
         folder: of the run.
         report: see `build_report`.
         models: "dense" and "sparse", on one device.
-        data: the pictures, the transform of `val` set.
+        data: the images, the transform of `val` set.
         metadata: of the sparse model, complete.
 
     Raises:
@@ -46,9 +46,9 @@ def write_results(
     sparse = models["sparse"]
     assert isinstance(sparse, SparseViT)
     names = readable_names(data.val.class_names | dict(enumerate(metadata.class_names or [])), sparse.num_classes)
-    chosen = choose_pictures(sparse, models["dense"], data, names, torch.device(report["device"]))
+    chosen = choose_images(sparse, models["dense"], data, names, torch.device(report["device"]))
     if chosen is not None:
-        write_json(folder / KEEP_MAPS, chosen.model_dump(mode="json"))
+        write_json(folder / KEEP_MAPS, chosen.model_dump(mode="json", by_alias=True))
     write_json(folder / REPORT, report)
     run = read_run(folder)
     write_page(folder / PAGE, run)

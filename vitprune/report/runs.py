@@ -29,7 +29,7 @@ class FinishedRun:
         raw: the same as plain JSON.
         steps: log.jsonl, a dict a step; empty where there is none.
         keep_maps: keepmaps.json; None where there is none.
-        hub_data: the data set of the Hub that its pictures are of; None where DATA named something else.
+        hub_data: the data set of the Hub that its images are of; None where DATA named something else.
     """
 
     report: Report
@@ -56,12 +56,12 @@ def read_run(folder: Path) -> FinishedRun:
     whole = _object(folder / REPORT)
     raw = publishable(whole)
     report = checked(Report, raw, folder / REPORT)
-    pictures = folder / KEEP_MAPS
+    images = folder / KEEP_MAPS
     return FinishedRun(
         report=report,
         raw=raw,
         steps=_steps(folder / LOG),
-        keep_maps=checked(KeepMaps, _object(pictures), pictures) if pictures.is_file() else None,
+        keep_maps=checked(KeepMaps, _object(images), images) if images.is_file() else None,
         hub_data=hub_name(whole["data"]["name"]),  # before a folder that happens to be called imagenet is cut to that
     )
 

@@ -1,4 +1,4 @@
-"""Which pictures a report shows: easy and hard ones, right and wrong ones, by a rule and not by taste."""
+"""Which images a report shows: easy and hard ones, right and wrong ones, by a rule and not by taste."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import nn
 from vitprune.data import Data, Faults, batches, make_loader
 from vitprune.model import SparseViT
 from vitprune.report.keepmaps import KeepMap, keep_maps
-from vitprune.report.schema import AnswerRow, KeepMaps, PictureRow
+from vitprune.report.schema import AnswerRow, ImageRow, KeepMaps
 
 NUM_SEEN = 200
-"""Pictures to choose from, at random; of a stream the first ones."""
+"""Images to choose from, at random; of a stream the first ones."""
 BOTH_RIGHT, DENSE_ONLY, SPARSE_ONLY, NEITHER = (
     "both right",
     "dense right, sparse wrong",
@@ -32,10 +32,10 @@ _QUALITY = 80
 _BATCH_SIZE = 16
 
 
-def choose_pictures(
+def choose_images(
     sparse: SparseViT, dense: nn.Module, data: Data, names: Mapping[int, str], device: torch.device
 ) -> KeepMaps | None:
-    """Run both models on some pictures of the evaluation and keep a few of them, small.
+    """Run both models on some images of the evaluation and keep a few of them, small.
 
     Of each group (both right, only one, none; without labels: the same answer, another) those whose sparse answer is
     nearest to the dense one, in the middle, and farthest, by KL divergence.
@@ -43,7 +43,7 @@ def choose_pictures(
     Args:
         sparse: the sparse model.
         dense: the model it was made from.
-        data: its `val` pictures, with their transform set.
+        data: its `val` images, with their transform set.
         names: of the classes, by index.
         device: where to run.
 
@@ -59,7 +59,7 @@ def choose_pictures(
     for images, labels in batches(make_loader(some, _BATCH_SIZE), Faults(allowed_share=1.0)):
         for keep_map in keep_maps(sparse, dense, images, labels, names):
             if math.isfinite(keep_map.kl):  # else a model gave no answer, and there is no place for it in the order
-                keep_map.picture.thumbnail((_SIDE, _SIDE))
+                keep_map.image.thumbnail((_SIDE, _SIDE))
                 maps.append(replace(keep_map, scores=()))
     groups: dict[str, list[KeepMap]] = {}
     for keep_map in maps:
@@ -69,7 +69,7 @@ def choose_pictures(
         for name in (BOTH_RIGHT, DENSE_ONLY, SPARSE_ONLY, NEITHER, SAME, OTHER)
         for place, keep_map in _picked(groups.get(name, []), _SHOWN.get(name, _SHOWN_ELSE))
     ]
-    return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=len(maps), pictures=rows)
+    return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=len(maps), images=rows)
 
 
 def group_of(keep_map: KeepMap) -> str:
@@ -97,17 +97,17 @@ def _picked(group: list[KeepMap], count: int) -> list[tuple[str, KeepMap]]:
     return [(places[index], order[index]) for index in sorted(places)]
 
 
-def _row(group: str, place: str, keep_map: KeepMap, names: Mapping[int, str]) -> PictureRow:
+def _row(group: str, place: str, keep_map: KeepMap, names: Mapping[int, str]) -> ImageRow:
     buffer = io.BytesIO()
-    keep_map.picture.save(buffer, "JPEG", quality=_QUALITY)
+    keep_map.image.save(buffer, "JPEG", quality=_QUALITY)
     label = None if keep_map.label is None else names.get(keep_map.label, f"class {keep_map.label}")
     dense, sparse = ([AnswerRow(**asdict(answer)) for answer in side] for side in (keep_map.dense, keep_map.sparse))
-    return PictureRow(
+    return ImageRow(
         group=group,
         place=place,
         jpeg=base64.b64encode(buffer.getvalue()).decode(),
-        width=keep_map.picture.width,
-        height=keep_map.picture.height,
+        width=keep_map.image.width,
+        height=keep_map.image.height,
         label=label,
         kept=[list(stage) for stage in keep_map.kept],
         dense=dense,

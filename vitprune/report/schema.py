@@ -25,7 +25,7 @@ class Speed(_Part):
 
 
 class Accuracy(_Part):
-    """Of one model on the evaluation pictures; None without labels."""
+    """Of one model on the evaluation images; None without labels."""
 
     top1_pct: float | None
     top5_pct: float | None
@@ -62,7 +62,7 @@ class Delta(_Part):
 
 
 class ClassRow(_Part):
-    """One class of the evaluation pictures."""
+    """One class of the evaluation images."""
 
     index: int
     name: str | None = None
@@ -72,7 +72,7 @@ class ClassRow(_Part):
 
 
 class Answers(_Part):
-    """How many pictures each model got right."""
+    """How many images each model got right."""
 
     both_right: int
     dense_only: int
@@ -107,7 +107,7 @@ class Training(_Part):
 
 
 class DataPart(_Part):
-    """The pictures."""
+    """The images."""
 
     name: str
     num_train_images: int | None
@@ -160,20 +160,20 @@ class Report(_Part):
 
 
 class AnswerRow(_Part):
-    """One class that a model names for a picture."""
+    """One class that a model names for an image."""
 
     index: int
     name: str | None = None
     probability_pct: float
 
 
-class PictureRow(_Part):
-    """One picture of keepmaps.json.
+class ImageRow(_Part):
+    """One image of keepmaps.json.
 
     Attributes:
         group: who was right, one of `vitprune.report.samples`' groups.
-        place: where the picture stands in its group, by how far the sparse answer is from the dense one.
-        jpeg: the picture as the models saw it, made smaller, as base64.
+        place: where the image stands in its group, by how far the sparse answer is from the dense one.
+        jpeg: the image as the models saw it, made smaller, as base64.
         width, height: of the JPEG, in pixels.
         label: the true class; None where not known.
         kept: numbers of the patches that are left after each stage, in raster order.
@@ -193,16 +193,16 @@ class PictureRow(_Part):
     kl: float
 
 
-class KeepMaps(_Part):
+class KeepMaps(_Part, populate_by_name=True):
     """keepmaps.json.
 
     Attributes:
         grid_size: patches (rows, columns).
-        num_seen: pictures that these were chosen from.
-        pictures: the chosen ones.
+        num_seen: images that these were chosen from.
+        images: the chosen ones.
     """
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     grid_size: tuple[Annotated[int, Field(ge=1, le=512)], Annotated[int, Field(ge=1, le=512)]]
     num_seen: int
-    pictures: list[PictureRow] = Field(max_length=50)
+    images: list[ImageRow] = Field(max_length=50, alias="pictures")  # the key since version 1

@@ -54,7 +54,7 @@ def build_sweep(
 
     Args:
         entries: by label, dense first; all of one input size.
-        predictions: of all of them, on the same pictures.
+        predictions: of all of them, on the same images.
         timings: of all of them, from one benchmark.
         about: what else is to be said of the sweep.
     """

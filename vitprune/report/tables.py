@@ -64,7 +64,7 @@ def speed_rows(report: Report, fig: Figure, mark: Markup = _SLOWER) -> list[Row]
 
 
 def plan_rows(report: Report, fig: Figure, total: int | None) -> list[Row]:
-    """A row per stage; `total` patches of a picture, None where that is not known."""
+    """A row per stage; `total` patches of an image, None where that is not known."""
     rows: list[Row] = []
     for index, stage in enumerate(report.stages):
         left: Any = fig(f"stages.{index}.num_tokens", 0)

@@ -37,7 +37,7 @@ def _beside_random(report: Report) -> str:
 
 
 def _accuracy(report: Report) -> str:
-    delta, images = report.delta, f"{report.sparse.num_images} pictures"
+    delta, images = report.delta, f"{report.sparse.num_images} images"
     if delta.top1_points is None or delta.top1_points_ci95 is None:
         return f"it gives the dense model's answer on {number(delta.agreement_pct, 1)} % of {images} without labels"
     low, high = delta.top1_points_ci95
@@ -47,4 +47,4 @@ def _accuracy(report: Report) -> str:
         return f"{change} {interval}, a loss"
     if low > 0:
         return f"{change} {interval}, a gain"
-    return f"{change} {interval}, which so many pictures cannot tell from no change"
+    return f"{change} {interval}, which so many images cannot tell from no change"

@@ -1,4 +1,4 @@
-"""Keep maps of many pictures, as files: what `vitprune visualize` does."""
+"""Keep maps of many images, as files: what `vitprune visualize` does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from vitprune.common.files import replacing
-from vitprune.data import Pictures, PictureSet, batches, eval_transform, make_loader
+from vitprune.data import Images, ImageSet, batches, eval_transform, make_loader
 from vitprune.model import SparseViT
 from vitprune.report.drawing import Legend, draw_mean, montage, sheet
 from vitprune.report.keepmaps import KeepMap, MeanMap, keep_maps
@@ -22,7 +22,7 @@ _BATCH_SIZE = 16
 
 
 class Advance(Protocol):
-    """Who wants to know how many pictures are done."""
+    """Who wants to know how many images are done."""
 
     def advance(self, count: int) -> None:
         """`count` more of them are done."""
@@ -34,10 +34,10 @@ class Wanted:
 
     Attributes:
         folder: where files go; it is there.
-        single: a montage per picture.
+        single: a montage per image.
         sheet: all montages under each other in one file.
         heat: add heat maps of the predictors' keep scores.
-        mean: how often each position stays, over all pictures.
+        mean: how often each position stays, over all images.
     """
 
     folder: Path
@@ -52,12 +52,12 @@ class Drawn:
     """What was found and written.
 
     Attributes:
-        pictures: one entry a picture, for JSON.
+        images: one entry an image, for JSON.
         mean: how often each position stays, where it was asked for.
         files: all that were written, in order.
     """
 
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
     mean: dict[str, Any] | None = None
     files: list[Path] = field(default_factory=list)
 
@@ -65,7 +65,7 @@ class Drawn:
 def visualize(
     sparse: SparseViT,
     dense: nn.Module,
-    pictures: Pictures,
+    images: Images,
     names: Mapping[int, str],
     legend: Legend,
     wanted: Wanted,
@@ -76,23 +76,23 @@ def visualize(
     Args:
         sparse: the sparse model, with at least one stage; it says the device.
         dense: the model to compare with.
-        pictures: what to draw; the transform is set here.
+        images: what to draw; the transform is set here.
         names: of the classes, by index.
         legend: what captions say of the model.
         wanted: which files.
-        progress: is told of every picture.
+        progress: is told of every image.
 
     Raises:
-        DataError: a picture cannot be read; names it. What came before it is written.
+        DataError: an image cannot be read; names it. What came before it is written.
         OutputError: a file cannot be written.
     """
     dense.to(next(sparse.parameters()).device).eval()
     sparse.eval()
-    pictures.transform = eval_transform(sparse.model)
+    images.transform = eval_transform(sparse.model)
     result, mean = Drawn(), MeanMap(sparse.backbone.num_patches, len(sparse.schedule.stages))
     montages: list[Image.Image] = []
     taken: set[str] = set()
-    for name, keep_map in _all_keep_maps(sparse, dense, pictures, names):
+    for name, keep_map in _all_keep_maps(sparse, dense, images, names):
         mean.add(keep_map.kept)
         label = None if keep_map.label is None else names.get(keep_map.label, f"class {keep_map.label}")
         entry = _entry(name, keep_map, label, wanted.heat)
@@ -102,7 +102,7 @@ def visualize(
                 montages.append(drawn)
             else:
                 entry["file"] = str(_save(drawn, wanted.folder / _file_name(name, taken), result))
-        result.pictures.append(entry)
+        result.images.append(entry)
         progress.advance(1)
     if montages:
         _save(sheet(montages), wanted.folder / "sheet.png", result)
@@ -116,14 +116,14 @@ def visualize(
 
 
 def _all_keep_maps(
-    sparse: SparseViT, dense: nn.Module, pictures: Pictures, names: Mapping[int, str]
+    sparse: SparseViT, dense: nn.Module, dataset: Images, names: Mapping[int, str]
 ) -> Iterator[tuple[str, KeepMap]]:
-    """Every picture with its name, which a stream does not tell."""
+    """Every image with its name, which a stream does not tell."""
     number = 0
-    for images, labels in batches(make_loader(pictures, _BATCH_SIZE)):
+    for images, labels in batches(make_loader(dataset, _BATCH_SIZE)):
         for keep_map in keep_maps(sparse, dense, images, labels, names):
-            known = isinstance(pictures, PictureSet)
-            yield (pictures.name(pictures.items[number]) if known else f"picture {number}"), keep_map  # type: ignore[union-attr]
+            known = isinstance(dataset, ImageSet)
+            yield (dataset.name(dataset.items[number]) if known else f"image {number}"), keep_map  # type: ignore[union-attr]
             number += 1
 
 
@@ -143,16 +143,16 @@ def _entry(name: str, keep_map: KeepMap, label: str | None, scores: bool) -> dic
     return entry
 
 
-def _save(picture: Image.Image, path: Path, result: Drawn) -> Path:
+def _save(image: Image.Image, path: Path, result: Drawn) -> Path:
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
     result.files.append(path)
     return path
 
 
 def _file_name(name: str, taken: set[str]) -> str:
-    """A name for the montage of a picture: the picture's, made safe, numbered where another has it."""
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(name).stem)[:100].strip(".") or "picture"
+    """A name for the montage of an image: the image's, made safe, numbered where another has it."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(name).stem)[:100].strip(".") or "image"
     chosen, number = f"{stem}.png", 2
     while chosen.lower() in taken or chosen in ("sheet.png", "mean.png"):
         chosen, number = f"{stem}-{number}.png", number + 1

@@ -21,7 +21,7 @@ class TokenPredictor(nn.Module):
     Scores are fp32 whatever the model runs in: in bf16 those of weakly trained predictors tie, and top-k then takes the
     first rows of the image. So parameters stay in fp32 when the module is cast to less, and so do the last layer
     and, under autocast, all of it. Of bf16 or fp16 tokens the inner products are taken in their precision: on real
-    pictures that moves a tenth to four tenths of a token an image, where the tokens' own rounding moves about one.
+    images that moves a tenth to four tenths of a token an image, where the tokens' own rounding moves about one.
 
     Args:
         embed_dim: C, a multiple of 4.

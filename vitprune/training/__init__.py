@@ -4,14 +4,13 @@ from vitprune.training.checkpoints import CHECKPOINTS, Checkpoints, State
 from vitprune.training.log import StepLog
 from vitprune.training.loop import train
 from vitprune.training.objective import Objective, StepLoss
-from vitprune.training.progress import Listener, Progress, StepRecord
+from vitprune.training.progress import Progress, StepRecord
 from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load_recipe
 from vitprune.training.tracking import Tracking, check_tracker
 
 __all__ = [
     "CHECKPOINTS",
     "Checkpoints",
-    "Listener",
     "LossWeights",
     "Objective",
     "Phase",

@@ -1,4 +1,4 @@
-"""Where the time of training goes: to reading pictures, the teacher, the student, the way back, the update."""
+"""Where the time of training goes: to reading images, the teacher, the student, the way back, the update."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import TextIO
 
 from vitprune.common.files import write_error
-from vitprune.training.progress import Listener, StepRecord
+from vitprune.common.progress import Listener, Silent
+from vitprune.training.progress import StepRecord
 
 
-class StepLog:
+class StepLog(Silent):
     """Writes every step to a file and passes it on; a line is on disk as soon as its step is done.
 
     Args:

@@ -19,8 +19,9 @@ from torch import Tensor
 from vitprune.backbones import input_size
 from vitprune.common.distributed import is_main, world_size
 from vitprune.common.oom import explained_out_of_memory
+from vitprune.common.progress import Listener
 from vitprune.common.seeding import mix, seed_all
-from vitprune.data import Faults, Pictures, PictureStream, dead_workers_told
+from vitprune.data import Faults, Images, ImageStream, dead_workers_told
 from vitprune.errors import Preempted, TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.checkpoints import Checkpoints, State
@@ -29,7 +30,7 @@ from vitprune.training.compiling import compiled_blocks
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, freeze
 from vitprune.training.phases import Part, plan_parts
-from vitprune.training.progress import Listener, Progress, StepRecord
+from vitprune.training.progress import Progress, StepRecord
 from vitprune.training.recipe import Phase, Recipe
 from vitprune.training.step import Batch, StepPlan, find_num_parts, take_step
 from vitprune.training.stream import training_batches
@@ -46,7 +47,7 @@ _LOWER_RATE = 0.1
 def train(
     student: SparseViT,
     teacher: SparseViT,
-    pictures: Pictures,
+    images: Images,
     recipe: Recipe,
     *,
     device: torch.device,
@@ -62,7 +63,7 @@ def train(
     Args:
         student: the sparse model.
         teacher: the dense model as a SparseViT without stages; not changed.
-        pictures: with the training transform set.
+        images: with the training transform set.
         recipe: the settings.
         device: where to train.
         precision: "fp32", "bf16" or "fp16".
@@ -75,7 +76,7 @@ def train(
     Raises:
         Preempted: `checkpoints.stop` was set; a checkpoint is written.
         TrainingError: the loss was not finite for `recipe.max_skipped` steps in a row, twice; or out of memory.
-        DataError: more pictures cannot be read than `recipe.max_unreadable` allows; names one. Or a process that
+        DataError: more images cannot be read than `recipe.max_unreadable` allows; names one. Or a process that
             reads them died.
         OutputError: a checkpoint cannot be written; those there are stay.
     """
@@ -83,10 +84,10 @@ def train(
     seed_all(recipe.seed)
     if resume is not None:
         vars(progress).update(resume.about["progress"])
-    per_pass = None if isinstance(pictures, PictureStream) else max(1, len(pictures) // recipe.batch_size)
+    per_pass = None if isinstance(images, ImageStream) else max(1, len(images) // recipe.batch_size)
     parts = plan_parts(recipe, per_pass, has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(part.num_steps for part in parts)
-    trainer = _Trainer(accelerator, student, teacher, pictures, recipe, listener, progress, checkpoints, Clock(device))
+    trainer = _Trainer(accelerator, student, teacher, images, recipe, listener, progress, checkpoints, Clock(device))
     student.backbone.set_drop_path(recipe.drop_path)
     first = 0 if resume is None else resume.about["part"]
     if tracking is not None:
@@ -114,7 +115,7 @@ class _Trainer:
     accelerator: Accelerator
     student: SparseViT
     teacher: SparseViT
-    pictures: Pictures
+    images: Images
     recipe: Recipe
     listener: Listener
     progress: Progress
@@ -184,8 +185,8 @@ class _Trainer:
         if self.recipe.grad_accum != "auto":
             return self.recipe.grad_accum
         share = self.recipe.batch_size // world_size()
-        if not isinstance(self.pictures, PictureStream):
-            share = min(share, len(self.pictures) // world_size())
+        if not isinstance(self.images, ImageStream):
+            share = min(share, len(self.images) // world_size())
         labels = torch.zeros(share, dtype=torch.long)
         if self.recipe.augmentation.mixes:
             labels = torch.zeros(share, self.student.num_classes)
@@ -205,7 +206,7 @@ class _Trainer:
         """Training batches from the given one on."""
         pin = self.accelerator.device.type == "cuda"
         return training_batches(
-            self.pictures, self.recipe, faults, self.student.num_classes, seed=seed, first_step=first_step, pin=pin
+            self.images, self.recipe, faults, self.student.num_classes, seed=seed, first_step=first_step, pin=pin
         )
 
     def _backbone_rate(self, objective: Any) -> float:
@@ -231,7 +232,7 @@ class _Trainer:
     def _step(self, objective: Any, tools: Optimization, plan: StepPlan, stream: Iterator[Batch]) -> None:
         """One batch: losses, update, record; what to do after too many non-finite ones in a row."""
         start = time.perf_counter()
-        seed_all(*plan.seed)  # pictures are mixed as they come
+        seed_all(*plan.seed)  # images are mixed as they come
         with self.clock.measure("data", waiting=True):
             batch = next(stream)
         what, way_out = self._memory_advice(plan)
@@ -263,7 +264,7 @@ class _Trainer:
 
     def _memory_advice(self, plan: StepPlan) -> tuple[str, str]:
         share = self.recipe.batch_size // world_size()
-        what = f"training on {share} pictures a step in {plan.num_parts} part(s) on {self.accelerator.device}"
+        what = f"training on {share} images a step in {plan.num_parts} part(s) on {self.accelerator.device}"
         return what, f"--grad-accum {2 * plan.num_parts} takes them in smaller parts, --batch-size auto finds how small"
 
     def _agreed(self, loss: StepLoss) -> StepLoss:

@@ -105,7 +105,7 @@ class Objective(nn.Module):
 
         Args:
             images: (B, in_chans, H, W).
-            labels: class indices (B,) or, of mixed pictures, class probabilities (B, num_classes); ignored without
+            labels: class indices (B,) or, of mixed images, class probabilities (B, num_classes); ignored without
                 labels and in the warm start.
             phase: see `Recipe`.
             noise: scale of the Gumbel noise in sampled steps.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from vitprune.training.recipe import Phase
 
@@ -47,13 +47,6 @@ class StepRecord:
         return record
 
 
-class Listener(Protocol):
-    """Who wants to know how training goes."""
-
-    def step(self, record: StepRecord) -> None:
-        """A step is done."""
-
-
 @dataclass
 class Progress:
     """What a run has done so far; complete when it ends, true also when it is stopped.
@@ -66,7 +59,7 @@ class Progress:
         rate_scale: factor on all rates since then.
         num_parts: passes that share a process' part of a batch.
         num_images: seen, repeats counted.
-        num_unreadable: pictures left out because they could not be read, repeats counted.
+        num_unreadable: images left out because they could not be read, repeats counted.
         unreadable: names of the first of them.
         seconds: spent on steps, data included.
         seconds_by_part: where they went, see `vitprune.training.clock`; what is missing went to records and logs.
@@ -74,7 +67,7 @@ class Progress:
         sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
         backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
         warm_start_of: the plan that the predictors learned to rank for, where it is another one than this run's, such
-            as "keep 0.8"; its steps are counted here, its pictures and seconds there.
+            as "keep 0.8"; its steps are counted here, its images and seconds there.
     """
 
     steps_done: int = 0

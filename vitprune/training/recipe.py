@@ -55,7 +55,7 @@ class Recipe(BaseModel):
     warm_start_steps: int = Field(200, ge=0, description="steps of the warm start")
     warm_start_target: Target = Field("auto", description="what to rank tokens by")
     steps: int | None = Field(None, ge=0, description="steps after the warm start; None for 500")
-    epochs: float | None = Field(None, ge=0, description="the same in passes over the pictures, instead of steps")
+    epochs: float | None = Field(None, ge=0, description="the same in passes over the images, instead of steps")
     deployed_share: float = Field(0.75, ge=0, le=1, description="share of those steps on the deployed path, at the end")
     decision: Literal["gumbel", "topk"] = Field(
         "topk",
@@ -65,7 +65,7 @@ class Recipe(BaseModel):
     noise_end: float = Field(0.0, ge=0, le=1, description="scale of the Gumbel noise at the last sampled step")
     tau: float = Field(1.0, gt=0, description="temperature of the Gumbel-softmax")
 
-    batch_size: int = Field(32, ge=1, description="pictures a step, of all processes together")
+    batch_size: int = Field(32, ge=1, description="images a step, of all processes together")
     grad_accum: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1, description="passes that share a process' part of the batch, to need less memory; auto: as few as fit"
     )
@@ -95,9 +95,9 @@ class Recipe(BaseModel):
     precision: Precision = "auto"
     compile: bool = Field(False, description="run the transformer blocks through torch.compile")
     seed: int = Field(0, ge=0)
-    num_workers: int | None = Field(None, ge=0, description="processes that read pictures; None to choose")
+    num_workers: int | None = Field(None, ge=0, description="processes that read images; None to choose")
     max_unreadable: float = Field(
-        0.01, ge=0, le=1, description="share of training pictures that may be unreadable: skipped, named and counted"
+        0.01, ge=0, le=1, description="share of training images that may be unreadable: skipped, named and counted"
     )
     max_skipped: int = Field(
         20,
@@ -113,7 +113,7 @@ class Recipe(BaseModel):
         return self
 
     def workers(self) -> int:
-        """Processes that read pictures."""
+        """Processes that read images."""
         if self.num_workers is not None:
             return self.num_workers
         return min(8, (os.cpu_count() or 1) // 2)

@@ -21,7 +21,7 @@ from vitprune.training.optimizer import freeze
 from vitprune.training.recipe import Phase, Recipe
 
 Batch = tuple[Tensor, Tensor]
-"""Images (B, C, H, W) and class indices (B,) or, of mixed pictures, probabilities (B, num_classes)."""
+"""Images (B, C, H, W) and class indices (B,) or, of mixed images, probabilities (B, num_classes)."""
 
 
 class StepPlan(NamedTuple):
@@ -48,13 +48,13 @@ def take_step(
     """Losses and update of one batch.
 
     The gradient is the mean over the batch whatever the number of parts, but for rounding. Only what is a mean over
-    tokens (the token loss, where pictures keep different numbers of them) becomes the mean of the parts' means.
+    tokens (the token loss, where images keep different numbers of them) becomes the mean of the parts' means.
 
     Args:
         accelerator: for devices, precision and the other processes.
         objective: an Objective, wrapped where there are several processes.
         optimizer: of the student.
-        batch: this process' pictures.
+        batch: this process' images.
         plan: what to do.
 
     Returns:
@@ -100,7 +100,7 @@ def find_num_parts(
         batch: as large as this process' share of one; its content does not matter.
 
     Raises:
-        TrainingError: not even one picture at a time fits.
+        TrainingError: not even one image at a time fits.
     """
     inner = accelerator.unwrap_model(objective)  # the processes try by themselves
     num_parts, share = 1, len(batch[0])
@@ -109,7 +109,7 @@ def find_num_parts(
     num_parts = max(gather(num_parts))
     if num_parts > share:
         raise TrainingError(
-            f"out of memory with a single picture of {tuple(batch[0].shape[1:])} on {accelerator.device}",
+            f"out of memory with a single image of {tuple(batch[0].shape[1:])} on {accelerator.device}",
             "take a smaller model, or --img-size",
         )
     return num_parts

@@ -7,14 +7,14 @@ from typing import Any
 
 from timm.data import Mixup
 
-from vitprune.data import Faults, Pictures, batches, training_loader
+from vitprune.data import Faults, Images, batches, training_loader
 from vitprune.errors import DataError
 from vitprune.training.recipe import Recipe
 from vitprune.training.step import Batch
 
 
 def training_batches(
-    pictures: Pictures,
+    images: Images,
     recipe: Recipe,
     faults: Faults,
     num_classes: int,
@@ -26,19 +26,19 @@ def training_batches(
     """This process' part of shuffled batches, augmented and mixed as the recipe says.
 
     Args:
-        pictures: with the training transform set.
+        images: with the training transform set.
         recipe: the settings.
-        faults: where unreadable pictures are counted.
-        num_classes: of the model; labels of mixed pictures are probabilities of so many.
+        faults: where unreadable images are counted.
+        num_classes: of the model; labels of mixed images are probabilities of so many.
         seed: of order and transforms.
         first_step: number of the first batch.
         pin: into memory that a GPU reads fast.
 
     Raises:
-        DataError: no picture can be read, or more cannot than the recipe allows; names one.
+        DataError: no image can be read, or more cannot than the recipe allows; names one.
     """
     loader = training_loader(
-        pictures, recipe.batch_size, seed=seed, first_step=first_step, num_workers=recipe.workers(), pin=pin
+        images, recipe.batch_size, seed=seed, first_step=first_step, num_workers=recipe.workers(), pin=pin
     )
     stream = _endless(loader, faults)
     augmentation = recipe.augmentation
@@ -50,7 +50,7 @@ def training_batches(
         label_smoothing=augmentation.smoothing,
         num_classes=num_classes,
     )
-    # Unlabelled pictures are marked -1, which has no one-hot; their mixed labels are not used.
+    # Unlabelled images are marked -1, which has no one-hot; their mixed labels are not used.
     return (mixup(images, labels.clamp(min=0)) for images, labels in stream)
 
 
@@ -59,4 +59,4 @@ def _endless(loader: Any, faults: Faults) -> Iterator[Batch]:
     while True:  # an ordinary set's loader never ends, a stream's does
         yield from batches(loader, faults)
         if faults.seen == faults.count:
-            raise DataError("no training picture could be read", f"the first is '{(*faults.names, '?')[0]}'")
+            raise DataError("no training image could be read", f"the first is '{(*faults.names, '?')[0]}'")

@@ -39,7 +39,7 @@ from vitprune.common import distributed
 if TYPE_CHECKING:
     import torch
 
-    from vitprune.measure import PictureSource
+    from vitprune.measure import ImageSource
 
 _DEFAULT_MODEL = "deit_small_patch16_224"
 _DEFAULT_KEEPS = "0.9,0.8,0.7"
@@ -83,7 +83,7 @@ def bench(
     batch_size: Annotated[
         str | None,
         typer.Option(
-            "--batch-size", "-b", metavar="SIZES", help="Pictures per pass.", show_default="1,8,32; CUDA: +128,256"
+            "--batch-size", "-b", metavar="SIZES", help="Images per pass.", show_default="1,8,32; CUDA: +128,256"
         ),
     ] = None,
     mode: Annotated[
@@ -108,7 +108,7 @@ def bench(
         typer.Option(
             metavar="DATA",
             autocompletion=completion.data,
-            help="Time also with these pictures read, decoded and moved.",
+            help="Time also with these images read, decoded and moved.",
             show_default=False,
         ),
     ] = None,
@@ -166,7 +166,7 @@ def bench(
     refused = (keep, stages, schedule, dropped, align, target_speedup, target_latency_ms)
     wishes = Wishes(plans, img_size, refused, floor, align, measuring)
     contests = subjects(models or [_DEFAULT_MODEL], wishes, modes)
-    sources = [_pictures(subject, data, data_dir, workers, seconds, sizes) for subject in contests]
+    sources = [_images(subject, data, data_dir, workers, seconds, sizes) for subject in contests]
     settings = {"device": where, "precision": number_format, "batch sizes": sizes, "seconds per row": seconds}
     explain_settings("settings", settings | {"modes": modes, "attention": attention.value})
     explain_environment()
@@ -185,7 +185,7 @@ def bench(
                 min_seconds=seconds,
                 attention=attention.value,
                 baseline=subject.baseline,
-                pictures=source,
+                source=source,
                 on_row=lambda _: progress.advance(1),
             )
     usable = [row for row in rows if row["kind"] != "floor"]
@@ -206,24 +206,24 @@ def bench(
     enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
 
 
-def _pictures(
+def _images(
     subject: Subject,
     data: str | None,
     data_dir: Path | None,
     workers: int | None,
     seconds: float,
     sizes: list[int],
-) -> PictureSource | None:
+) -> ImageSource | None:
     """What --data asks for."""
     if data is None:
         return None
     from vitprune.data import eval_transform, open_data
-    from vitprune.measure import PictureSource, check_source
+    from vitprune.measure import ImageSource, check_source
     from vitprune.training import Recipe
 
-    pictures = open_data(data, None, data_options(data_dir, None, None, False, None), labels=False).val
-    pictures.transform = eval_transform(subject.like)
-    source = PictureSource(pictures, Recipe(num_workers=workers).workers(), seconds)
+    images = open_data(data, None, data_options(data_dir, None, None, False, None), labels=False).val
+    images.transform = eval_transform(subject.like)
+    source = ImageSource(images, Recipe(num_workers=workers).workers(), seconds)
     check_source(source, sizes)
     return source
 

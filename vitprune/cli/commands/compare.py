@@ -95,7 +95,7 @@ def compare(
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Train without labels.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The same budget by other means: all methods at the MACs of ours, on the same pictures, in one run.
+    """The same budget by other means: all methods at the MACs of ours, on the same images, in one run.
 
     MODEL is a file that vitprune wrote (its dense model comes from the Hub, or from --checkpoint), or a timm name:
     then ours is trained here too.
@@ -131,17 +131,17 @@ def compare(
     options = data_options(data_dir, splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
     with waiting(f"opening {spec}"):
-        pictures = open_data(spec, classes, options, training=trains)
-    if pictures.note:
-        talk(pictures.note)
+        images = open_data(spec, classes, options, training=trains)
+    if images.note:
+        talk(images.note)
     _explain(loaded, subject, plan, settings if trains else None)
     with RunProgress() as progress:
-        result = run(subject, pictures, settings, plan, progress)
+        result = run(subject, images, settings, plan, progress)
     result = {
         "model": loaded.name,
-        "data": pictures.name,
+        "data": images.name,
         "num_images": result["rows"][0]["num_images"],
-        "num_unreadable": pictures.faults.count,
+        "num_unreadable": images.faults.count,
         **result,
         "precision": number_format,
         "device": str(where),
@@ -212,7 +212,7 @@ def _print(result: dict[str, Any]) -> None:
         note = f" ({row['note']}{trained})" if row["note"] else ""
         print_line(f"{row['method']}: {row['what']}{note}")
     print_line(
-        f"{result['num_images']} pictures, the same for all; {result['device']}, {result['precision']}; "
+        f"{result['num_images']} images, the same for all; {result['device']}, {result['precision']}; "
         f"batch {result['rows'][0]['batch_size']}"
     )
 

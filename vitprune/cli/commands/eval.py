@@ -61,7 +61,7 @@ def evaluate(
     workers: Workers = None,
     min_top1: Annotated[float | None, typer.Option(help="Exit with 3 if top-1 is lower, in percent.")] = None,
     skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out pictures that cannot be read, and say how many.")
+        bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and say how many.")
     ] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of every class.")] = False,
     as_json: AsJson = False,
@@ -85,7 +85,7 @@ def evaluate(
 
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
-        from vitprune.data import Faults, ModelClasses, count_pictures, eval_transform, open_data
+        from vitprune.data import Faults, ModelClasses, count_images, eval_transform, open_data
         from vitprune.evaluation import class_accuracy, predict_together
         from vitprune.export import Program, runs_on
         from vitprune.loading.load import load_model
@@ -101,11 +101,11 @@ def evaluate(
     options = data_options(data_dir, splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
     with waiting(f"opening {spec}"):
-        pictures = open_data(spec, classes, options)
-    val = pictures.val
+        images = open_data(spec, classes, options)
+    val = images.val
     val.transform = eval_transform(loaded.model)
-    if pictures.note:
-        talk(pictures.note)
+    if images.note:
+        talk(images.note)
     workers = Recipe(num_workers=workers).workers()
     explain_model(loaded)
     if loaded.sparse is not None:
@@ -114,7 +114,7 @@ def evaluate(
     explain_settings("settings", settings)
     explain_environment()
     with RunProgress() as progress:
-        progress.begin(f"evaluating {loaded.name}", count_pictures(val))
+        progress.begin(f"evaluating {loaded.name}", count_images(val))
         models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)
         given = (models, val, batch_size, workers, where, number_format, progress.advance)
         predictions = predict_together(*given, faults=faults)["model"]
@@ -123,11 +123,11 @@ def evaluate(
     result = {
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
-        "data": pictures.name,
+        "data": images.name,
         **predictions.summary(),
         "num_unreadable": faults.count,
         "unreadable": faults.names,
-        "note": pictures.note,
+        "note": images.note,
         "precision": subject.precision if isinstance(subject, Program) else number_format,
         "device": str(where),
         "classes": [
@@ -147,12 +147,12 @@ def evaluate(
             rows = [
                 [names.get(row.index, str(row.index)), str(row.num_images), number(row.top1_pct[0])] for row in by_class
             ]
-            print_table("by class", ["class", "pictures", "top-1 (%)"], rows)
+            print_table("by class", ["class", "images", "top-1 (%)"], rows)
         label = loaded.metadata.label if loaded.metadata else "dense"
         print_line(
             f"{loaded.name}, {label}: top-1 {predictions.top1_pct:.2f} %, "
-            f"top-5 {predictions.top5_pct:.2f} % on {predictions.num_images} pictures"
+            f"top-5 {predictions.top5_pct:.2f} % on {predictions.num_images} images"
         )
         if faults.count:
-            print_line(f"{faults.count} unreadable picture(s) were left out: {', '.join(faults.names[:3])}")
+            print_line(f"{faults.count} unreadable image(s) were left out: {', '.join(faults.names[:3])}")
     enforce([("--min-top1", predictions.top1_pct, min_top1)])

@@ -65,7 +65,7 @@ def export(
         typer.Option(
             metavar="DATA",
             autocompletion=completion.data,
-            help="Compare also on its pictures.",
+            help="Compare also on its images.",
             show_default="12 random images alone",
         ),
     ] = None,
@@ -90,7 +90,7 @@ def export(
     """
     distributed.refuse_several("export")
     if data is None and limit is not None:
-        raise UsageError("--limit is of the pictures to compare on, and there is no --data", "add --data DATA")
+        raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
     with waiting("loading PyTorch"):
         from vitprune.checkpoint.sparse_file import describe
@@ -110,7 +110,7 @@ def export(
     check_output(output, kind.value, precision.value, overwrite=overwrite)
     images = _Images(sum(BATCH_SIZES), random_batches(metadata.preprocessing.input_size))
     if data is not None:
-        images = _with_pictures(images, loaded, data, data_dir, limit or _DEFAULT_LIMIT)
+        images = _with_images(images, loaded, data, data_dir, limit or _DEFAULT_LIMIT)
     with RunProgress() as progress:
         progress.begin(f"exporting {loaded.name}", None)
         batches = _announced(progress, images)
@@ -147,15 +147,15 @@ class _Images(NamedTuple):
     batches: Iterator[Tensor]
 
 
-def _with_pictures(images: _Images, loaded: Loaded, data: str, data_dir: Path | None, limit: int) -> _Images:
-    """Those, and after them pictures of DATA, whose classes do not matter."""
-    from vitprune.data import batches, count_pictures, eval_transform, make_loader, open_data
+def _with_images(images: _Images, loaded: Loaded, data: str, data_dir: Path | None, limit: int) -> _Images:
+    """Those, and after them images of DATA, whose classes do not matter."""
+    from vitprune.data import batches, count_images, eval_transform, make_loader, open_data
     from vitprune.export import in_batches
 
-    pictures = open_data(data, None, data_options(data_dir, None, None, False, limit), labels=False).val
-    pictures.transform = eval_transform(loaded.model)
-    opened = (image for batch, _ in batches(make_loader(pictures, 1)) for image in batch)
-    count = count_pictures(pictures)
+    dataset = open_data(data, None, data_options(data_dir, None, None, False, limit), labels=False).val
+    dataset.transform = eval_transform(loaded.model)
+    opened = (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch)
+    count = count_images(dataset)
     total = None if count is None or images.total is None else images.total + count
     return _Images(total, chain(images.batches, in_batches(opened)))
 
@@ -171,10 +171,10 @@ def _print(done: Exported, name: str, data: str | None) -> None:
 
     agreement, num_random = done.agreement, sum(BATCH_SIZES)
     sizes = ", ".join(map(str, agreement.batch_sizes))
-    pictures = "" if data is None else f" and {agreement.num_images - num_random} pictures"
+    images = "" if data is None else f" and {agreement.num_images - num_random} images"
     print_line(f"{name}: {done.format}, {done.precision}, {done.size_mib:.1f} MiB")
     print_line(
-        f"beside PyTorch on {num_random} random images{pictures}, in batches of {sizes}: logits differ by "
+        f"beside PyTorch on {num_random} random images{images}, in batches of {sizes}: logits differ by "
         f"{agreement.max_logit_difference:.1e} at most, same class for {agreement.top1_agreement_pct:.1f} %"
     )
     print_line(f"written to {done.output}")

@@ -121,5 +121,5 @@ def _print(result: dict[str, Any]) -> None:
     if accuracy and accuracy["sparse"]["top1_pct"] is not None:
         print_line(
             f"measured top-1: {accuracy['sparse']['top1_pct']:.2f} %, dense {accuracy['dense']['top1_pct']:.2f} %, "
-            f"on {accuracy['sparse']['num_images']} pictures of {accuracy['data']['name']}"
+            f"on {accuracy['sparse']['num_images']} images of {accuracy['data']['name']}"
         )

@@ -27,8 +27,8 @@ def push(
     message: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Message of the commit.", show_default="the model's name")
     ] = None,
-    no_pictures: Annotated[
-        bool, typer.Option("--no-pictures", help="Draw report.html without the pictures of the data set.")
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Draw report.html without the images of the data set.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,17 +42,17 @@ def push(
 
       vitprune push runs/deit_small_patch16_224-keep0.7 me/deit_small-keep0.7 --private
 
-      vitprune push runs/deit_small_patch16_224-keep0.7 me/deit_small-keep0.7 --no-pictures --yes
+      vitprune push runs/deit_small_patch16_224-keep0.7 me/deit_small-keep0.7 --no-images --yes
     """
     distributed.refuse_several("push")
 
     from vitprune.jobs.push import look_up, prepare, upload
 
-    prepared = prepare(run, repository, pictures=not no_pictures, message=message)
+    prepared = prepare(run, repository, images=not no_images, message=message)
     if not yes and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError("push asks before it uploads, and there is no terminal to answer on", "add --yes")
     target = look_up(repository, private=private)
-    _show(prepared, target, no_pictures)
+    _show(prepared, target, no_images)
     if not yes and not typer.confirm("Upload?", default=False, err=True):
         raise HubError("nothing was uploaded: the answer was no")
     commit = upload(prepared, target)
@@ -65,7 +65,7 @@ def push(
                 "private": target.private,
                 "created": not target.exists,
                 "files": [{"name": name, "size_bytes": size} for name, size in prepared.sizes().items()],
-                "num_pictures": prepared.num_pictures,
+                "num_images": prepared.num_images,
                 "message": prepared.message,
             }
         )
@@ -74,7 +74,7 @@ def push(
     print_line(f"try it: vitprune eval hf-hub:{repository} DATA")
 
 
-def _show(prepared: Upload, target: Target, no_pictures: bool) -> None:
+def _show(prepared: Upload, target: Target, no_images: bool) -> None:
     """What goes where, before the question."""
     who = "private" if target.private else "PUBLIC: everybody can see it"
     talk(f"to {target.url} ({'exists' if target.exists else 'new'}, {who}), as {target.user}, in one commit:")
@@ -87,11 +87,11 @@ def _show(prepared: Upload, target: Target, no_pictures: bool) -> None:
         talk("timm cannot build this architecture by itself, so there is no file for timm.create_model.")
     if prepared.own_card:
         talk("README.md is your own text and goes as it is.")
-    if prepared.num_pictures:
-        count = f"{prepared.num_pictures} picture{'s' * (prepared.num_pictures > 1)}"
-        talk(f"report.html shows {count} of your data set; --no-pictures leaves them out.")
-    elif no_pictures and "report.html" in target.there:
-        talk("The report.html that is there stays in the history of the repository, with its pictures if it has any.")
+    if prepared.num_images:
+        count = f"{prepared.num_images} image{'s' * (prepared.num_images > 1)}"
+        talk(f"report.html shows {count} of your data set; --no-images leaves them out.")
+    elif no_images and "report.html" in target.there:
+        talk("The report.html that is there stays in the history of the repository, with its images if it has any.")
 
 
 def _size(count: int) -> str:

@@ -20,8 +20,8 @@ def report(
         typer.Option("--output", "-o", metavar="FILE", help="Page to write.", show_default="RUN/report.html"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an --output that exists.")] = False,
-    no_pictures: Annotated[
-        bool, typer.Option("--no-pictures", help="Leave out the pictures of the data set, to show the page to others.")
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave out the images of the data set, to show the page to others.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -34,7 +34,7 @@ def report(
 
       vitprune report runs/deit_small_patch16_224-keep0.7
 
-      vitprune report runs/deit_small_patch16_224-keep0.7 --no-pictures -o page.html
+      vitprune report runs/deit_small_patch16_224-keep0.7 --no-images -o page.html
     """
     from vitprune.checkpoint.sparse_file import read_metadata
     from vitprune.report.card import write_card
@@ -45,8 +45,8 @@ def report(
         raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite")
     found = read_run(run)
     path = output or run / PAGE
-    write_page(path, found, pictures=not no_pictures)
-    shown = 0 if no_pictures or found.keep_maps is None else len(found.keep_maps.pictures)
+    write_page(path, found, images=not no_images)
+    shown = 0 if no_images or found.keep_maps is None else len(found.keep_maps.images)
     size = path.stat().st_size
     card: Path | None = None
     if output is None and not (run / WEIGHTS).is_file():
@@ -57,8 +57,8 @@ def report(
         talk(kept_card(run))
     if as_json:
         written = None if card is None else str(card)
-        print_json({"output": str(path), "size_bytes": size, "num_pictures": shown, "card": written})
+        print_json({"output": str(path), "size_bytes": size, "num_images": shown, "card": written})
         return
-    print_line(f"written to {path}: {size / 2**20:.2f} MiB, {shown} pictures")
+    print_line(f"written to {path}: {size / 2**20:.2f} MiB, {shown} images")
     if card is not None:
         print_line(f"written to {card}: the model card")

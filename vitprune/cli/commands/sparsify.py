@@ -58,7 +58,7 @@ from vitprune.cli.training_options import (
     load_dense_model,
     setting,
     training_device,
-    training_pictures,
+    training_images,
 )
 from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 from vitprune.common import distributed
@@ -141,7 +141,7 @@ def sparsify(
     ] = None,
     max_unreadable: Annotated[
         float | None,
-        setting("Share of training pictures that may be unreadable; they are skipped, named, counted.", min=0, max=1),
+        setting("Share of training images that may be unreadable; they are skipped, named, counted.", min=0, max=1),
     ] = None,
     ce_weight: Annotated[float | None, _weight("Cross-entropy with the labels.")] = None,
     ratio_weight: Annotated[float | None, _weight("Kept share against its target.")] = None,
@@ -175,7 +175,7 @@ def sparsify(
 
       vitprune sparsify deit_small --keep 0.7 --data path/to/imagenet
 
-      vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/pictures --no-labels
+      vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/images --no-labels
 
       vitprune sparsify deit_small --target-speedup 1.5 --target-batch-size 8
     """
@@ -227,8 +227,8 @@ def sparsify(
 
     if resume and Checkpoints(folder / CHECKPOINTS, {}).latest_step() is None:
         talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
-    with waiting("opening the pictures"):
-        pictures = training_pictures(loaded, data, options, plan)
+    with waiting("opening the images"):
+        images = training_images(loaded, data, options, plan)
 
     from vitprune.cli.repeat import commands
     from vitprune.jobs.sparsify import RunSettings, run
@@ -238,10 +238,10 @@ def sparsify(
     of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     talk(
         f"{loaded.name}, {sparsity.label}, on {where}: "
-        f"{counted(pictures.train)} to train on, {counted(pictures.val)} to evaluate on"
+        f"{counted(images.train)} to train on, {counted(images.val)} to evaluate on"
     )
-    if pictures.note:
-        talk(pictures.note)
+    if images.note:
+        talk(images.note)
     _explain(loaded, sparsity, plan)
     settled = RunSettings(
         sparsity,
@@ -253,10 +253,10 @@ def sparsify(
         bench_seconds=bench_seconds,
         track=track,
         promise=promise,
-        commands=commands(context.obj, pictures.name, str(where), of_data),
+        commands=commands(context.obj, images.name, str(where), of_data),
     )
     with RunProgress() as progress:
-        _, report = run(loaded, pictures, plan, settled, progress)
+        _, report = run(loaded, images, plan, settled, progress)
     if as_json:
         print_json(report)
     else:

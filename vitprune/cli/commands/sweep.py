@@ -51,7 +51,7 @@ from vitprune.cli.training_options import (
     counted,
     load_dense_model,
     training_device,
-    training_pictures,
+    training_images,
 )
 from vitprune.common import distributed
 from vitprune.errors import UsageError, VitpruneError
@@ -79,7 +79,7 @@ def sweep(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Smaller dense models to compare with, on the same pictures: timm names with commas between, "
+            help="Smaller dense models to compare with, on the same images: timm names with commas between, "
             "or NAME=FILE for weights that are not from the Hub.",
             show_default=False,
         ),
@@ -141,7 +141,7 @@ def sweep(
 ) -> None:
     """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
 
-    All models see the same pictures and are timed in turns. Writes a run folder for each ratio, and sweep.html,
+    All models see the same images and are timed in turns. Writes a run folder for each ratio, and sweep.html,
     sweep.json and sweep.csv: who is accurate and fast, and who is beaten by whom. Other settings of training: a YAML
     file as --recipe.
 
@@ -184,13 +184,13 @@ def sweep(
 
     check_others(loaded, others)
     folder = choose_run_folder(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume)
-    pictures = training_pictures(loaded, data, options, plan)
+    images = training_images(loaded, data, options, plan)
     talk(
         f"{loaded.name}, keep {', '.join(f'{ratio:g}' for ratio in ratios)}, on {where}: "
-        f"{counted(pictures.train)} to train on, {counted(pictures.val)} to evaluate on"
+        f"{counted(images.train)} to train on, {counted(images.val)} to evaluate on"
     )
-    if pictures.note:
-        talk(pictures.note)
+    if images.note:
+        talk(images.note)
     of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     common = RunSettings(
         plans[0],
@@ -199,10 +199,10 @@ def sweep(
         resume=resume,
         checkpoint_every=checkpoint_every,
         bench_seconds=bench_seconds,
-        commands=commands(context.obj, pictures.name, str(where), of_data),
+        commands=commands(context.obj, images.name, str(where), of_data),
     )
     with RunProgress() as progress:
-        result = run(loaded, pictures, plan, SweepSettings(plans, others, common, warm_start.value), progress)
+        result = run(loaded, images, plan, SweepSettings(plans, others, common, warm_start.value), progress)
     if as_json:
         print_json(result)
     else:

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vitprune.checkpoint.metadata import Metadata
-    from vitprune.data import DataOptions, ModelClasses, Pictures, PictureSet
+    from vitprune.data import DataOptions, Images, ImageSet, ModelClasses
     from vitprune.loading.load import Loaded
     from vitprune.model import SparseViT
     from vitprune.report.visualize import Drawn
 
 _SHOWN = 16
-"""Pictures of a folder or a data set that are drawn without --limit."""
+"""Images of a folder or a data set that are drawn without --limit."""
 
 
 def visualize(
@@ -49,7 +49,7 @@ def visualize(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Picture files, or folders of them.", show_default="of a demo model: --data demo"
+            metavar="[IMAGE]...", help="Image files, or folders of them.", show_default="of a demo model: --data demo"
         ),
     ] = None,
     data: Annotated[
@@ -57,7 +57,7 @@ def visualize(
         typer.Option(
             metavar="DATA",
             autocompletion=completion.data,
-            help="Pictures of a data set instead, as in eval.",
+            help="Images of a data set instead, as in eval.",
             show_default=False,
         ),
     ] = None,
@@ -68,15 +68,13 @@ def visualize(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")] = False,
-    sheet: Annotated[bool, typer.Option("--sheet", help="One PNG for all pictures instead of one for each.")] = False,
+    sheet: Annotated[bool, typer.Option("--sheet", help="One PNG for all images instead of one for each.")] = False,
     heatmap: Annotated[
         bool, typer.Option("--heatmap", help="Add heat maps of the predictors' keep scores (log-odds).")
     ] = False,
     mean: Annotated[
         bool,
-        typer.Option(
-            "--mean", help="Draw how often each position stays, over all pictures, instead of a PNG for each."
-        ),
+        typer.Option("--mean", help="Draw how often each position stays, over all images, instead of a PNG for each."),
     ] = False,
     keep: AuthorsKeep = None,
     stages: AuthorsStages = None,
@@ -90,7 +88,7 @@ def visualize(
         typer.Option(
             min=1,
             metavar="N",
-            help="At most N pictures, chosen at random, always the same.",
+            help="At most N images, chosen at random, always the same.",
             show_default=f"{_SHOWN} of folders and data sets; all with --mean",
         ),
     ] = None,
@@ -100,7 +98,7 @@ def visualize(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Which tokens stay, stage by stage: a PNG per picture, with the three likeliest classes, dense and sparse.
+    """Which tokens stay, stage by stage: a PNG per image, with the three likeliest classes, dense and sparse.
 
     Dense answers are of the dense model where it is at hand (--checkpoint FILE; a demo model's always is), else of the
     fine-tuned backbone with all tokens, and the caption says which.
@@ -109,7 +107,7 @@ def visualize(
 
       vitprune visualize runs/deit_small_patch16_224-keep0.7 cat.jpg dog.jpg
 
-      vitprune visualize runs/deit_small_patch16_224-keep0.7 path/to/pictures --sheet --heatmap
+      vitprune visualize runs/deit_small_patch16_224-keep0.7 path/to/images --sheet --heatmap
 
       vitprune visualize runs/demo-keep0.7 --data demo --mean
     """
@@ -119,7 +117,7 @@ def visualize(
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device
         from vitprune.common.files import choose_run_folder, create_run_folder
-        from vitprune.data import ModelClasses, count_pictures, readable_names
+        from vitprune.data import ModelClasses, count_images, readable_names
         from vitprune.report.drawing import Legend
         from vitprune.report.visualize import MOST_ON_A_SHEET, Wanted
         from vitprune.report.visualize import visualize as draw
@@ -128,13 +126,13 @@ def visualize(
     num_classes = subject.sparse.num_classes
     classes = ModelClasses(num_classes, subject.loaded.class_names)
     options = data_options(data_dir, splits, columns, streaming, None)
-    pictures, chosen = _pictures(images or [], data, options, classes, subject.loaded.name)
-    pictures = _limited(pictures, _SHOWN if limit is None and chosen and not mean else limit)
-    total = count_pictures(pictures)
+    dataset, chosen = _images(images or [], data, options, classes, subject.loaded.name)
+    dataset = _limited(dataset, _SHOWN if limit is None and chosen and not mean else limit)
+    total = count_images(dataset)
     if sheet and (total is None or total > MOST_ON_A_SHEET):
         many = "a stream of" if total is None else total
-        raise UsageError(f"--sheet takes at most {MOST_ON_A_SHEET} pictures, got {many}", "--limit 16")
-    known = pictures.class_names | dict(enumerate(subject.loaded.class_names or ()))
+        raise UsageError(f"--sheet takes at most {MOST_ON_A_SHEET} images, got {many}", "--limit 16")
+    known = dataset.class_names | dict(enumerate(subject.loaded.class_names or ()))
     folder = choose_run_folder(
         output, f"{subject.loaded.short_name}-{_slug(subject.about.label)}-keepmaps", overwrite=overwrite
     )
@@ -148,7 +146,7 @@ def visualize(
     wanted = Wanted(folder, single=not mean, sheet=sheet, heat=heatmap, mean=mean)
     with RunProgress() as progress:
         progress.begin("drawing", total)
-        given = subject.sparse.to(where), subject.dense, pictures, readable_names(known, num_classes)
+        given = subject.sparse.to(where), subject.dense, dataset, readable_names(known, num_classes)
         try:
             drawn = draw(*given, legend, wanted, progress)
         except BaseException:
@@ -193,10 +191,10 @@ def _subject(model: str, keep: float | None, blocks: list[int] | None, checkpoin
     return _Subject(loaded, loaded.sparse, dense.model, True, loaded.metadata)
 
 
-def _pictures(
+def _images(
     images: list[Path], data: str | None, options: DataOptions, classes: ModelClasses, name: str
-) -> tuple[Pictures, bool]:
-    """The pictures, and whether there may be more of them than anyone wants to see.
+) -> tuple[Images, bool]:
+    """The images, and whether there may be more of them than anyone wants to see.
 
     Raises:
         UsageError: none are named, or in two ways.
@@ -205,11 +203,11 @@ def _pictures(
     from vitprune.data import open_data
 
     if images and data is not None:
-        raise UsageError("IMAGE and --data both say which pictures", "give one of them")
+        raise UsageError("IMAGE and --data both say which images", "give one of them")
     if images:
         return _from_files(images), any(path.is_dir() for path in images)
     if data is None and name != "demo":
-        raise UsageError("no pictures are named", "give picture files, folders, or --data DATA")
+        raise UsageError("no images are named", "give image files, folders, or --data DATA")
     spec = data or "demo"
     try:
         return open_data(spec, classes, options).val, True
@@ -217,19 +215,19 @@ def _pictures(
         return open_data(spec, classes, options, labels=False).val, True
 
 
-def _limited(pictures: Pictures, limit: int | None) -> Pictures:
-    from vitprune.data import count_pictures
+def _limited(images: Images, limit: int | None) -> Images:
+    from vitprune.data import count_images
 
     if limit is None:
-        return pictures
-    total = count_pictures(pictures)
+        return images
+    total = count_images(images)
     if total is not None and limit < total:
-        talk(f"{limit} of {total} pictures, chosen at random; --limit N for another number")
-    return pictures.sample(limit)
+        talk(f"{limit} of {total} images, chosen at random; --limit N for another number")
+    return images.sample(limit)
 
 
-def _from_files(images: list[Path]) -> PictureSet:
-    from vitprune.data import UNLABELLED, PictureSet, open_picture, read_folder
+def _from_files(images: list[Path]) -> ImageSet:
+    from vitprune.data import UNLABELLED, ImageSet, open_image, read_folder
 
     paths: list[Path] = []
     for path in images:
@@ -238,9 +236,9 @@ def _from_files(images: list[Path]) -> PictureSet:
         elif path.is_file():
             paths.append(path)
         else:
-            raise DataError(f"there is no picture or folder '{path}'", "check the path")
+            raise DataError(f"there is no image or folder '{path}'", "check the path")
     paths = list(dict.fromkeys(paths))
-    return PictureSet(paths, [UNLABELLED] * len(paths), open_picture)
+    return ImageSet(paths, [UNLABELLED] * len(paths), open_image)
 
 
 def _result(subject: _Subject, legend: Any, drawn: Drawn, folder: Path) -> dict[str, Any]:
@@ -252,7 +250,7 @@ def _result(subject: _Subject, legend: Any, drawn: Drawn, folder: Path) -> dict[
         "grid_size": list(subject.sparse.backbone.grid_size),
         "stages": [stage.model_dump() for stage in subject.about.stages],
         "dense": legend.dense,
-        "images": drawn.pictures,
+        "pictures": drawn.images,
         "mean": drawn.mean,
         "files": [str(file) for file in drawn.files],
         "output": str(folder),
@@ -263,14 +261,14 @@ def _print(drawn: Drawn, legend: Any, is_dense: bool, folder: Path) -> None:
     if drawn.mean is None:
         rows = [
             [Path(each["name"]).name, *(_answer(each[side][0]) for side in ("dense", "sparse"))]
-            for each in drawn.pictures
+            for each in drawn.images
         ]
-        print_table(legend.model, ["picture", "dense" if is_dense else "all tokens", "sparse"], rows)
+        print_table(legend.model, ["image", "dense" if is_dense else "all tokens", "sparse"], rows)
     else:
         for number, (shares, stage) in enumerate(zip(drawn.mean["kept_pct"], legend.stages, strict=True)):
             print_line(
                 f"stage {number + 1}, before block {stage.block}: positions stay on {min(shares):.0f} to "
-                f"{max(shares):.0f} % of {drawn.mean['num_images']} pictures"
+                f"{max(shares):.0f} % of {drawn.mean['num_images']} images"
             )
     print_line(f"{len(drawn.files)} file(s) written to {folder}")
 

@@ -1,4 +1,4 @@
-"""Picture sets: what they are and how a picture is opened."""
+"""Image sets: what they are and how an image is opened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Takes the place of a picture that could not be read.
+    """Takes the place of an image that could not be read.
 
     Returned rather than raised: an exception crosses the border of a worker process only as a pasted traceback.
     """
@@ -34,16 +34,16 @@ class Unreadable:
     def error(self) -> DataError:
         """The error to raise in the main process."""
         return DataError(
-            f"cannot read picture '{self.name}': {self.reason}",
-            "remove or replace the file; eval --skip-unreadable and sparsify --max-unreadable do without such pictures",
+            f"cannot read image '{self.name}': {self.reason}",
+            "remove or replace the file; eval --skip-unreadable and sparsify --max-unreadable do without such images",
         )
 
 
-class PictureSet(Dataset[Any]):
-    """Pictures and class indices of the model; UNLABELLED where the class is not known.
+class ImageSet(Dataset[Any]):
+    """Images and class indices of the model; UNLABELLED where the class is not known.
 
     Args:
-        items: what identifies each picture: a path, or a row of a table.
+        items: what identifies each image: a path, or a row of a table.
         labels: class index of the model for each, or UNLABELLED.
         read: turns an item into a PIL image; may raise any of PIL's or the system's errors.
         name: turns an item into what is shown to the user.
@@ -59,7 +59,7 @@ class PictureSet(Dataset[Any]):
         class_names: Mapping[int, str] | None = None,
     ) -> None:
         if len(items) != len(labels):
-            raise ValueError(f"expected one label per picture, got {len(items)} and {len(labels)}")
+            raise ValueError(f"expected one label per image, got {len(items)} and {len(labels)}")
         self.items = items
         self.labels = labels
         self.read = read
@@ -69,7 +69,7 @@ class PictureSet(Dataset[Any]):
 
     @property
     def labelled(self) -> bool:
-        """Whether every picture has a class."""
+        """Whether every image has a class."""
         return all(label != UNLABELLED for label in self.labels)
 
     def __len__(self) -> int:
@@ -79,26 +79,26 @@ class PictureSet(Dataset[Any]):
         item = self.items[index]
         return read_sample(lambda: self.read(item), lambda: self.name(item), self.transform, self.labels[index])
 
-    def subset(self, indices: Sequence[int]) -> PictureSet:
-        """The pictures at `indices`, in that order."""
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The images at `indices`, in that order."""
         labels = [self.labels[i] for i in indices]
-        chosen = PictureSet([self.items[i] for i in indices], labels, self.read, self.name, self.class_names)
+        chosen = ImageSet([self.items[i] for i in indices], labels, self.read, self.name, self.class_names)
         chosen.transform = self.transform
         return chosen
 
-    def part(self, rank: int, world: int) -> PictureSet:
+    def part(self, rank: int, world: int) -> ImageSet:
         """What one of several processes reads; all of them together read everything once."""
         return self if world == 1 else self.subset(range(rank, len(self), world))
 
-    def sample(self, num_images: int, seed: int = 0) -> PictureSet:
-        """At most `num_images` pictures, chosen at random and in order; the same ones for the same seed."""
+    def sample(self, num_images: int, seed: int = 0) -> ImageSet:
+        """At most `num_images` images, chosen at random and in order; the same ones for the same seed."""
         if num_images >= len(self):
             return self
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(sorted(order[:num_images].tolist()))
 
-    def split(self, share: float, seed: int = 0) -> tuple[PictureSet, PictureSet]:
-        """Hold out `share` of the pictures (at least one): (rest, held out), chosen at random."""
+    def split(self, share: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """Hold out `share` of the images (at least one): (rest, held out), chosen at random."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
         num_held_out = max(1, round(len(self) * share))
         return self.subset(sorted(order[num_held_out:])), self.subset(sorted(order[:num_held_out]))
@@ -107,23 +107,23 @@ class PictureSet(Dataset[Any]):
 def read_sample(
     read: Callable[[], Image.Image], name: Callable[[], str], transform: Transform | None, label: int
 ) -> tuple[Any, int] | Unreadable:
-    """One picture, transformed, and its label."""
+    """One image, transformed, and its label."""
     try:
-        picture = read()
+        image = read()
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         return Unreadable(name(), _reason(error))
-    return (picture if transform is None else transform(picture)), label
+    return (image if transform is None else transform(image)), label
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Read and decode one picture file as RGB."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+def open_image(path: Path) -> Image.Image:
+    """Read and decode one image file as RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture in a known format"
+        return "not an image in a known format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
