@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vitprune.common.formatting import first_fault
 from vitprune.errors import CheckpointError
 from vitprune.schedule import plan_label
 
@@ -109,10 +110,8 @@ def parse_metadata(text: str, path: Path) -> Metadata:
     try:
         return Metadata.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
         raise CheckpointError(
-            f"the metadata in '{path}' cannot be read: {where}: {first['msg']}",
+            f"the metadata in '{path}' cannot be read: {first_fault(error)}",
             "the file may come from a newer vitprune: pip install -U vitprune",
         ) from error
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vitprune.backbones import preprocessing, wrap
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, StageMetadata, parse_metadata
 from vitprune.common.files import replacing, write_json
+from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError
 from vitprune.model import SparseViT, Sparsity
 from vitprune.schedule import Schedule, Stage
@@ -229,8 +230,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                     f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
                     "save the state_dict alone, best as .safetensors",
                 ) from error
-            first_line = (str(error).splitlines() or [""])[0]
-            reason = f"{type(error).__name__} {first_line}".strip()
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise CheckpointError(f"'{path}' is damaged or no weight file: {reason}", "copy it again") from error
     state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     if not state:

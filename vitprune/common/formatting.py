@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def plain(text: str) -> str:
@@ -24,6 +28,18 @@ def signed(value: float | None, digits: int = 2) -> str:
 def one_line(text: str) -> str:
     """`plain`, with every run of spaces and line breaks as one space."""
     return " ".join(plain(text).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first field that pydantic refuses and why: `stages.0.ratio: Input should be less than or equal to 1`."""
+    fault = error.errors()[0]
+    reason = fault["msg"].removeprefix("Value error, ")
+    return ": ".join((".".join(map(str, fault["loc"])), reason)) if fault["loc"] else reason
 
 
 def duration(seconds: float) -> str:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
+from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError, ExportError
-from vitprune.export.program import Program, check_shapes, first_line, quiet
+from vitprune.export.program import Program, check_shapes, quiet
 
 OPSET = 20
 """The first that knows GELU, and old enough for runtimes of the last years."""

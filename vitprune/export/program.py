@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import rebuild
+from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
 
 SUFFIXES = (".onnx", ".pt2")
@@ -142,11 +143,6 @@ def quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _text(shape: Any) -> str:

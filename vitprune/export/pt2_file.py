@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import Metadata, parse_metadata
+from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError, ExportError
-from vitprune.export.program import Program, check_shapes, first_line, quiet
+from vitprune.export.program import Program, check_shapes, quiet
 from vitprune.export.pt2_contents import METADATA_RECORD, check_contents
 
 

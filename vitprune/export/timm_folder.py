@@ -14,9 +14,9 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import read_json, write_error
+from vitprune.common.formatting import first_line
 from vitprune.errors import ExportError
 from vitprune.export.agreement import compare, random_batches
-from vitprune.export.program import first_line
 
 FILES = ("model.safetensors", "config.json")
 HUB_WEIGHTS = "timm_backbone.safetensors"

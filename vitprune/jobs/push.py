@@ -11,6 +11,7 @@ from typing import Any
 
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import load_sparse, read_metadata
+from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError, HubError, UsageError, VitpruneError
 from vitprune.export.timm_folder import HUB_WEIGHTS, hub_backbone, timm_builds
 from vitprune.loading.hub import HUB_PREFIX, HUB_TIMEOUT_S
@@ -279,7 +280,6 @@ def _sentence(repository: str, error: Exception) -> tuple[str, str]:
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
     status = getattr(getattr(error, "response", None), "status_code", None)
-    first = (str(error).splitlines() or [""])[0]
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token of the Hugging Face Hub on this machine", _NEW_TOKEN
     if isinstance(error, OfflineModeIsEnabled):
@@ -299,10 +299,10 @@ def _sentence(repository: str, error: Exception) -> tuple[str, str]:
     if status == 429:
         return "the Hugging Face Hub has had too many requests from here", "wait a few minutes"
     if status is not None:
-        return f"the Hugging Face Hub refused it ({status}): {first}", "see https://status.huggingface.co"
+        return f"the Hugging Face Hub refused it ({status}): {first_line(error)}", "see https://status.huggingface.co"
     if isinstance(error, ValueError) and CARD in str(error):
         return f"the Hugging Face Hub refused {CARD}: {' '.join(str(error).split())}", "put the YAML at its top right"
-    what = f"({type(error).__name__}: {first})"
+    what = f"({type(error).__name__}: {first_line(error)})"
     if isinstance(error, OSError) or type(error).__module__.startswith(_HTTP_CLIENTS):
         return f"the Hugging Face Hub is out of reach {what}", "check the connection"
     return f"the upload to the Hugging Face Hub failed {what}", "VITPRUNE_DEBUG=1 shows where"

@@ -11,6 +11,7 @@ from torch import nn
 
 from vitprune.checkpoint.sparse_file import read_weights
 from vitprune.common.files import read_json
+from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError
 from vitprune.loading.transformers import convert_state, read_config
 
@@ -49,8 +50,7 @@ def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
     except CheckpointError as error:
         raise CheckpointError(f"folder '{folder}': {error.message}", error.hint) from error
     except (RuntimeError, KeyError, ValueError, TypeError, AssertionError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"folder '{folder}' holds no model that timm can build: {first}") from error
+        raise CheckpointError(f"folder '{folder}' holds no model that timm can build: {first_line(error)}") from error
     config = getattr(model, "pretrained_cfg", {})
     config.pop("state_dict", None)  # or every copy of the model drags the weights along
     return model

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from vitprune.common.formatting import first_line
 from vitprune.errors import DeviceError, UsageError, VitpruneError
 
 Mode = Literal["eager", "compile", "cudagraphs"]
@@ -77,9 +78,8 @@ def _compiled(model: nn.Module, images: Tensor) -> Callable[[Tensor], object]:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # of tracing, lowering or the C++ or Triton compiler, each with classes of its own
-        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise VitpruneError(
-            f"torch.compile of a {type(model).__name__} failed: {first_line}",
+            f"torch.compile of a {type(model).__name__} failed: {first_line(error)}",
             "it needs a C++ compiler (and Triton on a GPU); or use --mode eager",
         ) from error
     return compiled

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vitprune.common.formatting import first_fault
 from vitprune.data.source import hub_name
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.report.publishable import publishable
@@ -75,10 +76,8 @@ def checked(model: type[_Model], content: Any, path: Path) -> _Model:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
         raise CheckpointError(
-            f"'{path}' is not what vitprune writes: {where}: {first['msg']}",
+            f"'{path}' is not what vitprune writes: {first_fault(error)}",
             "it may come from a newer vitprune: pip install -U vitprune",
         ) from error
 

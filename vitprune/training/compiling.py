@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from vitprune.common.formatting import first_line
 from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 
@@ -56,8 +57,7 @@ def _check(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # of the C++ or Triton compiler, each with classes of its own
-        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TrainingError(
-            f"--compile does not work on {device}: {first_line}",
+            f"--compile does not work on {device}: {first_line(error)}",
             "it needs a C++ compiler (and Triton on a GPU); leave it out",
         ) from error

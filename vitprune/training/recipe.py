@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vitprune.common.formatting import close_match
+from vitprune.common.formatting import close_match, first_fault, first_line
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
 from vitprune.training.pretraining import Target
@@ -166,10 +166,7 @@ def load_recipe(name: str = "short", **settings: Any) -> Recipe:
     try:
         return Recipe(**base)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the settings"
-        said = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"recipe '{name}': {where}: {said}", "see vitprune sparsify --help") from error
+        raise UsageError(f"recipe '{name}': {first_fault(error)}", "see vitprune sparsify --help") from error
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -188,7 +185,7 @@ def _read(name: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"recipe '{name}' is not YAML: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"recipe '{name}' is not YAML: {first_line(error)}") from error
     if not isinstance(settings, dict):
         raise UsageError(f"recipe '{name}' holds no settings", "write one 'setting: value' per line")
     return {"name": Path(name).stem, **settings}
