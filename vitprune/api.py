@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from vitprune.common.devices import pick_device
-from vitprune.common.files import choose_run_folder
 from vitprune.common.progress import SILENT
+from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, ModelClasses, open_data
 from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
 from vitprune.loading.load import loaded_from
@@ -72,6 +72,6 @@ def sparsify(
         student = new_student(model, sparsity, recipe.seed)
         fit(loaded.model, student, images, recipe, where, SILENT, Progress())
         return student.eval()
-    folder = choose_run_folder(Path(output), "", overwrite=False)
+    folder = RunFolder.choose(Path(output), "").path
     student, _ = run(loaded, images, recipe, RunSettings(sparsity, where, folder), SILENT)
     return student

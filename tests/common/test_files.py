@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from vitprune.common.files import choose_run_folder, create_run_folder, replacing, write_json
+from vitprune.common.files import replacing, write_json
+from vitprune.common.run_folder import RunFolder
 from vitprune.errors import OutputError
 
 
@@ -51,7 +52,7 @@ def test_full_disk_is_said(tmp_path):
 
 def test_too_little_space_is_found_before_training(tmp_path):
     with pytest.raises(OutputError, match="MiB of free space"):
-        create_run_folder(tmp_path / "run", needed_bytes=2**60)
+        RunFolder(tmp_path / "run").create(needed_bytes=2**60)
 
 
 @pytest.fixture
@@ -82,26 +83,4 @@ def test_really_full_disk_leaves_nothing_half_written(small_disk, make_sparse):
 def test_unwritable_folder_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        create_run_folder(tmp_path / "file" / "run", needed_bytes=1)
-
-
-def test_run_folders_are_numbered(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = []
-    for _ in range(3):
-        folder = choose_run_folder(None, "deit-keep0.7", overwrite=False)
-        folder.mkdir(parents=True)
-        names.append(folder.name)
-    assert names == ["deit-keep0.7", "deit-keep0.7-2", "deit-keep0.7-3"]
-
-
-def test_existing_output_needs_overwrite(tmp_path):
-    (tmp_path / "run").mkdir()
-    assert choose_run_folder(tmp_path / "run", "", overwrite=False) == tmp_path / "run", "an empty folder is free"
-    (tmp_path / "run" / "model.safetensors").write_text("")
-    with pytest.raises(OutputError, match="exists") as caught:
-        choose_run_folder(tmp_path / "run", "", overwrite=False)
-    assert "--overwrite" in caught.value.hint
-    assert choose_run_folder(tmp_path / "run", "", overwrite=True) == tmp_path / "run"
-    with pytest.raises(OutputError, match="is a file"):
-        choose_run_folder(tmp_path / "run" / "model.safetensors", "", overwrite=True)
+        RunFolder(tmp_path / "file" / "run").create(needed_bytes=1)

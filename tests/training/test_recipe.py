@@ -88,5 +88,35 @@ def test_settings_replace_those_of_the_file():
 
 
 def test_a_wrong_setting_is_named():
-    with pytest.raises(UsageError, match=r"recipe 'short': weights\.kl: "):
+    with pytest.raises(UsageError, match=r"recipe 'short': weights\.kl: .*greater than or equal to 0, got -1$"):
         load_recipe("short", weights={"kl": -1})
+
+
+def test_settings_given_as_text_replace_others():
+    updates = {"weights.kl": "1.5", "lr": "1e-2", "clip_grad": "null", "epochs": "2", "augmentation.mixup": "0.5"}
+    expected = {"weights": {"kl": 1.5}, "lr": 1e-2, "clip_grad": None, "epochs": 2, "augmentation": {"mixup": 0.5}}
+    assert load_recipe("short").with_settings(updates) == load_recipe("short", **expected)
+    assert Recipe(epochs=1).with_settings({}).epochs == 1
+    assert Recipe().with_settings({"grad_accum": "auto", "labels": "false"}) == Recipe(grad_accum="auto", labels=False)
+
+
+@pytest.mark.parametrize(
+    ("updates", "message", "hint"),
+    [
+        ({"weights.lk": "1"}, "no setting 'weights.lk'", "did you mean weights.kl?"),
+        ({"kl": "1"}, "no setting 'kl'", "did you mean weights.kl?"),
+        ({"backbone-lr-scale": "1"}, "no setting 'backbone-lr-scale'", "did you mean backbone_lr_scale?"),
+        ({"weights": "1"}, "no setting 'weights'", "did you mean weights."),
+        ({"name": "mine"}, "no setting 'name'", ""),
+        ({"qqq": "1"}, "no setting 'qqq'", "augmentation.crop_scale, "),
+        ({"lr": "fast"}, "lr: Input should be a valid number", "--help"),
+        ({"lr": "["}, "got '['", "--help"),
+        ({"tau": "0"}, "tau: Input should be greater than 0, got 0", "--help"),
+        ({"steps": "1", "epochs": "1"}, "give steps or epochs, not both", "--help"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(updates, message, hint):
+    with pytest.raises(UsageError) as caught:
+        load_recipe("short").with_settings(updates)
+    assert message in caught.value.message
+    assert hint in caught.value.hint

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from vitprune import Recipe, attach
-from vitprune.common.seeding import mix, own_randomness, seed_all
+from vitprune.common.seeding import derive_seed, isolated_rng, seed_all
 from vitprune.data import ModelClasses, open_data, train_transform
 from vitprune.errors import OutputError, Preempted, UsageError
 from vitprune.training import Checkpoints, Progress, State, train
@@ -182,13 +182,13 @@ def test_about_every_two_minutes_unless_told(checkpoints, monkeypatch):
 
 
 def test_seeds_are_unlike_and_a_block_leaves_no_trace():
-    assert len({mix(a, b) for a in range(30) for b in range(30)}) == 900
+    assert len({derive_seed(a, b) for a in range(30) for b in range(30)}) == 900
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    with own_randomness(3, 4):
+    with isolated_rng(3, 4):
         first = torch.rand(2)
-    with own_randomness(3, 4):
+    with isolated_rng(3, 4):
         assert torch.equal(torch.rand(2), first)
     assert torch.equal(torch.rand(2), expected)
 

@@ -22,6 +22,7 @@ from vitprune.backbones import preprocessing, wrap
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, StageMetadata, parse_metadata
 from vitprune.common.files import replacing, write_json
 from vitprune.common.formatting import first_line
+from vitprune.common.run_folder import CONFIG, RunFolder
 from vitprune.errors import CheckpointError
 from vitprune.model import SparseViT, Sparsity
 from vitprune.schedule import Schedule, Stage
@@ -102,7 +103,7 @@ def save(model: SparseViT, path: Path, metadata: Metadata) -> None:
     header = {"format": "pt", METADATA_KEY: metadata.model_dump_json()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header)
-    write_json(path.parent / "config.json", metadata.model_dump(mode="json"))
+    write_json(path.parent / CONFIG, metadata.model_dump(mode="json"))
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
@@ -118,8 +119,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
     """
-    path = Path(path)
-    model, _ = load_sparse(path / "model.safetensors" if path.is_dir() else path)
+    model, _ = load_sparse(RunFolder.weights_in(Path(path)))
     return model.to(device)
 
 

@@ -1,11 +1,10 @@
-"""Writing results: run folders, and files that are whole or not there."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,82 +65,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"'{path}' holds no object")
     return content
-
-
-def choose_run_folder(output: Path | None, name: str, *, overwrite: bool, resume: bool = False) -> Path:
-    """Where a run goes, without creating it: `output`, or runs/<name>, numbered when that exists.
-
-    With `resume` it is the folder of the run to go on with: `output`, or the last of runs/<name>.
-
-    Raises:
-        OutputError: `output` exists and may not be overwritten, or is a file; or there is nothing to resume.
-    """
-    if resume:
-        return _resumable(output, name)
-    if output is not None:
-        if output.exists() and not output.is_dir():
-            raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output")
-        if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise OutputError(f"the output folder '{output}' exists", "choose another --output or add --overwrite")
-        return output
-    folder, number = Path("runs") / name, 2
-    while folder.exists():
-        folder, number = Path("runs") / f"{name}-{number}", number + 1
-    return folder
-
-
-def _resumable(output: Path | None, name: str) -> Path:
-    found = [output] if output is not None else _numbered(name)
-    folder = next((folder for folder in reversed(found) if folder.is_dir()), None)
-    if folder is None:
-        raise OutputError(
-            f"there is no run to resume in '{output or Path('runs') / name}'", "start one by leaving out --resume"
-        )
-    if (folder / "report.json").is_file():
-        raise OutputError(f"the run in '{folder}' is complete", "start another by leaving out --resume")
-    return folder
-
-
-def _numbered(name: str) -> list[Path]:
-    """runs/<name>, runs/<name>-2 and so on, as far as they exist."""
-    found, number = [Path("runs") / name], 2
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        found, number = [*found, folder], number + 1
-    return found
-
-
-def check_file_is_new(path: Path, *, overwrite: bool) -> None:
-    """Make sure that a model may be written to `path`, and its config.json beside it.
-
-    Raises:
-        OutputError: `path` does not end in .safetensors or is a folder, or a file is there and may not be overwritten.
-    """
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise OutputError(f"the output '{path}' is not the name of a .safetensors file", "-o model.safetensors")
-    for file in (path, path.parent / "config.json"):
-        if file.exists() and not overwrite:
-            raise OutputError(f"the output '{file}' exists", "choose another --output or add --overwrite")
-
-
-def create_run_folder(folder: Path, needed_bytes: int) -> None:
-    """Create a run folder and make sure, before hours are spent, that the results can be written there.
-
-    Raises:
-        OutputError: it cannot be created or written, or too little space is left.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise write_error(folder, error) from error
-    if free < needed_bytes:
-        raise OutputError(
-            f"'{folder}' has {free / 2**20:.0f} MiB of free space and the results need {needed_bytes / 2**20:.0f}",
-            "free some space or choose another --output",
-        )
-    with replacing(folder / ".probe"):
-        pass
-    (folder / ".probe").unlink()
 
 
 def write_error(path: Path, error: Exception) -> OutputError:

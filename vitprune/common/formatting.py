@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -40,6 +40,14 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     reason = fault["msg"].removeprefix("Value error, ")
     return ": ".join((".".join(map(str, fault["loc"])), reason)) if fault["loc"] else reason
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings within settings by dotted names: `{"weights": {"kl": 1.0}}` is `{"weights.kl": 1.0}`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vitprune.common import distributed
-from vitprune.common.seeding import mix, own_randomness
+from vitprune.common.seeding import derive_seed, isolated_rng
 from vitprune.data.images import ImageSet, Unreadable
 from vitprune.data.tables import ImageStream
 from vitprune.errors import DataError, UsageError
@@ -130,10 +130,10 @@ def training_loader(
     common: dict[str, Any] = {
         "collate_fn": collate,
         "pin_memory": pin,
-        "generator": torch.Generator().manual_seed(mix(seed)),
+        "generator": torch.Generator().manual_seed(derive_seed(seed)),
     }
     if isinstance(images, ImageStream):
-        stream = images.shuffled(mix(seed, first_step)).part(rank, world)
+        stream = images.shuffled(derive_seed(seed, first_step)).part(rank, world)
         workers = min(num_workers, stream.num_shards)  # each reads shards of its own
         return DataLoader(stream, batch_size // world, num_workers=workers, drop_last=True, **common)
     batch_size = min(batch_size, len(images) - len(images) % world)
@@ -149,7 +149,7 @@ class _Seeded(Dataset[Any]):
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int] | Unreadable:
-        with own_randomness(self.seed, *key):
+        with isolated_rng(self.seed, *key):
             return self.images[key[1]]
 
 
@@ -172,7 +172,7 @@ class _Order(Sampler[list[tuple[int, int]]]):
         for step in count(self.first_step):
             number, position = divmod(step, per_pass)
             if number != current:
-                generator = torch.Generator().manual_seed(mix(self.seed, number))
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
                 current, order = number, torch.randperm(self.num_images, generator=generator).tolist()
             start = position * self.batch_size + self.rank * self.share
             yield [(number, index) for index in order[start : start + self.share]]

@@ -17,6 +17,7 @@ from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, is_ours
 from vitprune.common.files import replacing, write_error
+from vitprune.common.run_folder import RunFolder
 from vitprune.errors import CheckpointError, ExportError, OutputError, UsageError
 from vitprune.export.agreement import TRACED_BATCH_SIZE, Agreement, compare, random_batches
 from vitprune.export.onnx_file import read_onnx, write_onnx
@@ -104,7 +105,7 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
     if kind == "timm":
         if output.exists() and not output.is_dir():
             raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output")
-        if is_ours(output / "model.safetensors"):
+        if is_ours(RunFolder(output).weights):
             raise OutputError(
                 f"the output '{output}' holds a model that vitprune wrote, which the backbone would replace",
                 f"-o {output / 'timm'}",

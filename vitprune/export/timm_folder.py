@@ -15,10 +15,11 @@ from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import read_json, write_error
 from vitprune.common.formatting import first_line
+from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import ExportError
 from vitprune.export.agreement import compare, random_batches
 
-FILES = ("model.safetensors", "config.json")
+FILES = (WEIGHTS, CONFIG)
 HUB_WEIGHTS = "timm_backbone.safetensors"
 """The backbone in a repository, where model.safetensors is the sparse model."""
 

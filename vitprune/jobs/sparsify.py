@@ -20,8 +20,8 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.common import distributed
 from vitprune.common.devices import pick_precision
-from vitprune.common.files import create_run_folder
 from vitprune.common.progress import Listener
+from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, Images, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions
@@ -29,7 +29,7 @@ from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, bench, contestants, eval
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import accuracy_of, build_report, forget_results, object_coverage, write_results
-from vitprune.training import CHECKPOINTS, Checkpoints, Progress, Recipe, State, StepLog, Tracking, train
+from vitprune.training import Checkpoints, Progress, Recipe, State, StepLog, Tracking, train
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _Run:
         """Make the run folder; the state to go on from, where there is one."""
         output, resume = self.settings.output, self.settings.resume
         if distributed.is_main():
-            create_run_folder(output, needed_bytes=2 * num_bytes(self.student))
+            RunFolder(output).create(needed_bytes=2 * num_bytes(self.student))
             if not resume:  # what a run that is written over has left would be taken for this one's
                 self.checkpoints.clear()
                 forget_results(output)
@@ -137,7 +137,7 @@ class _Run:
         stopped: BaseException | None = None
         done = 0 if resume is None else resume.about["progress"]["steps_done"]
         main = distributed.is_main()
-        logging = StepLog(output / "log.jsonl", self.listener, done) if main else nullcontext(self.listener)
+        logging = StepLog(RunFolder(output).log, self.listener, done) if main else nullcontext(self.listener)
         with logging as log, stopping_on_sigterm(self.checkpoints):
             try:
                 fit(
@@ -153,7 +153,7 @@ class _Run:
             "num_steps": progress.num_steps,
             "completed": stopped is None,
         }
-        path = output / "model.safetensors"
+        path = RunFolder(output).weights
         if main:
             save(self.student, path, self.metadata)
         if stopped is None:
@@ -205,7 +205,7 @@ class _Run:
             commands=settings.commands,
         )
         metadata.accuracy = accuracy_of(report)
-        save(self.student, settings.output / "model.safetensors", metadata)
+        save(self.student, RunFolder(settings.output).weights, metadata)
         self.listener.begin("drawing the report", None)
         write_results(settings.output, report, models, data, metadata)
         self.checkpoints.clear()
@@ -237,7 +237,9 @@ def recipe_settings(recipe: Recipe) -> dict[str, Any]:
 def checkpoints_of(loaded: Loaded, recipe: Recipe, settings: RunSettings) -> Checkpoints:
     """The run's training checkpoints, and what a resumed run must have in common with them."""
     same = {"model": loaded.name, **asdict(settings.sparsity), **recipe_settings(recipe)}
-    return Checkpoints(settings.output / CHECKPOINTS, same, settings.keep_checkpoints, settings.checkpoint_every)
+    return Checkpoints(
+        RunFolder(settings.output).checkpoints, same, settings.keep_checkpoints, settings.checkpoint_every
+    )
 
 
 def new_student(model: nn.Module, sparsity: Sparsity, seed: int) -> SparseViT:

@@ -15,8 +15,9 @@ from torch import nn
 from vitprune.backbones import input_size, preprocessing
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import load_sparse, read_metadata
-from vitprune.common.files import create_run_folder, read_json
+from vitprune.common.files import read_json
 from vitprune.common.progress import Listener
+from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, Faults, count_images
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.evaluation import Predictions
@@ -115,7 +116,7 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
         if each.label not in done:
             each.check_checkpoints()
     folder = this.settings.output
-    create_run_folder(folder, needed_bytes=2 * len(runs) * num_bytes(loaded.model))
+    RunFolder(folder).create(needed_bytes=2 * len(runs) * num_bytes(loaded.model))
     forget_sweep(folder)
     failed: dict[str, VitpruneError] = {}
     try:
@@ -172,11 +173,11 @@ class _One:
         Raises:
             UsageError: it has other settings; names the first that differs.
         """
-        path = self.folder / "report.json"
+        path = RunFolder(self.folder).report
         if not (self.settings.resume and path.is_file()):
             return None
         report = read_json(path)
-        then = _what_it_is(read_metadata(self.folder / "model.safetensors"), report["training"]["recipe"])
+        then = _what_it_is(read_metadata(RunFolder(self.folder).weights), report["training"]["recipe"])
         now = _what_it_is(self.metadata, recipe_settings(self.recipe))
         seen = report["data"]
         then |= {"data": seen["name"], "warm_start_of": report["training"].get("warm_start_of")}
@@ -286,7 +287,7 @@ def _conclude(
     entries = {"dense": Entry("dense", loaded.model, loaded.name)}
     for each in runs:
         if each.label in done:
-            sparse, _ = load_sparse(each.folder / "model.safetensors")
+            sparse, _ = load_sparse(RunFolder(each.folder).weights)
             keep = each.settings.sparsity.keep
             entries[each.label] = Entry("sparse", sparse, loaded.name, keep, each.folder.name, done[each.label])
     entries |= {label: Entry("other", other.model, other.name) for label, other in this.others.items()}

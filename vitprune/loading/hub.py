@@ -11,6 +11,7 @@ from torch import nn
 
 from vitprune.checkpoint.sparse_file import load as load_file
 from vitprune.common.files import read_json
+from vitprune.common.run_folder import CONFIG
 from vitprune.errors import CheckpointError, HubError
 from vitprune.loading.saved_folder import FOLDER_FILES
 from vitprune.model import SparseViT
@@ -31,7 +32,7 @@ def fetch(repository: str, revision: str | None) -> Path | None:
 
     check_hub(repository)
     try:
-        config = read_json(Path(hf_hub_download(repository, "config.json", revision=revision)))
+        config = read_json(Path(hf_hub_download(repository, CONFIG, revision=revision)))
         if "architecture" in config and "stages" not in config:
             return None
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(FOLDER_FILES)))

@@ -16,6 +16,7 @@ from torch import nn
 from vitprune.backbones import input_size, wrap
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import check_npz, is_ours, load_sparse, read_weights
+from vitprune.common.run_folder import RunFolder
 from vitprune.errors import CheckpointError, UnknownModelError, UsageError
 from vitprune.export import is_program, open_program
 from vitprune.loading.dynamicvit import load_authors
@@ -149,8 +150,7 @@ def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
 
 def sparse_file(spec: str) -> Path | None:
     """The file that MODEL names if it is one of ours, by itself or by its run folder."""
-    path = Path(spec)
-    path = path / "model.safetensors" if path.is_dir() else path
+    path = RunFolder.weights_in(Path(spec))
     return path if path.is_file() and is_ours(path) else None
 
 

@@ -12,11 +12,12 @@ from torch import nn
 from vitprune.checkpoint.sparse_file import read_weights
 from vitprune.common.files import read_json
 from vitprune.common.formatting import first_line
+from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import CheckpointError
 from vitprune.loading.transformers import convert_state, read_config
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.pth", "model.pth")
-FOLDER_FILES = ("config.json", "preprocessor_config.json", *_WEIGHTS)
+_WEIGHTS = (WEIGHTS, "pytorch_model.bin", "model.bin", "pytorch_model.pth", "model.pth")
+FOLDER_FILES = (CONFIG, "preprocessor_config.json", *_WEIGHTS)
 """What is read of a folder."""
 
 
@@ -30,7 +31,7 @@ def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
     Raises:
         CheckpointError: no config.json or weights, or not of a kind that can be read; names the folder.
     """
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
     try:
         if "architectures" in config:
             preprocessor = folder / "preprocessor_config.json"

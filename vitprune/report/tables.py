@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitprune.common.formatting import number, plain, signed
+from vitprune.common.formatting import flattened, number, plain, signed
 from vitprune.data.classes import readable_names
 from vitprune.report.schema import ClassRow, Report
 
@@ -93,15 +93,9 @@ def class_rows(report: Report, fig: Figure) -> list[Row]:
     return rows
 
 
-def flat(settings: Mapping[str, Any], before: str = "") -> list[Row]:
+def flat(settings: Mapping[str, Any]) -> list[Row]:
     """Settings within settings as one list of names and texts."""
-    rows: list[Row] = []
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            rows += flat(value, f"{before}{key}.")
-        else:
-            rows.append([plain(f"{before}{key}"), plain(_text(value))])
-    return rows
+    return [[plain(key), plain(_text(value))] for key, value in flattened(settings).items()]
 
 
 def _value(raw: Mapping[str, Any], place: str) -> Any:

@@ -1,6 +1,6 @@
 """Recipe, warm start, objective and the loop."""
 
-from vitprune.training.checkpoints import CHECKPOINTS, Checkpoints, State
+from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.log import StepLog
 from vitprune.training.loop import train
 from vitprune.training.objective import Objective, StepLoss
@@ -9,7 +9,6 @@ from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load
 from vitprune.training.tracking import Tracking, check_tracker
 
 __all__ = [
-    "CHECKPOINTS",
     "Checkpoints",
     "LossWeights",
     "Objective",

@@ -36,10 +36,6 @@ class State:
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
 
-CHECKPOINTS = "checkpoints"
-"""Folder of a run in which they lie."""
-
-
 @dataclass
 class Checkpoints:
     """The checkpoints of a run.

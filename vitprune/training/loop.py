@@ -20,7 +20,7 @@ from vitprune.backbones import input_size
 from vitprune.common.distributed import is_main, world_size
 from vitprune.common.oom import explained_out_of_memory
 from vitprune.common.progress import Listener
-from vitprune.common.seeding import mix, seed_all
+from vitprune.common.seeding import derive_seed, seed_all
 from vitprune.data import Faults, Images, ImageStream, dead_workers_told
 from vitprune.errors import Preempted, TrainingError
 from vitprune.model import SparseViT
@@ -221,7 +221,7 @@ class _Trainer:
             return rate
         device, losses = self.accelerator.device, []
         objective.eval()
-        stream = self._stream(mix(recipe.seed, _RATE_BATCHES), 0, Faults(recipe.max_unreadable))
+        stream = self._stream(derive_seed(recipe.seed, _RATE_BATCHES), 0, Faults(recipe.max_unreadable))
         with torch.no_grad():
             for images, labels in islice(stream, _RATE_BATCHES):
                 losses.append(objective(images.to(device), labels.to(device), "deployed").components["kl"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vitprune.common.formatting import close_match, first_fault, first_line
+from vitprune.common.formatting import close_match, first_fault, first_line, flattened
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
 from vitprune.training.pretraining import Target
@@ -19,6 +20,8 @@ Phase = Literal["warm", "sampled", "deployed"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 RECIPES = ("short", "paper")
 """Names of the settings files beside this module, in recipes/."""
+_LENGTHS = ("steps", "epochs")
+"""Two ways to say how long to train."""
 
 
 class LossWeights(BaseModel):
@@ -112,6 +115,32 @@ class Recipe(BaseModel):
             raise ValueError("give steps or epochs, not both")
         return self
 
+    def with_settings(self, updates: Mapping[str, str]) -> Recipe:
+        """This recipe with some settings replaced, given as text.
+
+        Args:
+            updates: values by key, such as {"weights.kl": "1.5", "clip_grad": "null"}; read as in a settings file.
+                `steps` and `epochs` replace each other.
+
+        Raises:
+            UsageError: no such setting, with the nearest one there is; or a value of another kind or out of range.
+        """
+        content = self.model_dump()
+        known = flattened(content).keys() - {"name"}
+        if updates.keys() & _LENGTHS:
+            content |= dict.fromkeys(_LENGTHS)
+        for key, text in updates.items():
+            if key not in known:
+                nested = (name for name in known if name.endswith(f".{key}"))
+                close = next(nested, None) or close_match(key, known)
+                raise UsageError(
+                    f"recipe '{self.name}' has no setting '{key}'",
+                    f"did you mean {close}?" if close else f"choose from {', '.join(sorted(known))}",
+                )
+            group, _, name = key.rpartition(".")
+            (content[group] if group else content)[name] = _parse(text)
+        return _checked(content, self.name)
+
     def workers(self) -> int:
         """Processes that read images."""
         if self.num_workers is not None:
@@ -159,14 +188,28 @@ def load_recipe(name: str = "short", **settings: Any) -> Recipe:
         UsageError: no such file, or a setting that does not exist or is out of range; names it.
     """
     base = _read(name)
-    if settings.keys() & {"steps", "epochs"}:
-        base = {key: value for key, value in base.items() if key not in ("steps", "epochs")}
+    if settings.keys() & _LENGTHS:
+        base = {key: value for key, value in base.items() if key not in _LENGTHS}
     for key, value in settings.items():
         base[key] = {**(base.get(key) or {}), **value} if isinstance(value, dict) else value
+    return _checked(base, name)
+
+
+def _checked(content: dict[str, Any], name: str) -> Recipe:
     try:
-        return Recipe(**base)
+        return Recipe(**content)
     except ValidationError as error:
-        raise UsageError(f"recipe '{name}': {first_fault(error)}", "see vitprune sparsify --help") from error
+        fault = error.errors()[0]
+        got = f", got {fault['input']!r}" if fault["loc"] else ""
+        raise UsageError(f"recipe '{name}': {first_fault(error)}{got}", "see vitprune sparsify --help") from error
+
+
+def _parse(text: str) -> Any:
+    """A value as YAML has it: number, true or false, null, else text."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
+from vitprune.common.formatting import flattened
 from vitprune.errors import UsageError
 from vitprune.training.progress import StepRecord
 from vitprune.training.recipe import Recipe
@@ -40,9 +40,13 @@ class Tracking:
             UsageError: the tracker does not start.
         """
         # What a killed run logged beyond its checkpoint is not to be shown.
+        settings = flattened(recipe.model_dump(mode="json"))
+        config = {
+            key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in settings.items()
+        }
         options = {"tensorboard": {"purge_step": steps_done + 1}} if steps_done else {}
         try:
-            accelerator.init_trackers(self.name, config=_flat(recipe.model_dump(mode="json")), init_kwargs=options)
+            accelerator.init_trackers(self.name, config=config, init_kwargs=options)
         except Exception as error:  # each tracker has errors of its own
             raise UsageError(f"--track {self.name} does not start: {error}", "set it up, or leave it out") from error
 
@@ -73,14 +77,3 @@ def finish(accelerator: Accelerator) -> None:
     """Have everything written. Not accelerate's `end_training`, which also ends the talk of the processes."""
     for tracker in accelerator.trackers:
         tracker.finish()
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; trackers take numbers and text."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, (bool, int, float)) else str(value)
-    return flat

@@ -45,7 +45,7 @@ def convert(
 
     from vitprune.backbones import input_size
     from vitprune.checkpoint.sparse_file import save
-    from vitprune.common.files import check_file_is_new, choose_run_folder, create_run_folder
+    from vitprune.common.run_folder import RunFolder, check_file_is_new
     from vitprune.loading.dynamicvit import load_authors
     from vitprune.measure import count_macs, count_params
 
@@ -55,10 +55,9 @@ def convert(
         raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
     sparse, metadata = load_authors(checkpoint, keep, blocks)
     if output is None:
-        folder = choose_run_folder(None, f"{metadata.model}-keep{metadata.keep:g}", overwrite=overwrite)
-        output = folder / "model.safetensors"
+        output = RunFolder.choose(None, f"{metadata.model}-keep{metadata.keep:g}").weights
     num_params = count_params(sparse)
-    create_run_folder(output.parent, needed_bytes=4 * num_params)
+    RunFolder(output.parent).create(needed_bytes=4 * num_params)
     save(sparse, output, metadata)
     result: dict[str, Any] = {
         "model": metadata.model,

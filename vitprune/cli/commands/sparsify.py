@@ -223,9 +223,10 @@ def sparsify(
     sparsity, promise = meet_target(loaded.model, sparsity, measuring)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
 
-    from vitprune.training import CHECKPOINTS, Checkpoints
+    from vitprune.common.run_folder import RunFolder
+    from vitprune.training import Checkpoints
 
-    if resume and Checkpoints(folder / CHECKPOINTS, {}).latest_step() is None:
+    if resume and Checkpoints(RunFolder(folder).checkpoints, {}).latest_step() is None:
         talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
     with waiting("opening the images"):
         images = training_images(loaded, data, options, plan)
@@ -285,13 +286,12 @@ def _explain(loaded: Loaded, sparsity: Sparsity, recipe: Recipe) -> None:
 
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
     """The run folder, not made yet."""
-    from vitprune.common.files import choose_run_folder
+    from vitprune.common.run_folder import RunFolder
 
     name = f"{loaded.short_name}-{_slug(sparsity.label)}"
     # One process chooses: another may be so late that the folder is there already.
-    chosen = choose_run_folder(output, name, overwrite=overwrite, resume=resume) if distributed.is_main() else None
-    folder: Path = distributed.from_main(chosen)
-    return folder
+    chosen = RunFolder.choose(output, name, overwrite=overwrite, resume=resume).path if distributed.is_main() else None
+    return distributed.from_main(chosen)
 
 
 def _slug(label: str) -> str:

@@ -177,13 +177,13 @@ def sweep(
     others = _others(loaded, named, img_size)
 
     from vitprune.cli.repeat import commands
-    from vitprune.common.files import choose_run_folder
+    from vitprune.common.run_folder import RunFolder
     from vitprune.jobs.sparsify import RunSettings
     from vitprune.jobs.sweep import SweepSettings, check_others
     from vitprune.jobs.sweep import sweep as run
 
     check_others(loaded, others)
-    folder = choose_run_folder(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume)
+    folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume).path
     images = training_images(loaded, data, options, plan)
     talk(
         f"{loaded.name}, keep {', '.join(f'{ratio:g}' for ratio in ratios)}, on {where}: "

@@ -116,7 +116,7 @@ def visualize(
 
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device
-        from vitprune.common.files import choose_run_folder, create_run_folder
+        from vitprune.common.run_folder import RunFolder
         from vitprune.data import ModelClasses, count_images, readable_names
         from vitprune.report.drawing import Legend
         from vitprune.report.visualize import MOST_ON_A_SHEET, Wanted
@@ -133,16 +133,15 @@ def visualize(
         many = "a stream of" if total is None else total
         raise UsageError(f"--sheet takes at most {MOST_ON_A_SHEET} images, got {many}", "--limit 16")
     known = dataset.class_names | dict(enumerate(subject.loaded.class_names or ()))
-    folder = choose_run_folder(
-        output, f"{subject.loaded.short_name}-{_slug(subject.about.label)}-keepmaps", overwrite=overwrite
-    )
+    name = f"{subject.loaded.short_name}-{_slug(subject.about.label)}-keepmaps"
+    folder = RunFolder.choose(output, name, overwrite=overwrite).path
     legend = Legend(
         f"{subject.loaded.name}, {subject.about.label}",
         subject.about.stages,
         subject.about.dropped == "fold",
         "dense" if subject.is_dense else "fine-tuned backbone with all tokens",
     )
-    create_run_folder(folder, needed_bytes=2**20)
+    RunFolder(folder).create(needed_bytes=2**20)
     wanted = Wanted(folder, single=not mean, sheet=sheet, heat=heatmap, mean=mean)
     with RunProgress() as progress:
         progress.begin("drawing", total)
