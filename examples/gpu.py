@@ -25,7 +25,7 @@ from vitprune.backbones import input_size
 from vitprune.common.files import write_json
 from vitprune.errors import VitpruneError
 from vitprune.loading.load import load_model
-from vitprune.measure import DENSE, Contestant, describe_environment, side_by_side, with_floors
+from vitprune.measure import BenchModel, describe_environment, side_by_side, with_bounds
 
 MODELS = ("deit_small_patch16_224", "deit_base_patch16_224", "vit_large_patch16_224", "vit_base_patch14_dinov2@518")
 """timm names; @ an image size."""
@@ -115,11 +115,11 @@ def measured(args: argparse.Namespace, spec: str, precision: str, mode: str) -> 
     name, _, size = spec.partition("@")
     dense = load_model(name, weights="random", img_size=(int(size), int(size)) if size else None).model
     sparse = attach(dense, args.keep, schedule="late", dropped=args.dropped)
-    contestants = {DENSE: Contestant("dense", 1.0, dense), "sparse": Contestant("sparse", args.keep, sparse)}
+    models = {"dense": BenchModel("dense", 1.0, dense), "sparse": BenchModel("sparse", args.keep, sparse)}
     try:
         rows = side_by_side(
             name,
-            with_floors(contestants),
+            with_bounds(models),
             input_size(dense),
             [int(each) for each in args.batch_size.split(",")],
             [mode],  # type: ignore[list-item]

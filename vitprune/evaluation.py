@@ -127,6 +127,34 @@ def paired_difference(model: Predictions, baseline: Predictions) -> PairedDiffer
     return PairedDifference(100 * mean, 100 * (mean - half), 100 * (mean + half))
 
 
+def paired_points(model: Predictions, baseline: Predictions) -> dict[str, Any]:
+    """`paired_difference` for JSON; both entries None without labels."""
+    difference = paired_difference(model, baseline)
+    if difference is None:
+        return {"top1_points": None, "top1_points_ci95": None}
+    return {"top1_points": difference.points, "top1_points_ci95": [difference.low, difference.high]}
+
+
+def compared(
+    model: Predictions, dense: Predictions, rates: Mapping[int, float], dense_rates: Mapping[int, float]
+) -> dict[str, Any]:
+    """How a model differs from the dense one, for JSON: accuracy, same predictions, divergence and speed.
+
+    Args:
+        model: its predictions.
+        dense: those of the dense model, on the same images.
+        rates: images per second by batch size.
+        dense_rates: the dense model's, at these batch sizes at least.
+    """
+    ratios = {size: rate / dense_rates[size] for size, rate in rates.items()}
+    return {
+        **paired_points(model, dense),
+        "agreement_pct": model.agreement_pct(dense),
+        "kl": model.mean_kl,
+        "speedup": [{"batch_size": size, "speedup": ratio, "slower": ratio < 1} for size, ratio in ratios.items()],
+    }
+
+
 @torch.inference_mode()
 def predict(
     models: Mapping[str, nn.Module],

@@ -11,7 +11,7 @@ from agreement import assert_dense_is_its_own, assert_masked_is_gathered, calm_a
 from torch import nn
 
 from vitprune.errors import UsageError
-from vitprune.measure import FloorViT
+from vitprune.measure import ZeroOverheadViT
 from vitprune.model import SparseViT
 from vitprune.training import Objective, Recipe
 
@@ -118,7 +118,7 @@ def test_the_floor_computes_what_keeping_the_first_tokens_does(build, make_image
     by_place = SparseViT(plain.model, plain.schedule, [First() for _ in plain.schedule.stages]).eval()
     images = make_images(plain)
     with torch.no_grad():
-        floor = FloorViT(plain)(images)
+        floor = ZeroOverheadViT(plain)(images)
         torch.testing.assert_close(floor, by_place(images), rtol=0, atol=1e-4)
         assert not torch.allclose(floor, plain(images), atol=1e-3), "ours keeps other tokens"
 

@@ -6,6 +6,7 @@ import torch
 from vitprune.budget import fastest_align
 from vitprune.budget.alignment import choose_align
 from vitprune.errors import UsageError
+from vitprune.measure import Timing
 from vitprune.model import Sparsity
 
 
@@ -17,12 +18,17 @@ def test_what_is_hardly_faster_is_not_worth_it(cost, best):
     assert choose_align(cost) == best
 
 
-def test_only_tiles_that_can_be_filled_are_measured(make_vit):
-    seen = []
-    options = {"device": torch.device("cpu"), "precision": "fp32", "seconds": 0.01}
-    found = fastest_align(make_vit(img_size=64), Sparsity(0.7), 1, on_row=lambda: seen.append(1), **options)
+def test_only_tiles_that_can_be_filled_are_measured(make_vit, monkeypatch):
+    timed = []
+
+    def benchmark(models, *args, **settings):
+        timed.extend(models)
+        return [Timing(name, 1, *[1.0] * 4, None, 1) for name in models]
+
+    monkeypatch.setattr("vitprune.budget.alignment.benchmark", benchmark)
+    found = fastest_align(make_vit(img_size=64), Sparsity(0.7), 1, torch.device("cpu"), "fp32")
     assert found in (1, 8, 16)
-    assert len(seen) == 3, "17 tokens fill no tile of 32"
+    assert timed == ["1", "8", "16"], "17 tokens fill no tile of 32"
 
 
 def test_a_plan_that_is_wrong_anyway_is_refused(make_vit):

@@ -10,7 +10,7 @@ from vitprune.budget import Speed, SpeedTarget, find_plan
 from vitprune.budget.speed import measure_blocks
 from vitprune.cli.app import run
 from vitprune.errors import UsageError
-from vitprune.measure import FloorViT, Timing
+from vitprune.measure import Timing, ZeroOverheadViT
 from vitprune.model import SparseViT, Sparsity, attach_as
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ class Clock:
         if not isinstance(model, SparseViT):
             return 12.0
         schedule = model.schedule
-        choosing = 0 if isinstance(model, FloorViT) else self.stage_ms * len(schedule.stages)
+        choosing = 0 if isinstance(model, ZeroOverheadViT) else self.stage_ms * len(schedule.stages)
         return sum(schedule.tokens_per_block()) / schedule.num_patches + choosing
 
 

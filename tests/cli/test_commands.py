@@ -160,13 +160,6 @@ MISTAKES = {
         2,
         "needs an NVIDIA GPU",
     ),
-    "csv nowhere": (["bench", "test_vit", "--csv", "absent/speed.csv"], 1, "there is no folder 'absent'"),
-    "csv is a folder": (["bench", "test_vit", "--csv", "."], 1, "the output '.' is a folder"),
-    "data too small": (
-        ["bench", "test_vit", "--device", "cpu", "-b", "64", "--data", "images"],
-        2,
-        "which make no batch of 64",
-    ),
     "keep in bench": (["bench", "test_vit", "--keep", "0.5,2"], 2, "keep ratio is 2"),
     "stages outside": (["info", "demo", "--stages", "3,6,12"], 2, "blocks 0..11"),
     "stages in sparsify": (["sparsify", "demo", "--stages", "6,3"], 2, "expected rising block indices"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -27,7 +26,6 @@ def fastest_align(
     device: torch.device,
     precision: Precision,
     seconds: float = 2.0,
-    on_row: Callable[[], None] = lambda: None,
 ) -> int:
     """The alignment with which the untrained sparse model runs fastest per multiply-accumulate, measured.
 
@@ -38,7 +36,6 @@ def fastest_align(
         device: where to run.
         precision: in which.
         seconds: how long each candidate is timed.
-        on_row: called when a candidate is done.
     """
     built = {str(align): each for align in CANDIDATES if (each := _attach(model, replace(sparsity, align=align)))}
     size = input_size(model)
@@ -49,7 +46,6 @@ def fastest_align(
         device=device,
         precision=precision,
         min_seconds=seconds,
-        on_row=lambda _: on_row(),
     )
     # Counts can be aligned to the same cost only nearly, so the cost is divided out.
     cost = {int(timing.model): timing.latency_ms_p50 / count_macs(built[timing.model], size) for timing in timings}

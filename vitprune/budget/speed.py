@@ -15,7 +15,7 @@ from vitprune.backbones import input_size, wrap
 from vitprune.budget.gmacs import KEEP_STEPS, last_within
 from vitprune.common.devices import Precision
 from vitprune.errors import UsageError
-from vitprune.measure.bound import FloorViT
+from vitprune.measure.bound import ZeroOverheadViT
 from vitprune.measure.throughput import benchmark
 from vitprune.model import SparseViT, Sparsity, attach_as
 from vitprune.schedule import NUM_STAGES, Schedule, Stage, default_stages
@@ -139,7 +139,7 @@ def measure_blocks(model: nn.Module, target: SpeedTarget, device: torch.device, 
     models: dict[str, nn.Module] = {str(total): model}
     for count in counts:
         schedule = Schedule(depth, total, (Stage(1, count / total, count),))
-        models[str(count)] = FloorViT(SparseViT(model, schedule, [nn.Identity()]))
+        models[str(count)] = ZeroOverheadViT(SparseViT(model, schedule, [nn.Identity()]))
     timings = _bench(models, model, target, device, seconds)
     blocks = depth - 1
     # Fewer tokens never take longer: where they seem to, that is noise, or a tile that is half empty.

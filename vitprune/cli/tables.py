@@ -1,7 +1,8 @@
-"""A run on one screen."""
+"""Results on one screen: of a run, a benchmark, a sweep."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,84 @@ def _kept_promise(target: dict[str, Any]) -> str:
 def kept_card(folder: Path) -> str:
     """What to say of a README.md that was there and is not vitprune's."""
     return f"'{folder / 'README.md'}' is your own and was left as it is; remove it to have the model card written"
+
+
+_BENCH_SPEED = ["", "batch", "images/s", "ms a batch", "fewer MACs", "measured", "over floor"]
+_BENCH_MORE = ["", "batch", "p50 ms", "p90 ms", "p99 ms", "MiB", "GMACs", "of promise"]
+
+
+def print_bench(rows: list[dict[str, Any]], where: str) -> None:
+    """Two tables per model and mode, and what their columns mean."""
+    for model, mode in dict.fromkeys((row["model"], row["mode"]) for row in rows):
+        chosen = [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
+        print_table(f"{model}, {mode}", _BENCH_SPEED, [_bench_speed(row) for row in chosen])
+        print_table("single passes, memory, MACs", _BENCH_MORE, [_bench_more(row) for row in chosen])
+    print_line(where)
+    print_line("timed in turns; ms a batch: median ± half the interquartile range of passes back to back")
+    print_line("MACs with attention; of promise: measured / fewer MACs; MiB: weights, images and the pass at its peak")
+    if any(row["kind"] == "floor" for row in rows):
+        print_line("(floor): no model to use; the same token counts, taken for free: no choice of tokens is faster")
+
+
+def _bench_speed(row: dict[str, Any]) -> list[str]:
+    half_spread = (row["latency_ms_p75"] - row["latency_ms_p25"]) / 2
+    over = row["overhead_over_floor_pct"]
+    return [
+        *_bench_name(row),
+        number(row["images_per_s"], 1),
+        f"{row['latency_ms_p50']:.2f} ±{half_spread:.2f}",
+        f"{row['macs_ratio']:.2f} x",
+        f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
+        "" if over is None else f"{over:+.1f} %",
+    ]
+
+
+def _bench_more(row: dict[str, Any]) -> list[str]:
+    alone = (row["single_pass_ms_p50"], row["single_pass_ms_p90"], row["single_pass_ms_p99"])
+    memory, macs = number(row["peak_memory_mib"], 0), number(row["gmacs"], 3)
+    return [*_bench_name(row), *map(number, alone), memory, macs, f"{100 * row['efficiency']:.0f} %"]
+
+
+def _bench_name(row: dict[str, Any]) -> list[str]:
+    return ["(floor)" if row["kind"] == "floor" else row["label"], str(row["batch_size"])]
+
+
+def print_sweep(result: dict[str, Any], folder: Path) -> None:
+    """Print what sweep.json says."""
+    rows = result["rows"]
+    size = rows[0]["speed"][-1]["batch_size"]
+    labelled = result["accuracy"] == "top1_pct"
+    accuracy = ["top-1", "change", "95 %"] if labelled else ["same"]
+    columns = ["", *accuracy, "GMACs", "img/s", "speed", "front"]
+    print_table(f"{result['model']}, images/s at batch {size}", columns, [_sweep_cells(row, labelled) for row in rows])
+    for sentence in result["verdict"]:
+        print_line(sentence)
+    print_line(
+        f"{rows[0]['num_images']} images, the same for all; {result['device']}, {result['precision']}; "
+        "front: no other model is as accurate and as fast"
+    )
+    if not labelled:
+        print_line("same: answers as dense, in percent; the images have no labels")
+    if result["warm_start"]["mode"] == "shared":
+        print_line(f"warm start shared by all runs: done as for {result['warm_start']['of']}")
+    if all(row["kind"] != "other" for row in rows):
+        print_line("--also NAME shows whether a smaller dense model is the better choice")
+    print_line(f"in {result['wall_s']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")
+
+
+def _sweep_cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
+    delta = row["delta"]
+    accuracy = [number(row["top1_pct"] if labelled else delta["agreement_pct"])]
+    if labelled:
+        dense = row["kind"] == "dense"
+        low, high = delta["top1_points_ci95"]
+        accuracy += ["", ""] if dense else [signed(delta["top1_points"]), f"{signed(low)} to {signed(high)}"]
+    change = delta["speedup"][-1]
+    return [
+        row["label"],
+        *accuracy,
+        number(row["gmacs"], 3),
+        number(row["speed"][-1]["images_per_s"], 1),
+        f"{change['speedup']:.2f} x" + (" SLOWER" if change["slower"] else ""),
+        "yes" if row["by_throughput"]["on_front"] else "no",
+    ]

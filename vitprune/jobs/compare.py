@@ -18,10 +18,10 @@ from vitprune.common.formatting import close_match
 from vitprune.common.progress import Listener
 from vitprune.data import Data, count_images
 from vitprune.errors import UnsupportedModelError, UsageError
-from vitprune.evaluation import Predictions, paired_difference
+from vitprune.evaluation import Predictions, compared
 from vitprune.jobs.side_by_side import evaluate
 from vitprune.jobs.sparsify import fit, new_student
-from vitprune.measure import Timing, benchmark, count_macs, speedup
+from vitprune.measure import Timing, benchmark, count_macs, rates
 from vitprune.model import SparseViT, Sparsity, attach_as
 from vitprune.training import Progress, Recipe, load_recipe
 
@@ -140,7 +140,7 @@ def compare(
         device=settings.device,
         precision=settings.precision,
         min_seconds=_BENCH_SECONDS,
-        on_row=lambda _: listener.advance(1),
+        listener=listener,
     )
     return {
         "budget_gmacs": budget / 1e9,
@@ -272,18 +272,16 @@ def _describe(
     }
     if row.model is None:
         return result
-    difference = paired_difference(predictions[name], predictions["dense"])
-    against = dict(zip((timing.model for timing in timings), speedup(timings, "dense"), strict=True))[name]
-    timing = next(timing for timing in timings if timing.model == name)
+    own = rates(timings, name)
+    against = compared(predictions[name], predictions["dense"], own, rates(timings, "dense"))
+    (speed,) = against["speedup"]
     return result | {
         **predictions[name].summary(),
-        "delta_points": None if difference is None else difference.points,
-        "delta_points_ci95": None if difference is None else [difference.low, difference.high],
-        "agreement_pct": predictions[name].agreement_pct(predictions["dense"]),
-        "kl": predictions[name].mean_kl,
+        "delta_points": against["top1_points"],
+        "delta_points_ci95": against["top1_points_ci95"],
+        "agreement_pct": against["agreement_pct"],
+        "kl": against["kl"],
         "gmacs": count_macs(row.model, size) / 1e9,
-        "images_per_s": timing.images_per_s,
-        "batch_size": timing.batch_size,
-        "speedup": against.ratio,
-        "slower": against.slower,
+        "images_per_s": own[speed["batch_size"]],
+        **speed,
     }

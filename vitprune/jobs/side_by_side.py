@@ -80,7 +80,7 @@ def bench(
         device=device,
         precision=precision,
         min_seconds=BENCH_SECONDS if seconds is None else seconds,
-        on_row=lambda _: listener.advance(1),
+        listener=listener,
     )
 
 

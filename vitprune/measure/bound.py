@@ -1,20 +1,29 @@
-"""The floor: what taking the tokens away could bring at best."""
+"""Dense, sparse and zero-overhead bound in one run: what fewer MACs promise, what was measured, what is possible."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from vitprune.measure.macs import count_macs
+from vitprune.measure.modes import Mode
+from vitprune.measure.throughput import benchmark
 from vitprune.model import SparseViT
 from vitprune.schedule import Stage
 
+Kind = Literal["dense", "sparse", "floor"]
 
-class FloorViT(SparseViT):
-    """The backbone with the token counts of a sparse model, its tokens taken for free. To be timed, not to be used.
 
-    At each stage the first K patch tokens are sliced off: no predictor, no ranking, no gather, no fold, no sizes in the
-    attention. The answers are worth nothing; the time is what no way of choosing tokens can beat at these counts.
-    Positions that do not travel in the tokens are still gathered, as every such method must.
+class ZeroOverheadViT(SparseViT):
+    """The backbone with the token counts of a sparse model, its tokens chosen for free. To be timed, not to be used.
+
+    At each stage the first K patch tokens are sliced off: no predictor, no ranking, no gather, no merging, no sizes in
+    the attention. The predictions are worth nothing; the time is what no way of choosing tokens can beat at these
+    counts. Positions that are not in the tokens themselves are still gathered, as every such method must.
 
     Args:
         sparse: the model whose counts and backbone to take; not changed, weights are shared.
@@ -28,3 +37,89 @@ class FloorViT(SparseViT):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         first = torch.arange(stage.num_tokens, device=x.device).expand(x.shape[0], -1)
         return x[:, : self.backbone.num_prefix_tokens + stage.num_tokens], None, first, x
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """A model to be timed beside others.
+
+    Attributes:
+        kind: "floor" is the zero-overhead bound of a sparse model, and no model one can use.
+        keep: its keep ratio; None where ratios were chosen freely.
+        model: what runs.
+        bound_of: of a bound, the label of its sparse model.
+    """
+
+    kind: Kind
+    keep: float | None
+    model: nn.Module
+    bound_of: str | None = None
+
+
+def with_bounds(models: Mapping[str, BenchModel]) -> dict[str, BenchModel]:
+    """The same, and after every `SparseViT` that prunes something its zero-overhead bound."""
+    result: dict[str, BenchModel] = {}
+    for label, each in models.items():
+        result[label] = each
+        if each.kind == "sparse" and isinstance(each.model, SparseViT) and each.model.schedule.stages:
+            result[f"floor of {label}"] = BenchModel("floor", each.keep, ZeroOverheadViT(each.model), label)
+    return result
+
+
+def side_by_side(
+    name: str,
+    models: Mapping[str, BenchModel],
+    size: tuple[int, int, int],
+    batch_sizes: Sequence[int],
+    modes: Sequence[Mode],
+    *,
+    baseline: str = "dense",
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Time all models in turns, mode by mode, and compare each with the baseline of its mode and batch size.
+
+    Args:
+        name: of the model that they are variants of, for the rows.
+        models: by label.
+        size: (C, H, W).
+        batch_sizes: images per pass.
+        modes: how to run.
+        baseline: label of the model to compare with, the dense one where there is one.
+        **settings: the other arguments of `benchmark`.
+
+    Returns:
+        A row per mode, batch size and model, in JSON's types, with units in the keys. Of `Timing` all entries;
+        `speedup` is images per second over the baseline, `efficiency` that over `macs_ratio` (1 is as fast as the MACs
+        promise), `overhead_over_floor_pct` how much longer a sparse model takes than its zero-overhead bound.
+    """
+    macs = {label: count_macs(each.model, size) for label, each in models.items()}
+    bounds = {each.bound_of: label for label, each in models.items() if each.bound_of is not None}
+    rows = []
+    for mode in modes:
+        timings = benchmark(
+            {label: each.model for label, each in models.items()}, size, batch_sizes, mode=mode, **settings
+        )
+        measured = {(timing.batch_size, timing.model): timing for timing in timings}
+        for timing in timings:
+            label = timing.model
+            bound = measured.get((timing.batch_size, bounds.get(label, "")))
+            speedup = timing.images_per_s / measured[timing.batch_size, baseline].images_per_s
+            macs_ratio = macs[baseline] / macs[label]
+            rows.append(
+                asdict(timing)
+                | {
+                    "model": name,
+                    "label": label,
+                    "kind": models[label].kind,
+                    "keep": models[label].keep,
+                    "gmacs": macs[label] / 1e9,
+                    "macs_ratio": macs_ratio,
+                    "speedup": speedup,
+                    "efficiency": speedup / macs_ratio,
+                    "overhead_over_floor_pct": (
+                        None if bound is None else 100 * (timing.latency_ms_p50 / bound.latency_ms_p50 - 1)
+                    ),
+                    "slower": speedup < 1,
+                }
+            )
+    return rows

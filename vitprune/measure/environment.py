@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import use_fused_attn
 
 from vitprune._version import __version__
 from vitprune.common.devices import cpu_has_fast_bf16
@@ -34,6 +35,7 @@ def describe_environment() -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "cpu_fast_bf16": cpu_has_fast_bf16(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "fused_attention": use_fused_attn(),
         "cuda": torch.version.cuda,
         "rocm": torch.version.hip,
         "gpus": _gpus(),

@@ -8,12 +8,11 @@ import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
-
-from vitprune.measure.modes import Pass
+from torch import Tensor, nn
 
 MIN_WARM_UP_S = 0.3  # a GPU needs about this long to raise its clocks
 MAX_WARM_UP_S = 3.0
@@ -28,16 +27,16 @@ class Runner:
 
     Attributes:
         name: of the model.
-        forward: its pass.
+        forward: its pass, see `vitprune.measure.modes.prepare`.
         device: where that runs.
         num_calls: passes per block.
         seconds: per pass of passes back to back, one entry per block.
         single_seconds: of passes one by one, from the call until the result is there.
-        peak_memory_mib: see `vitprune.measure.memory`.
+        peak_memory_mib: see `cuda_peak_mib`.
     """
 
     name: str
-    forward: Pass
+    forward: Callable[[], object]
     device: torch.device
     num_calls: int
     seconds: list[float] = field(default_factory=list)
@@ -49,13 +48,13 @@ class Runner:
         started = timeit.default_timer()
         with _undisturbed():
             if self.num_calls > 1:
-                self.forward.run()  # the caches hold the model before; a single call that fills a block hides that
+                self.forward()  # the caches hold the model before; a single call that fills a block hides that
             if self.device.type == "cpu":
-                times = time_calls(self.forward.run, self.num_calls, self.device)
+                times = time_calls(self.forward, self.num_calls, self.device)
                 total, single = sum(times), times
             else:
-                total = time_together(self.forward.run, self.num_calls, self.device)
-                single = time_calls(self.forward.run, min(self.num_calls, _SINGLE_PASSES), self.device)
+                total = time_together(self.forward, self.num_calls, self.device)
+                single = time_calls(self.forward, min(self.num_calls, _SINGLE_PASSES), self.device)
         self.seconds.append(total / self.num_calls)
         self.single_seconds += single
         return timeit.default_timer() - started
@@ -71,7 +70,7 @@ class Runner:
         return [cuts[percent - 1] for percent in percents]
 
 
-def warmed_up(name: str, forward: Pass, device: torch.device, block_seconds: float) -> Runner:
+def warmed_up(name: str, forward: Callable[[], object], device: torch.device, block_seconds: float) -> Runner:
     """Run until three passes in a row agree, within bounds, then choose how many fill a block.
 
     Args:
@@ -84,7 +83,7 @@ def warmed_up(name: str, forward: Pass, device: torch.device, block_seconds: flo
     # and it waits for the current CUDA device only.
     times: list[float] = []
     while True:
-        times += time_calls(forward.run, 1, device)
+        times += time_calls(forward, 1, device)
         recent, total = times[-3:], sum(times)
         if len(times) >= 3 and total >= MIN_WARM_UP_S and max(recent) <= _STABLE_WITHIN * min(recent):
             break
@@ -96,7 +95,7 @@ def warmed_up(name: str, forward: Pass, device: torch.device, block_seconds: flo
 
 def time_calls(run: Callable[[], object], num_calls: int, device: torch.device) -> list[float]:
     """How long each call takes until its result is there, in seconds."""
-    clock = synchronised_clock(device)
+    clock = _synchronised_clock(device)
     marks = [clock()]
     for _ in range(num_calls):
         run()
@@ -107,7 +106,7 @@ def time_calls(run: Callable[[], object], num_calls: int, device: torch.device) 
 def time_together(run: Callable[[], object], num_calls: int, device: torch.device) -> float:
     """How long calls take that do not wait for each other's results, in seconds."""
     if device.type != "cuda":
-        clock = synchronised_clock(device)
+        clock = _synchronised_clock(device)
         started = clock()
         for _ in range(num_calls):
             run()
@@ -124,7 +123,28 @@ def time_together(run: Callable[[], object], num_calls: int, device: torch.devic
         return float(begin.elapsed_time(end)) / 1e3
 
 
-def synchronised_clock(device: torch.device) -> Callable[[], float]:
+def cuda_peak_mib(run: Callable[[], object], model: nn.Module, images: Tensor) -> float | None:
+    """Weights, images, and what a pass allocates at most on CUDA, in MiB, as if no other model were there.
+
+    Args:
+        run: the pass.
+        model: whose weights count.
+        images: what it reads.
+
+    Returns:
+        None on other devices: PyTorch does not count what it allocates there.
+    """
+    if images.device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(images.device)
+    before = torch.cuda.memory_allocated(images.device)
+    run()
+    activations = torch.cuda.max_memory_allocated(images.device) - before
+    weights = sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
+    return (weights + images.nbytes + activations) / 2**20
+
+
+def _synchronised_clock(device: torch.device) -> Callable[[], float]:
     """A clock in seconds that first waits for what the device still has to do."""
     if device.type == "cpu":
         return timeit.default_timer

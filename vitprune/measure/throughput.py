@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vitprune.common.devices import DTYPES, Precision
 from vitprune.common.oom import explained_out_of_memory
+from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import UsageError
-from vitprune.measure.attention import AttentionChoice, choose_attention
-from vitprune.measure.loader import ImageSource, time_with_loader
-from vitprune.measure.memory import peak_memory_mib
 from vitprune.measure.modes import Mode, prepare
-from vitprune.measure.runner import Runner, warmed_up
-from vitprune.measure.timing import Attention, Timing
+from vitprune.measure.runner import Runner, cuda_peak_mib, warmed_up
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast one model ran at one batch size.
+
+    Attributes:
+        model: its name in the benchmark.
+        batch_size: images per forward pass.
+        latency_ms_p50: median over the rounds of the mean time of a forward pass, passes back to back.
+        latency_ms_p25: lower quartile of the same.
+        latency_ms_p75: upper quartile of the same.
+        images_per_s: from the median.
+        peak_memory_mib: what PyTorch allocates on CUDA for this model alone (weights, images, activations), of a CUDA
+            graph in an eager pass; None on other devices.
+        num_runs: timed forward passes in all rounds together.
+        single_pass_ms_p50: median time of one pass alone, from its call until its result is there.
+        single_pass_ms_p90: what nine of ten such passes stay below.
+        single_pass_ms_p99: what 99 of 100 such passes stay below; of few passes about the slowest.
+        num_single_passes: how many such passes there were.
+        mode: how it ran, see `vitprune.measure.modes`.
+    """
+
+    model: str
+    batch_size: int
+    latency_ms_p50: float
+    latency_ms_p25: float
+    latency_ms_p75: float
+    images_per_s: float
+    peak_memory_mib: float | None
+    num_runs: int
+    single_pass_ms_p50: float | None = None
+    single_pass_ms_p90: float | None = None
+    single_pass_ms_p99: float | None = None
+    num_single_passes: int = 0
+    mode: Mode = "eager"
+
+
+def rates(timings: Sequence[Timing], model: str) -> dict[int, float]:
+    """Images per second of one model by batch size."""
+    return {timing.batch_size: timing.images_per_s for timing in timings if timing.model == model}
 
 
 def benchmark(
@@ -30,15 +69,13 @@ def benchmark(
     min_seconds: float = 2.0,
     max_seconds: float = 60.0,
     mode: Mode = "eager",
-    attention: AttentionChoice = "fused",
-    source: ImageSource | None = None,
-    on_row: Callable[[Timing], None] | None = None,
+    listener: Listener = SILENT,
 ) -> list[Timing]:
     """Time the forward passes of all models side by side, in inference mode.
 
     Every model is warmed up, then timed once per round, in alternating order, so that heat, clock changes and other
     programs hit all alike. The images (random, the same for all) are on the device already: loading and transfer
-    are not part of the time, unless `source` asks for that beside it. On CUDA passes back to back are timed by
+    are not part of the time. On CUDA passes back to back are timed by
     events on the GPU, single passes by the clock from call to result.
 
     Lower precision means a copy of the model cast to it, not autocast: casting every operator's inputs anew takes so
@@ -54,16 +91,14 @@ def benchmark(
         min_seconds: how long a model is timed at one batch size, all rounds together; a single pass may take longer.
         max_seconds: no further rounds once a batch size has been timed this long per model.
         mode: how all of them run.
-        attention: timm's kernel, the same for all; "auto" takes the one with which the first model is faster.
-        source: images to be read, decoded and moved in a second measurement; None for none.
-        on_row: called with each timing of a batch size as soon as that batch size is done.
+        listener: advances by one for every model, batch size by batch size.
 
     Returns:
         A timing per batch size and model, in the order given.
 
     Raises:
         UsageError: nothing to time, or a number is out of range.
-        VitpruneError: out of memory, or a model does not compile; rows of earlier batch sizes have gone to `on_row`.
+        VitpruneError: out of memory, or a model does not compile.
     """
     _check(models, batch_sizes, rounds)
     dtype = DTYPES[precision]
@@ -76,29 +111,22 @@ def benchmark(
         images = torch.randn(batch_size, *input_size, generator=torch.Generator().manual_seed(0))
         what, way_out = f"timing batch size {batch_size} on {device}", "try a lower --batch-size"
         with explained_out_of_memory(what, way_out), torch.inference_mode():
-            there = images.to(device, dtype)
-            kernel = choose_attention(copies, there, attention)
-            runners = _runners(copies, there, mode, min_seconds / rounds)
+            runners = _runners(copies, images.to(device, dtype), mode, min_seconds / rounds)
             _time_in_turns(runners, rounds, max_seconds)
-            rates = time_with_loader(runners, source, there) if source is not None else {}
-            rows = [_timing(runner, batch_size, mode, kernel, rates.get(runner.name)) for runner in runners]
         if mode == "compile":
             torch.compiler.reset()  # the next batch size has another shape, and memory is not endless
-        timings += rows
-        if on_row is not None:
-            for row in rows:
-                on_row(row)
+        timings += [_timing(runner, batch_size, mode) for runner in runners]
+        listener.advance(len(runners))
     return timings
 
 
 def _runners(models: Mapping[str, nn.Module], images: Tensor, mode: Mode, block_seconds: float) -> list[Runner]:
     runners = []
     for name, model in models.items():
-        forward = prepare(model, images, mode)
-        runner = warmed_up(name, forward, images.device, block_seconds)
+        runner = warmed_up(name, prepare(model, images, mode), images.device, block_seconds)
         # Replaying a graph allocates nothing; what it holds is what its eager pass needs.
-        shown = prepare(model, images, "eager") if mode == "cudagraphs" else forward
-        runner.peak_memory_mib = peak_memory_mib(shown.run, model, images)
+        shown = prepare(model, images, "eager") if mode == "cudagraphs" else runner.forward
+        runner.peak_memory_mib = cuda_peak_mib(shown, model, images)
         runners.append(runner)
     return runners
 
@@ -112,25 +140,23 @@ def _time_in_turns(runners: list[Runner], rounds: int, max_seconds: float) -> No
         spent += sum(runner.time_block() for runner in (runners if index % 2 == 0 else reversed(runners)))
 
 
-def _timing(runner: Runner, batch_size: int, mode: Mode, kernel: Attention, loader_rate: float | None) -> Timing:
+def _timing(runner: Runner, batch_size: int, mode: Mode) -> Timing:
     low, median, high = (1e3 * seconds for seconds in runner.quartiles())
     half, most, nearly_all = (1e3 * seconds for seconds in runner.single_pass_percentiles(50, 90, 99))
     return Timing(
         runner.name,
         batch_size,
-        median,
-        low,
-        high,
-        1e3 * batch_size / median,
-        runner.peak_memory_mib,
-        runner.num_calls * len(runner.seconds),
-        half,
-        most,
-        nearly_all,
+        latency_ms_p50=median,
+        latency_ms_p25=low,
+        latency_ms_p75=high,
+        images_per_s=1e3 * batch_size / median,
+        peak_memory_mib=runner.peak_memory_mib,
+        num_runs=runner.num_calls * len(runner.seconds),
+        single_pass_ms_p50=half,
+        single_pass_ms_p90=most,
+        single_pass_ms_p99=nearly_all,
         num_single_passes=len(runner.single_seconds),
-        loader_images_per_s=loader_rate,
         mode=mode,
-        attention=kernel,
     )
 
 

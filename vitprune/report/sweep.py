@@ -12,8 +12,8 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.common.files import replacing, write_json
-from vitprune.evaluation import Predictions, paired_difference
-from vitprune.measure import Timing, count_macs, count_params
+from vitprune.evaluation import Predictions, compared, paired_points
+from vitprune.measure import Timing, count_macs, count_params, rates
 from vitprune.report.front import Place, beaten_by, verdict
 from vitprune.report.sweep_page import write_sweep_page
 
@@ -88,11 +88,7 @@ def _row(
     timings: Sequence[Timing],
     size: tuple[int, int, int],
 ) -> dict[str, Any]:
-    own, dense = predictions[label], predictions["dense"]
-    against = paired_difference(own, dense)
-    before = {timing.batch_size: timing.images_per_s for timing in timings if timing.model == "dense"}
     speed = [timing for timing in timings if timing.model == label]
-    ratios = {timing.batch_size: timing.images_per_s / before[timing.batch_size] for timing in speed}
     training = None if entry.report is None else entry.report["training"]
     return {
         "label": label,
@@ -100,17 +96,11 @@ def _row(
         "model": entry.name,
         "keep": entry.keep,
         "run": entry.run,
-        **own.summary(),
+        **predictions[label].summary(),
         "gmacs": count_macs(entry.model, size) / 1e9,
         "params_m": count_params(entry.model) / 1e6,
         "speed": [{key: value for key, value in asdict(timing).items() if key != "model"} for timing in speed],
-        "delta": {
-            "top1_points": None if against is None else against.points,
-            "top1_points_ci95": None if against is None else [against.low, against.high],
-            "agreement_pct": own.agreement_pct(dense),
-            "kl": own.mean_kl,
-            "speedup": [{"batch_size": size, "speedup": ratio, "slower": ratio < 1} for size, ratio in ratios.items()],
-        },
+        "delta": compared(predictions[label], predictions["dense"], rates(timings, label), rates(timings, "dense")),
         "training": training
         and {key: training[key] for key in ("steps_done", "num_images", "seconds", "num_skipped", "warm_start_of")},
     }
@@ -120,11 +110,9 @@ def _against(
     rival: Mapping[str, Any], row: Mapping[str, Any], predictions: Mapping[str, Predictions]
 ) -> dict[str, Any]:
     """How much better `rival` is than `row`."""
-    difference = paired_difference(predictions[rival["label"]], predictions[row["label"]])
     return {
         "label": rival["label"],
-        "top1_points": None if difference is None else difference.points,
-        "top1_points_ci95": None if difference is None else [difference.low, difference.high],
+        **paired_points(predictions[rival["label"]], predictions[row["label"]]),
         "agreement_points": rival["delta"]["agreement_pct"] - row["delta"]["agreement_pct"],
         "speed_ratio": _throughput(rival) / _throughput(row),
         "gmacs_ratio": rival["gmacs"] / row["gmacs"],

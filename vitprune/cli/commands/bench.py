@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.bench_table import check_csv, print_rows, write_csv
 from vitprune.cli.checks import enforce
-from vitprune.cli.commands.bench_models import Subject, Wishes, subjects
+from vitprune.cli.commands.bench_models import BenchRequest, benchmarks
 from vitprune.cli.options import (
     Align,
     AsJson,
-    DataDir,
     Device,
     Dropped,
     ImgSize,
@@ -25,33 +21,22 @@ from vitprune.cli.options import (
     Stages,
     TargetLatency,
     TargetSpeedup,
-    Workers,
-    data_options,
     parse_numbers,
     parse_ratios,
 )
 from vitprune.cli.output import print_json, print_line
 from vitprune.cli.plan_options import Measuring, parse_sparsity
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.tables import print_bench
 from vitprune.cli.verbose import explain_environment, explain_settings
 from vitprune.common import distributed
 
 if TYPE_CHECKING:
     import torch
 
-    from vitprune.measure import ImageSource
-
 _DEFAULT_MODEL = "deit_small_patch16_224"
 _DEFAULT_KEEPS = "0.9,0.8,0.7"
 _CPU_SIZES, _CUDA_SIZES = [1, 8, 32], [1, 8, 32, 128, 256]
-
-
-class AttentionName(str, Enum):
-    """Choices of --attention."""
-
-    FUSED = "fused"
-    UNFUSED = "unfused"
-    AUTO = "auto"
 
 
 def bench(
@@ -94,30 +79,12 @@ def bench(
             help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile.",
         ),
     ] = "eager",
-    attention: Annotated[
-        AttentionName, typer.Option(help="timm's kernel for all rows; auto: with which the dense model is faster.")
-    ] = AttentionName.FUSED,
     floor: Annotated[
         bool, typer.Option("--floor/--no-floor", help="Show what taking the tokens for free would bring.")
     ] = True,
     seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="How long each row is timed; a single pass may take longer.")
     ] = 2.0,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            autocompletion=completion.data,
-            help="Time also with these images read, decoded and moved.",
-            show_default=False,
-        ),
-    ] = None,
-    data_dir: DataDir = None,
-    workers: Workers = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option("--csv", metavar="FILE", help="Write the rows there too; replaced if it exists."),
-    ] = None,
     min_speedup: Annotated[
         float | None, typer.Option(help="Exit with 3 if a sparse row is less than this times as fast as dense.")
     ] = None,
@@ -142,8 +109,6 @@ def bench(
     """
     distributed.refuse_several("bench")
     sizes = parse_numbers(batch_size, "--batch-size")
-    if csv is not None:
-        check_csv(csv)
 
     from vitprune.common.devices import pick_device, pick_precision
     from vitprune.export import runs_on
@@ -164,68 +129,41 @@ def bench(
         for each in ([None] if targeted and keep is None else keeps)
     ]
     refused = (keep, stages, schedule, dropped, align, target_speedup, target_latency_ms)
-    wishes = Wishes(plans, img_size, refused, floor, align, measuring)
-    contests = subjects(models or [_DEFAULT_MODEL], wishes, modes)
-    sources = [_images(subject, data, data_dir, workers, seconds, sizes) for subject in contests]
+    request = BenchRequest(plans, img_size, refused, floor, align, measuring)
+    chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
     settings = {"device": where, "precision": number_format, "batch sizes": sizes, "seconds per row": seconds}
-    explain_settings("settings", settings | {"modes": modes, "attention": attention.value})
+    explain_settings("settings", settings | {"modes": modes})
     explain_environment()
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:
-        for subject, source in zip(contests, sources, strict=True):
-            progress.begin(f"timing {subject.name}", len(modes) * len(sizes) * len(subject.contestants))
+        for each in chosen:
+            progress.begin(f"timing {each.name}", len(modes) * len(sizes) * len(each.models))
             rows += side_by_side(
-                subject.name,
-                subject.contestants,
-                subject.input_size,
+                each.name,
+                each.models,
+                each.input_size,
                 sizes,
                 modes,
                 device=where,
                 precision=number_format,
                 min_seconds=seconds,
-                attention=attention.value,
-                baseline=subject.baseline,
-                source=source,
-                on_row=lambda _: progress.advance(1),
+                baseline=each.baseline,
+                listener=progress,
             )
     usable = [row for row in rows if row["kind"] != "floor"]
     environment = describe_environment()
-    if csv is not None:
-        write_csv(csv, rows, {"device": str(where), "precision": number_format})
     if as_json:
         floors = [row for row in rows if row["kind"] == "floor"]  # apart, or somebody takes one for a model
-        about = {"device": str(where), "precision": number_format, "data": data}
+        about = {"device": str(where), "precision": number_format}
         print_json({"rows": usable, "floors": floors, **about, "environment": environment})
     else:
         device_name = _device_name(where, environment)
-        print_rows(rows, f"{device_name}, {number_format}, {environment['num_threads']} CPU threads")
-        for each in contests:
-            if each.contestants[each.baseline].kind != "dense":
+        print_bench(rows, f"{device_name}, {number_format}, {environment['num_threads']} CPU threads")
+        for each in chosen:
+            if each.models[each.baseline].kind != "dense":
                 print_line(f"compared with '{each.baseline}', the first file: none of them is dense")
     speedups = [row["speedup"] for row in usable if row["kind"] == "sparse"]
     enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
-
-
-def _images(
-    subject: Subject,
-    data: str | None,
-    data_dir: Path | None,
-    workers: int | None,
-    seconds: float,
-    sizes: list[int],
-) -> ImageSource | None:
-    """What --data asks for."""
-    if data is None:
-        return None
-    from vitprune.data import eval_transform, open_data
-    from vitprune.measure import ImageSource, check_source
-    from vitprune.training import Recipe
-
-    images = open_data(data, None, data_options(data_dir, None, None, False, None), labels=False).val
-    images.transform = eval_transform(subject.like)
-    source = ImageSource(images, Recipe(num_workers=workers).workers(), seconds)
-    check_source(source, sizes)
-    return source
 
 
 def _device_name(device: torch.device, environment: dict[str, Any]) -> str:

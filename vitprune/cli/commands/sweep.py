@@ -34,7 +34,7 @@ from vitprune.cli.output import print_json, talk
 from vitprune.cli.plan_options import parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
-from vitprune.cli.sweep_table import print_sweep
+from vitprune.cli.tables import print_sweep
 from vitprune.cli.training_options import (
     PANEL,
     BenchSeconds,
