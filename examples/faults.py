@@ -189,7 +189,7 @@ def a_full_disk(bench: Bench) -> str:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(5.5 * size)}", "tmpfs", str(disk)], check=True)
     try:
-        told = vitprune(bench.sparsify("-o", str(disk / "run"), "--keep-checkpoints", "9"))
+        told = vitprune(bench.sparsify("-o", str(disk / "run")))
         saved = len(list((disk / "run" / "checkpoints").glob("step-*.safetensors")))
         left = [path.name for path in disk.rglob("*") if path.name.endswith(".tmp")]
         return f"{told}; {saved} checkpoint(s) whole, {len(left)} half-written"

@@ -203,8 +203,6 @@ MISTAKES = {
     "push to no name": (["push", "images", "mine"], 2, "'mine' is no name of a repository on the Hub"),
     "missing checkpoint": (["convert", "absent.pth", "--keep", "0.7"], 1, "there is no file 'absent.pth'"),
     "no checkpoint of theirs": (["convert", "plain.pth", "--keep", "0.7"], 1, "no checkpoint of DynamicViT's authors"),
-    "keep of a dense model": (["eval", "test_vit", "images", "--keep", "0.7"], 2, "'test_vit' is no checkpoint of"),
-    "keep of a file": (["eval", "model.safetensors", "images", "--keep", "0.7"], 2, "say how such a file"),
     "missing file": (["eval", "absent.safetensors", "images"], 1, "there is no file 'absent.safetensors'"),
     "truncated file": (["eval", "truncated.safetensors", "images"], 1, "'truncated.safetensors' is damaged"),
     "weights that are not ours": (["bench", "weights.safetensors"], 1, "was not written by vitprune"),

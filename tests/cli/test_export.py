@@ -109,7 +109,6 @@ MISTAKES = {
     "on a GPU": (["eval", "model.onnx", "images", "--device", "cuda"], 2, "--device cuda does not go with"),
     "another precision": (["eval", "model.onnx", "images", "--precision", "bf16"], 2, "--precision bf16 does not go"),
     "another size": (["eval", "model.pt2", "images", "--img-size", "96"], 2, "is a file of its own"),
-    "keep of a program": (["eval", "model.onnx", "images", "--keep", "0.5"], 2, "say how such a file is to be run"),
     "no such file": (["eval", "absent.onnx", "images"], 1, "there is no file 'absent.onnx'"),
     "no ONNX": (["eval", "text.onnx", "images"], 1, "'text.onnx' is damaged or no ONNX file"),
     "no pt2": (["eval", "text.pt2", "images"], 1, "'text.pt2' is damaged or no .pt2 file"),

@@ -40,20 +40,6 @@ def test_quiet_still_tells_errors_and_missed_limits(capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-@pytest.mark.parametrize("where", [0, 1])
-def test_verbose_tells_model_settings_environment_and_times(where, capsys):
-    arguments = ["eval", "demo", "--limit", "8", "-j", "0", "--json"]
-    arguments.insert(where, "-v")
-    assert run(arguments) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["num_images"] == 8, "all of it goes to stderr"
-    for said in ("model: name demo", "settings: device cpu, precision fp32", "environment: vitprune", "time: "):
-        assert said in err
-    assert re.search(r"evaluating demo [\d.]+ s.*; [\d.]+ s in all", err)
-    assert run(["eval", "demo", "--limit", "8", "-j", "0"]) == 0
-    assert "environment" not in capsys.readouterr().err, "the next command begins anew"
-
-
 @pytest.mark.parametrize("arguments", [["-q", "-v"], ["-qv"], ["-v", "--quiet"]])
 def test_both_at_once_are_refused(arguments, capsys):
     assert run(["info", "demo", *arguments]) == 2

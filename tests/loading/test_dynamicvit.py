@@ -290,30 +290,17 @@ def test_missing_file_is_named():
 # Commands
 
 
-def test_eval_needs_the_ratio_and_evaluates(theirs, image_folder, capsys):
-    options = [str(theirs[0]), str(image_folder), "--device", "cpu", "-j", "0"]
-    assert run(["eval", *options]) == 2
-    assert "does not say which share of its tokens" in capsys.readouterr().err
-    assert run(["eval", *options, "--keep", "0.7", "--stages", "3,6,9", "--json"]) == 0
+def test_eval_needs_a_converted_file(theirs, image_folder, tmp_path, capsys):
+    options = [str(image_folder), "--device", "cpu", "-j", "0"]
+    assert run(["eval", str(theirs[0]), *options]) == 2
+    err = capsys.readouterr().err
+    assert "does not say which share of its tokens" in err
+    assert f"hint: vitprune convert {theirs[0]} --keep 0.7" in err
+    assert run(["convert", str(theirs[0]), "--keep", "0.7", "-o", str(tmp_path / "out" / "model.safetensors")]) == 0
+    capsys.readouterr()
+    assert run(["eval", str(tmp_path / "out"), *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["model"] == "lvvit_t"
-    assert result["keep"] == 0.7
-    assert result["num_images"] == 6
-    assert run(["eval", *options, "--keep", "0.7"]) == 0
-    assert "lvvit_t, keep 0.7: top-1" in capsys.readouterr().out
-
-
-def test_eval_refuses_the_ratio_where_it_means_nothing(theirs, image_folder, tmp_path, capsys):
-    assert run(["eval", "deit_tiny", str(image_folder), "--keep", "0.7"]) == 2
-    assert "'deit_tiny' is no checkpoint of DynamicViT's authors" in capsys.readouterr().err
-    converted = str(tmp_path / "out" / "model.safetensors")
-    assert run(["convert", str(theirs[0]), "--keep", "0.7", "-o", converted]) == 0
-    assert run(["eval", converted, str(image_folder), "--stages", "3,6,9"]) == 2
-    assert "say how such a file is to be run" in capsys.readouterr().err
-    assert run(["eval", str(tmp_path / "out"), str(image_folder), "--keep", "0.7"]) == 2
-    assert "say how such a file is to be run" in capsys.readouterr().err
-    assert run(["eval", str(theirs[0]), "demo", "--keep", "0.7", "--img-size", "96"]) == 2
-    assert "is a file of its own" in capsys.readouterr().err
+    assert (result["model"], result["keep"], result["num_images"]) == ("lvvit_t", 0.7, 6)
 
 
 def test_convert_writes_a_file_for_all_other_commands(theirs, tmp_path, monkeypatch, capsys):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -18,28 +17,9 @@ if TYPE_CHECKING:
 _MAX_ALIGN = 4096
 
 
-class PrecisionName(str, Enum):
-    """Choices of --precision."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
-class ScheduleName(str, Enum):
-    """Choices of --schedule."""
-
-    GEOMETRIC = "geometric"
-    LATE = "late"
-
-
-class DroppedName(str, Enum):
-    """Choices of --dropped."""
-
-    DROP = "drop"
-    FOLD = "fold"
-
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+ScheduleName = Literal["geometric", "late"]
+DroppedName = Literal["drop", "fold"]
 
 Model = Annotated[
     str,
@@ -70,9 +50,6 @@ Limit = Annotated[
 Checkpoint = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Weights for a timm name: .safetensors, .pth, .bin or .npz, not from the Hub."),
-]
-DataDir = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of the data set imagenet (or set VITPRUNE_IMAGENET).")
 ]
 
 
@@ -121,25 +98,6 @@ Stages = Annotated[
     str | None,
     typer.Option(
         metavar="BLOCKS", help="Blocks before which tokens are dropped, such as 3,6,9.", show_default="by depth"
-    ),
-]
-AuthorsKeep = Annotated[
-    float | None,
-    typer.Option(
-        "--keep",
-        metavar="RATIO",
-        help="Of a checkpoint of DynamicViT's authors, which does not say: share of patch tokens that one stage keeps, "
-        "in (0, 1].",
-        show_default=False,
-    ),
-]
-AuthorsStages = Annotated[
-    str | None,
-    typer.Option(
-        "--stages",
-        metavar="BLOCKS",
-        help="Of such a checkpoint: blocks before which its predictors act.",
-        show_default="by depth",
     ),
 ]
 Schedule = Annotated[
@@ -267,14 +225,7 @@ def parse_pair(text: str | None, option: str) -> tuple[str | None, str | None]:
     return names[0], names[1] if len(names) == 2 else None
 
 
-def data_options(
-    data_dir: Path | None,
-    splits: str | None,
-    columns: str | None,
-    streaming: bool,
-    limit: int | None,
-    fraction: float | None = None,
-) -> DataOptions:
+def data_options(splits: str | None, columns: str | None, streaming: bool, limit: int | None) -> DataOptions:
     """What the options say of DATA.
 
     Raises:
@@ -283,4 +234,4 @@ def data_options(
     from vitprune.data import DataOptions
 
     pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
-    return DataOptions(data_dir, *pair, streaming, limit, fraction)
+    return DataOptions(splits=pair[0], columns=pair[1], streaming=streaming, limit=limit)

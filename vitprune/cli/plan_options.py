@@ -66,9 +66,9 @@ def parse_sparsity(
     return Sparsity(
         keep=DEFAULT_KEEP if keep is None else keep,
         stages=parse_numbers(stages, "--stages"),
-        schedule=recipe.schedule if schedule is None else schedule.value,
+        schedule=recipe.schedule if schedule is None else schedule,
         ratios=None if free is None else tuple(free),
-        dropped=recipe.dropped if dropped is None else dropped.value,
+        dropped=recipe.dropped if dropped is None else dropped,
         align=parse_align(align) or 1,
     )
 
@@ -100,7 +100,7 @@ class Measuring:
     """
 
     device: str = "auto"
-    precision: PrecisionName = PrecisionName.FP32
+    precision: PrecisionName = "fp32"
     batch_size: int | None = None
     speedup: float | None = None
     latency_ms: float | None = None
@@ -197,5 +197,5 @@ def _settled(measuring: Measuring) -> tuple[torch.device, Precision, int]:
     from vitprune.common.devices import pick_device, pick_precision
 
     device = pick_device(measuring.device)
-    precision = pick_precision(measuring.precision.value, device, training=False)
+    precision = pick_precision(measuring.precision, device, training=False)
     return device, precision, measuring.batch_size or DEFAULT_TARGET_BATCH_SIZE

@@ -35,9 +35,6 @@ TrainingData = Annotated[
         show_default="imagenet; demo for the model demo",
     ),
 ]
-Fraction = Annotated[
-    float | None, typer.Option(min=0, max=1, metavar="SHARE", help="Train on this share of the training images.")
-]
 StepBatchSize = Annotated[
     str | None,
     typer.Option(

@@ -84,7 +84,7 @@ def load_authors(path: Path, keep: float | None, stages: Sequence[int] | None = 
     if keep is None:
         raise UsageError(
             f"'{path}' does not say which share of its tokens it was trained to keep",
-            f"vitprune eval takes it with --keep 0.7; for other commands: vitprune convert {path} --keep 0.7",
+            f"vitprune convert {path} --keep 0.7 makes a model.safetensors of it",
         )
     check_keep(keep)
     found, model = _build(state, path)

@@ -16,7 +16,6 @@ from vitprune.cli.options import (
     Dropped,
     ImgSize,
     Precision,
-    PrecisionName,
     Schedule,
     Stages,
     TargetLatency,
@@ -28,7 +27,6 @@ from vitprune.cli.output import print_json, print_line
 from vitprune.cli.plan_options import Measuring, parse_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_bench
-from vitprune.cli.verbose import explain_environment, explain_settings
 from vitprune.common import distributed
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ def bench(
     target_latency_ms: TargetLatency = None,
     img_size: ImgSize = None,
     device: Device = "auto",
-    precision: Precision = PrecisionName.AUTO,
+    precision: Precision = "auto",
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -116,10 +114,10 @@ def bench(
     from vitprune.training import load_recipe
 
     for spec in models or []:
-        device = runs_on(spec, device, precision.value)
+        device = runs_on(spec, device, precision)
     where = pick_device(device)
     modes = [check_mode(name.strip(), where) for name in dict.fromkeys(mode.split(","))]
-    number_format = pick_precision(precision.value, where, training=False)
+    number_format = pick_precision(precision, where, training=False)
     sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
     measuring = Measuring(device, precision, max(sizes), target_speedup, target_latency_ms)
     targeted = target_speedup is not None or target_latency_ms is not None
@@ -131,9 +129,6 @@ def bench(
     refused = (keep, stages, schedule, dropped, align, target_speedup, target_latency_ms)
     request = BenchRequest(plans, img_size, refused, floor, align, measuring)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
-    settings = {"device": where, "precision": number_format, "batch sizes": sizes, "seconds per row": seconds}
-    explain_settings("settings", settings | {"modes": modes})
-    explain_environment()
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:
         for each in chosen:

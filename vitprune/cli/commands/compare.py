@@ -15,7 +15,6 @@ from vitprune.cli.options import (
     BatchSize,
     Checkpoint,
     Columns,
-    DataDir,
     Device,
     Dropped,
     ImgSize,
@@ -23,7 +22,6 @@ from vitprune.cli.options import (
     Limit,
     Model,
     Precision,
-    PrecisionName,
     Ratios,
     RecipeName,
     Schedule,
@@ -38,14 +36,12 @@ from vitprune.cli.options import (
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
 from vitprune.cli.plan_options import parse_sparsity, refuse_plan, resolve_sparsity
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 from vitprune.common import distributed
 
 if TYPE_CHECKING:
-    from vitprune.jobs.compare import CompareSettings, Subject
+    from vitprune.jobs.compare import Subject
     from vitprune.loading.load import Loaded
     from vitprune.model import Sparsity
-    from vitprune.training import Recipe
 
 _DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ours"
 
@@ -81,14 +77,13 @@ def compare(
         int | None, typer.Option(min=1, help="Steps of the paper's recipe.", show_default="as many as ours")
     ] = None,
     checkpoint: Checkpoint = None,
-    data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
     splits: Splits = None,
     columns: Columns = None,
     streaming: Streaming = False,
     device: Device = "auto",
-    precision: Precision = PrecisionName.FP32,
+    precision: Precision = "fp32",
     batch_size: BatchSize = 32,
     workers: Workers = None,
     seed: Seed = None,
@@ -120,7 +115,7 @@ def compare(
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
     settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
     where = pick_device(device)
-    number_format = pick_precision(precision.value, where, training=False)
+    number_format = pick_precision(precision, where, training=False)
     plan = CompareSettings(names, where, number_format, batch_size, steps)
     asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
     refuse = partial(refuse_plan, model, keep, stages, schedule, ratios, dropped, target_gmacs)
@@ -128,13 +123,12 @@ def compare(
         loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs, refuse)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
-    options = data_options(data_dir, splits, columns, streaming, limit)
+    options = data_options(splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
     with waiting(f"opening {spec}"):
         images = open_data(spec, classes, options, training=trains)
     if images.note:
         talk(images.note)
-    _explain(loaded, subject, plan, settings if trains else None)
     with RunProgress() as progress:
         result = run(subject, images, settings, plan, progress)
     result = {
@@ -186,20 +180,6 @@ def _subject(
     trained = loaded.metadata.training or {}
     dense = load_dense(loaded, checkpoint)
     return loaded, Subject(dense.model, ours=loaded.sparse, steps=trained.get("steps_done", 0))
-
-
-def _explain(loaded: Loaded, subject: Subject, plan: CompareSettings, recipe: Recipe | None) -> None:
-    """For --verbose; `recipe` is None where nothing is trained."""
-    from vitprune.backbones import wrap
-
-    explain_model(loaded)
-    ours = subject.ours
-    schedule = subject.sparsity.plan(wrap(subject.dense)) if ours is None else ours.schedule
-    explain_plan(schedule, subject.sparsity.dropped if ours is None else ours.dropped)
-    explain_settings("settings", {"device": plan.device, "precision": plan.precision, "batch size": plan.batch_size})
-    if recipe is not None:
-        explain_settings("recipe", recipe.model_dump(mode="json"))
-    explain_environment()
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitprune.cli.options import AsJson, AuthorsKeep, AuthorsStages, parse_numbers
+from vitprune.cli.options import AsJson, parse_numbers
 from vitprune.cli.output import number, print_json, print_line
 from vitprune.errors import UsageError
 
@@ -16,8 +16,18 @@ def convert(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CKPT", help="A .pth file of DynamicViT's authors.", show_default=False)
     ],
-    keep: AuthorsKeep = None,
-    stages: AuthorsStages = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO",
+            help="Share of patch tokens that one stage keeps, in (0, 1], which the file does not say.",
+            show_default=False,
+        ),
+    ] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(metavar="BLOCKS", help="Blocks before which its predictors act.", show_default="by depth"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(

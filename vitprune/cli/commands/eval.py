@@ -10,27 +10,21 @@ from vitprune.cli import completion
 from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
-    AuthorsKeep,
-    AuthorsStages,
     BatchSize,
     Checkpoint,
     Columns,
-    DataDir,
     Device,
     ImgSize,
     Limit,
     Model,
     Precision,
-    PrecisionName,
     Splits,
     Streaming,
     Workers,
     data_options,
-    parse_numbers,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 from vitprune.common import distributed
 
 
@@ -46,17 +40,14 @@ def evaluate(
             show_default="imagenet; demo for the demo model",
         ),
     ] = None,
-    keep: AuthorsKeep = None,
-    stages: AuthorsStages = None,
     checkpoint: Checkpoint = None,
-    data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
     splits: Splits = None,
     columns: Columns = None,
     streaming: Streaming = False,
     device: Device = "auto",
-    precision: Precision = PrecisionName.AUTO,
+    precision: Precision = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = None,
     min_top1: Annotated[float | None, typer.Option(help="Exit with 3 if top-1 is lower, in percent.")] = None,
@@ -68,8 +59,8 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
 
-    MODEL may also be a checkpoint that DynamicViT's authors published, with --keep, or a file that vitprune export
-    wrote, which runs on the CPU. A .pt2 file is a program: open only those that you trust.
+    MODEL may also be a file that vitprune export wrote, which runs on the CPU. A .pt2 file is a program: open only
+    those that you trust.
 
     Examples:
 
@@ -77,12 +68,8 @@ def evaluate(
 
       vitprune eval deit_small path/to/imagenet --checkpoint my.safetensors
 
-      vitprune eval dynamicvit_lvvit_s.pth imagenet --keep 0.7
-
       vitprune eval model.onnx path/to/imagenet
     """
-    blocks = parse_numbers(stages, "--stages")
-
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
         from vitprune.data import Faults, ModelClasses, count_images, eval_transform, open_data
@@ -91,14 +78,14 @@ def evaluate(
         from vitprune.loading.load import load_model
         from vitprune.training import Recipe
 
-    where = pick_device(runs_on(model, device, precision.value))
+    where = pick_device(runs_on(model, device, precision))
     distributed.start(where)
-    number_format = pick_precision(precision.value, where, training=False)
+    number_format = pick_precision(precision, where, training=False)
     with waiting(f"loading {model}"):
-        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, keep=keep, stages=blocks, exported=True)
+        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, exported=True)
     subject = loaded.sparse or loaded.model
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    options = data_options(data_dir, splits, columns, streaming, limit)
+    options = data_options(splits, columns, streaming, limit)
     spec = data or ("demo" if loaded.name == "demo" else "imagenet")
     with waiting(f"opening {spec}"):
         images = open_data(spec, classes, options)
@@ -107,12 +94,6 @@ def evaluate(
     if images.note:
         talk(images.note)
     workers = Recipe(num_workers=workers).workers()
-    explain_model(loaded)
-    if loaded.sparse is not None:
-        explain_plan(loaded.sparse.schedule, loaded.sparse.dropped)
-    settings = {"device": where, "precision": number_format, "batch size": batch_size, "workers": workers}
-    explain_settings("settings", settings)
-    explain_environment()
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
         models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)

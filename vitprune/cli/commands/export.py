@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.options import AsJson, Checkpoint, DataDir, ImgSize, Limit, Model, data_options
+from vitprune.cli.options import AsJson, Checkpoint, ImgSize, Limit, Model, data_options
 from vitprune.cli.output import print_json, print_line, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
@@ -26,27 +25,12 @@ if TYPE_CHECKING:
 _DEFAULT_LIMIT = 100
 
 
-class FormatName(str, Enum):
-    """Choices of --format."""
-
-    ONNX = "onnx"
-    PT2 = "pt2"
-    TIMM = "timm"
-
-
-class WeightsName(str, Enum):
-    """Choices of --precision."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-
-
 def export(
     model: Model,
     kind: Annotated[
-        FormatName,
+        Literal["onnx", "pt2", "timm"],
         typer.Option("--format", "-f", help="ONNX, torch.export, or a timm folder of the backbone alone."),
-    ] = FormatName.ONNX,
+    ] = "onnx",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -58,8 +42,9 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        WeightsName, typer.Option(help="Of the weights; token predictors stay in fp32, images and logits too.")
-    ] = WeightsName.FP32,
+        Literal["fp32", "fp16"],
+        typer.Option(help="Of the weights; token predictors stay in fp32, images and logits too."),
+    ] = "fp32",
     data: Annotated[
         str | None,
         typer.Option(
@@ -69,7 +54,6 @@ def export(
             show_default="12 random images alone",
         ),
     ] = None,
-    data_dir: DataDir = None,
     limit: Limit = None,
     checkpoint: Checkpoint = None,
     img_size: ImgSize = None,
@@ -99,22 +83,22 @@ def export(
         from vitprune.export.onnx_file import require_onnx
         from vitprune.loading.load import load_model
         from vitprune.model import attach
-    if kind is FormatName.ONNX:
+    if kind == "onnx":
         require_onnx()
     loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin
     )
-    output = output or _default_output(loaded, kind.value, precision.value)
-    check_output(output, kind.value, precision.value, overwrite=overwrite)
+    output = output or _default_output(loaded, kind, precision)
+    check_output(output, kind, precision, overwrite=overwrite)
     images = _Images(sum(BATCH_SIZES), random_batches(metadata.preprocessing.input_size))
     if data is not None:
-        images = _with_images(images, loaded, data, data_dir, limit or _DEFAULT_LIMIT)
+        images = _with_images(images, loaded, data, limit or _DEFAULT_LIMIT)
     with RunProgress() as progress:
         progress.begin(f"exporting {loaded.name}", None)
         batches = _announced(progress, images)
-        done = write(sparse, metadata, output, kind.value, precision.value, batches=batches, on_batch=progress.advance)
+        done = write(sparse, metadata, output, kind, precision, batches=batches, on_batch=progress.advance)
     result = {
         "model": loaded.name,
         "keep": 1.0 if done.format == "timm" else metadata.keep,
@@ -147,12 +131,12 @@ class _Images(NamedTuple):
     batches: Iterator[Tensor]
 
 
-def _with_images(images: _Images, loaded: Loaded, data: str, data_dir: Path | None, limit: int) -> _Images:
+def _with_images(images: _Images, loaded: Loaded, data: str, limit: int) -> _Images:
     """Those, and after them images of DATA, whose classes do not matter."""
     from vitprune.data import batches, count_images, eval_transform, make_loader, open_data
     from vitprune.export import in_batches
 
-    dataset = open_data(data, None, data_options(data_dir, None, None, False, limit), labels=False).val
+    dataset = open_data(data, None, data_options(None, None, False, limit), labels=False).val
     dataset.transform = eval_transform(loaded.model)
     opened = (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch)
     count = count_images(dataset)

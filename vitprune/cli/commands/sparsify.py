@@ -13,7 +13,6 @@ from vitprune.cli.options import (
     AsJson,
     Checkpoint,
     Columns,
-    DataDir,
     Device,
     Dropped,
     ImgSize,
@@ -46,7 +45,6 @@ from vitprune.cli.training_options import (
     BenchSeconds,
     CheckpointEvery,
     Epochs,
-    Fraction,
     GradAccum,
     NoLabels,
     Overwrite,
@@ -60,14 +58,12 @@ from vitprune.cli.training_options import (
     training_device,
     training_images,
 )
-from vitprune.cli.verbose import explain_environment, explain_model, explain_plan, explain_settings
 from vitprune.common import distributed
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
     from vitprune.model import Sparsity
-    from vitprune.training import Recipe
 
 _LOSSES = "Loss weights"
 _CHECKS = "Checks (exit code 3 if missed)"
@@ -106,18 +102,16 @@ def sparsify(
     target_batch_size: TargetBatchSize = None,
     target_precision: Annotated[
         PrecisionName, typer.Option(help="Precision of a pass where a target or --align auto is measured.")
-    ] = PrecisionName.FP32,
+    ] = "fp32",
     recipe: RecipeName = "short",
     checkpoint: Checkpoint = None,
-    data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
-    fraction: Fraction = None,
     splits: Splits = None,
     columns: Columns = None,
     streaming: Streaming = False,
     device: Device = "auto",
-    precision: Precision = PrecisionName.AUTO,
+    precision: Precision = "auto",
     batch_size: StepBatchSize = None,
     grad_accum: GradAccum = None,
     workers: Workers = None,
@@ -156,9 +150,6 @@ def sparsify(
         ),
     ] = None,
     checkpoint_every: CheckpointEvery = None,
-    keep_checkpoints: Annotated[
-        int, typer.Option(min=1, help="How many of them to keep, the last ones.", rich_help_panel=PANEL)
-    ] = 2,
     bench_seconds: BenchSeconds = None,
     max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.")] = None,
     min_top1: Annotated[float | None, _check("Lowest top-1, in percent.")] = None,
@@ -202,7 +193,7 @@ def sparsify(
         "freeze_epochs": freeze_epochs,
         "max_unreadable": max_unreadable,
         "seed": seed,
-        "precision": None if precision is PrecisionName.AUTO else precision.value,
+        "precision": None if precision == "auto" else precision,
         "labels": False if no_labels else None,
         "compile": True if compiled else None,
     }
@@ -212,7 +203,7 @@ def sparsify(
     measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
     sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
     where = training_device(device, plan)
-    options = data_options(data_dir, splits, columns, streaming, limit, fraction)
+    options = data_options(splits, columns, streaming, limit)
     if track is not None:
         from vitprune.training import check_tracker
 
@@ -236,20 +227,18 @@ def sparsify(
     from vitprune.report.card import card_is_ours
     from vitprune.report.runs import CARD
 
-    of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
+    of_data = {"limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     talk(
         f"{loaded.name}, {sparsity.label}, on {where}: "
         f"{counted(images.train)} to train on, {counted(images.val)} to evaluate on"
     )
     if images.note:
         talk(images.note)
-    _explain(loaded, sparsity, plan)
     settled = RunSettings(
         sparsity,
         where,
         folder,
         resume=resume,
-        keep_checkpoints=keep_checkpoints,
         checkpoint_every=checkpoint_every,
         bench_seconds=bench_seconds,
         track=track,
@@ -272,16 +261,6 @@ def sparsify(
             ("--min-speedup", delta["speedup"][-1]["speedup"], min_speedup),
         ]
     )
-
-
-def _explain(loaded: Loaded, sparsity: Sparsity, recipe: Recipe) -> None:
-    """For --verbose."""
-    from vitprune.backbones import wrap
-
-    explain_model(loaded)
-    explain_plan(sparsity.plan(wrap(loaded.model)), sparsity.dropped)
-    explain_settings("recipe", recipe.model_dump(mode="json"))
-    explain_environment()
 
 
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:

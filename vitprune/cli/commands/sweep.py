@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,14 +11,12 @@ from vitprune.cli.options import (
     AsJson,
     Checkpoint,
     Columns,
-    DataDir,
     Device,
     Dropped,
     ImgSize,
     Limit,
     Model,
     Precision,
-    PrecisionName,
     RecipeName,
     Schedule,
     Seed,
@@ -40,7 +37,6 @@ from vitprune.cli.training_options import (
     BenchSeconds,
     CheckpointEvery,
     Epochs,
-    Fraction,
     GradAccum,
     NoLabels,
     Overwrite,
@@ -60,13 +56,6 @@ if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
 
 _EXIT_FAILED = 1
-
-
-class WarmStartName(str, Enum):
-    """Choices of --warm-start."""
-
-    EACH = "each"
-    SHARED = "shared"
 
 
 def sweep(
@@ -105,28 +94,26 @@ def sweep(
         ),
     ] = False,
     warm_start: Annotated[
-        WarmStartName,
+        Literal["each", "shared"],
         typer.Option(
             "--warm-start",
             help="each: every run is what vitprune sparsify gives for its ratio. shared: the warm start is done once, "
             "for the highest ratio, and begins all runs: less time, but a run then depends on the ratios beside it.",
             rich_help_panel=PANEL,
         ),
-    ] = WarmStartName.EACH,
+    ] = "each",
     stages: Stages = None,
     schedule: Schedule = None,
     dropped: Dropped = None,
     recipe: RecipeName = "short",
     checkpoint: Checkpoint = None,
-    data_dir: DataDir = None,
     img_size: ImgSize = None,
     limit: Limit = None,
-    fraction: Fraction = None,
     splits: Splits = None,
     columns: Columns = None,
     streaming: Streaming = False,
     device: Device = "auto",
-    precision: Precision = PrecisionName.AUTO,
+    precision: Precision = "auto",
     batch_size: StepBatchSize = None,
     grad_accum: GradAccum = None,
     workers: Workers = None,
@@ -165,13 +152,13 @@ def sweep(
         "steps": steps,
         "epochs": epochs,
         "seed": seed,
-        "precision": None if precision is PrecisionName.AUTO else precision.value,
+        "precision": None if precision == "auto" else precision,
         "labels": False if no_labels else None,
     }
     plan = chosen_recipe(model, recipe, settings, {"ce": None, "ratio": None})
     asked = [parse_sparsity(plan, ratio, stages, schedule, None, dropped, None) for ratio in ratios]
     where = training_device(device, plan)
-    options = data_options(data_dir, splits, columns, streaming, limit, fraction)
+    options = data_options(splits, columns, streaming, limit)
     loaded = load_dense_model(model, checkpoint, img_size)
     plans = [resolve_sparsity(loaded.model, each, None) for each in asked]
     others = _others(loaded, named, img_size)
@@ -191,7 +178,7 @@ def sweep(
     )
     if images.note:
         talk(images.note)
-    of_data = {"data_dir": data_dir, "limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
+    of_data = {"limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     common = RunSettings(
         plans[0],
         where,
@@ -202,7 +189,7 @@ def sweep(
         commands=commands(context.obj, images.name, str(where), of_data),
     )
     with RunProgress() as progress:
-        result = run(loaded, images, plan, SweepSettings(plans, others, common, warm_start.value), progress)
+        result = run(loaded, images, plan, SweepSettings(plans, others, common, warm_start), progress)
     if as_json:
         print_json(result)
     else:

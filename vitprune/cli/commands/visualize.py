@@ -11,15 +11,11 @@ import typer
 from vitprune.cli import completion
 from vitprune.cli.options import (
     AsJson,
-    AuthorsKeep,
-    AuthorsStages,
     Columns,
-    DataDir,
     Device,
     Splits,
     Streaming,
     data_options,
-    parse_numbers,
 )
 from vitprune.cli.output import print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
@@ -76,13 +72,10 @@ def visualize(
         bool,
         typer.Option("--mean", help="Draw how often each position stays, over all images, instead of a PNG for each."),
     ] = False,
-    keep: AuthorsKeep = None,
-    stages: AuthorsStages = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Weights of the dense model that MODEL was made from, to compare with."),
     ] = None,
-    data_dir: DataDir = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -112,8 +105,6 @@ def visualize(
       vitprune visualize runs/demo-keep0.7 --data demo --mean
     """
     distributed.refuse_several("visualize")
-    blocks = parse_numbers(stages, "--stages")
-
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device
         from vitprune.common.run_folder import RunFolder
@@ -122,10 +113,10 @@ def visualize(
         from vitprune.report.visualize import MOST_ON_A_SHEET, Wanted
         from vitprune.report.visualize import visualize as draw
     where = pick_device(device)
-    subject = _subject(model, keep, blocks, checkpoint)
+    subject = _subject(model, checkpoint)
     num_classes = subject.sparse.num_classes
     classes = ModelClasses(num_classes, subject.loaded.class_names)
-    options = data_options(data_dir, splits, columns, streaming, None)
+    options = data_options(splits, columns, streaming, None)
     dataset, chosen = _images(images or [], data, options, classes, subject.loaded.name)
     dataset = _limited(dataset, _SHOWN if limit is None and chosen and not mean else limit)
     total = count_images(dataset)
@@ -168,7 +159,7 @@ class _Subject(NamedTuple):
     about: Metadata
 
 
-def _subject(model: str, keep: float | None, blocks: list[int] | None, checkpoint: Path | None) -> _Subject:
+def _subject(model: str, checkpoint: Path | None) -> _Subject:
     """The sparse model and what to compare it with.
 
     Raises:
@@ -176,7 +167,7 @@ def _subject(model: str, keep: float | None, blocks: list[int] | None, checkpoin
     """
     from vitprune.loading.load import load_dense, load_model
 
-    loaded = load_model(model, keep=keep, stages=blocks)
+    loaded = load_model(model)
     if loaded.sparse is None or loaded.metadata is None:
         raise UsageError(
             f"'{model}' is a dense model: all its tokens stay, so there is nothing to show",
