@@ -1,6 +1,5 @@
 """How much is told, progress, and terminals of all kinds."""
 
-import json
 import os
 import re
 import subprocess
