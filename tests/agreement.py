@@ -3,8 +3,10 @@
 import torch
 from timm.models.eva import EvaBlockPostNorm
 from timm.models.gemma4_vit import Gemma4Block
+from torch import nn
+from torch.nn.functional import cosine_similarity
 
-from vitprune.model import attach
+from vitprune.model import SparseViT, attach
 
 
 def dense_twin(sparse):
@@ -31,6 +33,41 @@ def assert_masked_is_gathered(sparse, images):
     torch.testing.assert_close(masked.features.gather(1, last), selection.features, rtol=0, atol=1e-4)
     change = (selection.logits - dense).abs().mean() / dense.std()
     assert change > 0.02, f"dropping tokens changes the logits by {change:.1e}: the agreement says nothing"
+
+
+class _SameTokens(nn.Module):
+    """Runs a predictor, then returns what was recorded: rounding moves values, and not the choice of tokens."""
+
+    def __init__(self, predictor, log_pi):
+        super().__init__()
+        self.predictor, self.log_pi = predictor, log_pi
+
+    def forward(self, x, kept=None):
+        assert self.predictor(x, kept).isfinite().all()
+        return self.log_pi
+
+
+def assert_same_in_low_precision(sparse, images, dtype=torch.bfloat16):
+    """Both passes, under autocast and cast (which the model then is), on the tokens that fp32 keeps.
+
+    Which tokens a tiny random model keeps hangs on the last bits, so on the processor, and is not compared.
+    """
+    with torch.no_grad():
+        expected, selection, masked = sparse(images), sparse.select(images), sparse.forward_masked(images)
+        predictors = map(_SameTokens, sparse.predictors, selection.log_pi)
+        fixed = SparseViT(sparse.model, sparse.schedule, predictors, sparse.dropped).eval()
+        kept = dict(zip(sparse.schedule.blocks, masked.kept, strict=True))
+
+        def outputs(images):
+            return [fixed(images), fixed.forward_masked(images, lambda _, before, stage: kept[stage.block]).logits]
+
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = outputs(images)
+        fixed.to(dtype)
+        cast = outputs(images.to(dtype))
+    assert [logits.dtype for logits in cast] == [dtype] * 2
+    for logits in (*mixed, *cast):
+        assert cosine_similarity(logits.float(), expected).min() > 0.999
 
 
 def calm_attention(model):

@@ -17,6 +17,15 @@ from vitprune.model import SparseViT, attach
 torch.set_num_threads(1)  # tiny tensors: a second thread costs time, on a busy machine most of it
 
 
+@pytest.fixture(scope="session", autouse=True)
+def any_processor():
+    """Training on the CPU picks fp32, whether or not this one has bf16 in hardware."""
+    with pytest.MonkeyPatch.context() as patch:
+        for query in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            patch.setattr(torch.cpu, query, lambda: False, raising=False)
+        yield
+
+
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Redraw all weights: timm's initial ones (LayerScale 1e-5, tokens 1e-6, std .02) make blocks near-identities."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import timm
 import torch
+from agreement import assert_same_in_low_precision
 
 from vitprune.errors import UsageError
 from vitprune.model import SparseViT, attach, topk_decide
@@ -243,18 +244,9 @@ def test_predictors_are_made_on_the_models_device():
 
 
 @by_kind
-def test_gathered_pass_runs_in_bf16(make_sparse, make_images, kind):
+def test_both_passes_run_in_bf16(make_sparse, make_images, kind):
     sparse = make_sparse(**KINDS[kind])
-    images = make_images(sparse)
-    with torch.no_grad():
-        expected = sparse(images)
-        with torch.autocast("cpu", torch.bfloat16):
-            autocast = sparse(images)
-        pure = sparse.bfloat16()(images.bfloat16())
-    assert pure.dtype == torch.bfloat16
-    for logits in (autocast, pure):
-        assert logits.isfinite().all()
-        assert torch.nn.functional.cosine_similarity(logits.float(), expected).min() > 0.9
+    assert_same_in_low_precision(sparse, make_images(sparse))
 
 
 def test_casting_the_model_keeps_the_scores_in_fp32(sparse, images):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from agreement import assert_dense_is_its_own, assert_masked_is_gathered
+from agreement import assert_dense_is_its_own, assert_masked_is_gathered, assert_same_in_low_precision
 from timm.layers import DropPath
 from torch import nn
 
@@ -190,12 +190,7 @@ def test_unfused_attention_agrees_too(make_sparse, make_images):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_both_passes_run_in_every_precision(make_sparse, make_images, dtype):
     sparse = make_sparse(**MODELS["skip_lam 2"])
-    images = make_images(sparse)
-    with torch.no_grad():
-        expected = sparse(images)
-        sparse.to(dtype)
-        for logits in (sparse(images.to(dtype)), sparse.forward_masked(images.to(dtype)).logits):
-            assert torch.nn.functional.cosine_similarity(logits.float(), expected).min() > 0.9
+    assert_same_in_low_precision(sparse, make_images(sparse), dtype)
 
 
 def test_baselines_run_on_it(build, make_images):

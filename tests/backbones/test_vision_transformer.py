@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from agreement import assert_dense_is_its_own, assert_masked_is_gathered, dense_twin
+from agreement import assert_dense_is_its_own, assert_masked_is_gathered, assert_same_in_low_precision, dense_twin
 from timm.layers import DropPath
 from timm.models.vision_transformer import Block
 
@@ -306,15 +306,7 @@ def test_train_mode_without_random_layers_changes_nothing(make_sparse, make_imag
 )
 def test_masked_and_gathered_pass_run_in_bf16(make_sparse, make_images, kind):
     sparse = make_sparse(**MODELS[kind])
-    images = make_images(sparse)
-    with torch.no_grad():
-        expected = sparse(images)
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = [sparse(images), sparse.forward_masked(images).logits]
-        sparse.bfloat16()
-        outputs += [sparse(images.bfloat16()), sparse.forward_masked(images.bfloat16()).logits]
-    for logits in outputs:
-        assert torch.nn.functional.cosine_similarity(logits.float(), expected).min() > 0.9
+    assert_same_in_low_precision(sparse, make_images(sparse))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
