@@ -7,7 +7,7 @@ import json
 from PIL import Image
 
 from vitprune.checkpoint.sparse_file import describe, save
-from vitprune.report import accuracy_of
+from vitprune.report import Report, accuracy_of
 
 CLASSES = ["tench", "cat <b>bold</b>", 'dog"><script>alert(1)</script>']
 
@@ -153,6 +153,6 @@ def write_whole_run(folder, sparse, origin=None, class_names=None, **changes):
     folder.mkdir(exist_ok=True)
     metadata = describe(sparse, class_names=class_names, origin=origin)
     write_run(folder, **{"model": metadata.model, "label": metadata.label} | changes)
-    metadata.accuracy = accuracy_of(json.loads((folder / "report.json").read_text()))
+    metadata.accuracy = accuracy_of(Report.model_validate_json((folder / "report.json").read_text()))
     save(sparse, folder / "model.safetensors", metadata)
     return folder

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from finished_run import make_report
 from rich.cells import cell_len
 
 from vitprune.cli import clock
@@ -15,6 +16,7 @@ from vitprune.cli.output import print_error, print_line, print_table, talk, wait
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
 from vitprune.common.formatting import duration
+from vitprune.report import Report
 from vitprune.training import StepRecord
 
 ESCAPE = "\x1b"
@@ -263,47 +265,11 @@ def test_a_reader_who_leaves_is_no_error():
 
 
 def test_summary_fits_one_screen(screen, tmp_path):
-    speed = [{"batch_size": size, "images_per_s": 12345.6} for size in (1, 32)]
-    accuracy = {
-        "top1_pct": 99.5,
-        "top5_pct": 100.0,
-        "gmacs": 17.56,
-        "params_m": 86.5,
-        "num_images": 50000,
-        "speed": speed,
-    }
-    report = {
-        "model": "vit_base_patch16_224.augreg2_in21k_ft_in1k",
-        "label": "keep 0.7, align 8",
-        "dense": accuracy,
-        "sparse": accuracy,
-        "random": {"top1_pct": 71.5},
-        "delta": {
-            "top1_points": -0.51,
-            "top1_points_ci95": (-1.62, 0.6),
-            "top1_points_over_random": 6.4,
-            "gmacs_pct": -36.9,
-            "agreement_pct": 97.1,
-            "kl": 0.025,
-            "kl_random": 0.254,
-            "speedup": [{"speedup": 0.98, "slower": True}, {"speedup": 1.43, "slower": False}],
-        },
-        "coverage": {"sparse_pct": 99.3, "random_pct": 26.6},
-        "training": {
-            "seconds": 600.0,
-            "num_images": 22400,
-            "seconds_by_part": {"data": 50.0, "teacher": 200.0, "student": 150.0, "backward": 190.0, "update": 10.0},
-            "num_unreadable": 3,
-            "unreadable": ["a.png", "b.png", "c.png"],
-            "num_skipped": 2,
-            "num_restored": 0,
-            "num_parts": 2,
-        },
-        "data": {"num_unreadable_val": 0, "unreadable_val": []},
-        "wall_s": 672.0,
-    }
+    long = {"model": "vit_base_patch16_224.augreg2_in21k_ft_in1k", "label": "keep 0.7, align 8", "wall_s": 672.0}
+    report = make_report(coverage={"sparse_pct": 99.3, "random_pct": 26.6}, **long)
+    report["training"] |= {"num_skipped": 2, "num_parts": 2, "num_unreadable": 3, "unreadable": ["a", "b", "c"]}
     out, _ = screen(80)
-    print_summary(report, tmp_path / "runs" / "vit_base_patch16_224-keep0.7")
+    print_summary(Report.model_validate(report), tmp_path / "runs" / "vit_base_patch16_224-keep0.7")
     lines = out.lines()
     assert len(lines) < 24, "with the prompt"
     assert all(len(line) <= 80 for line in lines if str(tmp_path) not in line)

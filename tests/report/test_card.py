@@ -12,8 +12,8 @@ from markdown_it import MarkdownIt
 from vitprune.checkpoint.sparse_file import describe, read_metadata
 from vitprune.cli.app import run
 from vitprune.loading.load import load_model
+from vitprune.report import forget_results
 from vitprune.report.card import card_is_ours, code, markdown, render_card, write_card
-from vitprune.report.results import forget_results
 from vitprune.report.runs import read_run
 
 BASE = "timm/deit_tiny_patch16_224.fb_in1k"

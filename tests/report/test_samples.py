@@ -9,14 +9,15 @@ from PIL import Image
 
 from vitprune.cli.repeat import commands
 from vitprune.data import Data, ModelClasses, eval_transform, open_data
-from vitprune.report.keepmaps import Answer, KeepMap
+from vitprune.report.keepmaps import KeepMap
 from vitprune.report.publishable import data_name, publishable, repeatable
 from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY, choose_images, group_of
+from vitprune.report.schema import Answer
 
 
 def _map(label, dense, sparse):
     blank = Image.new("RGB", (8, 8))
-    answers = [(Answer(index, None, 50.0),) for index in (dense, sparse)]
+    answers = [(Answer(index=index, probability_pct=50.0),) for index in (dense, sparse)]
     return KeepMap(blank, (2, 2), ((0,),), ((0.0,) * 4,), *answers, kl=0.0, label=label)
 
 

@@ -129,7 +129,7 @@ def prepare(folder: Path, repository: str, *, images: bool = True, message: str 
         CONFIG: _json(metadata.model_dump(mode="json") | timm_config),
         CARD: card,
         PAGE: render_page(run, images=images).encode(),
-        REPORT: _json(run.raw),
+        REPORT: _json(run.report.as_json()),
     }
     return Upload(repository, files, shown, own, message or f"{run.report.model}, {run.report.label}, by vitprune")
 
@@ -216,7 +216,7 @@ def _check_one_run(run: FinishedRun, metadata: Metadata, folder: Path) -> None:
             "an older vitprune wrote it; run sparsify again",
         )
     said = (metadata.accuracy or {}).get("sparse")
-    if metadata.model != run.report.model or metadata.label != run.report.label or said != run.raw["sparse"]:
+    if metadata.model != run.report.model or metadata.label != run.report.label or said != run.report.sparse.as_json():
         raise CheckpointError(
             f"{REPORT} in '{folder}' is not of the {WEIGHTS} beside it: the file's header says something else",
             "one of them was replaced; push the folder as sparsify wrote it",

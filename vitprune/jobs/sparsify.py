@@ -28,7 +28,7 @@ from vitprune.evaluation import Predictions
 from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, bench, contestants, evaluate, outcome
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
-from vitprune.report import accuracy_of, build_report, forget_results, object_coverage, write_results
+from vitprune.report import Report, accuracy_of, build_report, forget_results, object_coverage, write_results
 from vitprune.training import Checkpoints, Progress, Recipe, State, StepLog, Tracking, train
 
 
@@ -67,7 +67,7 @@ class RunSettings:
 
 def run(
     loaded: Loaded, data: Data, recipe: Recipe, settings: RunSettings, listener: Listener
-) -> tuple[SparseViT, dict[str, Any]]:
+) -> tuple[SparseViT, Report]:
     """Sparsify, train, evaluate, measure, report: writes the run folder.
 
     Everything that can be wrong with the input is found before the output folder is made. The checkpoint is written
@@ -173,7 +173,7 @@ class _Run:
         predictions: dict[str, Predictions],
         progress: Progress,
         started: float,
-    ) -> dict[str, Any]:
+    ) -> Report:
         """What is measured by one process alone, and the files of a complete run.
 
         Args:

@@ -36,6 +36,8 @@ from vitprune.jobs.sparsify import (
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_environment
 from vitprune.model import Sparsity
+from vitprune.report import Report
+from vitprune.report.runs import checked
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.training import Checkpoints, Progress, Recipe, State
 
@@ -167,7 +169,7 @@ class _One:
         first = self.sweep.plans[0].label
         return first if self.sweep.warm_start == "shared" and first != self.label else None
 
-    def complete(self) -> dict[str, Any] | None:
+    def complete(self) -> Report | None:
         """Its report, if the sweep is resumed and this run is complete.
 
         Raises:
@@ -176,15 +178,15 @@ class _One:
         path = RunFolder(self.folder).report
         if not (self.settings.resume and path.is_file()):
             return None
-        report = read_json(path)
-        then = _what_it_is(read_metadata(RunFolder(self.folder).weights), report["training"]["recipe"])
+        report = checked(Report, read_json(path), path)
+        then = _what_it_is(read_metadata(RunFolder(self.folder).weights), report.training.recipe)
         now = _what_it_is(self.metadata, recipe_settings(self.recipe))
-        seen = report["data"]
-        then |= {"data": seen["name"], "warm_start_of": report["training"].get("warm_start_of")}
+        seen = report.data
+        then |= {"data": seen.name, "warm_start_of": report.training.warm_start_of}
         now |= {"data": self.data.name, "warm_start_of": self.warm_start_of}
         for part, count in (
-            ("train", seen["num_train_images"]),
-            ("val", seen["num_val_images"] + seen["num_unreadable_val"]),
+            ("train", seen.num_train_images),
+            ("val", seen.num_val_images + seen.num_unreadable_val),
         ):
             expected = count_images(self.data.train if part == "train" else self.data.val)
             if expected is not None:
@@ -219,7 +221,7 @@ class _One:
             "resume with the same settings, or start anew with --overwrite",
         )
 
-    def run(self, shared: State | None, listener: Listener) -> dict[str, Any]:
+    def run(self, shared: State | None, listener: Listener) -> Report:
         """Do it, and return its report."""
         begin = shared
         if shared is not None:
@@ -274,7 +276,7 @@ def _warm_start(runs: Sequence[_One], complete: bool, listener: Listener) -> Sta
 
 def _conclude(
     runs: Sequence[_One],
-    done: Mapping[str, dict[str, Any]],
+    done: Mapping[str, Report],
     failed: Mapping[str, VitpruneError],
     shared: State | None,
     listener: Listener,
@@ -317,7 +319,7 @@ def _conclude(
         "commands": dict(settings.commands or {}),
         "precision": settings.eval_precision,
         "device": str(settings.device),
-        "wall_s": sum(report["wall_s"] for report in done.values()) + time.perf_counter() - started,
+        "wall_s": sum(report.wall_s for report in done.values()) + time.perf_counter() - started,
         "environment": describe_environment(),
     }
     result = build_sweep(entries, predictions, timings, about)

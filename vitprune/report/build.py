@@ -1,19 +1,41 @@
-"""report.json: every figure of a run, with units in the keys."""
+"""The results of a run: its report, built from what was measured, and the files that show it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.data import Data, count_images
-from vitprune.evaluation import Predictions, class_accuracy, paired_difference
+from vitprune.common.files import write_json
+from vitprune.data import Data, count_images, readable_names
+from vitprune.evaluation import Predictions, class_accuracy, compared, paired_points
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
-from vitprune.report.schema import SCHEMA_VERSION
+from vitprune.model import SparseViT
+from vitprune.report.card import card_is_ours, write_card
+from vitprune.report.page import write_page
+from vitprune.report.publishable import publishable
+from vitprune.report.runs import CARD, KEEP_MAPS, LOG, PAGE, REPORT, read_run
+from vitprune.report.samples import choose_images
+from vitprune.report.schema import (
+    SCHEMA_VERSION,
+    Accuracy,
+    ClassRow,
+    DataSummary,
+    Delta,
+    Report,
+    RightAnswers,
+    Side,
+    Speed,
+    Target,
+    Training,
+)
+from vitprune.schedule import Stage
 
 
 def build_report(
@@ -30,8 +52,8 @@ def build_report(
     device: str,
     wall_s: float,
     commands: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """The content of report.json.
+) -> Report:
+    """Everything that was measured, as one report.
 
     Args:
         metadata: of the sparse model.
@@ -45,100 +67,133 @@ def build_report(
         precision: of the accuracy and speed figures.
         device: of the accuracy and speed figures.
         wall_s: duration of the run so far, in seconds.
-        commands: how to do it again, by what they do; None where it was not begun by a command.
+        commands: that began the run; None where no command did.
     """
-    size = input_size(models["dense"])
-    sides = {
-        name: predictions[name].summary()
-        | {"gmacs": count_macs(models[name], size) / 1e9, "params_m": count_params(models[name]) / 1e6}
-        | {"speed": [_speed(row) for row in timings if row.model == name]}
-        for name in ("dense", "sparse")
-    }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "model": metadata.model,
-        "label": metadata.label,
-        "keep": metadata.keep,
-        "schedule": metadata.schedule,
-        "dropped": metadata.dropped,
-        "align": metadata.align,
-        "num_patches": metadata.num_patches,
-        "stages": [stage.model_dump() for stage in metadata.stages],
-        "dense": sides["dense"],
-        "sparse": sides["sparse"],
-        "random": predictions["random"].summary(),
-        "delta": _delta(sides, predictions),
-        "answers": _answers(predictions),
-        "classes": _classes(predictions, metadata, data),
-        "coverage": None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
-        "target": None if target is None else dict(target),
-        "training": dict(training),
-        "data": {
-            "name": data.name,
-            "num_train_images": count_images(data.train),
-            "num_val_images": predictions["dense"].num_images,
-            "num_unreadable_val": data.faults.count,
-            "unreadable_val": data.faults.names,
-            "note": data.note,
-        },
-        "commands": dict(commands or {}),
-        "precision": precision,
-        "device": device,
-        "wall_s": wall_s,
-        "environment": describe_environment(),
-    }
+    dense, sparse = (_side(name, models[name], predictions[name], timings) for name in ("dense", "sparse"))
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        model=metadata.model,
+        label=metadata.label,
+        keep=metadata.keep,
+        schedule=metadata.schedule,
+        dropped=metadata.dropped,
+        align=metadata.align,
+        num_patches=metadata.num_patches,
+        stages=[Stage(**stage.model_dump()) for stage in metadata.stages],
+        dense=dense,
+        sparse=sparse,
+        random=Accuracy(**predictions["random"].summary()),
+        delta=_delta(dense, sparse, predictions),
+        answers=_right_answers(predictions["dense"], predictions["sparse"]),
+        classes=_classes(predictions, data.val.class_names | dict(enumerate(metadata.class_names or []))),
+        coverage=None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
+        target=None if target is None else Target(**target),
+        training=Training(**training),
+        data=DataSummary(
+            name=data.name,
+            num_train_images=count_images(data.train),
+            num_val_images=predictions["dense"].num_images,
+            num_unreadable_val=data.faults.count,
+            unreadable_val=data.faults.names,
+            note=data.note,
+        ),
+        commands=dict(commands or {}),
+        precision=precision,
+        device=device,
+        wall_s=wall_s,
+        environment=describe_environment(),
+    )
 
 
-def _delta(sides: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, Predictions]) -> dict[str, Any]:
-    dense, sparse = sides["dense"], sides["sparse"]
-    to_dense = paired_difference(predictions["sparse"], predictions["dense"])
-    to_random = paired_difference(predictions["sparse"], predictions["random"])
-    return {
-        "top1_points": None if to_dense is None else to_dense.points,
-        "top1_points_ci95": None if to_dense is None else [to_dense.low, to_dense.high],
-        "top1_points_over_random": None if to_random is None else to_random.points,
-        "top1_points_over_random_ci95": None if to_random is None else [to_random.low, to_random.high],
-        "agreement_pct": predictions["sparse"].agreement_pct(predictions["dense"]),
-        "kl": predictions["sparse"].mean_kl,
-        "kl_random": predictions["random"].mean_kl,
-        "gmacs_pct": 100 * (sparse["gmacs"] / dense["gmacs"] - 1),
-        "speedup": [
-            {
-                "batch_size": after["batch_size"],
-                "speedup": after["images_per_s"] / before["images_per_s"],
-                "slower": after["images_per_s"] < before["images_per_s"],
-            }
-            for before, after in zip(dense["speed"], sparse["speed"], strict=True)
-        ],
-    }
+def accuracy_of(report: Report) -> dict[str, Any]:
+    """What a file's header says of its accuracy; without paths, for the file may be published."""
+    content = publishable(report.as_json())
+    return {name: content[name] for name in ("dense", "sparse", "data")}
 
 
-def _answers(predictions: Mapping[str, Predictions]) -> dict[str, int] | None:
-    """How many images each model got right; None without labels."""
-    dense, sparse = predictions["dense"], predictions["sparse"]
+def write_results(
+    folder: Path, report: Report, models: Mapping[str, nn.Module], data: Data, metadata: Metadata
+) -> None:
+    """Write keepmaps.json, report.json, report.html and README.md, the model card.
+
+    Page and card come last: whatever goes wrong with them, `vitprune report` makes them again. A README.md that is the
+    user's own stays.
+
+    Args:
+        folder: of the run.
+        report: see `build_report`.
+        models: "dense" and "sparse", on one device.
+        data: the images, the transform of `val` set.
+        metadata: of the sparse model, complete.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    sparse = models["sparse"]
+    assert isinstance(sparse, SparseViT)
+    names = readable_names(data.val.class_names | dict(enumerate(metadata.class_names or [])), sparse.num_classes)
+    chosen = choose_images(sparse, models["dense"], data, names, torch.device(report.device))
+    if chosen is not None:
+        write_json(folder / KEEP_MAPS, chosen.model_dump(mode="json", by_alias=True))
+    write_json(folder / REPORT, report.as_json())
+    run = read_run(folder)
+    write_page(folder / PAGE, run)
+    write_card(folder, run, metadata)
+
+
+def forget_results(folder: Path) -> None:
+    """Remove what an earlier run left, which would be taken for the next one's; but no README.md of the user's own."""
+    for name in (REPORT, KEEP_MAPS, PAGE, LOG):
+        (folder / name).unlink(missing_ok=True)
+    if card_is_ours(folder / CARD):
+        (folder / CARD).unlink(missing_ok=True)
+
+
+def _side(name: str, model: nn.Module, predictions: Predictions, timings: Sequence[Timing]) -> Side:
+    return Side(
+        **predictions.summary(),
+        gmacs=count_macs(model, input_size(model)) / 1e9,
+        params_m=count_params(model) / 1e6,
+        speed=[Speed(**_without_model(row)) for row in timings if row.model == name],
+    )
+
+
+def _without_model(row: Timing) -> dict[str, Any]:
+    return {key: value for key, value in asdict(row).items() if key != "model"}
+
+
+def _delta(dense: Side, sparse: Side, predictions: Mapping[str, Predictions]) -> Delta:
+    rates = ({row.batch_size: row.images_per_s for row in side.speed} for side in (sparse, dense))
+    to_random = paired_points(predictions["sparse"], predictions["random"])
+    return Delta(
+        **compared(predictions["sparse"], predictions["dense"], *rates),
+        top1_points_over_random=to_random["top1_points"],
+        top1_points_over_random_ci95=to_random["top1_points_ci95"],
+        kl_random=predictions["random"].mean_kl,
+        gmacs_pct=100 * (sparse.gmacs / dense.gmacs - 1),
+    )
+
+
+def _right_answers(dense: Predictions, sparse: Predictions) -> RightAnswers | None:
+    """None without labels."""
     if not dense.labelled:
         return None
-    return {
-        "both_right": int((dense.correct & sparse.correct).sum()),
-        "dense_only": int((dense.correct & ~sparse.correct).sum()),
-        "sparse_only": int((~dense.correct & sparse.correct).sum()),
-        "neither": int((~dense.correct & ~sparse.correct).sum()),
-    }
+    return RightAnswers(
+        both_right=int((dense.correct & sparse.correct).sum()),
+        dense_only=int((dense.correct & ~sparse.correct).sum()),
+        sparse_only=int((~dense.correct & sparse.correct).sum()),
+        neither=int((~dense.correct & ~sparse.correct).sum()),
+    )
 
 
-def _classes(predictions: Mapping[str, Predictions], metadata: Metadata, data: Data) -> list[dict[str, Any]]:
-    names = data.val.class_names | dict(enumerate(metadata.class_names or []))
+def _classes(predictions: Mapping[str, Predictions], names: Mapping[int, str]) -> list[ClassRow]:
     return [
-        {
-            "index": row.index,
-            "name": names.get(row.index),
-            "num_images": row.num_images,
-            "dense_top1_pct": row.top1_pct[0],
-            "sparse_top1_pct": row.top1_pct[1],
-        }
+        ClassRow(
+            index=row.index,
+            name=names.get(row.index),
+            num_images=row.num_images,
+            dense_top1_pct=row.top1_pct[0],
+            sparse_top1_pct=row.top1_pct[1],
+        )
         for row in class_accuracy(predictions["dense"], predictions["sparse"])
     ]
-
-
-def _speed(row: Timing) -> dict[str, Any]:
-    return {key: value for key, value in asdict(row).items() if key != "model"}

@@ -96,7 +96,8 @@ def code(text: str, language: str) -> Markup:
 
 
 def _content(run: FinishedRun, metadata: Metadata, repository: str) -> dict[str, Any]:
-    report, fig = run.report, plain_figures(run.raw)
+    report = run.report
+    fig = plain_figures(report)
     names = metadata.class_names or []
     environment = report.environment
     packages = [f"{name} {environment[name]}" for name in ("vitprune", "torch", "timm") if name in environment]
@@ -108,7 +109,7 @@ def _content(run: FinishedRun, metadata: Metadata, repository: str) -> dict[str,
         "origin": origin_of(metadata),
         "classes": ", ".join(names) if len(names) <= _MOST_CLASSES else "",
         "fig": fig,
-        "figure_rows": figure_rows(report, fig),
+        "figure_rows": figure_rows(fig),
         "speed_rows": speed_rows(report, fig, Markup(" **SLOWER**")),
         "plan_rows": plan_rows(report, fig, report.num_patches or metadata.num_patches),
         "device": _device(report),

@@ -13,28 +13,9 @@ from torch import Tensor, nn
 from vitprune.backbones import preprocessing
 from vitprune.data import UNLABELLED
 from vitprune.model import Selection, SparseViT
+from vitprune.report.schema import Answer
 
 NUM_ANSWERS = 3
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One class that a model names for an image.
-
-    Attributes:
-        index: of the model's output.
-        name: of the class; None where it is not known.
-        probability_pct: after the softmax, in percent.
-    """
-
-    index: int
-    name: str | None
-    probability_pct: float
-
-    @property
-    def text(self) -> str:
-        """For people: "tench 93.1 %"."""
-        return f"{self.name or f'class {self.index}'} {self.probability_pct:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -151,6 +132,6 @@ def _answers(log_probabilities: Tensor, names: Mapping[int, str]) -> tuple[Answe
     best = log_probabilities.topk(min(NUM_ANSWERS, len(log_probabilities)))
     shares = 100 * best.values.exp()
     return tuple(
-        Answer(index, names.get(index), share)
+        Answer(index=index, name=names.get(index), probability_pct=share)
         for index, share in zip(best.indices.tolist(), shares.tolist(), strict=True)
     )

@@ -15,7 +15,7 @@ from vitprune.report.charts import Chart, Point, Series, binned, line_chart, sca
 from vitprune.report.overlay import cover, edges
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY
-from vitprune.report.schema import AnswerRow, ImageRow, Report
+from vitprune.report.schema import Answer, ImageRow, Report
 from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows
 from vitprune.report.verdict import verdict
 
@@ -47,7 +47,8 @@ def write_page(path: Path, run: FinishedRun, *, images: bool = True) -> None:
 
 def render_page(run: FinishedRun, *, images: bool = True) -> str:
     """The page as HTML. Everything that comes from the run is escaped."""
-    report, fig = run.report, figures(run.raw)
+    report = run.report
+    fig = figures(report)
     maps = run.keep_maps
     shown = maps if images else None
     training, data = report.training, report.data
@@ -62,7 +63,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "scatter": _scatter(report),
         "kept_chart": _kept_chart(run.steps, report),
         "loss_charts": _loss_charts(run.steps),
-        "figure_rows": figure_rows(report, fig),
+        "figure_rows": figure_rows(fig),
         "speed_rows": speed_rows(report, fig),
         "plan_rows": plan_rows(
             report, fig, report.num_patches or (None if maps is None else math.prod(maps.grid_size))
@@ -116,8 +117,8 @@ def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, A
     return {"id": f"image-{index}", "row": row, "stages": stages, "scale": scale}
 
 
-def _answers(rows: list[AnswerRow]) -> str:
-    return plain("; ".join(f"{row.name or f'class {row.index}'} {row.probability_pct:.1f} %" for row in rows))
+def _answers(rows: list[Answer]) -> str:
+    return plain("; ".join(row.text for row in rows))
 
 
 def _scatter(report: Report) -> Chart | None:

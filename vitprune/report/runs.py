@@ -27,14 +27,12 @@ class FinishedRun:
 
     Attributes:
         report: report.json.
-        raw: the same as plain JSON.
         steps: log.jsonl, a dict a step; empty where there is none.
         keep_maps: keepmaps.json; None where there is none.
         hub_data: the data set of the Hub that its images are of; None where DATA named something else.
     """
 
     report: Report
-    raw: dict[str, Any]
     steps: list[dict[str, Any]]
     keep_maps: KeepMaps | None
     hub_data: str | None = None
@@ -55,12 +53,10 @@ def read_run(folder: Path) -> FinishedRun:
             "sparsify writes it at the end; --resume goes on with a run that was cut",
         )
     whole = _object(folder / REPORT)
-    raw = publishable(whole)
-    report = checked(Report, raw, folder / REPORT)
+    report = checked(Report, publishable(whole), folder / REPORT)
     images = folder / KEEP_MAPS
     return FinishedRun(
         report=report,
-        raw=raw,
         steps=_steps(folder / LOG),
         keep_maps=checked(KeepMaps, _object(images), images) if images.is_file() else None,
         hub_data=hub_name(whole["data"]["name"]),  # before a folder that happens to be called imagenet is cut to that

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from vitprune.data import Data, Faults, batches, make_loader
 from vitprune.model import SparseViT
 from vitprune.report.keepmaps import KeepMap, keep_maps
-from vitprune.report.schema import AnswerRow, ImageRow, KeepMaps
+from vitprune.report.schema import ImageRow, KeepMaps
 
 NUM_SEEN = 200
 """Images to choose from, at random; of a stream the first ones."""
@@ -101,7 +101,6 @@ def _row(group: str, place: str, keep_map: KeepMap, names: Mapping[int, str]) ->
     buffer = io.BytesIO()
     keep_map.image.save(buffer, "JPEG", quality=_QUALITY)
     label = None if keep_map.label is None else names.get(keep_map.label, f"class {keep_map.label}")
-    dense, sparse = ([AnswerRow(**asdict(answer)) for answer in side] for side in (keep_map.dense, keep_map.sparse))
     return ImageRow(
         group=group,
         place=place,
@@ -110,7 +109,7 @@ def _row(group: str, place: str, keep_map: KeepMap, names: Mapping[int, str]) ->
         height=keep_map.image.height,
         label=label,
         kept=[list(stage) for stage in keep_map.kept],
-        dense=dense,
-        sparse=sparse,
+        dense=list(keep_map.dense),
+        sparse=list(keep_map.sparse),
         kl=keep_map.kl,
     )

@@ -6,25 +6,41 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vitprune.schedule import Stage
+
 SCHEMA_VERSION = 1
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+class _Content(BaseModel):
+    """Keys that this version does not know are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    def as_json(self) -> dict[str, Any]:
+        """The content in JSON's types; if it was read from a file, with the keys that this file has."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
-class Speed(_Part):
-    """One row of the benchmark."""
+class Speed(_Content):
+    """One row of the benchmark, see `vitprune.measure.Timing`."""
 
     batch_size: int
-    images_per_s: float = Field(gt=0)
     latency_ms_p50: float
     latency_ms_p25: float | None = None
     latency_ms_p75: float | None = None
+    images_per_s: float = Field(gt=0)
     peak_memory_mib: float | None = None
+    num_runs: int | None = None
+    single_pass_ms_p50: float | None = None
+    single_pass_ms_p90: float | None = None
+    single_pass_ms_p99: float | None = None
+    num_single_passes: int = 0
+    loader_images_per_s: float | None = None
+    mode: str = "eager"
+    attention: str | None = None
 
 
-class Accuracy(_Part):
+class Accuracy(_Content):
     """Of one model on the evaluation images; None without labels."""
 
     top1_pct: float | None
@@ -40,7 +56,7 @@ class Side(Accuracy):
     speed: list[Speed] = Field(min_length=1)
 
 
-class SpeedUp(_Part):
+class SpeedUp(_Content):
     """Sparse against dense at one batch size."""
 
     batch_size: int
@@ -48,12 +64,13 @@ class SpeedUp(_Part):
     slower: bool
 
 
-class Delta(_Part):
+class Delta(_Content):
     """Sparse against dense; in points, with 95 % intervals."""
 
     top1_points: float | None
     top1_points_ci95: tuple[float, float] | None
     top1_points_over_random: float | None = None
+    top1_points_over_random_ci95: tuple[float, float] | None = None
     agreement_pct: float
     kl: float | None = None
     kl_random: float | None = None
@@ -61,7 +78,16 @@ class Delta(_Part):
     speedup: list[SpeedUp] = Field(min_length=1)
 
 
-class ClassRow(_Part):
+class RightAnswers(_Content):
+    """How many images each model got right."""
+
+    both_right: int
+    dense_only: int
+    sparse_only: int
+    neither: int
+
+
+class ClassRow(_Content):
     """One class of the evaluation images."""
 
     index: int
@@ -71,53 +97,7 @@ class ClassRow(_Part):
     sparse_top1_pct: float
 
 
-class Answers(_Part):
-    """How many images each model got right."""
-
-    both_right: int
-    dense_only: int
-    sparse_only: int
-    neither: int
-
-
-class StageRow(_Part):
-    """One stage of the plan."""
-
-    block: int
-    ratio: float
-    num_tokens: int
-
-
-class Training(_Part):
-    """Recipe and what was done."""
-
-    recipe: dict[str, Any]
-    steps_done: int
-    num_steps: int
-    num_images: int
-    seconds: float
-    num_skipped: int = 0
-    num_restored: int = 0
-    num_unreadable: int = 0
-    unreadable: list[str] = []
-    seconds_by_part: dict[str, float] = {}
-    phases: dict[str, int] = {}
-    backbone_lr: float | None = None
-    warm_start_of: str | None = None
-
-
-class DataPart(_Part):
-    """The images."""
-
-    name: str
-    num_train_images: int | None
-    num_val_images: int
-    num_unreadable_val: int = 0
-    unreadable_val: list[str] = []
-    note: str | None = None
-
-
-class Target(_Part):
+class Target(_Content):
     """A speed asked for (by one of two measures), promised before training, and measured after it."""
 
     speedup: float | None
@@ -128,10 +108,43 @@ class Target(_Part):
     promised_latency_ms: float
     measured_speedup: float
     measured_latency_ms: float
+    measured_dense_latency_ms: float | None = None
     met: bool
 
 
-class Report(_Part):
+class Training(_Content):
+    """The recipe, and what was done, see `vitprune.training.Progress`."""
+
+    recipe: dict[str, Any]
+    steps_done: int
+    num_steps: int
+    num_skipped: int = 0
+    num_restored: int = 0
+    rate_scale: float = 1.0
+    num_parts: int = 1
+    num_images: int
+    num_unreadable: int = 0
+    unreadable: list[str] = []
+    seconds: float
+    seconds_by_part: dict[str, float] = {}
+    phases: dict[str, int] = {}
+    sampled_ratios: list[float] | None = None
+    backbone_lr: float | None = None
+    warm_start_of: str | None = None
+
+
+class DataSummary(_Content):
+    """The images."""
+
+    name: str
+    num_train_images: int | None
+    num_val_images: int
+    num_unreadable_val: int = 0
+    unreadable_val: list[str] = []
+    note: str | None = None
+
+
+class Report(_Content):
     """report.json."""
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
@@ -140,18 +153,19 @@ class Report(_Part):
     keep: float | None
     schedule: str | None = None
     dropped: str
+    align: int = 1
     num_patches: int | None = None
-    stages: list[StageRow]
+    stages: list[Stage]
     dense: Side
     sparse: Side
     random: Accuracy
     delta: Delta
+    answers: RightAnswers | None = None
     classes: list[ClassRow] = []
-    answers: Answers | None = None
     coverage: dict[str, float] | None = None
     target: Target | None = None
     training: Training
-    data: DataPart
+    data: DataSummary
     commands: dict[str, str] = {}
     precision: str
     device: str
@@ -159,15 +173,28 @@ class Report(_Part):
     environment: dict[str, Any] = {}
 
 
-class AnswerRow(_Part):
-    """One class that a model names for an image."""
+class Answer(BaseModel):
+    """One class that a model names for an image.
+
+    Attributes:
+        index: of the model's output.
+        name: of the class; None where it is not known.
+        probability_pct: after the softmax, in percent.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     index: int
     name: str | None = None
     probability_pct: float
 
+    @property
+    def text(self) -> str:
+        """For people: "tench 93.1 %"."""
+        return f"{self.name or f'class {self.index}'} {self.probability_pct:.1f} %"
 
-class ImageRow(_Part):
+
+class ImageRow(BaseModel):
     """One image of keepmaps.json.
 
     Attributes:
@@ -188,12 +215,12 @@ class ImageRow(_Part):
     height: Annotated[int, Field(ge=1, le=4096)]
     label: str | None
     kept: list[list[Annotated[int, Field(ge=0)]]]
-    dense: list[AnswerRow] = Field(min_length=1)
-    sparse: list[AnswerRow] = Field(min_length=1)
+    dense: list[Answer] = Field(min_length=1)
+    sparse: list[Answer] = Field(min_length=1)
     kl: float
 
 
-class KeepMaps(_Part, populate_by_name=True):
+class KeepMaps(BaseModel, populate_by_name=True):
     """keepmaps.json.
 
     Attributes:

@@ -15,6 +15,7 @@ from vitprune.common.files import replacing, write_json
 from vitprune.evaluation import Predictions, compared, paired_points
 from vitprune.measure import Timing, count_macs, count_params, rates
 from vitprune.report.front import Place, beaten_by, verdict
+from vitprune.report.schema import Report
 from vitprune.report.sweep_page import write_sweep_page
 
 SWEEP_SCHEMA_VERSION = 1
@@ -41,7 +42,7 @@ class Entry:
     name: str
     keep: float = 1.0
     run: str | None = None
-    report: Mapping[str, Any] | None = None
+    report: Report | None = None
 
 
 def build_sweep(
@@ -89,7 +90,7 @@ def _row(
     size: tuple[int, int, int],
 ) -> dict[str, Any]:
     speed = [timing for timing in timings if timing.model == label]
-    training = None if entry.report is None else entry.report["training"]
+    training = None if entry.report is None else entry.report.training.as_json()
     return {
         "label": label,
         "kind": entry.kind,
@@ -102,7 +103,7 @@ def _row(
         "speed": [{key: value for key, value in asdict(timing).items() if key != "model"} for timing in speed],
         "delta": compared(predictions[label], predictions["dense"], rates(timings, label), rates(timings, "dense")),
         "training": training
-        and {key: training[key] for key in ("steps_done", "num_images", "seconds", "num_skipped", "warm_start_of")},
+        and {key: training.get(key) for key in ("steps_done", "num_images", "seconds", "num_skipped", "warm_start_of")},
     }
 
 

@@ -12,18 +12,18 @@ from vitprune.common.formatting import flattened, number, plain, signed
 from vitprune.data.classes import readable_names
 from vitprune.report.schema import ClassRow, Report
 
-Figure = Callable[..., Markup]
+Figure = Callable[..., str]
 Row = list[Any]
 
 _MOVED = 8
 _SLOWER = Markup(' <strong class="slower">SLOWER</strong>')
 
 
-def figures(raw: Mapping[str, Any]) -> Figure:
+def figures(report: Report) -> Figure:
     """A function that shows a figure of report.json by its place in it: the value as it is, the text rounded."""
 
     def figure(place: str, digits: int = 2, sign: bool = False) -> Markup:
-        value = _value(raw, place)
+        value = _value(report, place)
         if value is None:
             return Markup('<span title="not measured">-</span>')
         text = signed(value, digits) if sign else number(value, digits)
@@ -32,18 +32,18 @@ def figures(raw: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def plain_figures(raw: Mapping[str, Any]) -> Figure:
+def plain_figures(report: Report) -> Figure:
     """As `figures`, the rounded text alone."""
 
-    def figure(place: str, digits: int = 2, sign: bool = False) -> Markup:
-        value = _value(raw, place)
-        return Markup(signed(value, digits) if sign else number(value, digits))
+    def figure(place: str, digits: int = 2, sign: bool = False) -> str:
+        value = _value(report, place)
+        return signed(value, digits) if sign else number(value, digits)
 
     return figure
 
 
-def figure_rows(report: Report, fig: Figure) -> list[Row]:
-    """As the terminal's summary, without the speed."""
+def figure_rows(fig: Figure) -> list[Row]:
+    """Accuracy and cost of dense and sparse, and the change."""
     return [
         ["top-1 (%)", fig("dense.top1_pct"), fig("sparse.top1_pct"), fig("delta.top1_points", sign=True)],
         ["top-5 (%)", fig("dense.top5_pct"), fig("sparse.top5_pct"), ""],
@@ -52,7 +52,7 @@ def figure_rows(report: Report, fig: Figure) -> list[Row]:
     ]
 
 
-def speed_rows(report: Report, fig: Figure, mark: Markup = _SLOWER) -> list[Row]:
+def speed_rows(report: Report, fig: Figure, mark: str = _SLOWER) -> list[Row]:
     """A row per batch size; slower ones say so by `mark`."""
     rows: list[Row] = []
     for index, change in enumerate(report.delta.speedup):
@@ -98,10 +98,10 @@ def flat(settings: Mapping[str, Any]) -> list[Row]:
     return [[plain(key), plain(_text(value))] for key, value in flattened(settings).items()]
 
 
-def _value(raw: Mapping[str, Any], place: str) -> Any:
-    value: Any = raw
+def _value(report: Report, place: str) -> Any:
+    value: Any = report
     for part in place.split("."):
-        value = value[int(part)] if isinstance(value, list) else value[part]
+        value = value[int(part)] if part.isdecimal() else getattr(value, part)
     return value
 
 

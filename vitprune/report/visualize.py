@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,8 +133,8 @@ def _entry(name: str, keep_map: KeepMap, label: str | None, scores: bool) -> dic
         "label": None if keep_map.label is None else {"index": keep_map.label, "name": label},
         "kept": [list(stage) for stage in keep_map.kept],
         "kept_pct": list(keep_map.kept_pct),
-        "dense": [asdict(answer) for answer in keep_map.dense],
-        "sparse": [asdict(answer) for answer in keep_map.sparse],
+        "dense": [answer.model_dump() for answer in keep_map.dense],
+        "sparse": [answer.model_dump() for answer in keep_map.sparse],
         "kl": keep_map.kl,
         "file": None,
     }

@@ -248,17 +248,17 @@ def sparsify(
     with RunProgress() as progress:
         _, report = run(loaded, images, plan, settled, progress)
     if as_json:
-        print_json(report)
+        print_json(report.as_json())
     else:
         print_summary(report, folder)
     if not card_is_ours(folder / CARD):
         talk(kept_card(folder))
-    top1, delta = report["sparse"]["top1_pct"], report["delta"]
+    top1, delta = report.sparse.top1_pct, report.delta
     enforce(
         [
-            ("--max-drop (as change of top-1)", delta["top1_points"], None if max_drop is None else -max_drop),
+            ("--max-drop (as change of top-1)", delta.top1_points, None if max_drop is None else -max_drop),
             ("--min-top1", top1, min_top1),
-            ("--min-speedup", delta["speedup"][-1]["speedup"], min_speedup),
+            ("--min-speedup", delta.speedup[-1].speedup, min_speedup),
         ]
     )
 
