@@ -80,10 +80,7 @@ def make_images():
     return _make_images
 
 
-@pytest.fixture
-def image_folder(tmp_path):
-    """A data set of two classes with 12 training and 6 validation images in train/ and val/."""
-    root = tmp_path / "images"
+def _make_image_folder(root):
     generator = torch.Generator().manual_seed(0)
     for part, count in (("train", 6), ("val", 3)):
         for label, name in enumerate(("cat", "dog")):
@@ -93,6 +90,18 @@ def image_folder(tmp_path):
                 pixels = torch.randint(0, 128, (48, 64, 3), generator=generator) + 120 * label
                 Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def make_image_folder():
+    """`make_image_folder(root)`: see `image_folder`."""
+    return _make_image_folder
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A data set of two classes with 12 training and 6 validation images in train/ and val/."""
+    return _make_image_folder(tmp_path / "images")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import Backbone, wrap
-from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, plan_label
+from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, plan_label, plan_slug
 from vitprune.tokens import (
     TokenPredictor,
     attention_bias,
@@ -285,6 +285,11 @@ class Sparsity:
     def label(self) -> str:
         """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"."""
         return plan_label(None if self.ratios is not None else self.keep, self.ratios or (), self.align)
+
+    @property
+    def slug(self) -> str:
+        """`label` as part of a folder's name: "keep0.7"."""
+        return plan_slug(self.label)
 
     def plan(self, backbone: Backbone) -> Schedule:
         """The stages for this backbone.

@@ -129,6 +129,11 @@ def plan_label(keep: float | None, ratios: Sequence[float], align: int) -> str:
     return kept if align == 1 else f"{kept} align {align}"
 
 
+def plan_slug(label: str) -> str:
+    """A plan's label as part of a folder's name: "keep0.7"."""
+    return label.replace(" ", "").replace(",", "-")
+
+
 def check_keep(keep: float) -> None:
     """Raise UsageError unless `keep` is in (0, 1]."""
     if not 0 < keep <= 1:  # also catches NaN

@@ -1,9 +1,7 @@
 """Several keep ratios from the command line, on a tiny model and a folder of images."""
 
-import csv
 import json
-from collections import Counter
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
@@ -18,30 +16,7 @@ from vitprune.measure import Timing
 from vitprune.model import SparseViT
 from vitprune.training.objective import Objective
 
-STEPS = ["--warm-start-steps", "2", "--steps", "4"]
-
-
-@pytest.fixture
-def of_model(weights_file, image_folder, monkeypatch, tmp_path):
-    """What is trained; folders go to tmp_path/runs. Time and MACs, tested elsewhere, are told from the tokens here."""
-    monkeypatch.chdir(tmp_path)
-
-    def benchmark(models, input_size, batch_sizes, **settings):
-        assert len({id(model) for model in models.values()}) == len(models)
-        assert settings["precision"] == "fp32"
-        return [
-            Timing(name, size, *[10.0 * size] * 3, 100 / _cost(model, size), None, 1)
-            for size in batch_sizes
-            for name, model in models.items()
-        ]
-
-    monkeypatch.setattr("vitprune.jobs.side_by_side.benchmark", benchmark)
-    for where in ("build", "sweep"):
-        monkeypatch.setattr(f"vitprune.report.{where}.count_macs", lambda model, size: int(1e9 * _cost(model, 32)))
-    return [
-        *("test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder)),
-        *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", *STEPS),
-    ]
+FOLDER = "runs/test_vit-sweep"
 
 
 def _cost(model, batch_size):
@@ -51,63 +26,106 @@ def _cost(model, batch_size):
     return 1.1 if batch_size == 1 else sum(model.schedule.tokens_per_block()) / model.schedule.depth / 100
 
 
+def _benchmark(models, input_size, batch_sizes, **settings):
+    assert len({id(model) for model in models.values()}) == len(models)
+    assert settings["precision"] == "fp32"
+    return [
+        Timing(name, size, *[10.0 * size] * 3, 100 / _cost(model, size), None, 1)
+        for size in batch_sizes
+        for name, model in models.items()
+    ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def told_from_the_tokens():
+    """Time and MACs, which are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitprune.jobs.side_by_side.benchmark", _benchmark)
+        for module in ("build", "sweep"):
+            patch.setattr(f"vitprune.report.{module}.count_macs", lambda model, size: int(1e9 * _cost(model, 32)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def of_model(make_vit, make_image_folder, tmp_path_factory):
+    """What is trained."""
+    folder = tmp_path_factory.mktemp("sweep-of")
+    save_file(make_vit(num_classes=2).state_dict(), folder / "weights.safetensors")
+    save_file(make_vit(num_classes=2, seed=3).state_dict(), folder / "other.safetensors")
+    return [
+        *("test_vit", "--checkpoint", str(folder / "weights.safetensors")),
+        *("--data", str(make_image_folder(folder / "images"))),
+        *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "2", "--steps", "4"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def images(of_model):
+    return of_model[of_model.index("--data") + 1]
+
+
+@pytest.fixture(scope="module")
+def other_file(of_model):
+    """Weights of another `test_vit` with two classes."""
+    return of_model[2].replace("weights", "other")
+
+
 @pytest.fixture
-def arguments(of_model):
+def arguments(of_model, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     return ["sweep", *of_model, "--keep", ".5,.8"]
 
 
+@pytest.fixture(scope="module")
+def swept(of_model, other_file, tmp_path_factory):
+    """Where a sweep of keep 0.8 and 0.5 was run, beside a run of 0.5 alone; and what both printed."""
+    root = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert run(["sweep", *of_model, "--keep", ".5,.8", "--also", f"test_vit={other_file}"]) == 0
+        assert run(["sparsify", *of_model, "--keep", "0.5", "-o", "alone"]) == 0
+    return root
+
+
 @pytest.fixture
-def other_file(make_vit, tmp_path):
-    """Weights of another `test_vit` with two classes."""
-    save_file(make_vit(num_classes=2, seed=3).state_dict(), tmp_path / "other.safetensors")
-    return tmp_path / "other.safetensors"
+def copied(swept, arguments, tmp_path):
+    """The arguments of a sweep that is finished in tmp_path/runs."""
+    shutil.copytree(swept / "runs", tmp_path / "runs")
+    return arguments
 
 
 def same_weights(one, other):
-    one, other = load_file(one), load_file(other)
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_sweep_leaves_runs_table_and_page_and_each_run_is_what_sparsify_gives(
-    arguments, of_model, other_file, tmp_path, capsys
+def test_a_sweep_writes_runs_and_page_and_each_run_is_what_sparsify_gives(
+    swept, of_model, other_file, images, tmp_path, capsys
 ):
-    assert run([*arguments, "--also", f"test_vit={other_file}", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    folder = tmp_path / "runs" / "test_vit-sweep"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        *("keep0.5", "keep0.8", "sweep.csv", "sweep.html", "sweep.json")
-    ]
-    assert json.loads((folder / "sweep.json").read_text()) == result
+    folder, alone = swept / FOLDER, swept / "alone"
+    assert sorted(path.name for path in folder.iterdir()) == ["keep0.5", "keep0.8", "sweep.html", "sweep.json"]
+    result = json.loads((folder / "sweep.json").read_text())
     rows = {row["label"]: row for row in result["rows"]}
     assert list(rows) == ["dense", "keep 0.8", "keep 0.5", "test_vit"]
     assert result["failed"] == []
 
-    # The second run, which another came before; of the first see the shared warm start.
-    assert run(["sparsify", *of_model, "--keep", "0.5", "-o", "alone", "--json"]) == 0
-    alone = json.loads(capsys.readouterr().out)
-    files = [sorted(path.name for path in each.iterdir()) for each in (folder / "keep0.5", tmp_path / "alone")]
-    assert files[0] == files[1]
-    assert same_weights(folder / "keep0.5" / "model.safetensors", tmp_path / "alone" / "model.safetensors")
-    report = json.loads((folder / "keep0.5" / "report.json").read_text())
-    assert report["training"]["warm_start_of"] is None
+    # The second run, which another came before.
+    assert sorted(p.name for p in (folder / "keep0.5").iterdir()) == sorted(p.name for p in alone.iterdir())
+    assert same_weights(folder / "keep0.5", alone)
+    report, by_itself = (json.loads((each / "report.json").read_text()) for each in (folder / "keep0.5", alone))
     assert report["commands"]["sweep"].startswith("vitprune sweep test_vit")
     for key in ("top1_pct", "top5_pct", "num_images", "gmacs", "params_m"):
-        assert rows["keep 0.5"][key] == alone["sparse"][key] == report["sparse"][key]
+        assert rows["keep 0.5"][key] == by_itself["sparse"][key] == report["sparse"][key]
     for key in ("top1_points", "top1_points_ci95", "agreement_pct", "kl"):
-        assert rows["keep 0.5"]["delta"][key] == alone["delta"][key]
-    assert run(["eval", "test_vit", str(of_model[4]), "--checkpoint", str(other_file), "-j", "0", "--json"]) == 0
+        assert rows["keep 0.5"]["delta"][key] == by_itself["delta"][key]
+    assert run(["eval", "test_vit", images, "--checkpoint", other_file, "-j", "0", "--json"]) == 0
     other = json.loads(capsys.readouterr().out)
     assert rows["test_vit"]["top1_pct"] == other["top1_pct"]
     assert rows["test_vit"]["gmacs"] == rows["dense"]["gmacs"]
     assert all(row["num_images"] == 6 for row in rows.values())
     check_fronts(result["rows"])
-
-    with (folder / "sweep.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert [line["label"] for line in table] == list(rows)
-    assert float(table[1]["images_per_s_batch32"]) == rows["keep 0.8"]["speed"][-1]["images_per_s"]
     page = (folder / "sweep.html").read_text()
-    assert str(tmp_path) not in page
+    assert str(swept) not in page
     assert "<script" not in page
 
 
@@ -130,61 +148,57 @@ def check_fronts(rows):
             assert bool(row[key]["beaten_by"]) == bool(better)
 
 
-def test_without_labels_models_are_judged_by_the_dense_answers(arguments, image_folder, capsys):
-    arguments[arguments.index("--data") + 1] = str(image_folder / "train" / "cat")
-    assert run([*arguments, "--no-labels", "--keep", ".6"]) == 0
+def test_a_finished_sweep_is_printed_without_training_and_takes_further_ratios(
+    copied, other_file, tmp_path, capsys, monkeypatch
+):
+    trained = []
+
+    def counted(loaded, data, recipe, settings, listener):
+        trained.append(settings.sparsity.keep)
+        return run_one(loaded, data, recipe, settings, listener)
+
+    monkeypatch.setattr("vitprune.jobs.sweep.run", counted)
+    assert run([*copied, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert trained == []
+    assert "run 1 of 2: keep 0.8 is complete and kept" in err
+    table = [line for line in out.splitlines() if line.startswith(("dense  ", "keep 0.8  ", "keep 0.5  "))]
+    assert len(table) == 3
+    assert max(len(line) for line in table) <= 80
+    assert "The fastest within 1 point of dense is" in out
+    assert "Slower than dense at batch 1: keep 0.8, keep 0.5." in out
+    assert "--also NAME" in out
+    assert f"written to {FOLDER}" in out
+
+    before = (tmp_path / FOLDER / "keep0.8" / "report.json").read_bytes()
+    assert run([*copied, "--resume", "--keep", ".8,.6,.5", "--also", f"test_vit={other_file}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert trained == [0.6]
+    assert [row["label"] for row in result["rows"]] == ["dense", "keep 0.8", "keep 0.6", "keep 0.5", "test_vit"]
+    assert (tmp_path / FOLDER / "keep0.8" / "report.json").read_bytes() == before
+
+
+def test_without_labels_models_are_judged_by_the_dense_predictions(copied, images, tmp_path, capsys):
+    copied[copied.index("--data") + 1] = f"{images}/train/cat"
+    assert run([*copied, "--resume", "--no-labels"]) == 0
     assert "no labels" in capsys.readouterr().out
-    result = json.loads(Path("runs/test_vit-sweep/sweep.json").read_text())
+    result = json.loads((tmp_path / FOLDER / "sweep.json").read_text())
     assert result["accuracy"] == "agreement_pct"
     assert result["rows"][1]["top1_pct"] is None
 
 
-def test_another_models_images_are_prepared_as_it_wants_them(arguments, make_vit, image_folder, tmp_path, capsys):
-    """The same weights with other means, so that prepared as for the dense model it would answer as that does."""
+def test_another_models_images_are_prepared_as_it_needs_them(copied, make_vit, images, tmp_path, capsys):
+    """The same weights with other means, so that prepared as for the dense model it would predict as that does."""
     data_config = {"mean": (0.9, 0.1, 0.1), "std": (0.1, 0.9, 0.5)}
     save_for_hf(make_vit(num_classes=2), tmp_path / "shifted", data_config=data_config, safe_serialization=True)
     capsys.readouterr()
-    assert run(["eval", "shifted", str(image_folder), "-j", "0", "--json"]) == 0
+    assert run(["eval", "shifted", images, "-j", "0", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
-    assert run([*arguments, "--keep", ".8", "--also", "shifted", "--json"]) == 0
+    assert run([*copied, "--resume", "--keep", ".8", "--also", "shifted", "--json"]) == 0
     rows = {row["label"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert rows["shifted"]["top1_pct"] == expected["top1_pct"]
-    assert rows["shifted"]["delta"]["kl"] is None, "there is no answer of dense to the same numbers"
+    assert rows["shifted"]["delta"]["kl"] is None, "dense saw other numbers"
     assert rows["keep 0.8"]["delta"]["kl"] > 0
-
-
-# A shared warm start
-
-
-def test_a_shared_warm_start_is_that_of_the_highest_ratio_and_is_told(arguments, of_model, tmp_path, capsys):
-    steps = Counter()
-    real = Objective.forward
-
-    def forward(self, images, labels, phase, *rest):
-        steps[phase] += torch.is_grad_enabled()
-        return real(self, images, labels, phase, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Objective, "forward", forward)
-        assert run([*arguments, "--warm-start", "shared", "--json"]) == 0
-    assert steps == {"warm": 2, "sampled": 2, "deployed": 6}
-    result = json.loads(capsys.readouterr().out)
-    assert result["warm_start"] == {"mode": "shared", "of": "keep 0.8", "steps": 2}
-    folder = tmp_path / "runs" / "test_vit-sweep"
-    assert not (folder / "checkpoints").exists()
-    assert "The warm start was done once" in (folder / "sweep.html").read_text()
-    for keep, told in (("0.8", None), ("0.5", "keep 0.8")):
-        report = json.loads((folder / f"keep{keep}" / "report.json").read_text())
-        assert report["training"]["warm_start_of"] == told
-        assert report["training"]["steps_done"] == 6
-        page = (folder / f"keep{keep}" / "report.html").read_text()
-        assert ("as for keep 0.8" in page) == (told is not None)
-        card = (folder / f"keep{keep}" / "README.md").read_text()
-        assert ("as for keep 0.8" in card) == (told is not None)
-        assert "vitprune sweep test_vit" in card
-        assert run(["sparsify", *of_model, "--keep", keep, "-o", f"alone{keep}"]) == 0
-        alone = tmp_path / f"alone{keep}" / "model.safetensors"
-        assert same_weights(folder / f"keep{keep}" / "model.safetensors", alone) == (told is None)
 
 
 # Runs that fail or are cut
@@ -207,32 +221,22 @@ def cut(monkeypatch):
     return cut
 
 
-def _lines(path):
-    return path.read_text().splitlines()
-
-
-@pytest.mark.parametrize(("warm_start", "step"), [("shared", 2), ("shared", 9)])
-def test_a_sweep_that_was_stopped_goes_on(arguments, tmp_path, capsys, cut, step, warm_start):
-    arguments += ["--warm-start", warm_start, "--checkpoint-every", "1"]
-    assert run([*arguments, "-o", "whole"]) == 0
-    cut(step, KeyboardInterrupt)
-    assert run([*arguments, "-o", "cut"]) == 130
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_resumes_bit_identically(swept, arguments, tmp_path, capsys, cut):
+    cut(9, KeyboardInterrupt)
+    assert run([*arguments, "--checkpoint-every", "1"]) == 130
     err = capsys.readouterr().err
-    assert f"{0 if step < 7 else 1} of 2 runs are complete" in err
+    assert "1 of 2 runs are complete" in err
     assert "--resume goes on" in err
-    assert not (tmp_path / "cut" / "sweep.json").exists()
-    first = tmp_path / "cut" / "keep0.8" / "report.json"
-    before = first.read_bytes() if step > 6 else None
-    assert run([*arguments, "-o", "cut", "--resume"]) == 0
-    assert before in (None, first.read_bytes()), "a complete run is kept"
-    for keep in ("0.8", "0.5"):
-        files = (tmp_path / name / f"keep{keep}" for name in ("whole", "cut"))
-        whole, resumed = files
-        assert same_weights(whole / "model.safetensors", resumed / "model.safetensors")
-        logged = [[json.loads(line)["step"] for line in _lines(f / "log.jsonl")] for f in (whole, resumed)]
-        assert logged[0] == logged[1]
-    assert (tmp_path / "cut" / "sweep.html").is_file()
-    assert not (tmp_path / "cut" / "checkpoints").exists()
+    assert not (tmp_path / FOLDER / "sweep.json").exists()
+    assert run([*arguments, "--resume", "--seed", "1"]) == 2, "the cut run has other settings"
+    assert run([*arguments, "--resume"]) == 0
+    for name in ("keep0.8", "keep0.5"):
+        folders = [root / FOLDER / name for root in (swept, tmp_path)]
+        assert same_weights(*folders)
+        logs = [(folder / "log.jsonl").read_text().splitlines() for folder in folders]
+        assert len({str([json.loads(line)["step"] for line in log]) for log in logs}) == 1
+    assert (tmp_path / FOLDER / "sweep.html").is_file()
 
 
 def test_a_run_that_fails_does_not_lose_the_others(arguments, tmp_path, capsys, cut):
@@ -245,7 +249,7 @@ def test_a_run_that_fails_does_not_lose_the_others(arguments, tmp_path, capsys, 
     assert result["failed"][0]["error"].startswith("the loss was not finite")
     assert "keep 0.8 failed" in err
     assert "--resume tries it again" in err
-    assert "Runs that failed" in (tmp_path / "runs" / "test_vit-sweep" / "sweep.html").read_text()
+    assert "Runs that failed" in (tmp_path / FOLDER / "sweep.html").read_text()
     assert run([*arguments, "--resume", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["label"] for row in result["rows"]] == ["dense", "keep 0.8", "keep 0.5"]
@@ -278,74 +282,41 @@ def test_where_every_run_fails_or_the_machine_is_taken_that_is_the_error(
     assert capsys.readouterr().err.splitlines()[-3:] == lines
 
 
-def test_ratios_and_models_may_be_added_and_other_settings_are_refused(
-    arguments, other_file, image_folder, capsys, monkeypatch
-):
-    assert run(arguments) == 0
-    out, err = capsys.readouterr()
-    table = [line for line in out.splitlines() if line.startswith(("dense  ", "keep 0.8  ", "keep 0.5  "))]
-    assert len(table) == 3
-    assert max(len(line) for line in table) <= 80
-    assert "The fastest within 1 point of dense is" in out
-    assert "Slower than dense at batch 1: keep 0.8, keep 0.5." in out
-    assert "--also NAME" in out
-    assert "written to runs/test_vit-sweep" in out
-    assert "run 1 of 2: keep 0.8" in err
-    for changed in (["--seed", "1"], ["--schedule", "geometric"], ["--limit", "5"], ["--warm-start", "shared"]):
-        capsys.readouterr()
-        assert run([*arguments, "--resume", *changed]) == 2
-        assert "has other settings" in capsys.readouterr().err
-    trained = []
-
-    def counted(loaded, data, recipe, settings, listener):
-        trained.append(settings.sparsity.keep)
-        return run_one(loaded, data, recipe, settings, listener)
-
-    monkeypatch.setattr("vitprune.jobs.sweep.run", counted)
-    assert run([*arguments, "--resume", "--keep", ".8,.6,.5", "--also", f"test_vit={other_file}", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert trained == [0.6]
-    assert [row["label"] for row in result["rows"]] == ["dense", "keep 0.8", "keep 0.6", "keep 0.5", "test_vit"]
-
-
 # Mistakes
 
+MISTAKES = [
+    (["--keep", "0,.5"], 2, "keep ratio is 0, expected a number in (0, 1]"),
+    (["--keep", ".5,1.5"], 2, "keep ratio is 1.5"),
+    (["--keep", ".5,nan"], 2, "keep ratio is nan"),
+    (["--keep", "1,.5"], 2, "1 is the dense model"),
+    (["--keep", ".7,.70"], 2, "names 0.7 twice"),
+    (["--keep", ".5,x"], 2, "--keep is '.5,x', expected ratios"),
+    (["--keep", ""], 2, "--keep is ''"),
+    (["--stages", "9,3"], 2, "stages are 9,3"),
+    (["--also", "deit_smal"], 2, "there is no model or file 'deit_smal'"),
+    (["--also", "swin_tiny"], 1, "hierarchical"),
+    (["--also", "a,,b"], 2, "--also is 'a,,b'"),
+    (["--also", "a="], 2, "--also is 'a='"),
+    (["--also", "deit_tiny,deit_tiny"], 2, "--also names 'deit_tiny' twice"),
+    (["--also", "deit_tiny"], 1, "give a weight file that is already here: --also deit_tiny=FILE"),
+    (["--also", "test_vit=absent.safetensors"], 1, "there is no file 'absent.safetensors'"),
+    (["--also", "test_vit=three.safetensors"], 2, "'test_vit' has 3 classes and test_vit"),
+    (["--also", "large"], 2, "takes images of 3x192x192"),
+    (["--also", "sparse"], 2, "is sparse, and --also is for dense models"),
+    (["--data", "nowhere"], 1, "the data 'nowhere' is not there"),
+    (["--data", "empty"], 1, "there are no images"),
+    (["--resume"], 1, f"there is no run to resume in '{FOLDER}'"),
+    (["--resume", "--overwrite"], 2, "give one of them"),
+    (["-o", "there"], 1, "the output folder 'there' exists"),
+]
 
-@pytest.mark.parametrize(
-    ("options", "code", "message"),
-    [
-        (["--keep", "0,.5"], 2, "keep ratio is 0, expected a number in (0, 1]"),
-        (["--keep", ".5,1.5"], 2, "keep ratio is 1.5"),
-        (["--keep", ".5,nan"], 2, "keep ratio is nan"),
-        (["--keep", "1,.5"], 2, "1 is the dense model"),
-        (["--keep", ".7,.70"], 2, "names 0.7 twice"),
-        (["--keep", ".5,x"], 2, "--keep is '.5,x', expected ratios"),
-        (["--keep", ""], 2, "--keep is ''"),
-        (["--stages", "9,3"], 2, "stages are 9,3"),
-        (["--also", "deit_smal"], 2, "there is no model or file 'deit_smal'"),
-        (["--also", "swin_tiny"], 1, "hierarchical"),
-        (["--also", "a,,b"], 2, "--also is 'a,,b'"),
-        (["--also", "a="], 2, "--also is 'a='"),
-        (["--also", "deit_tiny,deit_tiny"], 2, "--also names 'deit_tiny' twice"),
-        (["--also", "deit_tiny"], 1, "give a weight file that is already here: --also deit_tiny=FILE"),
-        (["--also", "test_vit=absent.safetensors"], 1, "there is no file 'absent.safetensors'"),
-        (["--also", "test_vit=three.safetensors"], 2, "'test_vit' has 3 classes and test_vit"),
-        (["--also", "large"], 2, "takes images of 3x192x192"),
-        (["--also", "sparse"], 2, "is sparse, and --also is for dense models"),
-        (["--data", "nowhere"], 1, "the data 'nowhere' is not there"),
-        (["--data", "empty"], 1, "there are no images"),
-        (["--warm-start", "none"], 2, "--warm-start is 'none', expected one of each, shared"),
-        (["--warm-start", "shared", "--warm-start-steps", "0"], 2, "no warm start to share"),
-        (["--resume"], 1, "there is no run to resume in 'runs/test_vit-sweep'"),
-        (["--resume", "--overwrite"], 2, "give one of them"),
-        (["-o", "images"], 1, "the output folder 'images' exists"),
-    ],
-)
+
 def test_a_mistake_is_told_before_anything_is_trained_or_written(
-    arguments, options, code, message, make_vit, make_sparse, tmp_path, capsys, no_hub, monkeypatch
+    arguments, make_vit, make_sparse, tmp_path, capsys, no_hub
 ):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "sparse").mkdir()
+    for name in ("empty", "sparse", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "there" / "file").touch()
     save_file(make_vit(num_classes=3).state_dict(), tmp_path / "three.safetensors")
     save_for_hf(
         make_vit(num_classes=2, img_size=192), tmp_path / "large", model_args={"img_size": 192, "num_classes": 2}
@@ -354,18 +325,13 @@ def test_a_mistake_is_told_before_anything_is_trained_or_written(
     save(sparse, tmp_path / "sparse" / "model.safetensors", describe(sparse))
     capsys.readouterr()
     before = sorted(tmp_path.rglob("*"))
-    assert run([*arguments, *options]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert "Traceback" not in err
-    assert "training" not in err
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_sparse_model_is_refused(make_sparse, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    sparse = make_sparse(num_classes=2)
-    save(sparse, tmp_path / "model.safetensors", describe(sparse))
-    assert run(["sweep", "model.safetensors", "--data", "demo"]) == 2
+    for options, code, message in MISTAKES:
+        assert run([*arguments, *options]) == code, options
+        out, err = capsys.readouterr()
+        assert out == "", options
+        assert message in err, options
+        assert "Traceback" not in err, options
+        assert "training" not in err, options
+    assert run(["sweep", "sparse/model.safetensors", "--data", "demo"]) == 2
     assert "is sparse already" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -8,21 +8,18 @@ from html.parser import HTMLParser
 import pytest
 
 from vitprune.cli.app import run
-from vitprune.report.front import Place, beaten_by, verdict
 from vitprune.report.publishable import repeatable
+from vitprune.report.sweep import dominated_by, verdict
 from vitprune.report.sweep_page import render_sweep_page, write_sweep_page
 
 NASTY = 'tiny"><script>alert(1)</script>'
 
 
-def test_front_of_known_places():
-    """By hand: b beats a and c; d is slowest and most accurate; e is b again, and neither beats the other."""
-    places = {"a": Place(80, 10), "b": Place(81, 12), "c": Place(81, 11), "d": Place(82, 5), "e": Place(81, 12)}
-    assert beaten_by(places) == {"a": ["b", "e"], "b": [], "c": ["b", "e"], "d": [], "e": []}
-
-
-def test_costs_are_negative_merits():
-    assert beaten_by({"dense": Place(80, -4.6), "sparse": Place(80, -3.0)}) == {"dense": ["sparse"], "sparse": []}
+def test_front_of_known_points():
+    """By hand: b dominates a and c; d is slowest and most accurate; e is b again, and neither dominates the other."""
+    points = {"a": (80, 10), "b": (81, 12), "c": (81, 11), "d": (82, 5), "e": (81, 12)}
+    assert dominated_by(points) == {"a": ["b", "e"], "b": [], "c": ["b", "e"], "d": [], "e": []}
+    assert dominated_by({"dense": (80, -4.6), "sparse": (80, -3.0)}) == {"dense": ["sparse"], "sparse": []}, "a cost"
 
 
 def _beats(label, points, low, high, speed_ratio):
@@ -77,7 +74,6 @@ def result():
         "rows": rows,
         "model": "deit_small",
         "failed": [{"label": "keep 0.7", "keep": 0.7, "error": "out of <memory>"}],
-        "warm_start": {"mode": "each", "of": None, "steps": 200},
         "recipe": {"name": "short"},
         "data": {"name": "/home/somebody/images", "note": None, "num_unreadable_val": 1},
         "commands": {"sweep": "vitprune sweep deit_small --data 'path/to/<em>images'"},

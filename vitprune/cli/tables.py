@@ -135,8 +135,6 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
     )
     if not labelled:
         print_line("same: answers as dense, in percent; the images have no labels")
-    if result["warm_start"]["mode"] == "shared":
-        print_line(f"warm start shared by all runs: done as for {result['warm_start']['of']}")
     if all(row["kind"] != "other" for row in rows):
         print_line("--also NAME shows whether a smaller dense model is the better choice")
     print_line(f"in {result['wall_s']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")

@@ -42,13 +42,13 @@ def evaluate(
     num_workers: int,
     device: torch.device,
     precision: Precision,
-    reference: str = "dense",
 ) -> dict[str, Predictions]:
-    """Predictions of several models on the same images of `data.val`, prepared as the model `reference` wants them.
+    """Predictions of several models on the same images of `data.val`, prepared as the first model needs them.
 
-    What cannot be read is left out and counted in `data.faults`: an hour of training is not lost to one bad image.
+    Where one is called "dense", the others' divergence is from its predictions. What cannot be read is left out and
+    counted in `data.faults`: an hour of training is not lost to one bad image.
     """
-    data.val.transform = eval_transform(models[reference])
+    data.val.transform = eval_transform(next(iter(models.values())))
     total = count_images(data.val)
     listener.begin("evaluating", None if total is None else math.ceil(total / distributed.world_size()))
     return predict_together(
@@ -59,7 +59,7 @@ def evaluate(
         device,
         precision,
         listener.advance,
-        reference=reference,
+        reference="dense" if "dense" in models else None,
         faults=data.faults,
     )
 

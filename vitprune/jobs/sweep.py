@@ -6,15 +6,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from vitprune.backbones import input_size, preprocessing
-from vitprune.checkpoint.metadata import Metadata
-from vitprune.checkpoint.sparse_file import load_sparse, read_metadata
+from vitprune.checkpoint.sparse_file import load_sparse
 from vitprune.common.files import read_json
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
@@ -22,27 +20,14 @@ from vitprune.data import Data, Faults, count_images
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.evaluation import Predictions
 from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, bench, evaluate
-from vitprune.jobs.sparsify import (
-    RunSettings,
-    checkpoints_of,
-    describe_run,
-    fit,
-    new_student,
-    num_bytes,
-    recipe_settings,
-    run,
-    stopping_on_sigterm,
-)
+from vitprune.jobs.sparsify import RunSettings, describe_run, new_student, num_bytes, run
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_environment
 from vitprune.model import Sparsity
 from vitprune.report import Report
 from vitprune.report.runs import checked
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
-from vitprune.training import Checkpoints, Progress, Recipe, State
-
-WarmStart = Literal["each", "shared"]
-"""Every run has its own warm start; or that of the highest keep ratio begins them all."""
+from vitprune.training import Recipe
 
 _RESUME = "vitprune sweep with the same options and --resume goes on"
 
@@ -55,13 +40,11 @@ class SweepSettings:
         plans: one a run, the highest keep ratio first.
         others: dense models to compare with, by label.
         settings: of every run but for its plan and folder; `output` is the folder of the sweep.
-        warm_start: see `WarmStart`.
     """
 
     plans: Sequence[Sparsity]
     others: Mapping[str, Loaded]
     settings: RunSettings
-    warm_start: WarmStart = "each"
 
 
 def check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
@@ -98,216 +81,74 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
     """Train a sparse model for each plan, then measure all models together: writes the sweep's folder.
 
     Everything that can be wrong with the input is found before the folder is made. A run that fails does not end the
-    others.
+    others. When a sweep is resumed, a run whose folder holds a report is kept as it is.
 
     Returns:
         The content of sweep.json.
 
     Raises:
-        UsageError: the settings do not go together, or a run that is there has others.
-        Interrupted: the user stopped it; complete runs stay.
+        UsageError: the settings do not go together, or a run to be resumed has others.
+        Interrupted: the user stopped it; complete runs are kept.
         Preempted: SIGTERM came; a training checkpoint is written.
         VitpruneError: every run failed.
     """
     check_others(loaded, this.others)
-    if this.warm_start == "shared" and recipe.warm_start_steps == 0:
-        raise UsageError("there is no warm start to share: it has 0 steps", "leave out --warm-start shared")
-    runs = [_one(loaded, data, recipe, this, plan) for plan in this.plans]
-    done = {each.label: report for each in runs if (report := each.complete()) is not None}
+    folder, num_runs = this.settings.output, len(this.plans)
+    runs = [replace(this.settings, sparsity=plan, output=folder / plan.slug) for plan in this.plans]
     for each in runs:
-        if each.label not in done:
-            each.check_checkpoints()
-    folder = this.settings.output
-    RunFolder(folder).create(needed_bytes=2 * len(runs) * num_bytes(loaded.model))
+        describe_run(new_student(loaded.model, each.sparsity, recipe.seed), loaded, data, each.sparsity)
+    RunFolder(folder).create(needed_bytes=2 * num_runs * num_bytes(loaded.model))
     forget_sweep(folder)
+    entries = {"dense": Entry("dense", loaded.model, loaded.name)}
     failed: dict[str, VitpruneError] = {}
     try:
-        shared = _warm_start(runs, len(done) == len(runs), listener)
         for number, each in enumerate(runs, start=1):
-            if each.label in done:
-                listener.begin(f"run {number} of {len(runs)}: {each.label} is complete", None)
-                continue
-            listener.begin(f"run {number} of {len(runs)}: {each.label}", None)
+            label, complete = each.sparsity.label, each.resume and RunFolder(each.output).is_complete
+            listener.begin(f"run {number} of {num_runs}: {label}{' is complete and kept' if complete else ''}", None)
             try:
-                done[each.label] = each.run(shared, listener)
-            except (Interrupted, Preempted):
+                if not complete:
+                    run(loaded, _recounted(data), recipe, each, listener)
+                entries[label] = _trained(loaded.name, each)
+            except (Interrupted, Preempted, UsageError):
                 raise
             except VitpruneError as error:
-                failed[each.label] = error
-        if not done:
+                failed[label] = error
+        if len(failed) == num_runs:
             raise next(iter(failed.values()))
-        return _conclude(runs, done, failed, shared, listener)
-    except (Interrupted, KeyboardInterrupt) as error:
-        said = error.message if isinstance(error, Interrupted) else "stopped"
-        raise Interrupted(f"{said}; {len(done)} of {len(runs)} runs are complete", _RESUME) from error
-    except Preempted as error:
-        raise Preempted(f"{error.message}; {len(done)} of {len(runs)} runs are complete", _RESUME) from error
+        entries |= {label: Entry("other", other.model, other.name) for label, other in this.others.items()}
+        result = _measured(entries, _recounted(data), recipe, this.settings, listener)
+    except (Interrupted, KeyboardInterrupt, Preempted) as error:
+        said = "stopped" if isinstance(error, KeyboardInterrupt) else error.message
+        kind = Preempted if isinstance(error, Preempted) else Interrupted
+        num_complete = sum(entry.kind == "sparse" for entry in entries.values())
+        raise kind(f"{said}; {num_complete} of {num_runs} runs are complete", _RESUME) from error
+    result["failed"] = [
+        {"label": plan.label, "keep": plan.keep, "error": failed[plan.label].message}
+        for plan in this.plans
+        if plan.label in failed
+    ]
+    write_sweep(folder, result)
+    return result
 
 
-@dataclass(frozen=True)
-class _One:
-    """A run of a sweep."""
-
-    loaded: Loaded
-    data: Data
-    recipe: Recipe
-    sweep: SweepSettings
-    settings: RunSettings
-    metadata: Metadata
-
-    @property
-    def label(self) -> str:
-        return self.settings.sparsity.label
-
-    @property
-    def folder(self) -> Path:
-        return self.settings.output
-
-    @property
-    def warm_start_of(self) -> str | None:
-        """The plan whose warm start it begins with, if that is another than its own."""
-        first = self.sweep.plans[0].label
-        return first if self.sweep.warm_start == "shared" and first != self.label else None
-
-    def complete(self) -> Report | None:
-        """Its report, if the sweep is resumed and this run is complete.
-
-        Raises:
-            UsageError: it has other settings; names the first that differs.
-        """
-        path = RunFolder(self.folder).report
-        if not (self.settings.resume and path.is_file()):
-            return None
-        report = checked(Report, read_json(path), path)
-        then = _what_it_is(read_metadata(RunFolder(self.folder).weights), report.training.recipe)
-        now = _what_it_is(self.metadata, recipe_settings(self.recipe))
-        seen = report.data
-        then |= {"data": seen.name, "warm_start_of": report.training.warm_start_of}
-        now |= {"data": self.data.name, "warm_start_of": self.warm_start_of}
-        for part, count in (
-            ("train", seen.num_train_images),
-            ("val", seen.num_val_images + seen.num_unreadable_val),
-        ):
-            expected = count_images(self.data.train if part == "train" else self.data.val)
-            if expected is not None:
-                then[f"num_{part}_images"], now[f"num_{part}_images"] = count, expected
-        for name, value in now.items():
-            if json.loads(json.dumps(value)) != then.get(name):
-                self._refuse(name, then.get(name), value)
-        return report
-
-    def check_checkpoints(self) -> None:
-        """Make sure that what a cut run left fits.
-
-        Raises:
-            UsageError: it has other settings; names the first that differs.
-        """
-        state = self.checkpoints().latest() if self.settings.resume else None
-        if state is not None:
-            before = state.about["progress"].get("warm_start_of")
-            if before != self.warm_start_of:
-                self._refuse("warm_start_of", before, self.warm_start_of)
-
-    def checkpoints(self) -> Checkpoints:
-        return checkpoints_of(self.loaded, self.recipe, self.settings)
-
-    def shared_checkpoints(self) -> Checkpoints:
-        """Of the warm start of all runs, as if it were this run's: they lie in the sweep's folder."""
-        return checkpoints_of(self.loaded, self.recipe, replace(self.settings, output=self.sweep.settings.output))
-
-    def _refuse(self, name: str, before: Any, now: Any) -> None:
-        raise UsageError(
-            f"the run in '{self.folder}' has other settings: {name} is {before!r} there, {now!r} now",
-            "resume with the same settings, or start anew with --overwrite",
-        )
-
-    def run(self, shared: State | None, listener: Listener) -> Report:
-        """Do it, and return its report."""
-        begin = shared
-        if shared is not None:
-            progress = shared.about["progress"] | {"warm_start_of": self.warm_start_of}
-            if self.warm_start_of is not None:  # its steps are this model's; time and images were another run's
-                progress |= {"num_images": 0, "seconds": 0.0, "seconds_by_part": {}}
-            begin = State(shared.tensors, shared.about | {"progress": progress})
-        settings = replace(self.settings, begin=begin)
-        return run(self.loaded, _afresh(self.data), self.recipe, settings, listener)[1]
+def _trained(name: str, settings: RunSettings) -> Entry:
+    """The sparse model in the folder of a complete run."""
+    files = RunFolder(settings.output)
+    sparse, _ = load_sparse(files.weights)
+    report = checked(Report, read_json(files.report), files.report)
+    return Entry("sparse", sparse, name, settings.sparsity.keep, settings.output.name, report)
 
 
-def _one(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, plan: Sparsity) -> _One:
-    settings = replace(this.settings, sparsity=plan, output=this.settings.output / plan.label.replace(" ", ""))
-    student = new_student(loaded.model, plan, recipe.seed)
-    return _One(loaded, data, recipe, this, settings, describe_run(student, loaded, data, plan))
-
-
-def _what_it_is(metadata: Metadata, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must have in common to be the same."""
-    later = {"training", "accuracy", "versions"}
-    of_recipe = {f"recipe.{key}": value for key, value in recipe.items()}
-    return metadata.model_dump(mode="json", exclude=later) | of_recipe
-
-
-def _afresh(data: Data) -> Data:
-    """The same images, with unreadable ones still to be counted."""
-    return replace(data, faults=Faults(allowed_share=1.0))
-
-
-def _warm_start(runs: Sequence[_One], complete: bool, listener: Listener) -> State | None:
-    """With a shared warm start, the first run's state after it; it is the same as if that run had done it alone."""
-    first = runs[0]
-    if first.sweep.warm_start == "each" or complete:
-        return None
-    checkpoints = first.shared_checkpoints()
-    if not first.settings.resume:
-        checkpoints.clear()
-    state = checkpoints.latest() if first.settings.resume else None
-    if state is not None and state.about["progress"]["steps_done"] == first.recipe.warm_start_steps:
-        return state
-    listener.begin(f"warm start for all runs, as for {first.label}", None)
-    recipe = first.recipe.model_copy(update={"steps": 0, "epochs": None})
-    student = new_student(first.loaded.model, first.settings.sparsity, recipe.seed)
-    with stopping_on_sigterm(checkpoints):
-        fit(
-            *(first.loaded.model, student, first.data, recipe, first.settings.device, listener, Progress()),
-            checkpoints=checkpoints,
-            resume=state,
-        )
-    return checkpoints.latest()
-
-
-def _conclude(
-    runs: Sequence[_One],
-    done: Mapping[str, Report],
-    failed: Mapping[str, VitpruneError],
-    shared: State | None,
-    listener: Listener,
+def _measured(
+    entries: Mapping[str, Entry], data: Data, recipe: Recipe, settings: RunSettings, listener: Listener
 ) -> dict[str, Any]:
-    """Measure all models side by side, and write what was found."""
+    """All models side by side: the content of sweep.json."""
     started = time.perf_counter()
-    first = runs[0]
-    this, loaded, recipe, data = first.sweep, first.loaded, first.recipe, _afresh(first.data)
-    settings = this.settings
-    entries = {"dense": Entry("dense", loaded.model, loaded.name)}
-    for each in runs:
-        if each.label in done:
-            sparse, _ = load_sparse(RunFolder(each.folder).weights)
-            keep = each.settings.sparsity.keep
-            entries[each.label] = Entry("sparse", sparse, loaded.name, keep, each.folder.name, done[each.label])
-    entries |= {label: Entry("other", other.model, other.name) for label, other in this.others.items()}
     predictions = _predictions(entries, data, recipe, settings, listener)
     models = {label: entry.model for label, entry in entries.items()}
     timings = bench(models, settings.device, settings.eval_precision, settings.bench_seconds, listener)
     about = {
-        "model": loaded.name,
-        "failed": [
-            {"label": each.label, "keep": each.settings.sparsity.keep, "error": failed[each.label].message}
-            for each in runs
-            if each.label in failed
-        ],
-        "warm_start": {
-            "mode": this.warm_start,
-            "of": first.label if this.warm_start == "shared" else None,
-            "steps": recipe.warm_start_steps,
-        },
+        "model": entries["dense"].name,
         "recipe": recipe.model_dump(mode="json"),
         "data": {
             "name": data.name,
@@ -319,40 +160,38 @@ def _conclude(
         "commands": dict(settings.commands or {}),
         "precision": settings.eval_precision,
         "device": str(settings.device),
-        "wall_s": sum(report.wall_s for report in done.values()) + time.perf_counter() - started,
+        "wall_s": sum(entry.report.wall_s for entry in entries.values() if entry.report is not None)
+        + time.perf_counter()
+        - started,
         "environment": describe_environment(),
     }
-    result = build_sweep(entries, predictions, timings, about)
-    write_sweep(settings.output, result)
-    if not failed:
-        first.shared_checkpoints().clear()
-    return result
+    return build_sweep(entries, predictions, timings, about)
 
 
 def _predictions(
     entries: Mapping[str, Entry], data: Data, recipe: Recipe, settings: RunSettings, listener: Listener
 ) -> dict[str, Predictions]:
-    """Of all models on the same images, in one pass for all that want them prepared alike; in the entries' order."""
+    """Of all models on the same images, in one pass for all that need them prepared alike; in the entries' order."""
     groups: dict[str, dict[str, nn.Module]] = {}
     for label, entry in entries.items():
-        wanted = preprocessing(entries["dense"].model if entry.kind == "sparse" else entry.model)
-        groups.setdefault(json.dumps(wanted, sort_keys=True), {})[label] = entry.model
+        prepared = preprocessing(entries["dense"].model if entry.kind == "sparse" else entry.model)
+        groups.setdefault(json.dumps(prepared, sort_keys=True), {})[label] = entry.model
     found: dict[str, Predictions] = {}
     for models in groups.values():
-        reference = next(iter(models))
-        predictions = evaluate(
+        found |= evaluate(
             models,
-            data if "dense" in models else _afresh(data),
+            data if "dense" in models else _recounted(data),
             listener,
             batch_size=min(recipe.batch_size, EVAL_BATCH_SIZE),
             num_workers=recipe.workers(),
             device=settings.device,
             precision=settings.eval_precision,
-            reference=reference,
         )
-        if "dense" not in models:  # whose answers are what divergence is told from
-            predictions = {label: replace(each, kl=None) for label, each in predictions.items()}
-        found |= predictions
     if any(not torch.equal(each.labels, found["dense"].labels) for each in found.values()):
         raise DataError("the images that could be read were not the same for all models", "repair the data set")
     return {label: found[label] for label in entries}
+
+
+def _recounted(data: Data) -> Data:
+    """The same images, with unreadable ones still to be counted."""
+    return replace(data, faults=Faults(allowed_share=1.0))

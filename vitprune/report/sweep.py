@@ -1,8 +1,7 @@
-"""sweep.json: several plans and other models side by side; and the files in which a sweep tells what it found."""
+"""sweep.json: several plans and other models side by side, and which of them are Pareto-optimal."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,15 +10,18 @@ from typing import Any, Literal
 from torch import nn
 
 from vitprune.backbones import input_size
-from vitprune.common.files import replacing, write_json
+from vitprune.common.files import write_json
+from vitprune.common.formatting import number, signed
 from vitprune.evaluation import Predictions, compared, paired_points
 from vitprune.measure import Timing, count_macs, count_params, rates
-from vitprune.report.front import Place, beaten_by, verdict
 from vitprune.report.schema import Report
 from vitprune.report.sweep_page import write_sweep_page
 
 SWEEP_SCHEMA_VERSION = 1
-SWEEP, TABLE, SWEEP_PAGE = "sweep.json", "sweep.csv", "sweep.html"
+SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
+WITHIN_POINTS = 1.0
+"""The verdict names the fastest model that loses no more than this."""
+_OF_TRAINING = {"steps_done", "num_images", "seconds", "num_skipped"}
 
 Kind = Literal["dense", "sparse", "other"]
 
@@ -60,22 +62,24 @@ def build_sweep(
         about: what else is to be said of the sweep.
     """
     size = input_size(entries["dense"].model)
-    rows = [_row(label, entry, predictions, timings, size) for label, entry in entries.items()]
-    labelled = rows[0]["top1_pct"] is not None
-    accuracy = {row["label"]: row["top1_pct"] if labelled else row["delta"]["agreement_pct"] for row in rows}
+    rows = {label: _row(label, entry, predictions, timings, size) for label, entry in entries.items()}
+    labelled = predictions["dense"].labelled
     for key, merit in (("by_throughput", _throughput), ("by_gmacs", lambda row: -row["gmacs"])):
-        found = beaten_by({row["label"]: Place(accuracy[row["label"]], merit(row)) for row in rows})
-        by_label = {row["label"]: row for row in rows}
-        for row in rows:
-            rivals = [_against(by_label[rival], row, predictions) for rival in found[row["label"]]]
+        found = dominated_by({label: (_accuracy(row, labelled), merit(row)) for label, row in rows.items()})
+        for label, row in rows.items():
+            rivals = [_against(rows[rival], row, predictions) for rival in found[label]]
             row[key] = {"on_front": not rivals, "beaten_by": rivals}
     return {
         "schema_version": SWEEP_SCHEMA_VERSION,
         "accuracy": "top1_pct" if labelled else "agreement_pct",
-        "verdict": verdict(rows, rows[0]["speed"][-1]["batch_size"]),
-        "rows": rows,
+        "verdict": verdict(list(rows.values()), rows["dense"]["speed"][-1]["batch_size"]),
+        "rows": list(rows.values()),
         **about,
     }
+
+
+def _accuracy(row: Mapping[str, Any], labelled: bool) -> float:
+    return float(row["top1_pct"] if labelled else row["delta"]["agreement_pct"])
 
 
 def _throughput(row: Mapping[str, Any]) -> float:
@@ -89,8 +93,7 @@ def _row(
     timings: Sequence[Timing],
     size: tuple[int, int, int],
 ) -> dict[str, Any]:
-    speed = [timing for timing in timings if timing.model == label]
-    training = None if entry.report is None else entry.report.training.as_json()
+    speed = [asdict(timing) for timing in timings if timing.model == label]
     return {
         "label": label,
         "kind": entry.kind,
@@ -100,10 +103,9 @@ def _row(
         **predictions[label].summary(),
         "gmacs": count_macs(entry.model, size) / 1e9,
         "params_m": count_params(entry.model) / 1e6,
-        "speed": [{key: value for key, value in asdict(timing).items() if key != "model"} for timing in speed],
+        "speed": [{key: value for key, value in row.items() if key != "model"} for row in speed],
         "delta": compared(predictions[label], predictions["dense"], rates(timings, label), rates(timings, "dense")),
-        "training": training
-        and {key: training.get(key) for key in ("steps_done", "num_images", "seconds", "num_skipped", "warm_start_of")},
+        "training": entry.report and entry.report.training.model_dump(include=_OF_TRAINING),
     }
 
 
@@ -120,39 +122,87 @@ def _against(
     }
 
 
+def dominated_by(points: Mapping[str, tuple[float, float]]) -> dict[str, list[str]]:
+    """Which models of the Pareto front dominate each model, the most accurate first; none where it is on the front.
+
+    Args:
+        points: by label accuracy and merit (of a cost, its negative), both the more the better. One dominates another
+            that is at least as good in both and better in one.
+    """
+
+    def dominates(rival: str, label: str) -> bool:
+        better = all(a >= b for a, b in zip(points[rival], points[label], strict=True))
+        return better and points[rival] != points[label]
+
+    front = [label for label in points if not any(dominates(rival, label) for rival in points)]
+    front.sort(key=lambda label: -points[label][0])
+    return {label: [rival for rival in front if dominates(rival, label)] for label in points}
+
+
+def verdict(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
+    """Sentences on the rows of sweep.json.
+
+    Args:
+        rows: dense first.
+        batch_size: the largest that was timed.
+    """
+    sentences = [_choice(rows, batch_size)]
+    names = {row["label"]: f"{row['label']} (dense)" if row["kind"] == "other" else row["label"] for row in rows}
+    dominated: dict[str, list[str]] = {}
+    for row in rows:
+        for best in row["by_throughput"]["beaten_by"][:1]:
+            dominated.setdefault(best["label"], []).append(f"{names[row['label']]} ({_margin(best)})")
+    for label, others in dominated.items():
+        sentences.append(f"{names[label]} is better at batch {batch_size} than {'; '.join(others)}.")
+    for changes in zip(*(row["delta"]["speedup"] for row in rows), strict=True):  # a batch size at a time
+        slower = [row["label"] for row, change in zip(rows, changes, strict=True) if change["slower"]]
+        if slower:
+            sentences.append(f"Slower than dense at batch {changes[0]['batch_size']}: {', '.join(slower)}.")
+    return sentences
+
+
+def _choice(rows: Sequence[Mapping[str, Any]], batch_size: int) -> str:
+    """The fastest model that loses little."""
+    dense = rows[0]
+    if dense["top1_pct"] is None:
+        return (
+            "The images have no labels: models are judged by how often they answer as the dense one does, which "
+            "says little of a model that is not made from it."
+        )
+    near = [row for row in rows if row["delta"]["top1_points"] >= -WITHIN_POINTS]
+    best = max(near, key=lambda row: row["speed"][-1]["images_per_s"])
+    within = f"within {WITHIN_POINTS:g} point of dense"
+    if best is dense:
+        return f"No model {within} is faster than the dense one at batch {batch_size}."
+    low, high = best["delta"]["top1_points_ci95"]
+    return (
+        f"The fastest {within} is {best['label']}: {signed(best['delta']['top1_points'])} points "
+        f"(95 %: {signed(low)} to {signed(high)}), {number(best['delta']['speedup'][-1]['speedup'])} x as fast at "
+        f"batch {batch_size}."
+    )
+
+
+def _margin(best: Mapping[str, Any]) -> str:
+    """By how much a row is dominated."""
+    speed = f"{number(best['speed_ratio'])} x as fast"
+    if best["top1_points"] is None:
+        return f"{signed(best['agreement_points'])} points of answers as dense, {speed}"
+    low, high = best["top1_points_ci95"]
+    points = f"{signed(best['top1_points'])} points" if best["top1_points"] else "as accurate"
+    return f"{points}{', within chance' if low <= 0 < best['top1_points'] <= high else ''}, {speed}"
+
+
 def write_sweep(folder: Path, result: dict[str, Any]) -> None:
-    """Write sweep.json, sweep.csv and sweep.html.
+    """Write sweep.json and sweep.html.
 
     Raises:
         OutputError: a file cannot be written.
     """
     write_json(folder / SWEEP, result)
-    _write_table(folder / TABLE, result["rows"])
     write_sweep_page(folder / SWEEP_PAGE, result)
 
 
 def forget_sweep(folder: Path) -> None:
     """Remove what an earlier sweep left, which would be taken for the next one's."""
-    for name in (SWEEP, TABLE, SWEEP_PAGE):
+    for name in (SWEEP, SWEEP_PAGE):
         (folder / name).unlink(missing_ok=True)
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        lines = [_cells(row) for row in rows]
-        writer.writerow(lines[0])
-        writer.writerows(line.values() for line in lines)
-
-
-def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = row["delta"]["top1_points_ci95"] or (None, None)
-    cells = {key: row[key] for key in ("label", "kind", "model", "keep", "top1_pct", "top5_pct", "num_images")}
-    cells |= {"top1_points": row["delta"]["top1_points"], "top1_points_low": low, "top1_points_high": high}
-    cells |= {"agreement_pct": row["delta"]["agreement_pct"], "gmacs": row["gmacs"], "params_m": row["params_m"]}
-    for speed, change in zip(row["speed"], row["delta"]["speedup"], strict=True):
-        size = speed["batch_size"]
-        cells |= {f"images_per_s_batch{size}": speed["images_per_s"], f"speedup_batch{size}": change["speedup"]}
-    for key in ("by_throughput", "by_gmacs"):
-        cells[f"beaten_{key}"] = ", ".join(rival["label"] for rival in row[key]["beaten_by"])
-    return cells

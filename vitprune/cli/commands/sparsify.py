@@ -267,11 +267,7 @@ def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: 
     """The run folder, not made yet."""
     from vitprune.common.run_folder import RunFolder
 
-    name = f"{loaded.short_name}-{_slug(sparsity.label)}"
+    name = f"{loaded.short_name}-{sparsity.slug}"
     # One process chooses: another may be so late that the folder is there already.
     chosen = RunFolder.choose(output, name, overwrite=overwrite, resume=resume).path if distributed.is_main() else None
     return distributed.from_main(chosen)
-
-
-def _slug(label: str) -> str:
-    return label.replace(" ", "").replace(",", "-")

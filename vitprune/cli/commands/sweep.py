@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,7 +33,6 @@ from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.tables import print_sweep
 from vitprune.cli.training_options import (
-    PANEL,
     BenchSeconds,
     CheckpointEvery,
     Epochs,
@@ -93,15 +92,6 @@ def sweep(
             "other ratios and --also models may be added.",
         ),
     ] = False,
-    warm_start: Annotated[
-        Literal["each", "shared"],
-        typer.Option(
-            "--warm-start",
-            help="each: every run is what vitprune sparsify gives for its ratio. shared: the warm start is done once, "
-            "for the highest ratio, and begins all runs: less time, but a run then depends on the ratios beside it.",
-            rich_help_panel=PANEL,
-        ),
-    ] = "each",
     stages: Stages = None,
     schedule: Schedule = None,
     dropped: Dropped = None,
@@ -128,8 +118,8 @@ def sweep(
 ) -> None:
     """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
 
-    All models see the same images and are timed in turns. Writes a run folder for each ratio, and sweep.html,
-    sweep.json and sweep.csv: who is accurate and fast, and who is beaten by whom. Other settings of training: a YAML
+    All models see the same images and are timed in turns. Writes a run folder for each ratio, and sweep.html
+    and sweep.json: who is accurate and fast, and who is beaten by whom. Other settings of training: a YAML
     file as --recipe.
 
     Examples:
@@ -189,7 +179,7 @@ def sweep(
         commands=commands(context.obj, images.name, str(where), of_data),
     )
     with RunProgress() as progress:
-        result = run(loaded, images, plan, SweepSettings(plans, others, common, warm_start), progress)
+        result = run(loaded, images, plan, SweepSettings(plans, others, common), progress)
     if as_json:
         print_json(result)
     else:

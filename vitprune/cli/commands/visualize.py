@@ -112,6 +112,7 @@ def visualize(
         from vitprune.report.drawing import Legend
         from vitprune.report.visualize import MOST_ON_A_SHEET, Wanted
         from vitprune.report.visualize import visualize as draw
+        from vitprune.schedule import plan_slug
     where = pick_device(device)
     subject = _subject(model, checkpoint)
     num_classes = subject.sparse.num_classes
@@ -124,7 +125,7 @@ def visualize(
         many = "a stream of" if total is None else total
         raise UsageError(f"--sheet takes at most {MOST_ON_A_SHEET} images, got {many}", "--limit 16")
     known = dataset.class_names | dict(enumerate(subject.loaded.class_names or ()))
-    name = f"{subject.loaded.short_name}-{_slug(subject.about.label)}-keepmaps"
+    name = f"{subject.loaded.short_name}-{plan_slug(subject.about.label)}-keepmaps"
     folder = RunFolder.choose(output, name, overwrite=overwrite).path
     legend = Legend(
         f"{subject.loaded.name}, {subject.about.label}",
@@ -266,7 +267,3 @@ def _print(drawn: Drawn, legend: Any, is_dense: bool, folder: Path) -> None:
 def _answer(answer: dict[str, Any]) -> str:
     name = answer["name"] or f"class {answer['index']}"
     return f"{name} {answer['probability_pct']:.1f} %"
-
-
-def _slug(label: str) -> str:
-    return label.replace(" ", "").replace(",", "-")
