@@ -9,6 +9,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from vitprune.model import SparseViT
 
+pytestmark = pytest.mark.slow
+
 TINY = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64, "stages": [1]}
 KINDS = {
     "positions in the tokens": {"name": "vit_tiny_patch16_224", **TINY},

@@ -16,9 +16,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 RUNNABLE = [line for line in LINES if line.startswith("vitprune") and "# needs:" not in line]
+QUICK = ("vitprune env", "vitprune info deit_small --keep")
 
 
-@pytest.mark.parametrize("line", RUNNABLE)
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[] if line.startswith(QUICK) else pytest.mark.slow) for line in RUNNABLE]
+)
 def test_readme_command_runs_offline(line, tmp_path, monkeypatch, capsys, no_hub):
     monkeypatch.chdir(tmp_path)
     assert run(shlex.split(line, comments=True)[1:]) == 0

@@ -35,6 +35,7 @@ def _run(name, *arguments, cwd):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
+@pytest.mark.slow
 def test_own_training_loop_runs_and_saves(tmp_path):
     done = _run("train_loop.py", "--steps", "12", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -43,6 +44,7 @@ def test_own_training_loop_runs_and_saves(tmp_path):
     assert (tmp_path / "runs" / "train_loop" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
     options = ["demo", "--variants", "warm-only,drop", "--output", "out"]
     quick = ["--limit", "20", "--warm-start-steps", "2", "--device", "cpu", "-b", "10", "--bench-seconds", "0.1"]
@@ -71,6 +73,7 @@ def test_ablation_holds_out_training_images(tmp_path, image_folder):
     assert all(path.parent.parent == (image_folder / "train").resolve() for path in parts["train"] | parts["val"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
 def test_killed_runs_end_at_the_same_weights(tmp_path):
     quick = [
@@ -92,6 +95,7 @@ def test_killed_runs_end_at_the_same_weights(tmp_path):
     assert "weights identical" in done.stdout
 
 
+@pytest.mark.slow
 def test_data_comes_in_three_forms_and_memory_stays(tmp_path):
     done = _run("data_speed.py", "demo", "--count", "64", "-j", "0", "--with-model", "tar", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -108,6 +112,7 @@ def test_data_comes_in_three_forms_and_memory_stays(tmp_path):
     assert after[-1] < after[1] + 50
 
 
+@pytest.mark.slow
 def test_faults_are_told_and_nothing_crashes(tmp_path):
     done = _run("faults.py", "demo", "--only", "a missing shard", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -138,6 +143,7 @@ def test_examples_explain_themselves(name, monkeypatch, capsys):
     assert "python examples/" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_families_are_right_at_full_size(tmp_path):
     models = "vit_tiny_patch16_224,cait_xxs24_224"
     done = _run(
@@ -150,6 +156,7 @@ def test_families_are_right_at_full_size(tmp_path):
         assert float(masked) < 1e-3
 
 
+@pytest.mark.slow
 def test_int8_keeps_the_demos_answers_in_half_the_space(tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     from vitprune import attach, export_model
@@ -172,6 +179,7 @@ def test_int8_keeps_the_demos_answers_in_half_the_space(tmp_path, monkeypatch, c
     assert program.metadata == open_program(made.output).metadata
 
 
+@pytest.mark.slow
 def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
     models = ["--models", "test_vit@64", "--right", "test_vit", "--device", "cpu", "--output", "out"]
     options = [*models, "--precision", "fp32", "--mode", "eager", "--batch-size", "1,2", "--seconds", "0.01"]
@@ -187,6 +195,7 @@ def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
     assert again.stdout == done.stdout, "what was measured is read, not measured again"
 
 
+@pytest.mark.slow
 def test_without_a_gpu_that_is_said(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA GPU")
@@ -203,6 +212,7 @@ def _comparison(model, gmacs):
     return {"model": model, "num_images": 100, "rows": rows}
 
 
+@pytest.mark.slow
 def test_a_chart_of_comparisons(tmp_path):
     for name, model, gmacs in (("a", "x", 0.8), ("b", "x", 0.6), ("c", "y", 0.6)):
         (tmp_path / f"{name}.json").write_text(json.dumps(_comparison(model, gmacs)))

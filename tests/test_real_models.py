@@ -25,6 +25,7 @@ def all_cores():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_dense_accuracy_on_imagenet_images_is_the_known_one(name, capsys):
     arguments = [name, str(SHARED / "imagenet"), "--checkpoint", str(SHARED / "models" / f"{name}.safetensors")]
@@ -36,6 +37,7 @@ def test_dense_accuracy_on_imagenet_images_is_the_known_one(name, capsys):
     assert result["top5_pct"] == pytest.approx(expected["top5_pct"], abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_short_warm_start_beats_random_tokens_on_imagenet_images(capsys, tmp_path, monkeypatch, quick_bench):
     monkeypatch.chdir(tmp_path)

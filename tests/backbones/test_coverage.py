@@ -16,6 +16,8 @@ from vitprune.backbones.registry import ADAPTERS, REASONS
 from vitprune.loading.supported import look_up
 from vitprune.model import Sparsity, attach
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 OWN = ("lvvit",)
 """Modules of this project that register models with timm."""

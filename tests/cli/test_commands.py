@@ -32,6 +32,7 @@ def test_what_is_timed_runs_in_one_process(command, monkeypatch, capsys):
     assert f"vitprune {command} runs in one process, not in 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [[], *[[name] for name in COMMANDS]])
 def test_help_answers_and_does_not_load_torch(command):
     code = (

@@ -99,6 +99,7 @@ def _completed(line, shell="bash"):
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_shell_is_offered_commands_models_and_values(tmp_path, monkeypatch):
     """As the shell asks: in a process of its own, without importing torch."""
     monkeypatch.chdir(tmp_path)

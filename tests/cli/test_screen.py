@@ -236,6 +236,7 @@ def test_what_a_console_cannot_show_has_a_likeness(encoding, screen):
     assert len({len(line.rstrip()) for line in table if "-" * 5 not in line}) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_output_to_an_old_console_in_a_process_of_its_own(encoding):
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
@@ -254,6 +255,7 @@ def test_a_table_of_a_command_on_an_old_console(screen):
     assert err.text().endswith("\r\x1b[2K"), "and it is gone"
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_is_no_error():
     code = "from vitprune.cli.app import main; main(['--help'])"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:

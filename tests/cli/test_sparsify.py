@@ -258,6 +258,7 @@ def test_training_that_cannot_go_on_keeps_the_last_good_weights(arguments, tmp_p
     vitprune.load(tmp_path / "runs" / "test_vit-keep0.7")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
 def test_real_ctrl_c_in_a_real_process(arguments, tmp_path):
     command = [sys.executable, "-c", "from vitprune.cli.app import main; main()", *arguments, "--steps", "100000"]
@@ -353,6 +354,7 @@ def _wait_for(process, path, lines):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_is_the_same_file(arguments, tmp_path, capsys, sent):

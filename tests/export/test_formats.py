@@ -84,6 +84,7 @@ def test_file_computes_what_the_model_does(exported, kind):
     assert agreement.max_logit_difference < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rotary, average", "bias of pairs"])
 def test_other_families_in_onnx(build, tmp_path, kind):
     sparse = build(kind)
@@ -91,6 +92,7 @@ def test_other_families_in_onnx(build, tmp_path, kind):
     assert_same_answers(open_program(done.output), sparse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["attention pool", "talking heads", "LV-ViT"])
 def test_other_families_in_pt2(build, tmp_path, kind):
     sparse = build(kind)
@@ -133,6 +135,7 @@ def test_timm_opens_the_folder_by_itself(exported):
     assert sorted(path.name for path in done["timm"].output.iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_fp16_halves_the_weights_and_leaves_the_scores_alone(build, tmp_path):
     sparse = build("small")
     before = copy.deepcopy(sparse.state_dict())
@@ -203,6 +206,7 @@ def test_a_file_that_computes_something_else_is_not_kept(build, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_said_and_leaves_nothing(build, tmp_path):
     class Branching(nn.Module):
         def forward(self, patches, kept=None):
@@ -225,6 +229,7 @@ def test_a_model_beyond_the_limit_of_the_format_is_refused(build, tmp_path, monk
     assert "--format pt2" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_bounds_that_the_optimiser_loses_are_found_again(exported, tmp_path):
     """As in Gemma: one tensor clamped twice, by buffers."""
 
@@ -280,6 +285,7 @@ def test_a_missing_package_is_named_with_the_extra(build, exported, tmp_path, mo
         open_program(exported[2]["onnx"].output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropped", ["fold", "drop"])
 def test_the_model_compiles_whole(build, make_images, dropped):
     """Without a graph break, and for other batch sizes than the first."""
@@ -292,6 +298,7 @@ def test_the_model_compiles_whole(build, make_images, dropped):
             assert torch.equal(compiled(images), sparse(images))
 
 
+@pytest.mark.slow
 def test_the_graph_holds_plain_operators_only(build):
     """No switch of autocast, no assertion on data: what runtimes would stumble over. Only sizes are reckoned with."""
     sparse = build("small")

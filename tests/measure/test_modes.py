@@ -33,6 +33,7 @@ def quick_compile(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_pass_is_the_eager_one(make_sparse, make_images, quick_compile):
     sparse = make_sparse(img_size=48, stages=[2])
     images = make_images(sparse)
@@ -51,12 +52,14 @@ class Adds(nn.Module):
         return images + self.number
 
 
+@pytest.mark.slow
 def test_more_models_of_one_class_than_pytorch_keeps_by_default(quick_compile):
     images = torch.zeros(1)
     passes = [prepare(Adds(number), images, "compile") for number in range(20)]
     assert [forward().item() for forward in passes] == list(range(20))
 
 
+@pytest.mark.slow
 def test_every_batch_size_is_compiled(make_vit, quick_compile):
     rows = benchmark(
         {"model": make_vit(img_size=32)},
@@ -78,6 +81,7 @@ class Breaks(nn.Module):
         return images + 1 if images.sum().item() > 0 else images
 
 
+@pytest.mark.slow
 def test_what_does_not_compile_is_named_with_a_way_out(quick_compile):
     with pytest.raises(VitpruneError, match=r"torch\.compile of a Breaks failed") as caught:
         prepare(Breaks(), torch.ones(2), "compile")

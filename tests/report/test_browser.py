@@ -62,6 +62,7 @@ def site(make_run, tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_in_a_browser(site, tmp_path):
     """One start of the browser for all: a start takes seconds."""
     done = subprocess.run(

@@ -20,6 +20,7 @@ def losses_and_gradient(objective, images, phase):
     return loss.total.item(), {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 def test_compiled_steps_have_the_losses_and_gradients_of_eager_ones(make_vit):
     teacher = make_vit(num_classes=2, depth=2)
     objective = Objective(
