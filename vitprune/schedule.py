@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
 
 from vitprune.errors import UsageError
 
@@ -24,17 +26,19 @@ ScheduleName = Literal["geometric", "late"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One place where tokens are dropped.
+    """One place where tokens are pruned. Files hold it as it is; pydantic checks the bounds of what is read.
 
     Attributes:
         block: 0-based index of the block before which the predictor acts.
-        ratio: share of the original patch tokens that stays, in (0, 1].
-        num_tokens: number of patch tokens that stay, the same for every image.
+        ratio: share of the original patch tokens that is kept.
+        num_tokens: number of patch tokens kept, the same for every image.
     """
 
-    block: int
-    ratio: float
-    num_tokens: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    block: Annotated[int, Field(ge=1)]
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    num_tokens: Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vitprune.checkpoint.metadata import StageMetadata
 from vitprune.data import UNLABELLED, eval_transform
 from vitprune.report.drawing import Legend, dim_dropped, draw_mean, heat_map, montage, sheet
 from vitprune.report.keepmaps import MeanMap, keep_maps, seen
+from vitprune.schedule import Stage
 
-LEGEND = Legend("a model, keep 0.5", [StageMetadata(block=2, ratio=0.5, num_tokens=8)], True, "dense")
+LEGEND = Legend("a model, keep 0.5", [Stage(block=2, ratio=0.5, num_tokens=8)], True, "dense")
 
 
 def test_keep_maps_say_what_the_models_say(make_sparse, make_images):

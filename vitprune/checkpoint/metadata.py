@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vitprune.common.formatting import first_fault
 from vitprune.errors import CheckpointError
-from vitprune.schedule import plan_label
+from vitprune.schedule import Stage, plan_label
 
 METADATA_KEY = "vitprune"
 MAX_METADATA_BYTES = 8 * 2**20
@@ -25,16 +25,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]
 Text = Annotated[str, Field(max_length=_MAX_TEXT)]
 Side = Annotated[int, Field(ge=1, le=16384)]
 Colour = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
-
-
-class StageMetadata(BaseModel):
-    """One stage, as in `vitprune.schedule.Stage`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    block: int = Field(ge=1)
-    ratio: float = Field(gt=0, le=1)
-    num_tokens: int = Field(ge=1)
 
 
 class Preprocessing(BaseModel):
@@ -63,7 +53,7 @@ class Metadata(BaseModel):
     model_args: dict[str, Any] = Field(description="arguments for timm.create_model")
     num_patches: int = Field(ge=1, le=_MAX_NUMBER)
     keep: float | None = Field(gt=0, le=1, description="null where the stages' ratios were chosen freely")
-    stages: list[StageMetadata] = Field(max_length=_MAX_DEPTH)
+    stages: list[Stage] = Field(max_length=_MAX_DEPTH)
     schedule: Literal["geometric", "late"] | None = "geometric"
     dropped: Literal["drop", "fold"] = "drop"
     align: int = Field(1, ge=1, le=4096, description="token counts are multiples of this, prefix tokens included")

@@ -19,13 +19,13 @@ from timm.models import get_model_args, load_state_dict
 from torch import Tensor, nn
 
 from vitprune.backbones import preprocessing, wrap
-from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, StageMetadata, parse_metadata
+from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, parse_metadata
 from vitprune.common.files import replacing, write_json
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import CONFIG, RunFolder
 from vitprune.errors import CheckpointError
 from vitprune.model import SparseViT, Sparsity
-from vitprune.schedule import Schedule, Stage
+from vitprune.schedule import Schedule
 
 _PREDICTORS = "predictors."
 _Shapes = dict[str, tuple[int, ...]]
@@ -81,7 +81,7 @@ def describe(
         schedule=None if free else asked.schedule,
         dropped=model.dropped,
         align=schedule.align,
-        stages=[StageMetadata(block=s.block, ratio=s.ratio, num_tokens=s.num_tokens) for s in schedule.stages],
+        stages=list(schedule.stages),
         preprocessing=Preprocessing(**preprocessing(model.model)),
         class_names=list(class_names) if class_names else None,
         origin=origin or {},
@@ -188,8 +188,7 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             backbone = wrap(model)
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
-            stages = tuple(Stage(s.block, s.ratio, s.num_tokens) for s in metadata.stages)
-            schedule = Schedule(backbone.depth, metadata.num_patches, stages, metadata.align)
+            schedule = Schedule(backbone.depth, metadata.num_patches, tuple(metadata.stages), metadata.align)
             return SparseViT(model, schedule, dropped=metadata.dropped)
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(

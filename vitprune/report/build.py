@@ -35,7 +35,6 @@ from vitprune.report.schema import (
     Target,
     Training,
 )
-from vitprune.schedule import Stage
 
 
 def build_report(
@@ -79,7 +78,7 @@ def build_report(
         dropped=metadata.dropped,
         align=metadata.align,
         num_patches=metadata.num_patches,
-        stages=[Stage(**stage.model_dump()) for stage in metadata.stages],
+        stages=metadata.stages,
         dense=dense,
         sparse=sparse,
         random=Accuracy(**predictions["random"].summary()),

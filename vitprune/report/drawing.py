@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vitprune.checkpoint.metadata import StageMetadata
 from vitprune.common.formatting import plain
 from vitprune.report.keepmaps import KeepMap
+from vitprune.schedule import Stage
 
 _LEAST_SIDE, _LARGEST_SIDE = 280, 640
 """Longest side of a tile in pixels: below, images are shown larger by a whole factor; above, smaller."""
@@ -36,7 +36,7 @@ class Legend:
     """
 
     model: str
-    stages: Sequence[StageMetadata]
+    stages: Sequence[Stage]
     folded: bool
     dense: str
 

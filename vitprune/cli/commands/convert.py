@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +76,7 @@ def convert(
         "dropped": metadata.dropped,
         "num_patches": metadata.num_patches,
         "num_classes": sparse.num_classes,
-        "stages": [stage.model_dump() for stage in metadata.stages],
+        "stages": [asdict(stage) for stage in metadata.stages],
         "gmacs": count_macs(sparse, input_size(sparse.model)) / 1e9,
         "params_m": num_params / 1e6,
         "origin": metadata.origin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -239,7 +240,7 @@ def _result(subject: _Subject, legend: Any, drawn: Drawn, folder: Path) -> dict[
         "label": subject.about.label,
         "dropped": subject.about.dropped,
         "grid_size": list(subject.sparse.backbone.grid_size),
-        "stages": [stage.model_dump() for stage in subject.about.stages],
+        "stages": [asdict(stage) for stage in subject.about.stages],
         "dense": legend.dense,
         "pictures": drawn.images,
         "mean": drawn.mean,
