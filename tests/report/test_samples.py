@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitprune.cli.repeat import commands
 from vitprune.data import Data, ModelClasses, eval_transform, open_data
 from vitprune.report.keepmaps import KeepMap
-from vitprune.report.publishable import data_name, publishable, repeatable
+from vitprune.report.publishable import command_line, data_name, publishable
 from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY, choose_images, group_of
 from vitprune.report.schema import Answer
 
@@ -113,13 +112,8 @@ def test_commands_to_repeat_name_no_folder_either():
         "--keep",
         "0.7",
     ]
-    assert repeatable(given) == [
-        *("sparsify", "deit_tiny", "--data=path/to/my pets", "--checkpoint", "path/to/x.pth"),
-        *("-o", "runs/a", "--keep", "0.7"),
-    ]
-    found = commands(
-        given, "/home/me/my pets", "cpu", {"limit": 5, "streaming": True, "splits": None, "data_dir": None}
+    assert command_line(given) == (
+        "vitprune sparsify deit_tiny '--data=path/to/my pets' --checkpoint path/to/x.pth -o runs/a --keep 0.7"
     )
-    assert found["sparsify"].startswith("vitprune sparsify deit_tiny '--data=path/to/my pets'")
-    assert found["eval"] == "vitprune eval . 'path/to/my pets' --limit 5 --streaming --device cpu --precision fp32"
-    assert found["bench"] == "vitprune bench . -b 1,32 --device cpu --precision fp32"
+    also = ["sweep", "--also", "a=/b/c/x.safetensors,b=../y.pth,c", "--data=~/a=b/d,e"]
+    assert command_line(also) == "vitprune sweep --also a=path/to/x.safetensors,b=path/to/y.pth,c --data=path/to/d,e"

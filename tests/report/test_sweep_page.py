@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 import pytest
 
 from vitprune.cli.app import run
-from vitprune.report.publishable import repeatable
 from vitprune.report.sweep import dominated_by, verdict
 from vitprune.report.sweep_page import render_sweep_page, write_sweep_page
 
@@ -175,11 +174,6 @@ def test_without_labels_there_are_no_points(result):
     assert "The images have no labels" in page.text
     assert "same answer %" in page.text
     assert "95 %" not in page.text
-
-
-def test_weights_with_a_name_lose_their_folder():
-    given = ["sweep", "--also", "a=/home/me/x.safetensors,b=~/y.pth,c", "--keep", ".9,.8"]
-    assert repeatable(given) == ["sweep", "--also", "a=path/to/x.safetensors,b=path/to/y.pth,c", "--keep", ".9,.8"]
 
 
 def test_the_page_is_written_whole(result, tmp_path):

@@ -48,7 +48,7 @@ class RunSettings:
         track: also log the steps to this tracker of accelerate's.
         bench_seconds: how long each model is timed at each batch size of the report; None for 2.
         promise: the speed that the plan was chosen for, to be compared with what comes of it; None where there is none.
-        commands: how to do it again, for the report; None where it was not begun by a command.
+        commands: the command line that began the run, by the command's name; None where none did.
     """
 
     sparsity: Sparsity

@@ -66,7 +66,7 @@ def build_report(
         precision: of the accuracy and speed figures.
         device: of the accuracy and speed figures.
         wall_s: duration of the run so far, in seconds.
-        commands: that began the run; None where no command did.
+        commands: the command line that began the run, by the command's name; None where none did.
     """
     dense, sparse = (_side(name, models[name], predictions[name], timings) for name in ("dense", "sparse"))
     return Report(

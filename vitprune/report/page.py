@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,6 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         ],
         "settings": flat(training.recipe),
         "environment": flat(report.environment),
-        "commands": report.commands or _commands(report),
-        "has_own_command": not report.commands.keys().isdisjoint({"sparsify", "sweep"}),
     }
     return templates().get_template("page.html.j2").render(content).lstrip()
 
@@ -200,11 +197,3 @@ def _phases(steps: list[dict[str, Any]]) -> list[tuple[float, str]]:
 
 def _is_number(values: list[Any], index: int) -> bool:
     return index < len(values) and isinstance(values[index], (int, float))
-
-
-def _commands(report: Report) -> dict[str, str]:
-    """How to measure again what a run measured that did not keep its commands."""
-    where = f"--device {report.device} --precision {report.precision}"
-    sizes = ",".join(str(row.batch_size) for row in report.sparse.speed)
-    name = re.sub(r"[^A-Za-z0-9_.:/*-]+", "_", report.data.name)
-    return {"eval": f"vitprune eval . path/to/{name} {where}", "bench": f"vitprune bench . -b {sizes} {where}"}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
-_ELSEWHERE = re.compile(r"[/~\\]|\.\.(?:[/\\]|$)|[A-Za-z]:[/\\]")
+from vitprune.common import distributed
+
+_ELSEWHERE = re.compile(r"(?:[/~\\]|\.\.(?:[/\\]|$)|[A-Za-z]:[/\\])")
 """Beginnings of a path that says something of the machine: absolute, of the home folder, or out of this one."""
+_PATHS = re.compile(rf"^(--[\w-]+=)?{_ELSEWHERE.pattern}.*|(?<=[=,]){_ELSEWHERE.pattern}[^,]*", re.DOTALL)
+"""Such paths in one argument: the whole of it, or one of several with names, as in a=/b/c,d=/e/f."""
 
 
 def publishable(report: dict[str, Any]) -> dict[str, Any]:
@@ -25,24 +30,20 @@ def data_name(name: str) -> str:
     return name if name.startswith("hf:") else _last(name)
 
 
-def repeatable(arguments: Sequence[str]) -> list[str]:
-    """A command's arguments with `path/to/name` for every path that only this machine has."""
-    result = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        result.append(f"{option}{equals}{_moved(value)}")
-    return result
+def command_line(arguments: Sequence[str]) -> str:
+    """The command that is running, with `path/to/name` for every path that only this machine has.
+
+    Args:
+        arguments: all that followed the program's name.
+    """
+    world = distributed.world_size()
+    program = ["vitprune"] if world == 1 else ["torchrun", "--nproc-per-node", str(world), "-m", "vitprune"]
+    return shlex.join([*program, *(_PATHS.sub(_moved, argument) for argument in arguments)])
 
 
-def _moved(value: str) -> str:
-    """A value with `path/to/name` for a path, also where it is one of several and has a name: a=/b/c,d=/e/f."""
-    if _ELSEWHERE.match(value):
-        return f"path/to/{_last(value)}"
-    parts = [part.partition("=") for part in value.split(",")]
-    return ",".join(
-        f"{name}{equals}path/to/{_last(file)}" if _ELSEWHERE.match(file) else f"{name}{equals}{file}"
-        for name, equals, file in parts
-    )
+def _moved(path: re.Match[str]) -> str:
+    option = path[1] or ""
+    return f"{option}path/to/{_last(path[0].removeprefix(option))}"
 
 
 def _cleaned(value: Any, root: str) -> Any:

@@ -222,12 +222,11 @@ def sparsify(
     with waiting("opening the images"):
         images = training_images(loaded, data, options, plan)
 
-    from vitprune.cli.repeat import commands
     from vitprune.jobs.sparsify import RunSettings, run
     from vitprune.report.card import card_is_ours
+    from vitprune.report.publishable import command_line
     from vitprune.report.runs import CARD
 
-    of_data = {"limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     talk(
         f"{loaded.name}, {sparsity.label}, on {where}: "
         f"{counted(images.train)} to train on, {counted(images.val)} to evaluate on"
@@ -243,7 +242,7 @@ def sparsify(
         bench_seconds=bench_seconds,
         track=track,
         promise=promise,
-        commands=commands(context.obj, images.name, str(where), of_data),
+        commands={"sparsify": command_line(context.obj)},
     )
     with RunProgress() as progress:
         _, report = run(loaded, images, plan, settled, progress)

@@ -153,11 +153,11 @@ def sweep(
     plans = [resolve_sparsity(loaded.model, each, None) for each in asked]
     others = _others(loaded, named, img_size)
 
-    from vitprune.cli.repeat import commands
     from vitprune.common.run_folder import RunFolder
     from vitprune.jobs.sparsify import RunSettings
     from vitprune.jobs.sweep import SweepSettings, check_others
     from vitprune.jobs.sweep import sweep as run
+    from vitprune.report.publishable import command_line
 
     check_others(loaded, others)
     folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume).path
@@ -168,7 +168,6 @@ def sweep(
     )
     if images.note:
         talk(images.note)
-    of_data = {"limit": limit, "splits": splits, "columns": columns, "streaming": streaming}
     common = RunSettings(
         plans[0],
         where,
@@ -176,7 +175,7 @@ def sweep(
         resume=resume,
         checkpoint_every=checkpoint_every,
         bench_seconds=bench_seconds,
-        commands=commands(context.obj, images.name, str(where), of_data),
+        commands={"sweep": command_line(context.obj)},
     )
     with RunProgress() as progress:
         result = run(loaded, images, plan, SweepSettings(plans, others, common), progress)
