@@ -79,14 +79,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     spec = {"folder": args.output / "folder", "parquet": args.output / "*.parquet", "tar": args.output / "*.tar"}[form]
     val = open_data(str(spec), classes).val
     val.transform = eval_transform(model)
-    loader = make_loader(val, 64, num_workers=args.workers)
     start = time.perf_counter()
     if what == "alone":
-        count = sum(len(labels) for _, labels in batches(loader))
+        count = sum(len(labels) for _, labels in batches(make_loader(val, 64, num_workers=args.workers)))
     else:
         device = torch.device("cpu")
         precision = pick_precision(args.precision, device, training=False)
-        count = predict({"model": model}, loader, device, precision)["model"].num_images
+        found, _ = predict({"model": model}, val, device, precision, num_workers=args.workers)
+        count = found["model"].num_images
     seconds = time.perf_counter() - start
     if count != args.count:
         raise SystemExit(f"{count} images were read instead of {args.count}")

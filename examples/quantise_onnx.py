@@ -103,7 +103,7 @@ def products(model: Path) -> Iterator[tuple[str, bool]]:
 
 def table(programs: dict[str, Program], images: Any, seconds: float) -> Iterator[str]:
     """A line for each file, fp32 first."""
-    found = predict(programs, make_loader(images, 32), torch.device("cpu"), reference="fp32")
+    found, _ = predict(programs, images, torch.device("cpu"), batch_size=32, reference="fp32")
     size = input_size(programs["fp32"])
     timings = benchmark(programs, size, BATCH_SIZES, device=torch.device("cpu"), precision="fp32", min_seconds=seconds)
     speed = {(timing.model, timing.batch_size): timing.images_per_s for timing in timings}

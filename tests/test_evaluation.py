@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from vitprune.data import ModelClasses, eval_transform, make_loader, open_data
-from vitprune.data.loading import collate
-from vitprune.errors import VitpruneError
-from vitprune.evaluation import Predictions, class_accuracy, paired_difference, predict, predict_together
+from vitprune.common.progress import Silent
+from vitprune.data import ImageSet, ModelClasses, eval_transform, open_data
+from vitprune.errors import DataError, VitpruneError
+from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference, predict
+
+CPU = torch.device("cpu")
 
 
 def _predictions(top1, labels):
@@ -43,10 +45,28 @@ def test_paired_interval_is_that_of_the_differences():
     assert (difference.low, difference.high) == pytest.approx((5 - half, 5 + half))
 
 
-def test_same_answers_have_no_difference():
+def test_same_predictions_have_no_difference():
     base = _predictions([0, 1, 2], [0, 1, 1])
     difference = paired_difference(base, base)
     assert (difference.points, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_a_model_is_compared_with_dense_at_each_batch_size():
+    dense, model = _predictions([0, 1, 2, 3], [0, 1, 2, 4]), _predictions([0, 1, 3, 4], [0, 1, 2, 4])
+    result = compared(model, dense, {1: 9.0, 32: 30.0}, {1: 10.0, 32: 20.0, 64: 20.0})
+    difference = paired_difference(model, dense)
+    assert result == {
+        "top1_points": 0.0,
+        "top1_points_ci95": [difference.low, difference.high],
+        "agreement_pct": 50.0,
+        "kl": None,
+        "speedup": [
+            {"batch_size": 1, "speedup": 0.9, "slower": True},
+            {"batch_size": 32, "speedup": 1.5, "slower": False},
+        ],
+    }
+    unlabelled = _predictions([0, 1], [-1, -1])
+    assert compared(unlabelled, unlabelled, {}, {})["top1_points_ci95"] is None
 
 
 class _Echo(nn.Module):
@@ -56,21 +76,45 @@ class _Echo(nn.Module):
         return nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
 
 
+def _images(values, label=None):
+    """Images of one pixel each."""
+    return ImageSet(values, [v if label is None else label for v in values], lambda v: torch.full((1, 1, 1), float(v)))
+
+
+class _Heard(Silent):
+    def __init__(self):
+        self.counts = []
+
+    def advance(self, count=1):
+        self.counts.append(count)
+
+
 def test_every_image_counts_once_and_in_order():
-    class Numbers(torch.utils.data.Dataset):
-        def __len__(self):
-            return 7
+    heard, images = _Heard(), _images([0, 1, 2, 0, 1, 2, 0])
+    found, faults = predict({"echo": _Echo()}, images, CPU, batch_size=3, listener=heard)
+    assert heard.counts == [3, 3, 1]
+    assert found["echo"].labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert found["echo"].top1_pct == 100.0
+    assert found["echo"].top.shape == (7, 3), "fewer than five classes"
+    assert (faults.count, faults.names) == (0, [])
 
-        def __getitem__(self, index):
-            return torch.full((1, 1, 1), float(index % 3)), index % 3
 
-    seen = []
-    loader = torch.utils.data.DataLoader(Numbers(), batch_size=3, collate_fn=collate)
-    predictions = predict({"echo": _Echo()}, loader, torch.device("cpu"), on_batch=seen.append)["echo"]
-    assert seen == [3, 3, 1]
-    assert predictions.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert predictions.top1_pct == 100.0
-    assert predictions.top.shape == (7, 3), "fewer than five classes"
+def test_unreadable_images_are_left_out_where_that_is_allowed():
+    images = _images([0, 1, 2])
+
+    def read(value):
+        if value == 1:
+            raise OSError("truncated")
+        return torch.full((1, 1, 1), float(value))
+
+    images.read = read
+    found, faults = predict({"echo": _Echo()}, images, CPU, allowed_share=1.0)
+    assert found["echo"].labels.tolist() == [0, 2]
+    assert (faults.count, faults.names) == (1, ["1"])
+    with pytest.raises(DataError, match="cannot read image '1'"):
+        predict({"echo": _Echo()}, images, CPU)
+    with pytest.raises(DataError, match="no image could be read"):
+        predict({"echo": _Echo()}, images.subset([1]), CPU, allowed_share=1.0)
 
 
 class _Fixed(nn.Module):
@@ -85,24 +129,23 @@ class _Fixed(nn.Module):
 
 
 def test_divergence_is_the_formula_and_the_reference_has_none():
-    images = torch.utils.data.TensorDataset(torch.zeros(5, 1, 1, 1), torch.full((5,), -1))
+    images = _images([0] * 5, label=-1)
     p, q = [0.7, 0.2, 0.1], [0.5, 0.25, 0.25]
     models = {"dense": _Fixed(p), "sparse": _Fixed(q), "same": _Fixed(p)}
-    loader = torch.utils.data.DataLoader(images, batch_size=2, collate_fn=collate)
-    predictions = predict(models, loader, torch.device("cpu"), reference="dense")
+    predictions, _ = predict(models, images, CPU, batch_size=2, reference="dense")
     expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert predictions["sparse"].kl.shape == (5,)
     assert predictions["sparse"].mean_kl == pytest.approx(expected, abs=1e-6)
     assert predictions["same"].mean_kl == pytest.approx(0.0, abs=1e-6)
     assert predictions["dense"].mean_kl is None
-    assert predict({"sparse": _Fixed(q)}, loader, torch.device("cpu"))["sparse"].mean_kl is None
+    assert predict({"sparse": _Fixed(q)}, images, CPU)[0]["sparse"].mean_kl is None
 
 
 def test_dense_accuracy_is_timms_own(make_vit, image_folder):
     model = make_vit(num_classes=2)
     images = open_data(str(image_folder), ModelClasses(2)).val
     images.transform = eval_transform(model)
-    predictions = predict({"m": model}, make_loader(images, 4), torch.device("cpu"))["m"]
+    predictions = predict({"m": model}, images, CPU, batch_size=4)[0]["m"]
     with torch.no_grad():
         answers = [model(images[i][0][None]).argmax().item() for i in range(len(images))]
     assert predictions.top[:, 0].tolist() == answers
@@ -126,5 +169,5 @@ def test_out_of_memory_says_what_to_lower(make_vit, image_folder):
     images = open_data(str(image_folder), ModelClasses(2)).val
     images.transform = eval_transform(make_vit())
     with pytest.raises(VitpruneError, match="out of memory while evaluating 4 images at a time on cpu") as caught:
-        predict_together({"model": _Hungry()}, images, 4, 0, torch.device("cpu"), "fp32")
+        predict({"model": _Hungry()}, images, CPU, batch_size=4)
     assert "--batch-size" in caught.value.hint

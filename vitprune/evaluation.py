@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vitprune.common import distributed
 from vitprune.common.devices import DTYPES, Precision
 from vitprune.common.oom import explained_out_of_memory
-from vitprune.data import UNLABELLED, Faults, Images, ImageSet, batches, dead_workers_told, make_loader
+from vitprune.common.progress import SILENT, Listener
+from vitprune.data import UNLABELLED, Faults, Images, batches, explain_worker_crash, make_loader
 from vitprune.errors import DataError
 
 _CONFIDENCE_95 = 1.96
@@ -23,13 +24,13 @@ _CONFIDENCE_95 = 1.96
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one model said of every image.
+    """What one model predicts for every image.
 
     Attributes:
         top: likeliest classes, best first, (num_images, up to 5).
         labels: true classes (num_images,); UNLABELLED where not known.
-        kl: KL divergence of the model's answer from the reference model's, in nats, (num_images,); None of the
-            reference itself, or where there is none. It needs no labels, and tells models apart on far fewer images
+        kl: KL divergence of the model's prediction from the reference model's, in nats, (num_images,); None of the
+            reference itself, or where there is none. It needs no labels, and distinguishes models on far fewer images
             than accuracy does.
     """
 
@@ -44,7 +45,7 @@ class Predictions:
 
     @property
     def labelled(self) -> bool:
-        """Whether accuracy can be told."""
+        """Whether every image has a label."""
         return self.num_images > 0 and not bool((self.labels == UNLABELLED).any())
 
     @property
@@ -158,103 +159,68 @@ def compared(
 @torch.inference_mode()
 def predict(
     models: Mapping[str, nn.Module],
-    loader: Any,
+    images: Images,
     device: torch.device,
     precision: Precision = "fp32",
-    on_batch: Callable[[int], None] | None = None,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
     reference: str | None = None,
-    faults: Faults | None = None,
-) -> dict[str, Predictions]:
-    """Run every model over every image.
+    allowed_share: float = 0.0,
+    listener: Listener = SILENT,
+) -> tuple[dict[str, Predictions], Faults]:
+    """Run every model over every image once; of several processes each reads a part, and all know the result.
 
     Args:
-        models: by name; used in eval mode and left so.
-        loader: see `vitprune.data.make_loader`, not a training one.
-        device: where to run; the models are moved there.
+        models: by name; moved to `device` and left in eval mode.
+        images: with the evaluation transform set.
+        device: where to run.
         precision: "fp32", or "bf16"/"fp16" by autocast.
-        on_batch: called with the number of images of each finished batch.
-        reference: name of the model from whose answers the others' divergence is told.
-        faults: where unreadable images are counted, which are left out; None if there may be none.
+        batch_size: of one process.
+        num_workers: of one process.
+        reference: name of the model from whose predictions the others' divergence is measured.
+        allowed_share: of the images that may be unreadable, in [0, 1]; those are left out.
+        listener: advances by the number of images of each batch of this process.
+
+    Returns:
+        Predictions by name, and the unreadable images.
 
     Raises:
         DataError: an image cannot be read, too many, or all; names it. Or a process that reads them died.
-    """
-    for model in models.values():
-        model.to(device).eval()
-    tops: dict[str, list[Tensor]] = {name: [] for name in models}
-    kls: dict[str, list[Tensor]] = {name: [] for name in models if reference not in (None, name)}
-    all_labels: list[Tensor] = []
-    with dead_workers_told():
-        for images, labels in batches(loader, faults):
-            images = images.to(device, non_blocking=True)
-            with autocast(device, precision):
-                logits = {name: model(images).float() for name, model in models.items()}
-            for name, answer in logits.items():
-                tops[name].append(answer.topk(min(5, answer.shape[-1]), dim=-1).indices.cpu())
-            for name, parts in kls.items():
-                parts.append(_divergence(logits[name], logits[str(reference)]).cpu())
-            all_labels.append(labels)
-            if on_batch is not None:
-                on_batch(len(labels))
-    if not all_labels:
-        raise DataError("no image could be read", "check the data set with an image viewer")
-    labels = torch.cat(all_labels)
-    return {
-        name: Predictions(torch.cat(parts), labels, torch.cat(kls[name]) if name in kls else None)
-        for name, parts in tops.items()
-    }
-
-
-def predict_together(
-    models: Mapping[str, nn.Module],
-    images: Images,
-    batch_size: int,
-    num_workers: int,
-    device: torch.device,
-    precision: Precision,
-    on_batch: Callable[[int], None] | None = None,
-    reference: str | None = None,
-    faults: Faults | None = None,
-) -> dict[str, Predictions]:
-    """As `predict`, the images shared by all processes: each counts once, and all know the result.
-
-    Args:
-        models: as there.
-        images: with the evaluation transform set.
-        batch_size: of one process.
-        num_workers: of one process.
-        device: as there.
-        precision: as there.
-        on_batch: called with the number of images of each batch that this process has finished.
-        reference: as there.
-        faults: as there; counts those of all processes in the end.
-
-    Raises:
-        DataError: as there.
         VitpruneError: out of memory.
     """
-    faults = Faults() if faults is None else faults
     part = images.part(distributed.rank(), distributed.world_size())
-    loader = make_loader(part, batch_size, num_workers=num_workers)
-    own: dict[str, Predictions] | None = None
-    if not isinstance(part, ImageSet) or len(part):
-        what = f"evaluating {batch_size} images at a time on {device}"
-        with explained_out_of_memory(what, "try a lower --batch-size"):
-            own = predict(models, loader, device, precision, on_batch, reference, faults)
-    everyone = distributed.gather((own, faults.count, faults.seen, faults.names))
-    faults.count, faults.seen = (sum(values) for values in list(zip(*everyone, strict=True))[1:3])
-    faults.names[:] = list(dict.fromkeys(name for *_, names in everyone for name in names))
-    found = [predictions for predictions, *_ in everyone if predictions is not None]
-    return {name: _joined([predictions[name] for predictions in found]) for name in models}
-
-
-def _joined(parts: list[Predictions]) -> Predictions:
-    kls = [part.kl for part in parts if part.kl is not None]
-    return Predictions(
-        torch.cat([part.top for part in parts]),
-        torch.cat([part.labels for part in parts]),
-        torch.cat(kls) if kls else None,
-    )
+    loader, faults = make_loader(part, batch_size, num_workers=num_workers), Faults(allowed_share)
+    tops: dict[str, list[Tensor]] = {name: [] for name in models}
+    kls: dict[str, list[Tensor]] = {name: [] for name in models if reference not in (None, name)}
+    labels: list[Tensor] = []
+    for model in models.values():
+        model.to(device).eval()
+    what = f"evaluating {batch_size} images at a time on {device}"
+    with explained_out_of_memory(what, "try a lower --batch-size"), explain_worker_crash():
+        for batch, batch_labels in batches(loader, faults):
+            batch = batch.to(device, non_blocking=True)
+            with autocast(device, precision):
+                logits = {name: model(batch).float() for name, model in models.items()}
+            for name, each in logits.items():
+                tops[name].append(each.topk(min(5, each.shape[-1]), dim=-1).indices.cpu())
+            for name, divergences in kls.items():
+                divergences.append(_divergence(logits[name], logits[str(reference)]).cpu())
+            labels.append(batch_labels)
+            listener.advance(len(batch_labels))
+    everyone = distributed.gather((tops, kls, labels, faults))
+    all_labels = [each for part in everyone for each in part[2]]
+    if not all_labels:
+        raise DataError("no image could be read", "check the data set with an image viewer")
+    predictions = {
+        name: Predictions(
+            torch.cat([each for part in everyone for each in part[0][name]]),
+            torch.cat(all_labels),
+            torch.cat([each for part in everyone for each in part[1][name]]) if name in kls else None,
+        )
+        for name in models
+    }
+    return predictions, Faults.merged([part[3] for part in everyone])
 
 
 def _divergence(logits: Tensor, reference: Tensor) -> Tensor:

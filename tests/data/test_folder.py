@@ -19,7 +19,7 @@ from vitprune.data import (
     ModelClasses,
     Unreadable,
     batches,
-    dead_workers_told,
+    explain_worker_crash,
     make_loader,
     match_classes,
     open_data,
@@ -259,6 +259,6 @@ def _die(image):
 def test_a_worker_that_dies_is_told_with_a_way_out(image_folder):
     data = open_data(str(image_folder), ModelClasses(2))
     data.val.transform = _die
-    with pytest.raises(DataError, match="a process that reads images died") as caught, dead_workers_told():
+    with pytest.raises(DataError, match="a process that reads images died") as caught, explain_worker_crash():
         list(batches(make_loader(data.val, 2, num_workers=1)))
     assert "--workers" in caught.value.hint

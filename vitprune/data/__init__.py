@@ -4,7 +4,7 @@ from vitprune.data.classes import ModelClasses, match_classes, readable_names
 from vitprune.data.folder import read_folder
 from vitprune.data.hub import Images
 from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, open_image
-from vitprune.data.loading import Faults, batches, dead_workers_told, make_loader, training_loader
+from vitprune.data.loading import Faults, batches, explain_worker_crash, make_loader, training_loader
 from vitprune.data.options import DataOptions
 from vitprune.data.source import Data, count_images, open_data
 from vitprune.data.tables import ImageStream
@@ -23,8 +23,8 @@ __all__ = [
     "Unreadable",
     "batches",
     "count_images",
-    "dead_workers_told",
     "eval_transform",
+    "explain_worker_crash",
     "make_loader",
     "match_classes",
     "open_data",

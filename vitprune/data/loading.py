@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
@@ -53,6 +53,16 @@ class Faults:
         self.count = count
         self.seen = seen
         self.names = [] if names is None else names
+
+    @classmethod
+    def merged(cls, parts: Sequence[Faults]) -> Faults:
+        """Those of several processes as one."""
+        return cls(
+            parts[0].allowed_share,
+            sum(part.count for part in parts),
+            sum(part.seen for part in parts),
+            list(dict.fromkeys(name for part in parts for name in part.names)),
+        )
 
     def note(self, batch: Batch) -> None:
         """Count a batch.
@@ -198,7 +208,7 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
 
 
 @contextmanager
-def dead_workers_told() -> Iterator[None]:
+def explain_worker_crash() -> Iterator[None]:
     """In the block, the death of a process that reads images is an error with a way out.
 
     Around all that is done while they live, not only around reading: torch tells it by a signal, at any moment.

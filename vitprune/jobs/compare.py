@@ -124,13 +124,7 @@ def compare(
     ordered = {name: rows[name] for name in ("dense", *settings.methods)}
     models = {name: row.model for name, row in ordered.items() if row.model is not None}
     predictions = evaluate(
-        models,
-        data,
-        listener,
-        batch_size=settings.batch_size,
-        num_workers=recipe.workers(),
-        device=settings.device,
-        precision=settings.precision,
+        models, data, recipe, settings.device, settings.precision, listener, batch_size=settings.batch_size
     )
     listener.begin("measuring speed", len(models))
     timings = benchmark(

@@ -16,9 +16,10 @@ from vitprune.common import distributed
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
 from vitprune.data import Data, count_images, eval_transform
-from vitprune.evaluation import Predictions, predict_together
+from vitprune.evaluation import Predictions, predict
 from vitprune.measure import Timing, benchmark
 from vitprune.model import SparseViT
+from vitprune.training import Recipe
 
 BENCH_BATCH_SIZES = (1, 32)
 EVAL_BATCH_SIZE = 64
@@ -27,41 +28,51 @@ BENCH_SECONDS = 2.0
 """How long a run times each model at each batch size, unless told otherwise."""
 
 
-def contestants(student: SparseViT, model: nn.Module) -> dict[str, nn.Module]:
-    """Dense, the same number of tokens at random on the untouched backbone, and ours."""
-    guesses = [RandomPredictor(seed) for seed in range(len(student.schedule.stages))]
-    return {"dense": model, "random": SparseViT(model, student.schedule, guesses, student.dropped), "sparse": student}
+def random_baseline(model: nn.Module, sparse: SparseViT) -> SparseViT:
+    """The untouched `model` with the token counts of `sparse`, chosen at random; merged or dropped as there."""
+    predictors = [RandomPredictor(seed) for seed in range(len(sparse.schedule.stages))]
+    return SparseViT(model, sparse.schedule, predictors, sparse.dropped)
 
 
 def evaluate(
     models: Mapping[str, nn.Module],
     data: Data,
-    listener: Listener,
-    *,
-    batch_size: int,
-    num_workers: int,
+    recipe: Recipe,
     device: torch.device,
     precision: Precision,
+    listener: Listener,
+    *,
+    batch_size: int | None = None,
 ) -> dict[str, Predictions]:
     """Predictions of several models on the same images of `data.val`, prepared as the first model needs them.
 
     Where one is called "dense", the others' divergence is from its predictions. What cannot be read is left out and
-    counted in `data.faults`: an hour of training is not lost to one bad image.
+    set as `data.faults`: an hour of training is not lost to one bad image.
+
+    Args:
+        models: by name.
+        data: the images.
+        recipe: for the number of workers.
+        device: where to run.
+        precision: of the predictions.
+        listener: told of progress.
+        batch_size: of one process; None for the recipe's, but at most EVAL_BATCH_SIZE.
     """
     data.val.transform = eval_transform(next(iter(models.values())))
     total = count_images(data.val)
     listener.begin("evaluating", None if total is None else math.ceil(total / distributed.world_size()))
-    return predict_together(
+    predictions, data.faults = predict(
         models,
         data.val,
-        batch_size,
-        num_workers,
         device,
         precision,
-        listener.advance,
+        batch_size=batch_size or min(recipe.batch_size, EVAL_BATCH_SIZE),
+        num_workers=recipe.workers(),
         reference="dense" if "dense" in models else None,
-        faults=data.faults,
+        allowed_share=1.0,
+        listener=listener,
     )
+    return predictions
 
 
 def bench(

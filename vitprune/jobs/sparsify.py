@@ -25,7 +25,7 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, Images, train_transform
 from vitprune.errors import Interrupted, TrainingError, UsageError
 from vitprune.evaluation import Predictions
-from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, bench, contestants, evaluate, outcome
+from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
 from vitprune.report import Report, accuracy_of, build_report, forget_results, object_coverage, write_results
@@ -90,16 +90,8 @@ def run(
     state = this.prepare()
     earlier = 0.0 if state is None else state.about["progress"]["seconds"]
     progress = this.train(state)
-    models = contestants(student, loaded.model)
-    predictions = evaluate(
-        models,
-        data,
-        listener,
-        batch_size=min(recipe.batch_size, EVAL_BATCH_SIZE),
-        num_workers=recipe.workers(),
-        device=settings.device,
-        precision=settings.eval_precision,
-    )
+    models = {"dense": loaded.model, "random": random_baseline(loaded.model, student), "sparse": student}
+    predictions = evaluate(models, data, recipe, settings.device, settings.eval_precision, listener)
     report = None
     if distributed.is_main():
         report = this.report(models, predictions, progress, started - earlier)
@@ -177,7 +169,7 @@ class _Run:
         """What is measured by one process alone, and the files of a complete run.
 
         Args:
-            models: see `vitprune.jobs.side_by_side.contestants`.
+            models: "dense", "random" and "sparse".
             predictions: of the same.
             progress: of the training.
             started: when the run began, by `time.perf_counter`.

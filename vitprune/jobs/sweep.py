@@ -16,10 +16,10 @@ from vitprune.checkpoint.sparse_file import load_sparse
 from vitprune.common.files import read_json
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
-from vitprune.data import Data, Faults, count_images
+from vitprune.data import Data, count_images
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.evaluation import Predictions
-from vitprune.jobs.side_by_side import EVAL_BATCH_SIZE, bench, evaluate
+from vitprune.jobs.side_by_side import bench, evaluate
 from vitprune.jobs.sparsify import RunSettings, describe_run, new_student, num_bytes, run
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_environment
@@ -107,7 +107,7 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
             listener.begin(f"run {number} of {num_runs}: {label}{' is complete and kept' if complete else ''}", None)
             try:
                 if not complete:
-                    run(loaded, _recounted(data), recipe, each, listener)
+                    run(loaded, data, recipe, each, listener)
                 entries[label] = _trained(loaded.name, each)
             except (Interrupted, Preempted, UsageError):
                 raise
@@ -116,7 +116,7 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
         if len(failed) == num_runs:
             raise next(iter(failed.values()))
         entries |= {label: Entry("other", other.model, other.name) for label, other in this.others.items()}
-        result = _measured(entries, _recounted(data), recipe, this.settings, listener)
+        result = _measured(entries, data, recipe, this.settings, listener)
     except (Interrupted, KeyboardInterrupt, Preempted) as error:
         said = "stopped" if isinstance(error, KeyboardInterrupt) else error.message
         kind = Preempted if isinstance(error, Preempted) else Interrupted
@@ -178,20 +178,7 @@ def _predictions(
         groups.setdefault(json.dumps(prepared, sort_keys=True), {})[label] = entry.model
     found: dict[str, Predictions] = {}
     for models in groups.values():
-        found |= evaluate(
-            models,
-            data if "dense" in models else _recounted(data),
-            listener,
-            batch_size=min(recipe.batch_size, EVAL_BATCH_SIZE),
-            num_workers=recipe.workers(),
-            device=settings.device,
-            precision=settings.eval_precision,
-        )
+        found |= evaluate(models, data, recipe, settings.device, settings.eval_precision, listener)
     if any(not torch.equal(each.labels, found["dense"].labels) for each in found.values()):
         raise DataError("the images that could be read were not the same for all models", "repair the data set")
     return {label: found[label] for label in entries}
-
-
-def _recounted(data: Data) -> Data:
-    """The same images, with unreadable ones still to be counted."""
-    return replace(data, faults=Faults(allowed_share=1.0))

@@ -21,7 +21,7 @@ from vitprune.common.distributed import is_main, world_size
 from vitprune.common.oom import explained_out_of_memory
 from vitprune.common.progress import Listener
 from vitprune.common.seeding import derive_seed, seed_all
-from vitprune.data import Faults, Images, ImageStream, dead_workers_told
+from vitprune.data import Faults, Images, ImageStream, explain_worker_crash
 from vitprune.errors import Preempted, TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.checkpoints import Checkpoints, State
@@ -94,7 +94,7 @@ def train(
         tracking.start(accelerator, recipe, progress.steps_done)
     try:
         compiling = compiled_blocks(student, teacher) if recipe.compile else nullcontext()
-        with dead_workers_told(), compiling:
+        with explain_worker_crash(), compiling:
             for number, part in enumerate(parts[first:], start=first):
                 trainer.run(number, part, resume if number == first else None)
     finally:

@@ -72,8 +72,8 @@ def evaluate(
     """
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
-        from vitprune.data import Faults, ModelClasses, count_images, eval_transform, open_data
-        from vitprune.evaluation import class_accuracy, predict_together
+        from vitprune.data import ModelClasses, count_images, eval_transform, open_data
+        from vitprune.evaluation import class_accuracy, predict
         from vitprune.export import Program, runs_on
         from vitprune.loading.load import load_model
         from vitprune.training import Recipe
@@ -96,9 +96,17 @@ def evaluate(
     workers = Recipe(num_workers=workers).workers()
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
-        models, faults = {"model": subject}, Faults(allowed_share=1.0 if skip_unreadable else 0.0)
-        given = (models, val, batch_size, workers, where, number_format, progress.advance)
-        predictions = predict_together(*given, faults=faults)["model"]
+        found, faults = predict(
+            {"model": subject},
+            val,
+            where,
+            number_format,
+            batch_size=batch_size,
+            num_workers=workers,
+            allowed_share=1.0 if skip_unreadable else 0.0,
+            listener=progress,
+        )
+    predictions = found["model"]
     names = val.class_names | dict(enumerate(loaded.class_names or ()))
     by_class = class_accuracy(predictions)
     result = {
