@@ -7,25 +7,56 @@ from safetensors.torch import load_file, save_file
 
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
+from vitprune.measure import Timing
+from vitprune.model import SparseViT
 
 METHODS = ["random", "norm", "attention", "attention-fold", "tome", "tome-late", "paper", "ours"]
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr("vitprune.jobs.compare._BENCH_SECONDS", 0.01)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "quick.yaml").write_text("warm_start_steps: 2\nsteps: 3\nbatch_size: 4\nprecision: fp32\n")
+@pytest.fixture(autouse=True, scope="module")
+def untimed():
+    """Speed, which is measured elsewhere: sparse models of ours are slower here."""
+
+    def benchmark(models, input_size, batch_sizes, **settings):
+        rate = {name: 5.0 if isinstance(model, SparseViT) else 10.0 for name, model in models.items()}
+        return [Timing(name, size, *[1.0] * 3, rate[name], None, 1) for size in batch_sizes for name in models]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitprune.jobs.compare.benchmark", benchmark)
+        patch.setattr("vitprune.jobs.side_by_side.benchmark", benchmark)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(make_vit, make_image_folder, tmp_path_factory):
+    """Images, a recipe and weights of a `test_vit`, and a run of it."""
+    folder = tmp_path_factory.mktemp("compare")
+    make_image_folder(folder / "images")
+    save_file(make_vit(num_classes=2).state_dict(), folder / "weights.safetensors")
+    (folder / "quick.yaml").write_text("warm_start_steps: 2\nsteps: 3\nbatch_size: 4\nprecision: fp32\n")
+    sparsify = ["sparsify", "test_vit", "--checkpoint", str(folder / "weights.safetensors")]
+    options = ["--recipe", str(folder / "quick.yaml"), "--device", "cpu", "-j", "0", "-o", str(folder / "run")]
+    assert run([*sparsify, "--data", str(folder / "images"), *options]) == 0
+    return folder
 
 
 @pytest.fixture
-def arguments(weights_file, image_folder):
+def arguments(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     return [
-        *("compare", "test_vit", str(image_folder), "--checkpoint", str(weights_file)),
-        *("--recipe", "quick.yaml", "--device", "cpu", "-j", "0", "-b", "3", "--keep", "0.7"),
+        *("compare", "test_vit", str(folder / "images"), "--checkpoint", str(folder / "weights.safetensors")),
+        *("--recipe", str(folder / "quick.yaml"), "--device", "cpu", "-j", "0", "-b", "4", "--keep", "0.7"),
     ]
 
 
+@pytest.fixture
+def unsearched(monkeypatch):
+    """Keep 0.7 and as many merges as there can be, whatever they cost: the search takes most of the time."""
+    monkeypatch.setattr("vitprune.jobs.compare.keep_within", lambda *args: 0.7)
+    monkeypatch.setattr("vitprune.jobs.compare.last_within", lambda budget, cost, low, high: low)
+
+
+@pytest.mark.slow
 def test_all_methods_at_one_budget_on_the_same_images(arguments, capsys):
     assert run([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -39,35 +70,40 @@ def test_all_methods_at_one_budget_on_the_same_images(arguments, capsys):
         low, high = row["delta_points_ci95"]
         assert low <= row["delta_points"] <= high
         assert row["delta_points"] == pytest.approx(row["top1_pct"] - rows["dense"]["top1_pct"])
-        assert row["slower"] == (row["speedup"] < 1)
+        assert row["slower"] == (row["speedup"] < 1) == (not name.startswith("tome"))
     assert rows["dense"]["delta_points"] == 0
     assert rows["ours"]["train_steps"] == rows["paper"]["train_steps"] == 5
     assert rows["random"]["train_s"] == 0
 
 
-def test_table_has_every_row_and_says_what_each_is(arguments, capsys):
-    assert run([*arguments, "--methods", "random,tome-late"]) == 0
+def test_table_has_every_row_and_says_what_each_is(arguments, unsearched, capsys, monkeypatch):
+    monkeypatch.setattr("vitprune.jobs.compare.count_macs", lambda model, size: 10**9)
+    assert run(arguments) == 0
     out = capsys.readouterr().out
-    for word in ("dense", "random", "tome-late", "more in late blocks", "GMACs", "6 images"):
-        assert word in out
-    assert "ours" not in out
+    for name in ("dense", *METHODS):
+        assert f"\n{name}  " in out
+        assert f"\n{name}: " in out
+    for words in ("more in late blocks", "GMACs", "6 images", "SLOWER", "5 steps in 0.0 min"):
+        assert words in out
 
 
-def test_a_file_is_compared_with_the_model_it_came_from(arguments, weights_file, image_folder, capsys):
-    sparsify = ["sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder)]
-    assert run([*sparsify, "--recipe", "quick.yaml", "--device", "cpu", "-j", "0", "-o", "run", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    arguments[1] = "run/model.safetensors"
+def test_a_file_is_compared_with_the_model_it_came_from_and_random_is_that_of_its_report(
+    arguments, folder, unsearched, capsys
+):
+    report = json.loads((folder / "run" / "report.json").read_text())
+    arguments[1] = str(folder / "run" / "model.safetensors")
     del arguments[-2:]  # the keep ratio is the file's
-    assert run([*arguments, "--methods", "tome,ours", "--json"]) == 0
+    assert run([*arguments, "--methods", "tome,ours,random", "--json"]) == 0
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert rows["dense"]["top1_pct"] == report["dense"]["top1_pct"]
     assert rows["ours"]["top1_pct"] == report["sparse"]["top1_pct"]
     assert rows["ours"]["gmacs"] == pytest.approx(report["sparse"]["gmacs"])
     assert rows["ours"]["train_s"] == 0
+    assert rows["random"]["top1_pct"] == report["random"]["top1_pct"]
+    assert rows["random"]["kl"] == pytest.approx(report["delta"]["kl_random"], rel=1e-4)
 
 
-def test_a_budget_that_merging_cannot_meet_is_said_not_hidden(arguments, capsys):
+def test_a_budget_that_merging_cannot_meet_is_said_not_hidden(arguments, unsearched, capsys):
     arguments[arguments.index("--keep") + 1] = "0.02"
     assert run([*arguments, "--methods", "tome-late", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["rows"][1]
@@ -77,8 +113,8 @@ def test_a_budget_that_merging_cannot_meet_is_said_not_hidden(arguments, capsys)
     assert "cannot merge down" in capsys.readouterr().out
 
 
-def test_weights_that_do_not_fit_the_file_are_refused(arguments, weights_file, image_folder, tmp_path, capsys):
-    state = load_file(weights_file)
+def test_weights_that_do_not_fit_the_file_are_refused(arguments, folder, tmp_path, capsys):
+    state = load_file(folder / "weights.safetensors")
     save_file({name: tensor for name, tensor in state.items() if "blocks.5" not in name}, tmp_path / "less.safetensors")
     arguments[arguments.index("--checkpoint") + 1] = "less.safetensors"
     assert run(arguments) == 1
@@ -86,15 +122,16 @@ def test_weights_that_do_not_fit_the_file_are_refused(arguments, weights_file, i
 
 
 def test_a_run_folder_and_the_weights_of_a_model_that_timm_does_not_know_by_name(
-    make_sparse, image_folder, tmp_path, capsys
+    make_sparse, folder, tmp_path, monkeypatch, capsys
 ):
     """The file says how its dense model is built; only the weights must be given."""
+    monkeypatch.chdir(tmp_path)
     sparse = make_sparse(num_classes=2, depth=4)
     save(sparse, tmp_path / "model.safetensors", describe(sparse, name="my_own_vit", class_names=("cat", "dog")))
     save_file(sparse.model.state_dict(), tmp_path / "dense.safetensors")
-    options = ["--methods", "random,ours", "--checkpoint", str(tmp_path / "dense.safetensors"), "--device", "cpu"]
-    assert run(["compare", str(tmp_path), str(image_folder), *options, "--json"]) == 0
+    options = ["--methods", "random,ours", "--checkpoint", "dense.safetensors", "--device", "cpu"]
+    assert run(["compare", ".", str(folder / "images"), *options, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in result["rows"]] == ["dense", "random", "ours"]
-    assert run(["compare", str(tmp_path), str(image_folder), "--methods", "random"]) == 2
+    assert run(["compare", ".", str(folder / "images"), "--methods", "random"]) == 2
     assert "my_own_vit" in capsys.readouterr().err

@@ -1,9 +1,9 @@
-"""The same budget by other means: every method at the MACs of ours, on the same images, in the same run."""
+"""Other methods at the MACs of ours, on the same images, in the same run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitprune.backbones import input_size, wrap
-from vitprune.baselines import AttentionViT, NormPredictor, RandomPredictor, ToMeViT, merges_per_block
+from vitprune.baselines import AttentionViT, NormPredictor, ToMeViT, merges_per_block
 from vitprune.budget import keep_within, last_within
 from vitprune.common.devices import Precision
 from vitprune.common.formatting import close_match
@@ -19,7 +19,7 @@ from vitprune.common.progress import Listener
 from vitprune.data import Data, count_images
 from vitprune.errors import UnsupportedModelError, UsageError
 from vitprune.evaluation import Predictions, compared
-from vitprune.jobs.side_by_side import evaluate
+from vitprune.jobs.side_by_side import evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, benchmark, count_macs, rates
 from vitprune.model import SparseViT, Sparsity, attach_as
@@ -37,16 +37,6 @@ METHODS = {
 }
 TRAINED = ("paper", "ours")
 _BENCH_SECONDS = 1.0
-
-
-@dataclass
-class _Row:
-    """A method: its model, what was spent on training it here, or why there is none."""
-
-    model: nn.Module | None
-    seconds: float = 0.0
-    steps: int = 0
-    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ def compare(
 
     Args:
         subject: the models.
-        data: the images; those to train on are needed for methods in TRAINED that are not there yet.
+        data: the images; those to train on are needed for methods in TRAINED that are not trained yet.
         recipe: for training ours, where that is still to be done.
         settings: which methods, and where.
         listener: told of progress.
@@ -114,15 +104,21 @@ def compare(
         UsageError: training is asked for without images to train on.
     """
     size = input_size(subject.dense)
-    budget = count_macs(subject.ours or attach_as(subject.dense, subject.sparsity), size)
-    rows: dict[str, _Row] = {"dense": _Row(subject.dense)}
-    if "ours" in settings.methods:
-        rows["ours"] = _ours(subject, data, recipe, settings, listener)
-    for name in settings.methods:
-        if name != "ours":
-            rows[name] = _build(name, subject, budget, data, recipe, settings, listener)
-    ordered = {name: rows[name] for name in ("dense", *settings.methods)}
-    models = {name: row.model for name, row in ordered.items() if row.model is not None}
+    planned = attach_as(subject.dense, subject.sparsity) if subject.ours is None else subject.ours
+    budget = count_macs(planned, size)
+    models, rows = {"dense": subject.dense}, {"dense": _row("dense")}
+    for name in sorted(settings.methods, key=lambda name: name != "ours"):
+        if name == "ours" and subject.ours is not None:
+            models[name], rows[name] = subject.ours, _row(name, "from the file", steps=subject.steps)
+        elif name in TRAINED:
+            plan = _paper(subject, budget, data, recipe, settings) if name == "paper" else (subject.sparsity, recipe)
+            models[name], rows[name] = _trained(name, subject.dense, *plan, data, settings.device, listener)
+        else:
+            try:
+                models[name], note = _untrained(name, subject.dense, planned, budget)
+                rows[name] = _row(name, note)
+            except UnsupportedModelError as error:
+                rows[name] = _row(name, error.message) | {"available": False}
     predictions = evaluate(
         models, data, recipe, settings.device, settings.precision, listener, batch_size=settings.batch_size
     )
@@ -136,87 +132,82 @@ def compare(
         min_seconds=_BENCH_SECONDS,
         listener=listener,
     )
+    for name, model in models.items():
+        rows[name] |= _measured(name, predictions, timings) | {"gmacs": count_macs(model, size) / 1e9}
+    return {"budget_gmacs": budget / 1e9, "rows": [rows[name] for name in ("dense", *settings.methods)]}
+
+
+def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 0) -> dict[str, Any]:
+    """What is known of a method before it is measured; seconds and steps are of training it here."""
+    what = "the untouched model" if name == "dense" else METHODS[name]
     return {
-        "budget_gmacs": budget / 1e9,
-        "rows": [_describe(name, row, predictions, timings, size) for name, row in ordered.items()],
+        "method": name,
+        "what": what,
+        "note": note,
+        "available": True,
+        "train_s": seconds,
+        "train_steps": steps,
     }
 
 
-def _build(
-    name: str,
-    subject: Subject,
-    budget: int,
-    data: Data,
-    recipe: Recipe,
-    settings: CompareSettings,
-    listener: Listener,
-) -> _Row:
-    """A baseline whose MACs come as close to the budget from below as its steps allow."""
-    size = input_size(subject.dense)
-    if name == "paper":
-        return _paper(subject, budget, data, recipe, settings, listener)
+def _measured(name: str, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> dict[str, Any]:
+    own = rates(timings, name)
+    against = compared(predictions[name], predictions["dense"], own, rates(timings, "dense"))
+    (speed,) = against["speedup"]
+    return {
+        **predictions[name].summary(),
+        "delta_points": against["top1_points"],
+        "delta_points_ci95": against["top1_points_ci95"],
+        "agreement_pct": against["agreement_pct"],
+        "kl": against["kl"],
+        "images_per_s": own[speed["batch_size"]],
+        **speed,
+    }
+
+
+def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> tuple[nn.Module, str]:
+    """A method that needs no training, and a note on it.
+
+    All but "random", which has the token counts of ours, come as close to the budget from below as their steps allow.
+
+    Raises:
+        UnsupportedModelError: the model cannot be pruned so, or not so far.
+    """
+    if name == "random":
+        return random_baseline(dense, planned), f"the token counts of ours, {planned.dropped}"
+    backbone, size = wrap(dense), input_size(dense)
     if name.startswith("tome"):
-        return _merging(subject.dense, budget, late=name == "tome-late")
-    build = _RANKINGS[name]
-    try:
-        keep = keep_within(budget, lambda ratio: build(subject.dense, ratio), size)
-    except UnsupportedModelError as error:
-        return _Row(None, note=error.message)
-    return _Row(build(subject.dense, keep), note=f"keep {keep:g}")
 
+        def merging(fewer: int) -> ToMeViT:
+            return ToMeViT(dense, merges_per_block(backbone.depth, -fewer, late=name == "tome-late"))
 
-def _ranked(model: nn.Module, keep: float, make: Callable[[int], nn.Module]) -> SparseViT:
-    backbone = wrap(model)
-    schedule = Sparsity(keep).plan(backbone)
-    return SparseViT(model, schedule, [make(stage) for stage in range(len(schedule.stages))])
-
-
-_RANKINGS: Mapping[str, Callable[[nn.Module, float], SparseViT]] = {
-    "random": lambda model, keep: _ranked(model, keep, RandomPredictor),
-    "norm": lambda model, keep: _ranked(model, keep, lambda _: NormPredictor()),
-    "attention": lambda model, keep: AttentionViT(model, Sparsity(keep).plan(wrap(model))),
-    "attention-fold": lambda model, keep: AttentionViT(model, Sparsity(keep).plan(wrap(model)), "fold"),
-}
-
-
-def _merging(model: nn.Module, budget: int, *, late: bool) -> _Row:
-    backbone = wrap(model)
-    size = input_size(model)
-
-    def build(fewer: int) -> ToMeViT:
-        return ToMeViT(model, merges_per_block(backbone.depth, -fewer, late=late))
-
-    try:
         # A block merges half of its tokens at most, so a late schedule may ask for more than there are.
-        fewer = last_within(budget, lambda step: count_macs(build(step), size), -4 * backbone.num_patches, 0)
-        merging = build(fewer)
-    except UnsupportedModelError as error:
-        return _Row(None, note=error.message)
-    if count_macs(merging, size) > budget:
-        return _Row(None, note=f"cannot merge down to {budget / 1e9:.3f} GMACs")
-    return _Row(merging, note="merges " + ",".join(map(str, merging.merges)))
+        fewer = last_within(budget, lambda step: count_macs(merging(step), size), -4 * backbone.num_patches, 0)
+        found = merging(fewer)
+        if count_macs(found, size) > budget:
+            raise UnsupportedModelError(f"cannot merge down to {budget / 1e9:.3f} GMACs")
+        return found, "merges " + ",".join(map(str, found.merges))
 
+    def ranked(keep: float) -> SparseViT:
+        schedule = Sparsity(keep).plan(backbone)
+        if name == "norm":
+            return SparseViT(dense, schedule, [NormPredictor() for _ in schedule.stages])
+        return AttentionViT(dense, schedule, "fold" if name == "attention-fold" else "drop")
 
-def _ours(subject: Subject, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener) -> _Row:
-    if subject.ours is not None:
-        return _Row(subject.ours, steps=subject.steps, note="from the file")
-    student = new_student(subject.dense, subject.sparsity, recipe.seed)
-    row = _train(student, subject.dense, data, recipe, settings, listener)
-    row.note = f"{subject.sparsity.label}, {subject.sparsity.schedule}, {subject.sparsity.dropped}"
-    return row
+    keep = keep_within(budget, ranked, size)
+    return ranked(keep), f"keep {keep:g}"
 
 
 def _paper(
-    subject: Subject, budget: int, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener
-) -> _Row:
+    subject: Subject, budget: int, data: Data, recipe: Recipe, settings: CompareSettings
+) -> tuple[Sparsity, Recipe]:
     """The published settings but for what makes no sense so short.
 
     The rate is not scaled down to the small batch and weights are not averaged over ten thousand steps: both would
     leave the model as it was. The shares of frozen and of warm-up steps are the published ones.
     """
     per_epoch = max(1, (count_images(data.train) or 0) // recipe.batch_size)
-    ours = subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)
-    steps = settings.steps or ours
+    steps = settings.steps or subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)
     cut = load_recipe(
         "paper",
         steps=steps,
@@ -233,49 +224,23 @@ def _paper(
     def plan(keep: float) -> Sparsity:
         return Sparsity(keep, schedule=cut.schedule, dropped=cut.dropped)
 
-    size = input_size(subject.dense)
-    sparsity = plan(keep_within(budget, lambda keep: attach_as(subject.dense, plan(keep)), size))
-    student = new_student(subject.dense, sparsity, cut.seed)
-    row = _train(student, subject.dense, data, cut, settings, listener)
-    row.note = f"{sparsity.label}, {steps} steps"
-    return row
+    keep = keep_within(budget, lambda keep: attach_as(subject.dense, plan(keep)), input_size(subject.dense))
+    return plan(keep), cut
 
 
-def _train(
-    student: SparseViT, dense: nn.Module, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener
-) -> _Row:
-    started, progress = time.perf_counter(), Progress()
-    fit(dense, student, data, recipe, settings.device, listener, progress)
-    return _Row(student.eval(), seconds=time.perf_counter() - started, steps=progress.steps_done)
-
-
-def _describe(
+def _trained(
     name: str,
-    row: _Row,
-    predictions: Mapping[str, Predictions],
-    timings: Sequence[Timing],
-    size: tuple[int, int, int],
-) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "method": name,
-        "what": "the untouched model" if name == "dense" else METHODS[name],
-        "note": row.note,
-        "available": row.model is not None,
-        "train_s": row.seconds,
-        "train_steps": row.steps,
-    }
-    if row.model is None:
-        return result
-    own = rates(timings, name)
-    against = compared(predictions[name], predictions["dense"], own, rates(timings, "dense"))
-    (speed,) = against["speedup"]
-    return result | {
-        **predictions[name].summary(),
-        "delta_points": against["top1_points"],
-        "delta_points_ci95": against["top1_points_ci95"],
-        "agreement_pct": against["agreement_pct"],
-        "kl": against["kl"],
-        "gmacs": count_macs(row.model, size) / 1e9,
-        "images_per_s": own[speed["batch_size"]],
-        **speed,
-    }
+    dense: nn.Module,
+    sparsity: Sparsity,
+    recipe: Recipe,
+    data: Data,
+    device: torch.device,
+    listener: Listener,
+) -> tuple[SparseViT, dict[str, Any]]:
+    """A model that is trained here, and its row."""
+    student = new_student(dense, sparsity, recipe.seed)
+    started, progress = time.perf_counter(), Progress()
+    fit(dense, student, data, recipe, device, listener, progress)
+    ours = f"{sparsity.label}, {sparsity.schedule}, {sparsity.dropped}"
+    note = f"{sparsity.label}, {recipe.steps} steps" if name == "paper" else ours
+    return student.eval(), _row(name, note, time.perf_counter() - started, progress.steps_done)
