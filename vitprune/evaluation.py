@@ -189,7 +189,7 @@ def predict(
         DataError: an image cannot be read, too many, or all; names it. Or a process that reads them died.
         VitpruneError: out of memory.
     """
-    part = images.part(distributed.rank(), distributed.world_size())
+    part = images.shard(distributed.rank(), distributed.world_size())
     loader, faults = make_loader(part, batch_size, num_workers=num_workers), Faults(allowed_share)
     tops: dict[str, list[Tensor]] = {name: [] for name in models}
     kls: dict[str, list[Tensor]] = {name: [] for name in models if reference not in (None, name)}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vitprune.data import UNLABELLED, ModelClasses, batches, make_loader, open_data
-from vitprune.data.tables import image_set
+from vitprune.data.tables import read_table
 from vitprune.errors import DataError, HubError
 
 
@@ -16,7 +16,7 @@ def _table(names=("cat", "dog"), labels=(0, 1, 1)):
 
 
 def test_columns_are_found_by_their_kind():
-    images = image_set(_table(), ModelClasses(2), "x/y")
+    images = read_table(_table(), ModelClasses(2), "x/y")
     image, label = images[1]
     assert image.mode == "RGB"
     assert label == 1
@@ -24,25 +24,25 @@ def test_columns_are_found_by_their_kind():
 
 
 def test_classes_the_model_knows_by_name_are_reordered():
-    assert image_set(_table(), ModelClasses(2, ("dog", "cat")), "x/y").labels == [1, 0, 0]
+    assert read_table(_table(), ModelClasses(2, ("dog", "cat")), "x/y").labels == [1, 0, 0]
 
 
 def test_labels_may_be_left_out():
-    assert set(image_set(_table(), None, "x/y").labels) == {UNLABELLED}
+    assert set(read_table(_table(), None, "x/y").labels) == {UNLABELLED}
 
 
 def test_class_count_that_does_not_fit_is_an_error():
     with pytest.raises(DataError, match="the model has 3 classes, but 'x/y' has 2"):
-        image_set(_table(), ModelClasses(3), "x/y")
+        read_table(_table(), ModelClasses(3), "x/y")
 
 
 def test_table_without_images_is_an_error():
     with pytest.raises(DataError, match="no column of images, only text"):
-        image_set(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
+        read_table(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
 
 
 def test_table_can_be_read_in_worker_processes():
-    images = image_set(_table(), ModelClasses(2), "x/y")
+    images = read_table(_table(), ModelClasses(2), "x/y")
     images.transform = _size
     (_, labels), *_ = batches(make_loader(images, 3, num_workers=1))
     assert labels.tolist() == [0, 1, 1]

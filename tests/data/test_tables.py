@@ -20,7 +20,7 @@ from vitprune.data import (
     open_data,
     training_loader,
 )
-from vitprune.data.tables import decode, image_set, image_stream
+from vitprune.data.tables import decode, read_table
 from vitprune.errors import DataError
 from vitprune.training import Recipe
 
@@ -128,7 +128,7 @@ def test_processes_share_a_stream_without_overlap(tmp_path, shards, seed):
     for rank in range(2):
         val = open_data(str(tmp_path / "set"), TWO).val
         val = val if seed is None else val.shuffled(seed)
-        parts.append([s for s, _ in read(val.part(rank, 2))])
+        parts.append([s for s, _ in read(val.shard(rank, 2))])
     assert all(parts)
     assert sorted(parts[0] + parts[1]) == list(range(4 * shards))
 
@@ -156,7 +156,7 @@ def test_broken_images_in_shards_are_left_out_and_named(tmp_path):
 
 def test_a_class_that_the_model_does_not_have_is_named(tmp_path):
     write_parquet(tmp_path / "a.parquet", 4, label="int")
-    with pytest.raises(DataError, match="class 1, but the model's are 0 to 0"):
+    with pytest.raises(DataError, match=r"class 1, which is none of the model's \(0\)"):
         open_data(str(tmp_path / "a.parquet"), ModelClasses(1))
     data = open_data(str(tmp_path / "a.parquet"), ModelClasses(1), DataOptions(streaming=True))
     with pytest.raises(DataError, match="class 1"):
@@ -248,8 +248,8 @@ def test_map_and_stream_agree():
     cells = [{"bytes": png(row), "path": None} for row in range(6)]
     table = datasets.Dataset.from_dict({"img": cells, "fine_label": [0, 1] * 3}, features=features)
     swapped = ModelClasses(2, ("dog", "cat"))
-    stream = image_stream(table.to_iterable_dataset(), swapped, "x")
-    assert read(stream) == read(image_set(table, swapped, "x")) == [(row, 1 - row % 2) for row in range(6)]
+    stream = read_table(table.to_iterable_dataset(), swapped, "x")
+    assert read(stream) == read(read_table(table, swapped, "x")) == [(row, 1 - row % 2) for row in range(6)]
     assert stream.class_names == {1: "cat", 0: "dog"}
 
 

@@ -2,12 +2,11 @@
 
 from vitprune.data.classes import ModelClasses, match_classes, readable_names
 from vitprune.data.folder import read_folder
-from vitprune.data.hub import Images
+from vitprune.data.hub import DataOptions
 from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, open_image
 from vitprune.data.loading import Faults, batches, explain_worker_crash, make_loader, training_loader
-from vitprune.data.options import DataOptions
 from vitprune.data.source import Data, count_images, open_data
-from vitprune.data.tables import ImageStream
+from vitprune.data.tables import Images, ImageStream
 from vitprune.data.transforms import Augmentation, eval_transform, train_transform
 
 __all__ = [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from vitprune.errors import DataError
 
@@ -46,8 +48,7 @@ def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -
     if len(names) == model.num_classes and not named(model):
         return {name: i for i, name in enumerate(names)}
     raise DataError(
-        f"the model has {model.num_classes} classes{_shown(model.names)}, but '{source}' has "
-        f"{len(names)}{_shown(names)}",
+        f"the model has {model.num_classes} classes{shown(model.names)}, but '{source}' has {len(names)}{shown(names)}",
         "use data with the model's classes, or train without labels: vitprune sparsify ... --no-labels",
     )
 
@@ -95,7 +96,8 @@ def _wordnet_ids(names: Sequence[str], num_classes: int) -> Sequence[str] | None
     return list(ImageNetInfo(subset).label_names()) if subset else None
 
 
-def _shown(names: Sequence[str] | None) -> str:
+def shown(names: Collection[Any] | None) -> str:
+    """The first three of them in brackets, for an error."""
     if not names:
         return ""
-    return " (" + ", ".join(names[:3]) + (", ...)" if len(names) > 3 else ")")
+    return f" ({', '.join(map(str, islice(names, 3)))}{', ...' if len(names) > 3 else ''})"

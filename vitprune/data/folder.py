@@ -29,7 +29,7 @@ def read_folder(root: Path, classes: ModelClasses | None) -> ImageSet:
         classes: the model's classes, to label the images by the folder they are in; None to leave them unlabelled.
 
     Raises:
-        DataError: there are no images, no class folders where labels are wanted, or the classes do not fit.
+        DataError: there are no images, no class folders though labels are asked for, or the classes do not fit.
     """
     if not root.is_dir():
         raise DataError(f"there is no folder '{root}'", "check the path given as DATA")

@@ -5,21 +5,36 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitprune.data.classes import ModelClasses
-from vitprune.data.images import ImageSet
-from vitprune.data.options import DataOptions
-from vitprune.data.tables import ImageStream, image_set, image_stream
+from vitprune.data.tables import Columns, Images, read_table
 from vitprune.errors import DataError, HubError
-
-Images = ImageSet | ImageStream
 
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "test")
 _MOST_SHARDS = 100_000
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How a DATA argument is read.
+
+    Attributes:
+        splits: names of the training and the validation split of a Hub data set, or what the names of such shards begin
+            with; None to find them.
+        columns: names of the columns of images and of labels in a table; None to find them.
+        streaming: read a Hub data set or parquet shards as they come, storing nothing.
+        limit: at most so many images of each split, chosen at random, always the same; of a stream the first ones.
+    """
+
+    splits: tuple[str | None, str | None] = (None, None)
+    columns: Columns = (None, None)
+    streaming: bool = False
+    limit: int | None = None
 
 
 def read_hub(
@@ -41,7 +56,7 @@ def read_hub(
         DataError: the data set has no such split or no images, or its classes do not fit the model.
     """
     tables = _load(repository, config, options.streaming)
-    return _parts(tables, classes, repository, options)
+    return _read_splits(tables, classes, repository, options)
 
 
 def find_shards(spec: str) -> list[Path]:
@@ -57,7 +72,7 @@ def find_shards(spec: str) -> list[Path]:
 
 
 def missing_shards(shards: list[Path]) -> list[str]:
-    """Names of the files that are not there of series such as train-00000-of-00010.parquet."""
+    """Names of the files missing from series such as train-00000-of-00010.parquet."""
     missing = []
     numbered = [match for match in (re.fullmatch(r"(.*-)(\d+)(-of-)(\d+)(.*)", path.name) for path in shards) if match]
     for before, of, total, after in sorted({match.group(1, 3, 4, 5) for match in numbered}):
@@ -73,7 +88,7 @@ def read_shards(
     options: DataOptions,
     source: str,
 ) -> tuple[Images | None, Images | None]:
-    """Training and validation images of parquet files or of webdataset tar files, told apart by the files' names.
+    """Training and validation images of parquet files or of webdataset tar files, by the files' names.
 
     tar files can only be read one row after another; so are parquet files with `options.streaming`, or else they are
     unpacked into the cache of `datasets` so that rows can be chosen.
@@ -108,7 +123,7 @@ def read_shards(
     except (OSError, ValueError, tarfile.TarError, DatasetGenerationError) as error:
         cause = error.__cause__ or error
         raise DataError(f"'{source}' cannot be read: {str(cause).splitlines()[0]}", "copy the files again") from error
-    return _parts(tables, classes, source, options)
+    return _read_splits(tables, classes, source, options)
 
 
 def _check_tar(path: Path) -> None:
@@ -134,7 +149,7 @@ def _by_split(shards: list[Path], splits: tuple[str | None, str | None]) -> dict
     return found or {_VAL[0]: shards}
 
 
-def _parts(
+def _read_splits(
     tables: Mapping[str, Any],
     classes: ModelClasses | None,
     source: str,
@@ -145,20 +160,13 @@ def _parts(
         if given is not None and given not in tables:
             raise DataError(f"'{source}' has no split '{given}'", f"its splits are {', '.join(map(str, tables))}")
         name = given or next((word for word in words if word in tables), None)
-        found.append(None if name is None else _images(tables[name], classes, source, options))
+        found.append(None if name is None else read_table(tables[name], classes, source, options.columns))
     if found == [None, None]:
         raise DataError(
             f"'{source}' has no split that is called train or val, only {', '.join(map(str, tables))}",
             "name them: --splits TRAIN,VAL",
         )
     return found[0], found[1]
-
-
-def _images(table: Any, classes: ModelClasses | None, source: str, options: DataOptions) -> Images:
-    from datasets import IterableDataset
-
-    build = image_stream if isinstance(table, IterableDataset) else image_set
-    return build(table, classes, source, options.columns)
 
 
 def _load(repository: str, config: str | None, streaming: bool) -> Any:
@@ -182,6 +190,5 @@ def _load(repository: str, config: str | None, streaming: bool) -> Any:
     except (OSError, RuntimeError, ValueError) as error:  # no connection, offline mode, HTTP errors
         raise HubError(
             f"cannot load '{repository}' from the Hugging Face Hub: {str(error).splitlines()[0]}",
-            "check the connection, or pass a local folder as DATA (for ImageNet also by $VITPRUNE_IMAGENET or "
-            "--data-dir)",
+            "check the connection, or pass a local folder as DATA (for ImageNet also by $VITPRUNE_IMAGENET)",
         ) from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +39,25 @@ class Unreadable:
         )
 
 
+@dataclass(eq=False)
 class ImageSet(Dataset[Any]):
-    """Images and class indices of the model; UNLABELLED where the class is not known.
+    """Images that can be read in any order, and their classes.
 
-    Args:
+    Attributes:
         items: what identifies each image: a path, or a row of a table.
         labels: class index of the model for each, or UNLABELLED.
         read: turns an item into a PIL image; may raise any of PIL's or the system's errors.
         name: turns an item into what is shown to the user.
         class_names: what the data calls the classes, by class index of the model; empty where not known.
+        transform: applied to the PIL image; set before reading batches.
     """
 
-    def __init__(
-        self,
-        items: Sequence[Any],
-        labels: Sequence[int],
-        read: Callable[[Any], Image.Image],
-        name: Callable[[Any], str] = str,
-        class_names: Mapping[int, str] | None = None,
-    ) -> None:
-        if len(items) != len(labels):
-            raise ValueError(f"expected one label per image, got {len(items)} and {len(labels)}")
-        self.items = items
-        self.labels = labels
-        self.read = read
-        self.name = name
-        self.class_names = dict(class_names or {})
-        self.transform: Transform | None = None
+    items: Sequence[Any]
+    labels: Sequence[int]
+    read: Callable[[Any], Image.Image]
+    name: Callable[[Any], str] = str
+    class_names: dict[int, str] = field(default_factory=dict)
+    transform: Transform | None = None
 
     @property
     def labelled(self) -> bool:
@@ -81,12 +73,9 @@ class ImageSet(Dataset[Any]):
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at `indices`, in that order."""
-        labels = [self.labels[i] for i in indices]
-        chosen = ImageSet([self.items[i] for i in indices], labels, self.read, self.name, self.class_names)
-        chosen.transform = self.transform
-        return chosen
+        return replace(self, items=[self.items[i] for i in indices], labels=[self.labels[i] for i in indices])
 
-    def part(self, rank: int, world: int) -> ImageSet:
+    def shard(self, rank: int, world: int) -> ImageSet:
         """What one of several processes reads; all of them together read everything once."""
         return self if world == 1 else self.subset(range(rank, len(self), world))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from vitprune.common import distributed
 from vitprune.common.seeding import derive_seed, isolated_rng
 from vitprune.data.images import ImageSet, Unreadable
-from vitprune.data.tables import ImageStream
+from vitprune.data.tables import Images, ImageStream
 from vitprune.errors import DataError, UsageError
 
 _NAMES_KEPT = 20
@@ -36,33 +37,27 @@ class Batch(NamedTuple):
     unreadable: tuple[Unreadable, ...]
 
 
+@dataclass
 class Faults:
     """Images that could not be read: counted, the first ones kept by name, and an error if they are too many.
 
-    Args:
+    Attributes:
         allowed_share: of the images seen, or of a thousand if those are fewer; 0 makes the first one an error.
+        names: the first ones, each once; added to.
         count: how many so far, repeats counted.
         seen: images asked for so far.
-        names: the first ones, each once; added to.
     """
 
-    def __init__(
-        self, allowed_share: float = 0.0, count: int = 0, seen: int = 0, names: list[str] | None = None
-    ) -> None:
-        self.allowed_share = allowed_share
-        self.count = count
-        self.seen = seen
-        self.names = [] if names is None else names
+    allowed_share: float = 0.0
+    names: list[str] = field(default_factory=list)
+    count: int = 0
+    seen: int = 0
 
     @classmethod
     def merged(cls, parts: Sequence[Faults]) -> Faults:
         """Those of several processes as one."""
-        return cls(
-            parts[0].allowed_share,
-            sum(part.count for part in parts),
-            sum(part.seen for part in parts),
-            list(dict.fromkeys(name for part in parts for name in part.names)),
-        )
+        names = list(dict.fromkeys(name for part in parts for name in part.names))
+        return cls(parts[0].allowed_share, names, sum(part.count for part in parts), sum(part.seen for part in parts))
 
     def note(self, batch: Batch) -> None:
         """Count a batch.
@@ -92,7 +87,7 @@ class Faults:
         )
 
 
-def make_loader(images: ImageSet | ImageStream, batch_size: int, *, num_workers: int = 0) -> DataLoader[Any]:
+def make_loader(images: Images, batch_size: int, *, num_workers: int = 0) -> DataLoader[Any]:
     """Batches of (images (B, C, H, W), labels (B,)), every image once and in order.
 
     Set `images.transform` first. Use `batches` to iterate, so that unreadable images are dealt with.
@@ -103,7 +98,7 @@ def make_loader(images: ImageSet | ImageStream, batch_size: int, *, num_workers:
 
 
 def training_loader(
-    images: ImageSet | ImageStream,
+    images: Images,
     batch_size: int,
     *,
     seed: int,
@@ -113,8 +108,8 @@ def training_loader(
 ) -> DataLoader[Any]:
     """Endless shuffled batches, one pass after another, each short of a last incomplete batch.
 
-    What a batch holds depends on the seed and the number of the batch alone, so that reading can begin at any. Not so
-    a stream's: it begins anew, in another order.
+    What a batch holds depends on the seed and the number of the batch alone, so that reading can start at any. Not so
+    a stream's: it starts over, in another order.
 
     Args:
         images: with the training transform set.
@@ -143,7 +138,7 @@ def training_loader(
         "generator": torch.Generator().manual_seed(derive_seed(seed)),
     }
     if isinstance(images, ImageStream):
-        stream = images.shuffled(derive_seed(seed, first_step)).part(rank, world)
+        stream = images.shuffled(derive_seed(seed, first_step)).shard(rank, world)
         workers = min(num_workers, stream.num_shards)  # each reads shards of its own
         return DataLoader(stream, batch_size // world, num_workers=workers, drop_last=True, **common)
     batch_size = min(batch_size, len(images) - len(images) % world)
@@ -164,7 +159,7 @@ class _Seeded(Dataset[Any]):
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
-    """Batches of (pass, image) without end; of each the part that is this process'."""
+    """Batches of (pass, image) without end; of each this process' share."""
 
     def __init__(
         self, num_images: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world: int = 1
@@ -193,7 +188,7 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
 
     Args:
         loader: of `make_loader`.
-        faults: where unreadable images are counted, which are left out; None if there may be none.
+        faults: where unreadable images, which are skipped, are counted; None if there may be none.
 
     Raises:
         DataError: an image could not be read, or too many; names it.
@@ -211,7 +206,7 @@ def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor,
 def explain_worker_crash() -> Iterator[None]:
     """In the block, the death of a process that reads images is an error with a way out.
 
-    Around all that is done while they live, not only around reading: torch tells it by a signal, at any moment.
+    Around all that is done while they live, not only around reading: torch reports it by a signal, at any moment.
     """
     try:
         yield

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from vitprune.common.formatting import close_match
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
-from vitprune.data.hub import Images, find_shards, missing_shards, read_hub, read_shards
+from vitprune.data.hub import DataOptions, find_shards, missing_shards, read_hub, read_shards
 from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
-from vitprune.data.options import DataOptions
-from vitprune.data.tables import ImageStream
+from vitprune.data.tables import Images, ImageStream
 from vitprune.errors import DataError
 
 _HUB_NAMES: dict[str, tuple[str, str | None]] = {
@@ -72,7 +71,7 @@ def open_data(
         spec: the DATA argument.
         classes: the model's classes.
         options: what else is said about the data.
-        training: whether training images are needed. If the data has no val part, a tenth is then held out.
+        training: whether training images are needed. If the data has no val split, a tenth is then held out.
         labels: False if labels are not needed: images that have none, or that do not fit, are taken without.
 
     Raises:
@@ -80,10 +79,6 @@ def open_data(
         HubError: the data set cannot be had from the Hub.
     """
     options = options or DataOptions()
-    if options.data_dir is not None and spec != "imagenet":
-        raise DataError(
-            f"--data-dir goes with the data set 'imagenet', not with '{spec}'", f"use --data {options.data_dir}"
-        )
     shards = find_shards(spec)
     of_tables = bool(shards) or spec in _HUB_NAMES or spec.startswith("hf:")
     if not of_tables and (options.streaming or options.splits != (None, None) or options.columns != (None, None)):
@@ -91,17 +86,20 @@ def open_data(
             f"--streaming, --splits and --columns say how tables are read, and '{spec}' is none",
             "leave them out, or use a data set of the Hub, parquet or tar files",
         )
-    folder = None if spec == "demo" or shards else _local_folder(spec, options.data_dir)
+    folder = None if spec == "demo" or shards else _local_folder(spec)
     if spec == "demo":
         data = _demo()
     elif folder is not None:
-        data = _complete(spec, *_read_splits(folder, classes, training, labels), training)
+        data = _complete(spec, *_read_folders(folder, classes, training, labels), training)
     else:
         data = _complete(spec, *_read_tables(spec, shards, classes if labels else None, options), training)
     if missing := missing_shards(shards):
-        parts = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
-        data.note = parts if data.note is None else f"{parts}; {data.note}"
-    return _less(data, options)
+        note = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
+        data.note = note if data.note is None else f"{note}; {data.note}"
+    if options.limit is not None:
+        data.train = data.train and data.train.sample(options.limit)
+        data.val = data.val.sample(options.limit)
+    return data
 
 
 def _read_tables(
@@ -126,19 +124,7 @@ def _hub_set(spec: str) -> tuple[str, str | None]:
     return name, config or None
 
 
-def _less(data: Data, options: DataOptions) -> Data:
-    """Apply `limit` and `fraction`."""
-    if options.fraction is not None:
-        if isinstance(data.train, ImageStream):
-            raise DataError("--fraction needs to know how many images there are; a stream does not", "use --limit")
-        data.train = data.train and data.train.sample(max(1, round(options.fraction * len(data.train))))
-    if options.limit is not None:
-        data.train = data.train and data.train.sample(options.limit)
-        data.val = data.val.sample(options.limit)
-    return data
-
-
-def _read_splits(
+def _read_folders(
     folder: Path, classes: ModelClasses | None, training: bool, labels: bool
 ) -> tuple[ImageSet | None, ImageSet | None]:
     def read(root: Path | None) -> ImageSet | None:
@@ -177,15 +163,13 @@ def _complete(spec: str, train: Images | None, val: Images | None, training: boo
     return Data(spec, rest, held_out, f"no train and val folders: {len(held_out)} of {len(everything)} held out")
 
 
-def _local_folder(spec: str, data_dir: Path | None) -> Path | None:
+def _local_folder(spec: str) -> Path | None:
     """The folder that `spec` names; None where it is for the Hub."""
-    if spec == "imagenet":
-        from_env = os.environ.get("VITPRUNE_IMAGENET")
-        folder = data_dir or (Path(from_env) if from_env else None)
-        if folder is not None and not folder.is_dir():
-            raise DataError(f"there is no folder '{folder}'", "check --data-dir or $VITPRUNE_IMAGENET")
-        return folder
-    if spec in _HUB_NAMES or spec.startswith("hf:"):
+    if spec == "imagenet" and (from_env := os.environ.get("VITPRUNE_IMAGENET")):
+        if not Path(from_env).is_dir():
+            raise DataError(f"there is no folder '{from_env}'", "check $VITPRUNE_IMAGENET")
+        return Path(from_env)
+    if hub_name(spec):
         return None
     folder = Path(spec).expanduser()
     if not folder.is_dir():

@@ -5,147 +5,166 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from vitprune.data.classes import ModelClasses, match_classes, model_index, named
+from vitprune.data.classes import ModelClasses, match_classes, model_index, named, shown
 from vitprune.data.images import UNLABELLED, ImageSet, Transform, Unreadable, read_sample
 from vitprune.errors import DataError
-
-_LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
-
 
 Columns = tuple[str | None, str | None]
 """Names of the columns of images and of classes; None to find them: the first of its kind."""
 
+_LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
+_BUFFER_SIZE = 1000  # rows among which a stream is shuffled
 
-class _Labels(NamedTuple):
+
+@dataclass(frozen=True)
+class Labels:
     """How a row's class becomes an index of the model.
 
     Attributes:
-        column: its name; None where labels are not wanted.
-        to_index: from the value in the column; raises DataError for one that the model does not know.
-        names: what the data calls the classes, by index of the model.
+        column: its name; None where labels are not used.
+        index: class index of the model by value of the column.
+        names: what the data calls the classes, by class index of the model; empty where they are only numbered.
     """
 
     column: str | None
-    to_index: Callable[[Any], int]
-    names: Mapping[int, str]
+    index: Mapping[Any, int]
+    names: dict[int, str]
+
+    def index_of(self, value: Any, source: str) -> int:
+        """The class index of a value of the column.
+
+        Raises:
+            DataError: the model does not have that class.
+        """
+        if value not in self.index:
+            raise DataError(f"'{source}' has a row of class {value!r}, which is none of the model's{shown(self.index)}")
+        return self.index[value]
 
 
+@dataclass(eq=False)
 class ImageStream(IterableDataset[Any]):
     """Images that come one after another, from shards or over the network: no length, no choice of a single one.
 
     Workers and processes share the shards among themselves without overlap.
 
-    Args:
+    Attributes:
         table: a `datasets.IterableDataset`, its image column not decoded.
         image: name of that column.
         labels: how labels are read.
         source: what to call the data.
-        shuffle_seed: to shuffle shards and a buffer of rows; None for the order of the data.
-
-    Attributes:
+        seed: to shuffle shards and a buffer of rows; None for the order of the data.
+        transform: applied to the PIL image; set before reading batches.
         passes: how often the data was gone through; a shuffled stream's order depends on it.
     """
 
-    def __init__(self, table: Any, image: str, labels: _Labels, source: str, shuffle_seed: int | None = None) -> None:
-        super().__init__()
-        self.table = table
-        self.image = image
-        self.source = source
-        self._labels = labels
-        self.class_names = dict(labels.names)
-        self.labelled = labels.column is not None
-        self.transform: Transform | None = None
-        self.passes = 0
-        self._seed = shuffle_seed
+    table: Any
+    image: str
+    labels: Labels
+    source: str
+    seed: int | None = None
+    transform: Transform | None = None
+    passes: int = field(default=0, init=False)
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """What the data calls the classes, by class index of the model."""
+        return self.labels.names
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a class."""
+        return self.labels.column is not None
 
     @property
     def num_shards(self) -> int:
-        """How many parts can be read side by side."""
+        """How many shards can be read side by side."""
         return int(self.table.num_shards)
 
     def shuffled(self, seed: int) -> ImageStream:
         """The same images in random order, within a buffer."""
-        stream = ImageStream(self.table, self.image, self._labels, self.source, seed)
-        stream.transform = self.transform
-        return stream
+        return replace(self, seed=seed)
 
-    def part(self, rank: int, world: int) -> ImageStream:
+    def shard(self, rank: int, world: int) -> ImageStream:
         """What one of several processes reads; all of them together read everything once."""
         if world == 1:
             return self
         from datasets.distributed import split_dataset_by_node
 
-        table = split_dataset_by_node(self.table, rank, world)
-        stream = ImageStream(table, self.image, self._labels, self.source, self._seed)
-        stream.transform = self.transform
-        return stream
+        return replace(self, table=split_dataset_by_node(self.table, rank, world))
 
     def sample(self, num_images: int) -> ImageStream:
         """The first `num_images` images."""
-        stream = ImageStream(self.table.take(num_images), self.image, self._labels, self.source, self._seed)
-        stream.transform = self.transform
-        return stream
+        return replace(self, table=self.table.take(num_images))
 
     def __iter__(self) -> Iterator[tuple[Any, int] | Unreadable]:
         table = self.table
-        if self._seed is not None:
-            table = table.shuffle(seed=self._seed, buffer_size=1000)
+        if self.seed is not None:
+            table = table.shuffle(seed=self.seed, buffer_size=_BUFFER_SIZE)
             table.set_epoch(self.passes)
-        rows, number = iter(table), 0
-        while True:
+        rows = iter(table)
+        for number in count():
             try:
-                row = next(rows)
-            except StopIteration:
-                return
+                row = next(rows, None)
             except (OSError, ValueError, tarfile.TarError) as error:
                 # Yielded, not raised: it would cross the border of a worker process as a pasted traceback.
                 yield Unreadable(self.source, f"reading stopped after {number} rows: {error}", fatal=True)
                 return
+            if row is None:
+                return
             yield self._sample(row, number)
-            number += 1
 
     def _sample(self, row: Mapping[str, Any], number: int) -> tuple[Any, int] | Unreadable:
         name = f"{self.source} {row.get('__key__', f'row {number}')}"
         try:
-            label = UNLABELLED if self._labels.column is None else self._labels.to_index(row[self._labels.column])
+            column = self.labels.column
+            label = UNLABELLED if column is None else self.labels.index_of(row[column], self.source)
         except DataError as error:
             return Unreadable(name, error.message)
         return read_sample(lambda: decode(row[self.image]), lambda: name, self.transform, label)
 
 
-def image_set(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> ImageSet:
-    """Images of one split that can be reached in any order, a `datasets.Dataset`.
+Images = ImageSet | ImageStream
+
+
+def read_table(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> Images:
+    """Images of one split.
 
     Args:
-        table: the split.
+        table: a `datasets.Dataset`, or a `datasets.IterableDataset`, which becomes a stream.
         classes: the model's classes, None for unlabelled use.
         source: what to call the data in an error.
         columns: which columns to use.
 
     Raises:
-        DataError: a column is missing, or the classes do not fit the model.
+        DataError: no rows, a column is missing, or the classes do not fit the model.
     """
-    image = _image_column(table.features, columns, source)
-    found = _labels(table.features, classes, columns, source, lambda column: sorted(set(table[column])))
-    column = found.column
-    labels = [UNLABELLED] * len(table) if column is None else [found.to_index(value) for value in table[column]]
-    reader = _TableReader(_undecoded(table, image), image)
-    return ImageSet(range(len(table)), labels, reader, _RowName(source), found.names)
+    from datasets import Image as ImageFeature
+    from datasets import IterableDataset as StreamedTable
 
-
-def image_stream(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> ImageStream:
-    """As `image_set`, for a `datasets.IterableDataset`."""
+    streamed = isinstance(table, StreamedTable)
     features = table.features or next(iter(table.take(1)), None)
     if features is None:
         raise DataError(f"'{source}' holds no rows")
-    image = _image_column(features, columns, source)
-    found = _labels(features, classes, columns, source, None)
-    return ImageStream(_undecoded(table, image), image, found, source)
+    image = _image_column(features, columns[0], source)
+    found = _read_labels(features, classes, columns[1], source, None if streamed else table.unique)
+    # Not decoded: an image that cannot be decoded must not stop the reading of rows.
+    undecoded = table.cast_column(image, ImageFeature(decode=False))
+    if streamed:
+        return ImageStream(undecoded, image, found, source)
+    if found.column is None:
+        labels = [UNLABELLED] * len(table)
+    else:
+        labels = [found.index_of(value, source) for value in table[found.column]]
+    read, name = partial(_read_row, undecoded, image), partial(_row_name, source)
+    return ImageSet(range(len(table)), labels, read, name, found.names)
 
 
 def decode(cell: Any) -> Image.Image:
@@ -162,13 +181,21 @@ def decode(cell: Any) -> Image.Image:
         return image.convert("RGB")
 
 
-def _image_column(features: Mapping[str, Any], columns: Columns, source: str) -> str:
+def _read_row(table: Any, column: str, row: int) -> Image.Image:
+    return decode(table[row][column])
+
+
+def _row_name(source: str, row: int) -> str:
+    return f"{source} row {row}"
+
+
+def _image_column(features: Mapping[str, Any], column: str | None, source: str) -> str:
     from datasets import Image as ImageFeature
 
-    if columns[0] is not None:
-        if columns[0] not in features:
-            raise DataError(f"'{source}' has no column '{columns[0]}'", f"its columns are {', '.join(features)}")
-        return columns[0]
+    if column is not None:
+        if column not in features:
+            raise DataError(f"'{source}' has no column '{column}'", f"its columns are {', '.join(features)}")
+        return column
     found = next((name for name, kind in features.items() if isinstance(kind, ImageFeature)), None)
     if found is None:
         raise DataError(
@@ -177,26 +204,18 @@ def _image_column(features: Mapping[str, Any], columns: Columns, source: str) ->
     return found
 
 
-def _undecoded(table: Any, image: str) -> Any:
-    """An image that cannot be decoded must not stop the reading of rows."""
-    from datasets import Image as ImageFeature
-
-    return table.cast_column(image, ImageFeature(decode=False))
-
-
-def _labels(
+def _read_labels(
     features: Mapping[str, Any],
     classes: ModelClasses | None,
-    columns: Columns,
+    column: str | None,
     source: str,
-    values: Callable[[str], Sequence[Any]] | None,
-) -> _Labels:
+    values: Callable[[str], Sequence[str]] | None,
+) -> Labels:
     """How to read labels. `values` lists those of a column, where that is possible."""
     from datasets import ClassLabel
 
     if classes is None:
-        return _Labels(None, lambda _: UNLABELLED, {})
-    column = columns[1]
+        return Labels(None, {}, {})
     if column is None:
         kinds = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
         column = next(iter([*kinds, *(name for name in _LABEL_NAMES if name in features)]), None)
@@ -207,69 +226,22 @@ def _labels(
         )
     kind = features[column]
     if isinstance(kind, ClassLabel):
-        return _Labels(column, *_spelled(list(kind.names), classes, source))
+        indices = _class_indices(kind.names, classes, source)
+        return Labels(column, dict(enumerate(indices)), dict(zip(indices, kind.names, strict=True)))
     if getattr(kind, "dtype", "string" if isinstance(kind, str) else "int64") == "string":
-        known = model_index(classes)
-        if values is not None:
-            known = match_classes(values(column), classes, source)
-        elif known is None:
+        known = model_index(classes) if values is None else match_classes(values(column), classes, source)
+        if known is None:
             raise DataError(
                 f"'{source}' names its classes, but those of the model have no names", "use data with numbered classes"
             )
-        return _Labels(column, _Lookup(known, source), {index: name for name, index in known.items()})
-    return _Labels(column, _InRange(classes.num_classes, source), {})
+        return Labels(column, known, {index: name for name, index in known.items()})
+    return Labels(column, {index: index for index in range(classes.num_classes)}, {})
 
 
-def _spelled(names: list[str], classes: ModelClasses, source: str) -> tuple[Callable[[Any], int], dict[int, str]]:
-    """Of a column of numbered classes with names."""
-    # The Hub's ImageNet spells its classes out, in the usual order; only names known to the model reorder.
-    index = match_classes(names, classes, source) if set(names) <= set(classes.names or ()) else None
-    if index is None and (len(names) != classes.num_classes or named(classes)):
-        match_classes(names, classes, source)  # says what does not fit
-    places = [index[name] if index else number for number, name in enumerate(names)]
-    return _Lookup(dict(enumerate(places)), source), dict(zip(places, names, strict=True))
-
-
-class _Lookup:
-    """A row's label as the model's index (classes and not closures, so that worker processes can receive them)."""
-
-    def __init__(self, index: Mapping[Any, int], source: str) -> None:
-        self.table = index
-        self.source = source
-
-    def __call__(self, value: Any) -> int:
-        if value not in self.table:
-            raise DataError(f"'{self.source}' has a row of class {value!r}, which the model does not have")
-        return self.table[value]
-
-
-class _InRange:
-    def __init__(self, num_classes: int, source: str) -> None:
-        self.num_classes = num_classes
-        self.source = source
-
-    def __call__(self, value: Any) -> int:
-        if not isinstance(value, int) or not 0 <= value < self.num_classes:
-            raise DataError(
-                f"'{self.source}' has a row of class {value!r}, but the model's are 0 to {self.num_classes - 1}"
-            )
-        return value
-
-
-class _TableReader:
-    """Reads the image of a row."""
-
-    def __init__(self, table: Any, column: str) -> None:
-        self.table = table
-        self.column = column
-
-    def __call__(self, row: int) -> Image.Image:
-        return decode(self.table[row][self.column])
-
-
-class _RowName:
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def __call__(self, row: int) -> str:
-        return f"{self.source} row {row}"
+def _class_indices(names: Sequence[str], classes: ModelClasses, source: str) -> list[int]:
+    """The model's index of each class of a column of numbered classes with names."""
+    if len(names) == classes.num_classes and not named(classes) and not set(names) <= set(classes.names or ()):
+        # The Hub's ImageNet spells its classes out, in the usual order; only names known to the model reorder.
+        return list(range(len(names)))
+    index = match_classes(names, classes, source)
+    return [index[name] for name in names]
