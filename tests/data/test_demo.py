@@ -20,7 +20,7 @@ from vitprune.data.demo import (
 )
 
 
-def test_a_image_depends_on_its_split_and_index_only():
+def test_an_image_depends_on_its_split_and_index_only():
     first = DemoImages("val")[7][0]
     again = DemoImages("val", num_images=8)[7][0]
     assert first.mode == "RGB"
@@ -33,24 +33,24 @@ def test_splits_and_indices_differ():
     assert len(seen) == 100
 
 
-@pytest.mark.parametrize(("split", "expected"), [("train", 4000), ("val", 1000)])
-def test_classes_are_balanced(split, expected):
-    images = DemoImages(split)
-    assert len(images) == expected
-    assert images.class_names == CLASS_NAMES
-    assert np.bincount(images.labels).tolist() == [expected // len(CLASS_NAMES)] * len(CLASS_NAMES)
-    assert [images[i][1] for i in range(20)] == images.labels[:20]
+def test_classes_are_balanced():
+    for split, expected in (("train", 4000), ("val", 1000)):
+        images = DemoImages(split)
+        assert len(images) == expected
+        assert images.class_names == CLASS_NAMES
+        assert np.bincount(images.labels).tolist() == [expected // len(CLASS_NAMES)] * len(CLASS_NAMES)
+        assert [images[i][1] for i in range(20)] == images.labels[:20]
 
 
 def test_object_covers_the_stated_share():
     images = DemoImages("train")
-    shares = np.array([images.object_mask(i).mean() for i in range(400)])
+    shares = np.array([images.object_mask(i).mean() for i in range(200)])
     # The outline's pixels round outwards.
     assert shares.min() > OBJECT_SHARE[0]
     assert shares.max() < OBJECT_SHARE[1] + 0.015
     for label in range(len(CLASS_NAMES)):
         of_class = shares[label :: len(CLASS_NAMES)]
-        assert of_class.mean() == pytest.approx(np.mean(OBJECT_SHARE), abs=0.02)
+        assert of_class.mean() == pytest.approx(np.mean(OBJECT_SHARE), abs=0.025)
 
 
 def test_mask_shows_the_object():
@@ -66,50 +66,35 @@ def test_mask_shows_the_object():
         assert np.mean(np.linalg.norm(outside - colour, axis=1) > 50) > 0.85
 
 
-def test_transform_is_applied():
+def test_transform_is_applied_and_the_set_pickles():
     image, label = DemoImages("val", transform=lambda image: image.size)[3]
     assert image == (IMAGE_SIZE, IMAGE_SIZE)
     assert label == 3
-
-
-def test_pickles():
     images = DemoImages("train", num_images=5)
     copy = pickle.loads(pickle.dumps(images))
     assert len(copy) == 5
     assert copy[4][0].tobytes() == images[4][0].tobytes()
 
 
-@pytest.mark.parametrize("index", [-1, 1000])
-def test_wrong_index(index):
+def test_only_images_that_exist():
     images = DemoImages("val")
-    with pytest.raises(IndexError, match="of 1000"):
-        images[index]
-    with pytest.raises(IndexError):
-        images.object_mask(index)
-
-
-def test_wrong_split():
+    for index in (-1, 1000):
+        with pytest.raises(IndexError, match="of 1000"):
+            images[index]
+        with pytest.raises(IndexError):
+            images.object_mask(index)
     with pytest.raises(ValueError, match="'train' or 'val'"):
         DemoImages("test")
 
 
-@pytest.fixture(scope="module")
-def model():
-    model = timm.create_model(ARCHITECTURE, **MODEL_ARGS)
-    model.load_state_dict(load_file(WEIGHTS), strict=True)
-    return model.eval()
-
-
-def test_weights_are_small_and_fit(model):
+def test_shipped_model_is_small_and_knows_the_classes():
     assert WEIGHTS.stat().st_size < 5_000_000
+    model = timm.create_model(ARCHITECTURE, **MODEL_ARGS).eval()
+    model.load_state_dict(load_file(WEIGHTS), strict=True)
     assert len(model.blocks) == 12
     assert model.patch_embed.num_patches == 144
     assert all(parameter.isfinite().all() for parameter in model.parameters())
-
-
-def test_shipped_model_knows_the_classes(model):
     transform = create_transform(**PREPROCESSING, is_training=False)
-    loader = DataLoader(DemoImages("val", transform, num_images=200), batch_size=50)
+    images, labels = next(iter(DataLoader(DemoImages("val", transform), batch_size=100)))
     with torch.inference_mode():
-        correct = sum((model(images).argmax(1) == labels).sum().item() for images, labels in loader)
-    assert correct / 200 > 0.97
+        assert (model(images).argmax(1) == labels).float().mean() > 0.97
