@@ -149,17 +149,16 @@ def test_the_page_says_in_words_what_the_charts_show_and_loads_nothing(result):
 
 
 def test_marks_lie_where_the_figures_say(result):
-    """Squares by their middle: the more images a second the further right, the more accurate the higher."""
+    """The more images a second the further right, the more accurate the higher; hollow if dominated."""
     text = render_sweep_page(result)
     chart = text[text.index("<svg") : text.index("</svg>")]
-    squares = re.findall(r'<polygon class="([^"]+)" points="([^"]+)"', chart)
-    assert [look for look, _ in squares] == ["f1", "c1 hollow", "f3"]
-    middles = []
-    for _, points in squares[:2]:
-        corners = [tuple(map(float, corner.split(","))) for corner in points.split()]
-        middles.append(tuple(sum(values) / 4 for values in zip(*corners, strict=True)))
-    (dense,) = re.findall(r'<circle class="f0" cx="([\d.]+)" cy="([\d.]+)"', chart)
-    (x0, y0), (x1, y1), (x2, y2) = tuple(map(float, dense)), *middles
+    marks = re.findall(
+        r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: ([^;]+); stroke: ([^;"]+)', chart
+    )
+    looks = [list(mark[2:]) for mark in marks]
+    blue, brown, violet, none = "var(--c0)", "var(--c1)", "var(--c3)", "var(--box)"
+    assert looks == [[blue, blue], [brown, brown], [none, brown], [violet, violet]]
+    (x0, y0), (x1, y1), (x2, y2) = ((float(x), float(y)) for x, y, *_ in marks[:3])
     assert math.isclose((x1 - x0) / (x2 - x0), (18 - 16) / (34 - 16), abs_tol=0.01)
     assert math.isclose((y1 - y0) / (y2 - y0), (79.5 - 80) / (71 - 80), abs_tol=0.01)
     assert y0 < y1 < y2

@@ -1,23 +1,56 @@
-"""Charts as inline SVG: no script, colours of the page in light and dark, text that stays text.
+"""Charts as inline SVG by matplotlib: no script, colours of the page in light and dark, text that stays text.
 
 Drawn about as wide as a phone, so that letters are as large there as elsewhere; wider screens show several in a row.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import io
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 30, 36
-_DASHES = ("", "6 3", "2 3", "8 3 2 3")
+"""In points, as are all lengths here."""
+_NAMES_WIDTH = 58
+"""At the right of a chart with lines, where they are named."""
+_SHAPES = {0: "o", 1: "s", 3: "^"}
 _LABEL_GAP = 13
 _LETTER_WIDTH = 6.0
 """About, of small text."""
+_SMALL = 11
+_POINTS = "figure points"
+_DASHES, _DOTS = (0, (3, 1.5)), (0, (3, 3))
+
+_VARIABLES = ("ink", "soft", "rule", "box", "c0", "c1", "c2", "c3")
+"""Of the page's style sheet; in the drawing each is a colour of its own."""
+_INK, _SOFT, _RULE, _BOX, *_SERIES = (f"#0100{number:02x}" for number in range(len(_VARIABLES)))
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 12,
+    "text.parse_math": False,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "grid.color": _RULE,
+    "grid.linewidth": 1,
+    "lines.linewidth": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +69,35 @@ class Series:
         name: written at its end; empty for none.
         points: (x, y), x rising.
         colour: number of one of the page's colours.
-        dash: number of a pattern, so that lines are told apart without colour.
+        dashed: whether the line is, so that it can be recognised without its colour.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int
-    dash: int = 0
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class ChartPoint:
+    """One model by cost or speed and accuracy.
+
+    Attributes:
+        name: written beside it.
+        x: cost or speed.
+        y: accuracy in percent.
+        kind: number of its colour and shape: 0 a circle, 1 a square, 3 a triangle.
+        on_front: filled and joined to others like it; else hollow.
+        low, high: of an interval, drawn as a bar; None for none.
+    """
+
+    name: str
+    x: float
+    y: float
+    kind: int = 0
+    on_front: bool = True
+    low: float | None = None
+    high: float | None = None
 
 
 def line_chart(
@@ -63,260 +118,117 @@ def line_chart(
         marks: x and text of places where something begins.
         top: highest y; None to fit.
     """
-    xs = [x for each in series for x, _ in each.points]
-    ys = [y for each in series for _, y in each.points]
-    frame = _Frame((min(xs), max(xs)), (0.0, top or max(ys)), right=_RIGHT + 58)
-    parts = [frame.axes(x_label)]
-    parts += _marks(marks, frame)
-    for each in series:
-        path = " ".join(f"{_n(frame.x(x))},{_n(frame.y(y))}" for x, y in each.points)
-        parts.append(
-            Markup('<polyline class="c{}" stroke-dasharray="{}" points="{}"/>').format(
-                each.colour, _DASHES[each.dash % len(_DASHES)], path
-            )
-        )
-    named = [each for each in series if each.name]
-    heights = _spread([frame.y(each.points[-1][1]) for each in named])
-    for each, height in zip(named, heights, strict=True):
-        parts.append(
-            Markup('<text class="t{}" x="{}" y="{}">{}</text>').format(
-                each.colour, _n(_WIDTH - frame.right + 4), _n(height + 4), each.name
-            )
-        )
-    return _drawn(title, description, parts)
+
+    def paint(axes: Any) -> None:
+        for each in series:
+            style = _DASHES if each.dashed else "-"
+            axes.plot(*zip(*each.points, strict=True), color=_SERIES[each.colour], linestyle=style)
+        axes.set_ylim(0, top)
+        axes.margins(x=0)
+        _mark(axes, marks)
+        named = [each for each in series if each.name]
+        ends = [axes.transData.transform(each.points[-1])[1] for each in named]
+        for each, height in zip(named, _spread(ends), strict=True):
+            colour = _SERIES[each.colour]
+            place = _WIDTH - _NAMES_WIDTH - 6, height - 4
+            axes.annotate(each.name, place, xycoords=_POINTS, color=colour)
+
+    right = _RIGHT + _NAMES_WIDTH * any(each.name for each in series)
+    return _drawn(title, description, x_label, paint, right)
 
 
-def _marks(marks: Sequence[tuple[float, str]], frame: _Frame) -> list[Markup]:
+def models_chart(
+    title: str,
+    description: str,
+    points: Sequence[ChartPoint],
+    x_label: str,
+    level: tuple[str, float] | None = None,
+    left: float | None = None,
+) -> Chart:
+    """Models by cost or speed and accuracy; a dashed line joins those on the front.
+
+    Args:
+        title: what it shows.
+        description: the same in words, for who cannot see it.
+        points: the models.
+        x_label: under the axis.
+        level: name and accuracy of what is drawn as a line across; None for nothing.
+        left: where the x axis begins; None to fit.
+    """
+
+    def paint(axes: Any) -> None:
+        front = sorted((point.x, point.y) for point in points if point.on_front)
+        axes.plot(*zip(*front, strict=True), color=_SOFT, linewidth=1, linestyle=_DOTS)
+        for point in points:
+            if point.low is not None:
+                axes.plot([point.x, point.x], [point.low, point.high], color=_SOFT, linewidth=1)
+        for point in points:
+            colour = _SERIES[point.kind]
+            filled = colour if point.on_front else _BOX
+            axes.plot(point.x, point.y, _SHAPES[point.kind], color=colour, markerfacecolor=filled, markersize=10)
+        if level is not None:
+            axes.axhline(level[1], color=_SERIES[2], linewidth=1, linestyle=_DASHES)
+        axes.margins(0.12)
+        axes.set_xlim(left=left)
+        if axes.get_ylim()[1] > 100:
+            axes.set_ylim(top=100.5)
+        _name(axes, [(point.name, axes.transData.transform((point.x, point.y))) for point in points])
+        if level is not None:
+            height = axes.transData.transform((0, level[1]))[1]
+            axes.annotate(level[0], (_LEFT + 6, height + 5), xycoords=_POINTS, color=_SERIES[2], fontsize=_SMALL)
+
+    return _drawn(title, description, x_label, paint)
+
+
+def _drawn(title: str, description: str, x_label: str, paint: Callable[[Any], None], right: float = _RIGHT) -> Chart:
+    """An empty chart for `paint` to draw on, and what becomes of it."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font lacks: the page's has them
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), dpi=72, facecolor="none")
+        width, height = _WIDTH - _LEFT - right, _HEIGHT - _BOTTOM - _TOP
+        axes = figure.add_axes((_LEFT / _WIDTH, _BOTTOM / _HEIGHT, width / _WIDTH, height / _HEIGHT))
+        axes.grid(axis="y")
+        axes.set_xlabel(x_label)
+        axes.locator_params(nbins=5)
+        paint(axes)
+        for artist in figure.findobj():
+            artist.set_clip_on(False)
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return Chart(title, _inline(text.getvalue(), f"{title}. {description}"))
+
+
+def _inline(svg: str, label: str) -> Markup:
+    """A file of matplotlib's as an element of the page: nothing but shapes and text, colours by the page's names."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; ", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[\w.]+_\d+"| transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r"#0100(\w\w)", lambda found: f"var(--{_VARIABLES[int(found[1], 16)]})", svg)
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    start = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, label)
+    return Markup(re.sub(r"<svg[^>]*>", lambda _: start, svg, count=1))
+
+
+def _mark(axes: Any, marks: Sequence[tuple[float, str]]) -> None:
     """Upright lines, and what begins there in two rows above, so that neighbours have room."""
-    parts = []
-    ends = [x for x, _ in marks[1:]] + [frame.xs[1]]
-    inside = [
-        (max(x, frame.xs[0]), text)
-        for (x, text), end in zip(marks, ends, strict=True)
-        if x < frame.xs[1] and end > frame.xs[0]
-    ]
+    low, high = axes.get_xlim()
+    ends = [x for x, _ in marks[1:]] + [high]
+    inside = [(max(x, low), text) for (x, text), end in zip(marks, ends, strict=True) if x < high and end > low]
     for index, (x, text) in enumerate(inside):
-        place, row = frame.x(x), _TOP - 4 - 12 * (index % 2)
-        parts.append(
-            Markup('<line class="mark" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
-                _n(place), row - 8, _HEIGHT - _BOTTOM
-            )
-            + Markup('<text class="small" x="{}" y="{}">{}</text>').format(_n(place + 3), row, text)
+        rise = 4 + 12 * (index % 2)
+        axes.axvline(x, ymax=1 + (rise + 8) / (_HEIGHT - _TOP - _BOTTOM), color=_SOFT, linewidth=1, linestyle=_DOTS)
+        axes.annotate(
+            text,
+            (x, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, rise),
+            textcoords="offset points",
+            color=_SOFT,
+            fontsize=_SMALL,
         )
-    return parts
-
-
-@dataclass(frozen=True)
-class Point:
-    """One model in the chart of accuracy against throughput.
-
-    Attributes:
-        name: written beside it.
-        x: images a second.
-        y: top-1 in percent.
-        low, high: of an interval, drawn as a bar; None for none.
-    """
-
-    name: str
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
-
-
-def scatter(title: str, description: str, dense: Point, sparse: Point, floor: Point | None, x_label: str) -> Chart:
-    """Dense and sparse by throughput and accuracy, and what the same number of random tokens reach.
-
-    Args:
-        title: what it shows.
-        description: the same in words, for who cannot see it.
-        dense: drawn as a circle.
-        sparse: drawn as a square, with its interval.
-        floor: accuracy with random tokens, drawn as a line across; its x does not count.
-        x_label: under the axis.
-    """
-    ys = [y for p in (dense, sparse, floor) if p for y in (p.y, p.low, p.high) if y is not None]
-    pad = 0.15 * (max(ys) - min(ys)) or 1.0
-    frame = _Frame((0.0, 1.15 * max(dense.x, sparse.x)), (max(0.0, min(ys) - pad), min(100.0, max(ys) + pad)))
-    parts = [frame.axes(x_label)]
-    if floor is not None:
-        level = _n(frame.y(floor.y))
-        parts.append(
-            Markup('<line class="c2" stroke-dasharray="6 3" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                _LEFT, _WIDTH - _RIGHT, level, level
-            )
-            + Markup('<text class="t2" x="{}" y="{}">{}</text>').format(_LEFT + 6, _n(frame.y(floor.y) - 5), floor.name)
-        )
-    x0, y0, x1, y1 = frame.x(dense.x), frame.y(dense.y), frame.x(sparse.x), frame.y(sparse.y)
-    parts.append(Markup('<line class="mark" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(_n(x0), _n(y0), _n(x1), _n(y1)))
-    if sparse.low is not None and sparse.high is not None:
-        parts.append(
-            Markup('<line class="c1" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(
-                _n(x1), _n(frame.y(sparse.low)), _n(frame.y(sparse.high))
-            )
-        )
-    parts.append(Markup('<circle class="f0" cx="{}" cy="{}" r="6"/>').format(_n(x0), _n(y0)))
-    parts.append(Markup('<rect class="f1" x="{}" y="{}" width="11" height="11"/>').format(_n(x1 - 5.5), _n(y1 - 5.5)))
-    # Each name on the side of its point that is away from the other.
-    for point, x, y, other in ((dense, x0, y0, y1), (sparse, x1, y1, y0 - 0.1)):
-        anchor, offset = ("end", -10) if x > _WIDTH / 2 else ("start", 10)
-        parts.append(
-            Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>').format(
-                _n(x + offset), _n(y - 10 if y <= other else y + 20), anchor, point.name
-            )
-        )
-    return _drawn(title, description, parts)
-
-
-@dataclass(frozen=True)
-class Spot:
-    """One model in the chart of several.
-
-    Attributes:
-        point: its place, name and interval.
-        kind: number of its colour and shape: 0 a circle, 1 a square, 3 a triangle.
-        on_front: filled where no other model is better in both; else hollow.
-    """
-
-    point: Point
-    kind: int
-    on_front: bool
-
-
-def spots(title: str, description: str, found: Sequence[Spot], x_label: str) -> Chart:
-    """Several models by cost and accuracy; a dashed line joins those on the front.
-
-    Args:
-        title: what it shows.
-        description: the same in words, for who cannot see it.
-        found: the models.
-        x_label: under the axis.
-    """
-    xs = [spot.point.x for spot in found]
-    ys = [y for s in found for y in (s.point.y, s.point.low, s.point.high) if y is not None]
-    x_pad, y_pad = 0.12 * (max(xs) - min(xs)) or 0.1 * max(xs), 0.1 * (max(ys) - min(ys)) or 1.0
-    frame = _Frame((max(0.0, min(xs) - x_pad), max(xs) + x_pad), (min(ys) - y_pad, min(100.0, max(ys)) + y_pad))
-    parts = [frame.axes(x_label)]
-    places = [(frame.x(s.point.x), frame.y(s.point.y)) for s in found]
-    front = sorted(place for place, s in zip(places, found, strict=True) if s.on_front)
-    line = " ".join(f"{_n(x)},{_n(y)}" for x, y in front)
-    parts.append(Markup('<polyline class="mark" fill="none" points="{}"/>').format(line))
-    for (x, _), s in zip(places, found, strict=True):
-        if s.point.low is not None and s.point.high is not None:
-            ends = _n(frame.y(s.point.low)), _n(frame.y(s.point.high))
-            parts.append(Markup('<line class="ruler" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(_n(x), *ends))
-    parts += [_shape(s, x, y) for (x, y), s in zip(places, found, strict=True)]
-    parts += _named([s.point.name for s in found], places)
-    return _drawn(title, description, parts)
-
-
-def _shape(spot: Spot, x: float, y: float) -> Markup:
-    look = f"f{spot.kind}" if spot.on_front else f"c{spot.kind} hollow"
-    if spot.kind == 0:
-        return Markup('<circle class="{}" cx="{}" cy="{}" r="5"/>').format(look, _n(x), _n(y))
-    half = 4.5 if spot.kind == 1 else 5.5
-    corners = [(-half, -half), (half, -half), (half, half), (-half, half)]
-    if spot.kind != 1:
-        corners = [(0.0, -half), (half, half), (-half, half)]
-    points = " ".join(f"{_n(x + dx)},{_n(y + dy)}" for dx, dy in corners)
-    return Markup('<polygon class="{}" points="{}"/>').format(look, points)
-
-
-def _named(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Markup]:
-    """A name beside each place, where it covers least of the other names and places."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
-    parts = []
-    for name, (x, y) in zip(names, places, strict=True):
-        width = _LETTER_WIDTH * len(name)
-        sides = [(9, 4), (-9 - width, 4), (-width / 2, -9), (-width / 2, 18)]
-        sides += [(dx, dy) for dy in (-9, 18) for dx in (6, -6 - width)]
-        boxes = [(x + dx, y + dy - 10, x + dx + width, y + dy + 2) for dx, dy in sides]
-        box = min(boxes, key=lambda box: sum(_overlap(box, other) for other in taken) + _outside(box))
-        taken.append(box)
-        parts.append(Markup('<text class="small" x="{}" y="{}">{}</text>').format(_n(box[0]), _n(box[3] - 2), name))
-    return parts
-
-
-_Box = tuple[float, float, float, float]
-"""Left, top, right and bottom."""
-
-
-def _overlap(one: _Box, other: _Box) -> float:
-    """Area that two boxes have in common."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
-
-
-def _outside(box: _Box) -> float:
-    """Area of a box outside the plot; it counts much, for there it is cut off."""
-    inside = (_LEFT, 0.0, _WIDTH, _HEIGHT - _BOTTOM)
-    return 10 * ((box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, inside))
-
-
-def binned(points: Sequence[tuple[float, float]], most: int = 150) -> list[tuple[float, float]]:
-    """At most `most` points: means over equal numbers of neighbours."""
-    size = max(1, math.ceil(len(points) / most))
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
-
-
-class _Frame:
-    """From figures to places in the image."""
-
-    def __init__(self, xs: tuple[float, float], ys: tuple[float, float], right: int = _RIGHT) -> None:
-        self.xs = xs if xs[0] < xs[1] else (xs[0] - 1, xs[1] + 1)
-        self.y_ticks = _ticks(*ys)
-        self.ys = (min(ys[0], self.y_ticks[0]), max(ys[1], self.y_ticks[-1]))
-        if self.ys[0] == self.ys[1]:
-            self.ys = (self.ys[0], self.ys[0] + 1)
-        self.right = right
-
-    def x(self, value: float) -> float:
-        return _LEFT + (value - self.xs[0]) / (self.xs[1] - self.xs[0]) * (_WIDTH - self.right - _LEFT)
-
-    def y(self, value: float) -> float:
-        share = (value - self.ys[0]) / (self.ys[1] - self.ys[0])
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
-
-    def axes(self, x_label: str) -> Markup:
-        parts = [
-            Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                _LEFT, _WIDTH - self.right, _HEIGHT - _BOTTOM, _HEIGHT - _BOTTOM
-            )
-        ]
-        for tick in self.y_ticks:
-            y = self.y(tick)
-            parts.append(
-                Markup('<line class="ruler" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                    _LEFT, _WIDTH - self.right, _n(y), _n(y)
-                )
-                + Markup('<text x="{}" y="{}" text-anchor="end">{:g}</text>').format(_LEFT - 6, _n(y + 4), tick)
-            )
-        for tick in _ticks(*self.xs, most=4):
-            if self.xs[0] <= tick <= self.xs[1]:
-                parts.append(
-                    Markup('<text x="{}" y="{}" text-anchor="middle">{:g}</text>').format(
-                        _n(self.x(tick)), _HEIGHT - _BOTTOM + 15, tick
-                    )
-                )
-        middle = (_LEFT + _WIDTH - self.right) / 2
-        parts.append(
-            Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(_n(middle), _HEIGHT - 4, x_label)
-        )
-        return Markup("").join(parts)
-
-
-def _ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from about `low` to about `high`."""
-    span = high - low
-    if not (math.isfinite(span) and span > 0):
-        return [low]
-    rough = span / most
-    unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)] or [low]
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
@@ -325,19 +237,40 @@ def _spread(heights: Sequence[float]) -> list[float]:
     result = list(heights)
     for before, index in pairwise(order):
         result[index] = max(result[index], result[before] + _LABEL_GAP)
-    lowest = float(_HEIGHT - _BOTTOM)
-    for index in reversed(order):
-        result[index] = min(result[index], lowest)
-        lowest = result[index] - _LABEL_GAP
     return result
 
 
-def _drawn(title: str, description: str, parts: Sequence[Markup]) -> Chart:
-    svg = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        _WIDTH, _HEIGHT, f"{title}. {description}", Markup("").join(parts)
-    )
-    return Chart(title, svg)
+_Box = tuple[float, float, float, float]
+"""Left, bottom, right and top."""
 
 
-def _n(value: float) -> str:
-    return f"{value:.1f}"
+def _name(axes: Any, names: Sequence[tuple[str, tuple[float, float]]]) -> None:
+    """Write each name beside its place, where it covers least of the other names and places."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for _, (x, y) in names]
+    for name, place in names:
+        box = _free_box(len(name), place, taken)
+        taken.append(box)
+        axes.annotate(name, (box[0], box[1] + 2), xycoords=_POINTS, fontsize=_SMALL)
+
+
+def _free_box(num_letters: int, place: tuple[float, float], taken: Sequence[_Box]) -> _Box:
+    """Where a name beside a place covers least of what is taken."""
+    x, y = place
+    width, height = _LETTER_WIDTH * num_letters, 12
+    moves: list[tuple[float, float]] = [(dx, dy) for dy in (7, -7 - height) for dx in (-width / 2, 6, -6 - width)]
+    moves += [(9, -6), (-9 - width, -6)]  # beside it last: a line may go there
+    boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in moves]
+    plot = (_LEFT, _BOTTOM, _WIDTH, _HEIGHT)
+
+    def cost(box: _Box) -> float:
+        outside = width * height - _overlap(box, plot)  # counts much, for there it is cut off
+        return 10 * outside + sum(_overlap(box, other) for other in taken)
+
+    return min(boxes, key=cost)
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    """Area that two boxes have in common."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vitprune.common.files import replacing
 from vitprune.common.formatting import number, plain, signed
-from vitprune.report.charts import Chart, Point, Series, binned, line_chart, scatter
+from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
 from vitprune.report.overlay import cover, edges
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY
@@ -59,7 +59,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "answers": _answers,
         "groups": [] if shown is None else _groups(shown.images, shown.grid_size),
         "num_seen": 0 if shown is None else shown.num_seen,
-        "scatter": _scatter(report),
+        "speed_chart": _speed_chart(report),
         "kept_chart": _kept_chart(run.steps, report),
         "loss_charts": _loss_charts(run.steps),
         "figure_rows": figure_rows(fig),
@@ -118,46 +118,35 @@ def _answers(rows: list[Answer]) -> str:
     return plain("; ".join(row.text for row in rows))
 
 
-def _scatter(report: Report) -> Chart | None:
-    dense, sparse, delta = report.dense, report.sparse, report.delta
-    if dense.top1_pct is None or sparse.top1_pct is None or delta.top1_points_ci95 is None:
+def _speed_chart(report: Report) -> Chart | None:
+    dense, sparse, interval = report.dense, report.sparse, report.delta.top1_points_ci95
+    if dense.top1_pct is None or sparse.top1_pct is None or interval is None:
         return None
-    before, after = dense.speed[-1], sparse.speed[-1]
-    low, high = delta.top1_points_ci95
-    floor = None
-    if report.random.top1_pct is not None:
-        floor = Point(f"random tokens {number(report.random.top1_pct)} %", 0, report.random.top1_pct)
-    description = (
-        f"Dense: {number(dense.top1_pct)} % at {number(before.images_per_s, 1)} images/s. "
-        f"Sparse: {number(sparse.top1_pct)} % at {number(after.images_per_s, 1)} images/s."
-    )
-    if floor is not None:
-        description += f" As many tokens at random: {number(floor.y)} %."
-    return scatter(
-        f"Top-1 (%) against images/s at batch {after.batch_size}",
-        description,
-        Point(f"dense {number(dense.top1_pct)} %", before.images_per_s, dense.top1_pct),
-        Point(
-            f"sparse {number(sparse.top1_pct)} %",
-            after.images_per_s,
-            sparse.top1_pct,
-            dense.top1_pct + low,
-            dense.top1_pct + high,
+    x_label = f"images/s at batch {sparse.speed[-1].batch_size}"
+    low, high = (dense.top1_pct + bound for bound in interval)
+    points = [
+        ChartPoint(f"dense {number(dense.top1_pct)} %", dense.speed[-1].images_per_s, dense.top1_pct),
+        ChartPoint(
+            f"sparse {number(sparse.top1_pct)} %", sparse.speed[-1].images_per_s, sparse.top1_pct, 1, True, low, high
         ),
-        floor,
-        f"images/s at batch {after.batch_size}",
-    )
+    ]
+    said = [f"{point.name} at {number(point.x, 1)} images/s" for point in points]
+    level = None
+    if report.random.top1_pct is not None:
+        level = f"random tokens {number(report.random.top1_pct)} %", report.random.top1_pct
+        said.append(level[0])
+    return models_chart(f"Top-1 (%) against {x_label}", "; ".join(said), points, x_label, level, left=0)
 
 
 def _kept_chart(steps: list[dict[str, Any]], report: Report) -> Chart | None:
     lines, said = [], []
     for stage, plan in enumerate(report.stages):
-        for key, name, dash in (("kept_ratios", f"stage {stage + 1}", 0), ("target_ratios", "", 1)):
+        for key, name in (("kept_ratios", f"stage {stage + 1}"), ("target_ratios", "")):
             values = ((step["step"], step.get(key)) for step in steps)
-            points = binned([(x, v[stage]) for x, v in values if isinstance(v, list) and _is_number(v, stage)])
+            points = _binned([(x, v[stage]) for x, v in values if isinstance(v, list) and _is_number(v, stage)])
             if not points:
                 return None
-            lines.append(Series(name, points, stage, dash))
+            lines.append(Series(name, points, stage % 4, dashed=not name))
         said.append(f"stage {stage + 1} ends at {lines[-2].points[-1][1]:.3f} of a target of {plan.ratio:.3f}")
     if not lines:
         return None
@@ -181,9 +170,9 @@ def _loss_charts(steps: list[dict[str, Any]]) -> list[Chart]:
     charts = []
     for index, (name, points) in enumerate(list(found.items())[: len(_LOSSES)]):
         title = plain(f"{name}: {_LOSSES[name]}" if name in _LOSSES else name)
-        line = binned(points)
+        line = _binned(points)
         said = f"from {line[0][1]:.4g} at the start to {line[-1][1]:.4g} at the end, not weighted"
-        charts.append(line_chart(title, said, [Series(plain(name), line, index % 4)], "step", _phases(steps)))
+        charts.append(line_chart(title, said, [Series("", line, index % 4)], "step", _phases(steps)))
     return charts
 
 
@@ -197,3 +186,10 @@ def _phases(steps: list[dict[str, Any]]) -> list[tuple[float, str]]:
 
 def _is_number(values: list[Any], index: int) -> bool:
     return index < len(values) and isinstance(values[index], (int, float))
+
+
+def _binned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most 150 points: means over equal numbers of neighbours."""
+    size = math.ceil(len(points) / 150)
+    groups = [points[start : start + size] for start in range(0, len(points), size)] if points else []
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

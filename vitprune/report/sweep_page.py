@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from vitprune.common.files import replacing
 from vitprune.common.formatting import number, plain, signed
-from vitprune.report.charts import Chart, Point, Spot, spots
+from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.tables import flat
@@ -76,10 +76,10 @@ def _chart(rows: Sequence[Mapping[str, Any]], title: str, x_label: str, key: str
         if row["kind"] != "dense" and row["delta"]["top1_points_ci95"] is not None:
             interval = [rows[0]["top1_pct"] + bound for bound in row["delta"]["top1_points_ci95"]]
         name = plain(row["label"])
-        found.append(Spot(Point(name, x, y, *interval), _KINDS[row["kind"]], row[key]["on_front"]))
+        found.append(ChartPoint(name, x, y, _KINDS[row["kind"]], row[key]["on_front"], *interval))
         digits = 1 if key == "by_throughput" else 3
         said.append(f"{name}: {number(y)} % at {number(x, digits)} {x_label}, {_standing(row, key)}")
-    return spots(title, "; ".join(said), found, x_label)
+    return models_chart(title, "; ".join(said), found, x_label)
 
 
 def _standing(row: Mapping[str, Any], key: str) -> str:
