@@ -15,9 +15,9 @@ from vitprune.tokens import (
     TokenPredictor,
     attention_bias,
     flat_rows,
-    fold_masked,
-    fold_tokens,
     keep_scores,
+    merge_masked,
+    merge_tokens,
     size_bias,
     split_tokens,
     take_rows,
@@ -32,18 +32,25 @@ Decide = Callable[[Tensor, Tensor, Stage], Tensor]
 """How the masked pass decides: (log_pi (B, N, 2), D-hat so far (B, N), stage) to D (B, N)."""
 
 
-class Route(NamedTuple):
-    """Which tokens the deployed pass kept.
+class Tokens(NamedTuple):
+    """A batch on its way through the blocks, and which of its tokens were kept so far.
 
     Attributes:
-        indices: original positions of the tokens kept after each stage, each (B, K_s), rising.
-        log_pi: what each predictor said of the tokens that reached it, each (B, K_{s-1}, 2).
-        sizes: with folding, how many patches each token kept to the end stands for, (B, K); else None.
+        x: (B, P + K, C).
+        sizes: with merging, how many patches each token stands for, (B, P + K); None before the first stage.
+        indices: original positions of the patch tokens kept at each stage so far, each (B, K_s), rising.
+        scores: what each predictor said of the tokens that reached it, log_pi or its logits, each (B, K_{s-1}, 2).
     """
 
-    indices: tuple[Tensor, ...]
-    log_pi: tuple[Tensor, ...]
-    sizes: Tensor | None
+    x: Tensor
+    sizes: Tensor | None = None
+    indices: tuple[Tensor, ...] = ()
+    scores: tuple[Tensor, ...] = ()
+
+    @property
+    def log_pi(self) -> tuple[Tensor, ...]:
+        """The log-softmax of `scores`."""
+        return tuple(each.log_softmax(dim=-1) for each in self.scores)
 
 
 class Selection(NamedTuple):
@@ -52,7 +59,9 @@ class Selection(NamedTuple):
     Attributes:
         logits: (B, num_classes).
         features: kept patch tokens after the final norm, (B, K, C).
-        indices, log_pi, sizes: as in `Route`.
+        indices: original positions of the tokens kept after each stage, each (B, K_s), rising.
+        log_pi: what each predictor said of the tokens that reached it, each (B, K_{s-1}, 2).
+        sizes: with merging, how many patches each token kept to the end stands for, (B, K); else None.
     """
 
     logits: Tensor
@@ -138,82 +147,65 @@ class SparseViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed."""
-        x, route = self._walk(self.backbone.embed(images), 0, self.backbone.depth, telling=False)
-        return self.backbone.head(self.backbone.norm(x), sizes=route.sizes)
+        return self._head(self.run_blocks(self.backbone.embed(images)))[1]
 
     def select(self, images: Tensor) -> Selection:
-        """The deployed pass, telling which tokens it kept and what the predictors said."""
+        """As `forward`, with the tokens that were kept and what the predictors said."""
         return self.select_from(self.backbone.embed(images), first_block=0)
 
     def select_from(self, x: Tensor, first_block: int) -> Selection:
-        """As `select`, from the tokens (B, P + N, C) that block `first_block` is to see; no stage may lie before it."""
-        x, trace = self._walk(x, first_block, self.backbone.depth)
-        x = self.backbone.norm(x)
-        logits = self.backbone.head(x, sizes=trace.sizes)
-        return Selection(logits, self.backbone.token_features(x), *trace)
+        """As `select`, from the input (B, P + N, C) of block `first_block`; no stage may lie before it."""
+        tokens = self.run_blocks(x, first_block)
+        x, logits, sizes = self._head(tokens)
+        return Selection(logits, self.backbone.token_features(x), tokens.indices, tokens.log_pi, sizes)
 
-    def route_from(self, x: Tensor, first_block: int) -> Route:
-        """As `select_from`, but only as far as the last predictor: which tokens stay, not what the model answers."""
-        return self._walk(x, first_block, self.schedule.blocks[-1])[1]
-
-    def _walk(self, x: Tensor, first_block: int, end: int, telling: bool = True) -> tuple[Tensor, Route]:
-        """Blocks `first_block` to `end` - 1, and a stage that lies before block `end`.
-
-        With `telling` False the route holds sizes only: nothing is computed that the answer does not need.
-        """
-        backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
-        place = backbone.positions_of()
-        present: Tensor | None = None  # original positions of the patch tokens still there
-        sizes: Tensor | None = None  # of all tokens, prefix tokens too
-        bias: Tensor | None = None
-        positions: list[Tensor] = []
-        log_pis: list[Tensor] = []
-        stages = self._stages_by_block(x.shape[1] - prefix)
-        for index in range(first_block, end + 1):
-            if index in stages:
-                x, sizes, stays, logits = self._leave(x, sizes, *stages[index])
-                bias = None if sizes is None else size_bias(sizes).to(x.dtype)  # once, not in every block
-                if telling or backbone.tells_positions:
-                    present = stays if present is None else present.gather(1, stays)
-                    place = backbone.positions_of(present)
-                if telling:
-                    positions.append(present if present is not None else stays)
-                    log_pis.append(logits.log_softmax(dim=-1))
-            if index < end:
-                x = self._block(index, x, bias, place)
-        return x, Route(tuple(positions), tuple(log_pis), None if sizes is None else sizes[:, prefix:])
-
-    def _leave(
-        self, x: Tensor, sizes: Tensor | None, stage: Stage, predictor: nn.Module
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """One stage: who stays of the patch tokens.
+    def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
+        """Blocks `first_block` to `end` - 1 with their stages, and a stage that lies before block `end`.
 
         Args:
-            x: (B, P + N, C).
-            sizes: with folding, (B, P + N); None before the first stage.
-            stage: how many stay.
-            predictor: of this stage.
-
-        Returns:
-            Tokens (B, P + K, C), their sizes (B, P + K) or None, indices of those that stay (B, K) of N, and what the
-            predictor said, (B, N, 2).
+            x: input of block `first_block`, (B, P + N, C).
+            first_block: index; no stage may lie before it.
+            end: index; None for all blocks.
         """
-        prefix = self.backbone.num_prefix_tokens
-        logits = self._predict(predictor, x[:, prefix:])
+        end = self.backbone.depth if end is None else end
+        stages = self._stages_by_block(x.shape[1] - self.backbone.num_prefix_tokens)
+        tokens, bias, positions = Tokens(x), None, self.backbone.positions_of()
+        for block in range(first_block, end + 1):
+            if block in stages:
+                tokens = self.prune(tokens, *stages[block])
+                # Once per stage, not in every block.
+                bias = None if tokens.sizes is None else size_bias(tokens.sizes).to(x.dtype)
+                positions = self.backbone.positions_of(tokens.indices[-1])
+            if block < end:
+                tokens = tokens._replace(x=self.backbone.block(block, tokens.x, bias, positions))
+        return tokens
+
+    def prune(self, tokens: Tokens, stage: Stage, predictor: nn.Module) -> Tokens:
+        """One stage: keep the patch tokens that `predictor` scores highest, and drop or merge the others.
+
+        Args:
+            tokens: (B, P + N, C).
+            stage: how many to keep.
+            predictor: of this stage.
+        """
+        x, sizes, prefix = tokens.x, tokens.sizes, self.backbone.num_prefix_tokens
+        patches = x[:, prefix:]
+        logits = predictor.logits(patches) if isinstance(predictor, TokenPredictor) else predictor(patches)
         scores = keep_scores(logits)
         if self.dropped == "fold" and stage.num_tokens < scores.shape[1]:
-            stays, leaves = split_tokens(scores, stage.num_tokens)
-            return *fold_tokens(x, sizes, stays, leaves, prefix), stays, logits
-        stays = topk_tokens(scores, stage.num_tokens)
-        return take_rows(x, flat_rows(x, prefix, stays)), sizes, stays, logits
+            kept, pruned = split_tokens(scores, stage.num_tokens)
+            x, sizes = merge_tokens(x, sizes, kept, pruned, prefix)
+        else:
+            kept = topk_tokens(scores, stage.num_tokens)
+            x = take_rows(x, flat_rows(x, prefix, kept))
+        present = tokens.indices[-1].gather(1, kept) if tokens.indices else kept
+        return Tokens(x, sizes, (*tokens.indices, present), (*tokens.scores, logits))
 
-    def _block(self, index: int, x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
-        return self.backbone.block(index, x, bias, positions)
-
-    def _predict(self, predictor: nn.Module, patches: Tensor) -> Tensor:
-        """log_pi (B, N, 2), or logits that it is the log-softmax of."""
-        said: Tensor = predictor.logits(patches) if isinstance(predictor, TokenPredictor) else predictor(patches)
-        return said
+    def _head(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Normed tokens (B, P + K, C), logits and the sizes (B, K) of patch tokens."""
+        sizes = None if tokens.sizes is None else tokens.sizes[:, self.backbone.num_prefix_tokens :]
+        x = self.backbone.norm(tokens.x)
+        return x, self.backbone.head(x, sizes=sizes), sizes
 
     def forward_masked(self, images: Tensor, decide: Decide = topk_decide) -> MaskedOutput:
         """The training pass: all tokens stay, dropped ones are hidden from the others (DynamicViT section 3.3).
@@ -225,32 +217,29 @@ class SparseViT(nn.Module):
         return self.forward_masked_from(self.backbone.embed(images), 0, decide)
 
     def forward_masked_from(self, x: Tensor, first_block: int, decide: Decide = topk_decide) -> MaskedOutput:
-        """As `forward_masked`, from the tokens that block `first_block` is to see; no stage may lie before it."""
+        """As `forward_masked`, from the input (B, P + N, C) of block `first_block`; no stage may lie before it."""
         backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
         num_patches = x.shape[1] - prefix
-        kept = torch.ones(x.shape[0], num_patches, device=x.device)
-        if x.dtype == torch.float64:
-            kept = kept.double()
+        stages, positions = self._stages_by_block(num_patches), backbone.positions_of()
+        kept = torch.ones(x.shape[0], num_patches, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         sizes = torch.ones_like(kept) if self.dropped == "fold" else None
         bias: Tensor | None = None
-        place = backbone.positions_of()
         masks: list[Tensor] = []
         log_pis: list[Tensor] = []
-        stages = self._stages_by_block(num_patches)
-        for index in range(first_block, backbone.depth):
-            if index in stages:
-                stage, predictor = stages[index]
+        for block in range(first_block, backbone.depth):
+            if block in stages:
+                stage, predictor = stages[block]
                 patches = x[:, prefix:]
                 log_pi = predictor(patches, kept)
                 decision = decide(log_pi, kept, stage)
                 if sizes is not None:
-                    patches, sizes = fold_masked(patches, sizes, kept, decision)
+                    patches, sizes = merge_masked(patches, sizes, kept, decision)
                     x = torch.cat((x[:, :prefix], patches), dim=1)
                 kept = kept * decision
                 bias = attention_bias(kept, prefix, sizes)
                 masks.append(kept)
                 log_pis.append(log_pi)
-            x = backbone.block(index, x, bias, place)
+            x = backbone.block(block, x, bias, positions)
         x = backbone.norm(x)
         logits = backbone.head(x, kept if masks else None, sizes if masks else None)
         return MaskedOutput(logits, backbone.token_features(x), tuple(masks), tuple(log_pis))

@@ -81,7 +81,7 @@ def test_adapter_describes_the_model(build, make_images, kind):
     assert tokens.shape == (2, 1 + backbone.num_patches, 64)
     assert features.shape == (2, backbone.num_patches, 64)
     assert backbone.depth == 4
-    assert backbone.reads == "class token"
+    assert backbone.pooling == "class token"
     assert backbone.num_classes == sparse.model.num_classes
     answers = backbone.token_logits(features)
     assert answers is None if kind == "no classifier" else answers.shape == (*features.shape[:2], backbone.num_classes)

@@ -5,9 +5,9 @@ import torch
 
 from vitprune.tokens import (
     attention_bias,
-    fold_masked,
-    fold_tokens,
     gather_tokens,
+    merge_masked,
+    merge_tokens,
     perturbed_topk_decision,
     size_bias,
     split_tokens,
@@ -37,7 +37,7 @@ def test_split_is_top_k_and_the_rest(scores):
 def test_each_leaving_token_joins_its_most_similar_by_weighted_average(x, scores):
     sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
     stays, leaves = split_tokens(scores, 13)
-    tokens, new_sizes = fold_tokens(x, sizes, stays, leaves)
+    tokens, new_sizes = merge_tokens(x, sizes, stays, leaves)
     for image in range(3):
         groups = {token: [token] for token in stays[image].tolist()}
         for leaving in leaves[image].tolist():
@@ -57,10 +57,10 @@ def test_prefix_tokens_stay_as_they_are(x, scores, prefix):
     before = torch.randn(3, prefix, 8, dtype=torch.float64)
     sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
     ones = torch.ones(3, prefix, dtype=torch.float64)
-    tokens, new_sizes = fold_tokens(
+    tokens, new_sizes = merge_tokens(
         torch.cat((before, x), dim=1), torch.cat((ones, sizes), dim=1), stays, leaves, prefix
     )
-    expected, expected_sizes = fold_tokens(x, sizes, stays, leaves)
+    expected, expected_sizes = merge_tokens(x, sizes, stays, leaves)
     torch.testing.assert_close(tokens, torch.cat((before, expected), dim=1))
     torch.testing.assert_close(new_sizes, torch.cat((ones, expected_sizes), dim=1))
 
@@ -68,8 +68,8 @@ def test_prefix_tokens_stay_as_they_are(x, scores, prefix):
 def test_no_sizes_are_sizes_of_one(x, scores):
     stays, leaves = split_tokens(scores, 13)
     for given, expected in zip(
-        fold_tokens(x, None, stays, leaves),
-        fold_tokens(x, torch.ones(3, 20, dtype=torch.float64), stays, leaves),
+        merge_tokens(x, None, stays, leaves),
+        merge_tokens(x, torch.ones(3, 20, dtype=torch.float64), stays, leaves),
         strict=True,
     ):
         torch.testing.assert_close(given, expected)
@@ -77,7 +77,7 @@ def test_no_sizes_are_sizes_of_one(x, scores):
 
 def test_a_token_of_zeros_spoils_nothing(x, scores):
     x[0, 4] = 0
-    tokens, sizes = fold_tokens(x, None, *split_tokens(scores, 13))
+    tokens, sizes = merge_tokens(x, None, *split_tokens(scores, 13))
     assert tokens.isfinite().all()
     assert sizes[0].sum() == 20
 
@@ -85,8 +85,8 @@ def test_a_token_of_zeros_spoils_nothing(x, scores):
 def test_masked_folding_is_gathered_folding(x, scores):
     sizes = torch.ones(3, 20, dtype=torch.float64)
     stays, leaves = split_tokens(scores, 13)
-    tokens, new_sizes = fold_tokens(x, sizes, stays, leaves)
-    masked, masked_sizes = fold_masked(x, sizes, torch.ones_like(sizes), topk_decision(scores, 13))
+    tokens, new_sizes = merge_tokens(x, sizes, stays, leaves)
+    masked, masked_sizes = merge_masked(x, sizes, torch.ones_like(sizes), topk_decision(scores, 13))
     torch.testing.assert_close(gather_tokens(masked, stays), tokens)
     torch.testing.assert_close(masked_sizes.gather(1, stays), new_sizes)
     assert torch.equal(gather_tokens(masked, leaves), gather_tokens(x, leaves)), "nobody sees them: let them be"
@@ -94,7 +94,7 @@ def test_masked_folding_is_gathered_folding(x, scores):
 
 def test_folding_where_nobody_stays_changes_nothing(x):
     sizes = torch.ones(3, 20, dtype=torch.float64)
-    tokens, new_sizes = fold_masked(x, sizes, torch.ones_like(sizes), torch.zeros_like(sizes))
+    tokens, new_sizes = merge_masked(x, sizes, torch.ones_like(sizes), torch.zeros_like(sizes))
     assert torch.equal(tokens, x)
     assert torch.equal(new_sizes, sizes)
 
@@ -102,16 +102,16 @@ def test_folding_where_nobody_stays_changes_nothing(x):
 def test_tokens_dropped_before_do_not_fold_again(x, scores):
     sizes = torch.ones(3, 20, dtype=torch.float64)
     kept = topk_decision(scores, 13)
-    _, sizes = fold_masked(x, sizes, torch.ones_like(kept), kept)
+    _, sizes = merge_masked(x, sizes, torch.ones_like(kept), kept)
     decision = topk_decision(-scores, 6, kept)
-    _, later = fold_masked(x, sizes, kept, decision)
+    _, later = merge_masked(x, sizes, kept, decision)
     torch.testing.assert_close((later * kept * decision).sum(1), torch.full((3,), 20.0, dtype=torch.float64))
 
 
 def test_gradient_reaches_folded_tokens_and_not_the_choice(x, scores):
     x.requires_grad_(True)
     decision = topk_decision(scores, 13).requires_grad_(True)
-    tokens, _ = fold_masked(x, torch.ones(3, 20, dtype=torch.float64), torch.ones_like(decision), decision)
+    tokens, _ = merge_masked(x, torch.ones(3, 20, dtype=torch.float64), torch.ones_like(decision), decision)
     (tokens * decision.detach().unsqueeze(-1)).sum().backward()
     assert (x.grad.abs().sum(-1) > 0).all(), "what leaves is felt through the token that it joined"
     assert decision.grad is None
@@ -119,7 +119,7 @@ def test_gradient_reaches_folded_tokens_and_not_the_choice(x, scores):
 
 def test_bf16_tokens_stay_bf16_and_sizes_exact(x, scores):
     stays, leaves = split_tokens(scores, 3)
-    tokens, sizes = fold_tokens(x.bfloat16(), torch.ones(3, 20), stays, leaves)
+    tokens, sizes = merge_tokens(x.bfloat16(), torch.ones(3, 20), stays, leaves)
     assert tokens.dtype == torch.bfloat16
     assert sizes.dtype == torch.float32
     assert torch.equal(sizes.sum(1), torch.full((3,), 20.0))

@@ -38,13 +38,8 @@ class Backbone(ABC):
         return self.grid_size[0] * self.grid_size[1]
 
     @property
-    def tells_positions(self) -> bool:
-        """Whether `positions_of` has anything to say: in other models tokens carry their positions themselves."""
-        return False
-
-    @property
     @abstractmethod
-    def reads(self) -> Literal["class token", "patches", "attention pool"]:
+    def pooling(self) -> Literal["class token", "patches", "attention pool"]:
         """What the classifier looks at."""
 
     @abstractmethod

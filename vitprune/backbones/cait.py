@@ -25,7 +25,7 @@ class CaitBackbone(StandardBackbone):
         self.num_prefix_tokens = 0
 
     @property
-    def reads(self) -> Literal["class token", "patches", "attention pool"]:
+    def pooling(self) -> Literal["class token", "patches", "attention pool"]:
         """The class attention is a pool with the class token as its query."""
         model: Any = self.model
         return "attention pool" if model.global_pool == "token" else "patches"

@@ -34,12 +34,7 @@ class EncoderBackbone(StandardBackbone):
         return self.encoder.blocks
 
     @property
-    def tells_positions(self) -> bool:
-        """Always: positions are rotary."""
-        return True
-
-    @property
-    def reads(self) -> Literal["class token", "patches", "attention pool"]:
+    def pooling(self) -> Literal["class token", "patches", "attention pool"]:
         """The classifier averages patches."""
         return "patches"
 

@@ -21,11 +21,6 @@ from vitprune.backbones.standard import StandardBackbone
 class PairwiseBackbone(StandardBackbone):
     """The bias of a pair of tokens is gathered with them: rows for queries, columns for keys."""
 
-    @property
-    def tells_positions(self) -> bool:
-        """Always: there is a bias."""
-        return True
-
     def positions_of(self, present: Tensor | None = None) -> Tensor | None:
         """Rows of the bias, prefix tokens first, (B, P + K)."""
         if present is None:

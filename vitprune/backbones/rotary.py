@@ -18,12 +18,6 @@ class RotaryBackbone(StandardBackbone):
     and scalings of the coordinates in training are not applied: teacher and student would see different ones.
     """
 
-    @property
-    def tells_positions(self) -> bool:
-        """Where there are rotary positions."""
-        model: Any = self.model
-        return model.rope is not None
-
     def positions_of(self, present: Tensor | None = None) -> Tensor | None:
         """Sines and cosines: (N, D), or per block (depth, heads, N, D).
 

@@ -45,7 +45,7 @@ class StandardBackbone(Backbone):
         return grid
 
     @property
-    def reads(self) -> Literal["class token", "patches", "attention pool"]:
+    def pooling(self) -> Literal["class token", "patches", "attention pool"]:
         """By timm's `global_pool`; the parameter-free pool ("prr") has no query of its own."""
         model: Any = self.model
         if getattr(model, "attn_pool", None) is not None and model.global_pool != "prr":

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vitprune.backbones import AttentionRecorder
-from vitprune.model import Dropped, SparseViT
+from vitprune.backbones import AttentionRecorder, wrap
+from vitprune.model import Dropped, SparseViT, Tokens
 from vitprune.schedule import Schedule
 
 
@@ -36,8 +34,18 @@ class NormPredictor(nn.Module):
         return _as_log_pi(x.float().norm(dim=-1))
 
 
-class _FromAttention(nn.Module):
-    """Marks a stage whose scores the model itself knows."""
+class _AttentionScores(nn.Module):
+    """Ranks tokens by the last attention that was recorded."""
+
+    def __init__(self, recorder: AttentionRecorder, rows: slice) -> None:
+        super().__init__()
+        self.recorder, self.rows = recorder, rows
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """log_pi (B, N, 2), rising with the attention that the queries `rows` pay to a token."""
+        del kept
+        self.recorder.forget(but_last=1)
+        return _as_log_pi(self.recorder.attention(self.rows)[:, -x.shape[1] :])
 
 
 class AttentionViT(SparseViT):
@@ -48,19 +56,16 @@ class AttentionViT(SparseViT):
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule, dropped: Dropped = "drop") -> None:
-        super().__init__(model, schedule, [_FromAttention() for _ in schedule.stages], dropped)
         self._recorder = AttentionRecorder()
+        rows = slice(0, 1) if wrap(model).pooling == "class token" else slice(None)
+        super().__init__(model, schedule, [_AttentionScores(self._recorder, rows) for _ in schedule.stages], dropped)
 
-    def _block(self, index: int, x: Tensor, bias: Tensor | None, positions: Any) -> Tensor:
-        if index + 1 not in self.schedule.blocks:
-            return super()._block(index, x, bias, positions)
-        self._recorder = AttentionRecorder()
+    def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
+        """As a SparseViT does, with attention recorded."""
         with self._recorder:
-            return super()._block(index, x, bias, positions)
-
-    def _predict(self, predictor: Any, patches: Tensor) -> Tensor:
-        rows = slice(0, 1) if self.backbone.reads == "class token" else slice(None)
-        return _as_log_pi(self._recorder.attention(rows)[:, -patches.shape[1] :])
+            tokens = super().run_blocks(x, first_block, end)
+        self._recorder.forget()
+        return tokens
 
 
 def _as_log_pi(scores: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitprune.measure.macs import count_macs
 from vitprune.measure.modes import Mode
 from vitprune.measure.throughput import benchmark
-from vitprune.model import SparseViT
+from vitprune.model import SparseViT, Tokens
 from vitprune.schedule import Stage
 
 Kind = Literal["dense", "sparse", "floor"]
@@ -32,11 +32,10 @@ class ZeroOverheadViT(SparseViT):
     def __init__(self, sparse: SparseViT) -> None:
         super().__init__(sparse.model, sparse.schedule, [nn.Identity() for _ in sparse.schedule.stages])
 
-    def _leave(
-        self, x: Tensor, sizes: Tensor | None, stage: Stage, predictor: nn.Module
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        first = torch.arange(stage.num_tokens, device=x.device).expand(x.shape[0], -1)
-        return x[:, : self.backbone.num_prefix_tokens + stage.num_tokens], None, first, x
+    def prune(self, tokens: Tokens, stage: Stage, predictor: nn.Module) -> Tokens:
+        """Slice off the first tokens."""
+        first = torch.arange(stage.num_tokens, device=tokens.x.device).expand(tokens.x.shape[0], -1)
+        return Tokens(tokens.x[:, : self.backbone.num_prefix_tokens + stage.num_tokens], indices=(first,))
 
 
 @dataclass(frozen=True)

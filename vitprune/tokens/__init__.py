@@ -22,7 +22,7 @@ from vitprune.tokens.masking import (
     perturbed_topk_decision,
     size_bias,
 )
-from vitprune.tokens.merging import fold_masked, fold_tokens
+from vitprune.tokens.merging import merge_masked, merge_tokens
 from vitprune.tokens.predictor import TokenPredictor
 from vitprune.tokens.selection import (
     flat_rows,
@@ -39,13 +39,13 @@ __all__ = [
     "attention_bias",
     "distillation_loss",
     "flat_rows",
-    "fold_masked",
-    "fold_tokens",
     "gather_tokens",
     "gumbel_decision",
     "gumbel_noise",
     "keep_scores",
     "key_bias",
+    "merge_masked",
+    "merge_tokens",
     "perturbed_topk_decision",
     "ratio_loss",
     "size_bias",

@@ -14,7 +14,7 @@ from torch import Tensor
 from vitprune.tokens.selection import flat_rows, take_rows
 
 
-def fold_tokens(
+def merge_tokens(
     x: Tensor, sizes: Tensor | None, stays: Tensor, leaves: Tensor, num_prefix_tokens: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The tokens that stay, each averaged with those that leave nearest to it, weighted by size.
@@ -49,7 +49,7 @@ def fold_tokens(
     return total / new_sizes.unsqueeze(-1).to(x.dtype), new_sizes
 
 
-def fold_masked(x: Tensor, sizes: Tensor, kept: Tensor, decision: Tensor) -> tuple[Tensor, Tensor]:
+def merge_masked(x: Tensor, sizes: Tensor, kept: Tensor, decision: Tensor) -> tuple[Tensor, Tensor]:
     """The same for the masked pass, every token in its place; those that left keep their value, which no one sees.
 
     Args:

@@ -146,9 +146,9 @@ class Objective(nn.Module):
         with self.clock.measure("teacher"), as_it_is:
             signal = teacher_signal(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
         with self.clock.measure("student"):
-            route = self.student.route_from(trunk, self.first_block)
-            loss = ranking_loss(route.log_pi, route.indices, signal.saliency)
-        return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(route.indices))
+            tokens = self.student.run_blocks(trunk, self.first_block, self.student.schedule.blocks[-1])
+            loss = ranking_loss(tokens.log_pi, tokens.indices, signal.saliency)
+        return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(tokens.indices))
 
     def _decide(self, noise: float, part: Part) -> Decide:
         draw = _noise_for(part)

@@ -49,7 +49,7 @@ def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Targ
             averages patches, the gradient. "both" is the sum of the two, each over its mean.
     """
     if target == "auto":
-        target = "gradient" if backbone.reads == "patches" else "attention"
+        target = "gradient" if backbone.pooling == "patches" else "attention"
     prefix = backbone.num_prefix_tokens
     wants_gradient = target != "attention"
     recorder = AttentionRecorder()
@@ -61,7 +61,7 @@ def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Targ
             with recorder if _is_read(backbone, index) and target != "gradient" else nullcontext():
                 x = backbone.block(index, x, bias, positions)
         x = backbone.norm(x)
-        with recorder if backbone.reads == "attention pool" and target != "gradient" else nullcontext():
+        with recorder if backbone.pooling == "attention pool" and target != "gradient" else nullcontext():
             logits = backbone.head(x, gate if wants_gradient else None)
         saliency = torch.zeros_like(gate)
         if wants_gradient:
@@ -70,13 +70,13 @@ def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Targ
             (gradient,) = torch.autograd.grad(top, gate)
             saliency = saliency + _over_mean(gradient.abs())
     if target != "gradient":
-        rows = slice(0, 1) if backbone.reads == "class token" else slice(None)
+        rows = slice(0, 1) if backbone.pooling == "class token" else slice(None)
         saliency = saliency + _over_mean(recorder.attention(rows)[:, -gate.shape[1] :])
     return TeacherSignal(logits.detach(), backbone.token_features(x).detach(), saliency.detach())
 
 
 def _is_read(backbone: Backbone, index: int) -> bool:
-    return backbone.reads != "attention pool" and index >= backbone.depth // 2
+    return backbone.pooling != "attention pool" and index >= backbone.depth // 2
 
 
 def _over_mean(saliency: Tensor) -> Tensor:
