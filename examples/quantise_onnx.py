@@ -22,9 +22,9 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from vitprune.backbones import input_size
+from vitprune.checkpoint.onnx_program import OnnxProgram, read_onnx
 from vitprune.data import DataOptions, ModelClasses, batches, eval_transform, make_loader, open_data
 from vitprune.evaluation import paired_difference, predict
-from vitprune.export import Program, open_program
 from vitprune.measure import benchmark
 
 BATCH_SIZES = (1, 32)
@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output or args.model.with_name(f"{args.model.stem}-int8.onnx")
 
-    program = open_program(args.model)
+    program = read_onnx(args.model)
     names = program.metadata.class_names
     classes = ModelClasses(program.num_classes, tuple(names) if names else None)
     limit = None if args.limit is None else max(args.limit, args.calibrate)
@@ -51,7 +51,7 @@ def main() -> None:
     data.train.transform = data.val.transform = eval_transform(program)
     quantise(args.model, output, Calibration(data.train, args.calibrate), args.everything, args.reduce_range)
 
-    programs = {"fp32": program, "int8": open_program(output)}
+    programs = {"fp32": program, "int8": read_onnx(output)}
     val = data.val if args.limit is None else data.val.subset(range(min(args.limit, len(data.val))))
     for line in table(programs, val, args.seconds):
         print(line, flush=True)
@@ -101,7 +101,7 @@ def products(model: Path) -> Iterator[tuple[str, bool]]:
             yield node.name, node.op_type != "Conv" and node.input[1] in weights and "predictors." not in node.name
 
 
-def table(programs: dict[str, Program], images: Any, seconds: float) -> Iterator[str]:
+def table(programs: dict[str, OnnxProgram], images: Any, seconds: float) -> Iterator[str]:
     """A line for each file, fp32 first."""
     found, _ = predict(programs, images, torch.device("cpu"), batch_size=32, reference="fp32")
     size = input_size(programs["fp32"])

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 import vitprune
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.errors import CheckpointError, UnknownModelError
-from vitprune.loading.load import load_model, resolve_name
+from vitprune.loading.load import load_model
+from vitprune.loading.names import resolve_name
 from vitprune.measure import count_macs, count_params
 from vitprune.model import attach
 

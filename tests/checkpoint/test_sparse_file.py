@@ -215,12 +215,13 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path, capfd):
     assert "pickled code ran" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("wrapping", [None, "model", "state_dict", "state_dict_ema"])
-def test_pth_files_are_read_in_their_usual_wrappings(wrapping, make_vit, tmp_path):
-    state = make_vit().state_dict()
-    torch.save(state if wrapping is None else {wrapping: state}, tmp_path / "weights.pth")
-    found = read_weights(tmp_path / "weights.pth")
-    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+def test_pth_files_are_read_in_their_usual_wrappings(make_vit, tmp_path):
+    state, path = make_vit().state_dict(), tmp_path / "weights.pth"
+    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
+    for content in (state, parallel, {"model": state}, {"state_dict": parallel}, {"state_dict_ema": state, "epoch": 3}):
+        torch.save(content, path)
+        found = read_weights(path)
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 def test_huge_header_length_is_refused(tmp_path):

@@ -7,14 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from vitprune.backbones import input_size, wrap
 from vitprune.data import ModelClasses, eval_transform, open_data
-from vitprune.errors import (
-    CheckpointError,
-    HubError,
-    UnknownModelError,
-    UnsupportedModelError,
-    UsageError,
-)
-from vitprune.loading.load import load_model, resolve_name
+from vitprune.errors import CheckpointError, HubError, UnknownModelError, UnsupportedModelError, UsageError
+from vitprune.loading.load import load_model
+from vitprune.loading.names import match_names, resolve_name
 
 
 @pytest.mark.parametrize(
@@ -36,7 +31,7 @@ def test_short_names(spec, name):
 @pytest.mark.parametrize(
     ("spec", "message", "hint"),
     [
-        ("deit_smal", "there is no model or file 'deit_smal'", "deit_small"),
+        ("deit_smal", "there is no model or file 'deit_smal': no file or folder .* none of timm's", "deit_small"),
         ("xyzzy", "there is no model or file 'xyzzy'", "names are timm's"),
         ("deit_small.in22k", "no weights tagged 'in22k'", "fb_in1k"),
         ("vit_base_r50", "could be several models", "vit_base_r50_s16_224"),
@@ -48,6 +43,15 @@ def test_unknown_names_offer_others(spec, message, hint):
         resolve_name(spec)
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_patterns_match_names():
+    assert "deit_tiny_patch16_224" in match_names("deit_tiny")
+    assert match_names("deit_tiny_*") == [name for name in match_names("deit_tiny") if name.startswith("deit_tiny_")]
+    assert len(match_names()) > 1000
+    with pytest.raises(UnknownModelError, match="no model that matches 'deit_tinny_patch16'") as caught:
+        match_names("deit_tinny_patch16")
+    assert "deit_tiny_patch16_224" in caught.value.hint
 
 
 def test_structure_alone_needs_no_weights():
@@ -84,34 +88,26 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         load_model("test_vit", checkpoint=tmp_path / "other.safetensors")
 
 
-def test_wrong_shape_is_refused_by_name(weights_file):
+def test_weights_that_do_not_fit_are_refused_by_name(weights_file):
     state = load_file(weights_file)
-    state["blocks.0.mlp.fc1.weight"] = torch.zeros(7, 7)
-    save_file(state, weights_file)
-    with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp\.fc1\.weight"):
-        load_model("test_vit", checkpoint=weights_file)
+    wrong = torch.zeros(7, 7), torch.full_like(state["norm.bias"], float("inf"))
+    for name, tensor, message in (
+        ("blocks.0.mlp.fc1.weight", wrong[0], r"blocks\.0\.mlp\.fc1\.weight"),
+        ("norm.bias", wrong[1], r"NaN or infinite values in 'norm\.bias'"),
+    ):
+        save_file(state | {name: tensor}, weights_file)
+        with pytest.raises(CheckpointError, match=message):
+            load_model("test_vit", checkpoint=weights_file)
 
 
-def test_nan_weights_are_refused_by_name(weights_file):
-    state = load_file(weights_file)
-    state["norm.bias"][0] = float("inf")
-    save_file(state, weights_file)
-    with pytest.raises(CheckpointError, match=r"NaN or infinite values in 'norm\.bias'"):
-        load_model("test_vit", checkpoint=weights_file)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".bin", ".npz"])
-def test_missing_checkpoint_is_named(suffix, tmp_path):
-    with pytest.raises(CheckpointError, match=f"absent{suffix}"):
-        load_model("test_vit", checkpoint=tmp_path / f"absent{suffix}")
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".bin", ".npz"])
-def test_damaged_checkpoint_is_refused(suffix, tmp_path):
-    path = tmp_path / f"damaged{suffix}"
-    path.write_bytes(b"PK\x03\x04 no weights at all")
-    with pytest.raises(CheckpointError, match=f"damaged{suffix}"):
-        load_model("test_vit", checkpoint=path)
+def test_missing_and_damaged_checkpoints_are_named(tmp_path):
+    for suffix in (".pth", ".bin", ".npz", ".safetensors"):
+        path = tmp_path / f"weights{suffix}"
+        with pytest.raises(CheckpointError, match=f"there is no file .*weights{suffix}"):
+            load_model("test_vit", checkpoint=path)
+        path.write_bytes(b"PK\x03\x04 no weights at all")
+        with pytest.raises(CheckpointError, match=f"weights{suffix}' is damaged"):
+            load_model("test_vit", checkpoint=path)
 
 
 def test_architecture_without_weights_asks_for_a_file(no_hub):
@@ -144,9 +140,44 @@ def test_gated_and_absent_repositories_are_told_apart(monkeypatch):
             load_model("hf-hub:some/model")
 
 
-def test_options_of_timm_names_do_not_go_with_a_file(weights_file):
-    with pytest.raises(UsageError, match="is a file of its own"):
-        load_model(str(weights_file), checkpoint=weights_file)
+def test_what_is_cached_is_not_asked_for(no_hub, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("vitprune.loading.load.from_hub", lambda name, sizes: asked.append(name) or torch.nn.Identity())
+    snapshot = tmp_path / "hub" / "models--timm--deit_tiny_patch16_224.fb_in1k" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    with pytest.raises(HubError):
+        load_model("deit_tiny")
+    (snapshot / "model.safetensors").touch()
+    load_model("deit_tiny")
+    assert asked == ["deit_tiny_patch16_224.fb_in1k"]
+
+
+def test_options_of_timm_names_do_not_go_with_what_has_weights(weights_file, tmp_path):
+    for spec, message in (
+        (weights_file, "is a file of its own"),
+        (tmp_path, "is a folder"),
+        ("hf-hub:a/b", "is a repos"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_model(str(spec), checkpoint=weights_file)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("w.pth", "'w.pth' holds weights alone"),
+        ("w.npz", "'w.npz' holds weights alone"),
+        ("m.onnx", "'m.onnx' is an exported file, which"),
+        ("m.pt2", "'m.pt2' is a program of torch.export"),
+    ],
+)
+def test_files_that_are_no_model_are_refused_by_kind(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(UsageError, match=message):
+        load_model(name)
 
 
 def test_demo_is_there_offline(no_hub):
@@ -195,15 +226,12 @@ def test_five_channels_are_refused_for_images(make_vit):
         eval_transform(make_vit(in_chans=5))
 
 
-@pytest.mark.parametrize("wrapping", ["flat", "state_dict", "model", "module."])
-@pytest.mark.parametrize("suffix", [".pth", ".bin"])
-def test_weights_in_a_pickle_of_tensors_whatever_their_wrapping(wrapping, suffix, make_vit, make_images, tmp_path):
+def test_weights_in_a_pickle_of_tensors(make_vit, make_images, tmp_path):
+    """In which wrappings, tests/checkpoint has."""
     model = make_vit(num_classes=2)
-    state = model.state_dict()
-    if wrapping == "module.":
-        state = {f"module.{name}": tensor for name, tensor in state.items()}
-    path = tmp_path / f"weights{suffix}"
-    torch.save(state if wrapping in ("flat", "module.") else {wrapping: state, "epoch": 3}, path)
     images = make_images(model)
-    with torch.no_grad():
-        assert torch.equal(load_model("test_vit", checkpoint=path).model(images), model(images))
+    for suffix in (".pth", ".bin"):
+        torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / f"weights{suffix}")
+        with torch.no_grad():
+            loaded = load_model("test_vit", checkpoint=tmp_path / f"weights{suffix}")
+            assert torch.equal(loaded.model(images), model(images))

@@ -179,7 +179,7 @@ def hub(monkeypatch):
     import huggingface_hub
 
     def serve(folder):
-        monkeypatch.setattr("vitprune.loading.hub.check_hub", lambda repository: None)
+        monkeypatch.setattr("vitprune.loading.hub.check_hub", lambda *arguments: None)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, revision=None: folder / name)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(folder))
 

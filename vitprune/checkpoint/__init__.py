@@ -1,1 +1,1 @@
-"""Our files: the weights of a sparse model, and the metadata that rebuilds it."""
+"""Our files, model.safetensors and ONNX, and the metadata in them."""

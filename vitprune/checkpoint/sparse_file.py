@@ -157,7 +157,7 @@ def read_metadata(path: Path) -> Metadata:
     Raises:
         CheckpointError: the file is missing, damaged, or not ours.
     """
-    _check_there(path)
+    check_exists(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -197,13 +197,23 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
         ) from error
 
 
-def is_ours(path: Path) -> bool:
+def written_by_vitprune(path: Path) -> bool:
     """Whether a safetensors file carries our header."""
     try:
         with safe_open(path, framework="pt") as file:
             return METADATA_KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
+
+
+def check_exists(path: Path) -> None:
+    """Make sure that there is a file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file '{path}'", "check the path")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -215,7 +225,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, a pickle of more than tensors, or holds NaN.
     """
-    _check_there(path)
+    check_exists(path)
     if path.suffix == ".safetensors":
         state = _read_safetensors(path)
     else:
@@ -244,7 +254,7 @@ def check_npz(path: Path) -> None:
     Raises:
         CheckpointError: it is missing, damaged, holds Python objects, NaN or infinite values.
     """
-    _check_there(path)
+    check_exists(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             finite = {name: bool(np.isfinite(arrays[name]).all()) for name in arrays.files}
@@ -265,11 +275,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return tensors
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}", "copy it again") from error
-
-
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file '{path}'", "check the path")
 
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:

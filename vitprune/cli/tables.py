@@ -74,11 +74,6 @@ def _kept_promise(target: Target) -> str:
     )
 
 
-def kept_card(folder: Path) -> str:
-    """What to say of a README.md that was there and is not vitprune's."""
-    return f"'{folder / 'README.md'}' is your own and was left as it is; remove it to have the model card written"
-
-
 _BENCH_SPEED = ["", "batch", "images/s", "ms a batch", "fewer MACs", "measured", "over floor"]
 _BENCH_MORE = ["", "batch", "p50 ms", "p90 ms", "p99 ms", "MiB", "GMACs", "of promise"]
 

@@ -111,7 +111,12 @@ class RunFolder:
         (self.path / ".probe").unlink()
 
     def forget(self) -> None:
-        """Remove what an earlier run left and would be taken for the next one's; its weights are replaced later."""
+        """Remove what an earlier run left and would be taken for the next one's; its weights are replaced later.
+
+        Its README.md too, whose figures would be wrong; but not that of a folder without a complete run.
+        """
+        if self.is_complete and self.card.is_file():
+            self.card.unlink()
         for path in (self.report, self.page, self.log, self.keep_maps):
             path.unlink(missing_ok=True)
         if self.checkpoints.is_dir():

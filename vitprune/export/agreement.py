@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import ExportError
 
 BATCH_SIZES = (1, 1, 1, 2, 2, 5)
 """How images are dealt out. None is the size that was traced: one that got baked in shows."""
-TRACED_BATCH_SIZE = 3
 
 _TYPICAL = {"fp32": 1e-3, "fp16": 0.25}
 """How far the logits of the median image may be off, by precision, in standard deviations of all logits. On 300
 ImageNet images and a sparse DeiT-Ti the median is 8e-6 and 6e-3, the worst 5e-5 and 0.8."""
 _CLEAR = {"fp32": 0.1, "fp16": 1.0}
-"""An answer is clear if the second likeliest class is so far behind, in the same unit."""
+"""A prediction is clear if the second likeliest class is so far behind, in the same unit."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Agreement:
         max_logit_difference: the greatest difference of two logits.
         typical_difference: the greatest difference of an image's logits, median of the images of one batch size, of
             the worst one; in standard deviations of all logits.
-        num_clear: images of which the model's answer is clear.
+        num_clear: images of which the model's prediction is clear.
         num_clear_changed: those that the file puts into another class.
         top1_agreement_pct: share of images that both put into the same class, in percent.
     """
@@ -48,36 +47,34 @@ class Agreement:
 
 @torch.inference_mode()
 def compare(
-    model: nn.Module,
-    program: nn.Module,
-    batches: Iterable[Tensor],
-    precision: str,
-    on_batch: Callable[[int], None] | None = None,
+    model: nn.Module, program: nn.Module, batches: Iterable[Tensor], precision: str, listener: Listener = SILENT
 ) -> Agreement:
     """Run both over the same images.
 
     A single image may differ visibly with nothing wrong: where two tokens' scores are equal to the last bits,
-    rounding decides which one stays. So the typical image has to agree closely, and every clear answer be the same.
+    rounding decides which one is kept. So the typical image has to agree closely, and every clear prediction be the
+    same.
 
     Args:
         model: the one that was exported, in fp32 and eval mode.
         program: what was made of it.
         batches: images (B, C, H, W).
         precision: that of the program.
-        on_batch: called with the number of images of each finished batch.
+        listener: hears of every image.
 
     Raises:
         ExportError: they differ by more than rounding.
     """
-    expected, found, sizes = [], [], []
+    outputs, sizes = [], []
     for images in batches:
-        expected.append(model(images).double())
-        found.append(program(images).double())
+        outputs.append((model(images).double(), program(images).double()))
         sizes.append(len(images))
-        if on_batch is not None:
-            on_batch(len(images))
-    agreement = _agreement(torch.cat(expected), torch.cat(found), sizes, precision)
-    _check(agreement, precision)
+        listener.advance(len(images))
+    expected, found = (torch.cat(each) for each in zip(*outputs, strict=True))
+    agreement = _agreement(expected, found, sizes, precision)
+    if fault := _fault(agreement, precision):
+        hint = "try --precision fp32" if precision == "fp16" else "report it with the output of `vitprune env`"
+        raise ExportError(f"the exported file does not compute what the model does: {fault}", hint)
     return agreement
 
 
@@ -122,17 +119,15 @@ def _agreement(expected: Tensor, found: Tensor, sizes: list[int], precision: str
     )
 
 
-def _check(agreement: Agreement, precision: str) -> None:
-    what: Any = None
+def _fault(agreement: Agreement, precision: str) -> str | None:
+    """What is more than rounding."""
     if not agreement.max_logit_difference < float("inf"):  # NaN too
-        what = "its logits are not finite"
-    elif agreement.typical_difference > _TYPICAL[precision]:
-        what = (
+        return "its logits are not finite"
+    if agreement.typical_difference > _TYPICAL[precision]:
+        return (
             f"the logits of a typical image are {agreement.typical_difference:.1e} standard deviations off, "
             f"where rounding explains {_TYPICAL[precision]:g}"
         )
-    elif agreement.num_clear_changed:
-        what = f"{agreement.num_clear_changed} of {agreement.num_clear} clear answers are another class"
-    if what is not None:
-        hint = "try --precision fp32" if precision == "fp16" else "report it with the output of `vitprune env`"
-        raise ExportError(f"the exported file does not compute what the model does: {what}", hint)
+    if agreement.num_clear_changed:
+        return f"{agreement.num_clear_changed} of {agreement.num_clear} clear answers are another class"
+    return None

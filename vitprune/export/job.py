@@ -5,31 +5,28 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.checkpoint.sparse_file import describe, is_ours
+from vitprune.checkpoint.sparse_file import describe, written_by_vitprune
 from vitprune.common.files import replacing, write_error
+from vitprune.common.formatting import first_line
+from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
-from vitprune.errors import CheckpointError, ExportError, OutputError, UsageError
-from vitprune.export.agreement import TRACED_BATCH_SIZE, Agreement, compare, random_batches
-from vitprune.export.onnx_file import read_onnx, write_onnx
-from vitprune.export.pt2_file import read_pt2, write_pt2
-from vitprune.export.timm_folder import FILES, read_timm, write_timm
+from vitprune.errors import ExportError, OutputError, UsageError
+from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_batches
+from vitprune.export.formats import FORMATS, TIMM_FILES, Format
 from vitprune.model import SparseViT, attach
 
-Format = Literal["onnx", "pt2", "timm"]
 ExportPrecision = Literal["fp32", "fp16"]
-
-FORMATS: tuple[Format, ...] = ("onnx", "pt2", "timm")
-PRECISIONS: tuple[ExportPrecision, ...] = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
@@ -66,21 +63,28 @@ def export_model(
     """Write a sparse or dense model for use without vitprune, and prove that it computes the same.
 
     Args:
-        model: a SparseViT, or a timm model of a supported family; left as it is.
-        output: `*.onnx` for ONNX, `*.pt2` for torch.export, any other name for a timm folder of the backbone.
+        model: a SparseViT, or a timm model of a supported family; it is not changed.
+        output: `*.onnx` for ONNX, `*.pt2` for torch.export, a name without an ending or a folder that exists for a
+            timm folder of the backbone.
         precision: "fp16" halves the weights; token predictors stay in fp32.
         class_names: in output order, to be stored.
         overwrite: write over an output that exists.
 
     Raises:
         UsageError: fp16 and a timm folder.
-        OutputError: the output exists or cannot be written.
+        OutputError: the output has another ending, exists or cannot be written.
         ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
     """
-    sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
     output = Path(output)
-    kind: Format = "onnx" if output.suffix == ".onnx" else "pt2" if output.suffix == ".pt2" else "timm"
+    by_suffix: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", "": "timm"}
+    kind = by_suffix.get(output.suffix) or ("timm" if output.is_dir() else None)
+    if kind is None:
+        raise OutputError(
+            f"the output '{output}' does not say its format: its ending is '{output.suffix}'",
+            "end it in .onnx or .pt2, or in neither for a timm folder",
+        )
+    sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
     check_output(output, kind, precision, overwrite=overwrite)
     return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision)
@@ -91,7 +95,7 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
 
     Raises:
         UsageError: a timm folder in fp16.
-        OutputError: it has the wrong suffix, its folder is not there, or it exists and may not be overwritten.
+        OutputError: it has the wrong suffix, its folder is missing, or it exists and may not be overwritten.
     """
     if kind == "timm" and precision != "fp32":
         raise UsageError(
@@ -105,7 +109,7 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
     if kind == "timm":
         if output.exists() and not output.is_dir():
             raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output")
-        if is_ours(RunFolder(output).weights):
+        if written_by_vitprune(RunFolder(output).weights):
             raise OutputError(
                 f"the output '{output}' holds a model that vitprune wrote, which the backbone would replace",
                 f"-o {output / 'timm'}",
@@ -126,39 +130,40 @@ def export(
     kind: Format,
     precision: ExportPrecision = "fp32",
     *,
-    batches: Iterable[Tensor] | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    images: Iterable[Tensor] = (),
+    num_images: int | None = 0,
+    listener: Listener = SILENT,
 ) -> Exported:
     """As `export_model`, with everything known and the output checked.
 
     Args:
         sparse: what to export, in eval mode, on the CPU; without stages it is dense.
-        metadata: what the file is to say of it.
+        metadata: what the file says of it.
         output: the file or folder.
         kind: its format.
         precision: of the weights.
-        batches: images (B, C, H, W) to compare on; None for random ones.
-        on_batch: called with the number of images of each batch compared.
+        images: (C, H, W), to compare on beside random ones.
+        num_images: how many they are; None where that is not known.
+        listener: hears how far it is.
 
     Raises:
-        ExportError: the model cannot be exported, or the result differs; nothing is left behind.
+        ExportError: the model cannot be exported, or the result differs; nothing is kept.
         OutputError: the output cannot be written.
     """
-    size = input_size(sparse.model)
-    batches = random_batches(size) if batches is None else batches
-    if kind == "timm":
-        agreement = _export_folder(sparse.model, metadata, output, batches, on_batch)
-        size_mib = sum((output / name).stat().st_size for name in FILES) / 2**20
-        return Exported(kind, precision, output, size_mib, agreement)
-    write, read = (write_onnx, read_onnx) if kind == "onnx" else (write_pt2, read_pt2)
-    with replacing(output) as temporary:
-        write(_deployed(sparse, precision), torch.zeros(TRACED_BATCH_SIZE, *size), metadata, temporary)
+    model = sparse.model if kind == "timm" else sparse
+    deployed = model if precision == "fp32" else _Cast(copy.deepcopy(model), torch.float16).eval()
+    batches = chain(random_batches(metadata.preprocessing.input_size), in_batches(images))
+    listener.begin(f"exporting {metadata.model}", None)
+    with (_filling if kind == "timm" else replacing)(output) as temporary:
+        FORMATS[kind].write(deployed, metadata, temporary)
         try:
-            program = read(temporary)
-        except CheckpointError as error:
-            raise ExportError(f"what was written cannot be opened again: {error.message}", error.hint) from error
-        agreement = compare(sparse, program, batches, precision, on_batch)
-    return Exported(kind, precision, output, output.stat().st_size / 2**20, agreement)
+            program = FORMATS[kind].read(temporary)
+        except Exception as error:  # timm's, torch's and onnxruntime's errors have no common class
+            raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
+        listener.begin("comparing with PyTorch", None if num_images is None else sum(BATCH_SIZES) + num_images)
+        agreement = compare(model, program, batches, precision, listener)
+    files = [output / name for name in TIMM_FILES] if kind == "timm" else [output]
+    return Exported(kind, precision, output, sum(file.stat().st_size for file in files) / 2**20, agreement)
 
 
 class _Cast(nn.Module):
@@ -174,31 +179,19 @@ class _Cast(nn.Module):
         return logits.float()
 
 
-def _deployed(sparse: SparseViT, precision: ExportPrecision) -> nn.Module:
-    return sparse if precision == "fp32" else _Cast(copy.deepcopy(sparse), torch.float16).eval()
+@contextmanager
+def _filling(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, whose timm files go there when the block ends well.
 
-
-def _export_folder(
-    model: nn.Module,
-    metadata: Metadata,
-    output: Path,
-    batches: Iterable[Tensor],
-    on_batch: Callable[[int], None] | None,
-) -> Agreement:
-    """Write a timm folder beside its place first."""
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:
+            yield Path(temporary)
+            folder.mkdir(exist_ok=True)
+            for name in TIMM_FILES:  # one by one: whatever else is in a folder that is written over stays
+                with replacing(folder / name) as place:
+                    shutil.copyfile(Path(temporary) / name, place)
     except OSError as error:
-        raise write_error(output, error) from error
-    try:
-        write_timm(model, metadata, temporary)
-        agreement = compare(model, read_timm(temporary), batches, "fp32", on_batch)
-        output.mkdir(exist_ok=True)
-        for name in FILES:  # one by one: what else is in a folder that is written over stays
-            with replacing(output / name) as place:
-                shutil.copyfile(temporary / name, place)
-    except OSError as error:
-        raise write_error(output, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return agreement
+        raise write_error(folder, error) from error

@@ -28,7 +28,7 @@ from vitprune.evaluation import Predictions
 from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, Sparsity, attach, attach_as
-from vitprune.report import Report, accuracy_of, build_report, forget_results, object_coverage, write_results
+from vitprune.report import Report, accuracy_of, build_report, object_coverage, write_results
 from vitprune.training import Checkpoints, Progress, Recipe, State, StepLog, Tracking, train
 
 
@@ -117,8 +117,7 @@ class _Run:
         if distributed.is_main():
             RunFolder(output).create(needed_bytes=2 * num_bytes(self.student))
             if not resume:  # what a run that is written over has left would be taken for this one's
-                self.checkpoints.clear()
-                forget_results(output)
+                RunFolder(output).forget()
         distributed.wait()
         return (self.checkpoints.latest() if resume else None) or self.settings.begin
 
@@ -199,7 +198,7 @@ class _Run:
         metadata.accuracy = accuracy_of(report)
         save(self.student, RunFolder(settings.output).weights, metadata)
         self.listener.begin("drawing the report", None)
-        write_results(settings.output, report, models, data, metadata)
+        write_results(settings.output, report, models, data, metadata, self.listener)
         self.checkpoints.clear()
         return report
 

@@ -1,4 +1,4 @@
-"""The checkpoints that DynamicViT's authors published (https://github.com/raoyongming/DynamicViT), as models of ours.
+"""Official DynamicViT checkpoints (https://github.com/raoyongming/DynamicViT) as models of ours.
 
 Such a file holds weights and says neither which architecture nor how many tokens it was trained to keep: the first is
 read off the shapes, the second is the user's to say. Its predictors put keep before drop; ours follow the paper, where
@@ -59,8 +59,8 @@ _ARCHITECTURES = {  # by family, width and depth
 }
 
 
-def load_authors(path: Path, keep: float | None, stages: Sequence[int] | None = None) -> tuple[SparseViT, Metadata]:
-    """A checkpoint of the authors as a sparse model that drops as theirs does: geometric schedule, nothing folded.
+def load_official(path: Path, keep: float | None, stages: Sequence[int] | None = None) -> tuple[SparseViT, Metadata]:
+    """An official checkpoint as a sparse model that prunes as the original does: geometric schedule, tokens dropped.
 
     Args:
         path: a torch pickle; only tensors, and an argparse.Namespace beside them, are unpickled.
@@ -71,14 +71,14 @@ def load_authors(path: Path, keep: float | None, stages: Sequence[int] | None = 
         The model in eval mode, and metadata to save it with.
 
     Raises:
-        CheckpointError: the file is missing, damaged, not one of theirs, or of an architecture they did not publish.
+        CheckpointError: the file is missing, damaged, not official, or of an architecture that was not published.
         UsageError: `keep` is missing or out of range, or `stages` does not fit the predictors.
     """
     state = read_weights(path)
     predictors = {int(match[1]) for match in map(_PREDICTOR.fullmatch, state) if match}
     if not predictors:
         raise CheckpointError(
-            f"'{path}' is no checkpoint of DynamicViT's authors: it has no 'score_predictor' tensors",
+            f"'{path}' is no official DynamicViT checkpoint: it has no 'score_predictor' tensors",
             f"for plain weights name the architecture too: MODEL --checkpoint {path}",
         )
     if keep is None:

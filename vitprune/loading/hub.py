@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def fetch(repository: str, revision: str | None) -> Path | None:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    check_hub(repository)
+    check_hub(repository, revision)
     try:
         config = read_json(Path(hf_hub_download(repository, CONFIG, revision=revision)))
         if "architecture" in config and "stages" not in config:
@@ -91,15 +92,19 @@ def from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:
     return model
 
 
-def check_hub(repository: str) -> None:
-    """Ask the Hub for a repository, briefly, unless something of it is cached: the download itself retries for a
-    minute before it says that there is no connection.
-    """
-    from huggingface_hub import HfApi, scan_cache_dir
-    from huggingface_hub.constants import HF_HUB_CACHE
+def check_hub(repository: str, revision: str | None = None, names: Sequence[str] = ("config.json",)) -> None:
+    """Ask the Hub for a repository, briefly, unless one of the files of these `names` is cached: the download itself
+    retries for a minute before it says that there is no connection.
 
-    if Path(HF_HUB_CACHE).is_dir() and any(r.repo_id == repository for r in scan_cache_dir().repos):
-        return
+    Raises:
+        HubError: the repository cannot be had.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    for name in names:
+        for cached in (name, name.replace("pytorch_model.bin", "model.safetensors")):  # timm prefers the latter
+            if isinstance(try_to_load_from_cache(repository, cached, revision=revision), str):
+                return
     try:
         HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # the Hub's own, the system's, or one of whichever HTTP client it uses

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import timm
 import torch
@@ -15,19 +14,20 @@ from torch import nn
 
 from vitprune.backbones import input_size, wrap
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.checkpoint.sparse_file import check_npz, is_ours, load_sparse, read_weights
+from vitprune.checkpoint.onnx_program import read_onnx
+from vitprune.checkpoint.sparse_file import check_exists, check_npz, load_sparse, read_weights, written_by_vitprune
 from vitprune.common.run_folder import RunFolder
-from vitprune.errors import CheckpointError, UnknownModelError, UsageError
-from vitprune.export import is_program, open_program
-from vitprune.loading.dynamicvit import load_authors
-from vitprune.loading.hub import check_hub, fetch, first_mismatch, from_hub
+from vitprune.errors import CheckpointError, UsageError
+from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, first_mismatch, from_hub
+from vitprune.loading.names import resolve_name
 from vitprune.loading.saved_folder import build_from_folder
 from vitprune.loading.transformers import convert_state, is_transformers_state
 from vitprune.model import SparseViT
 
 Weights = Literal["pretrained", "random", "none"]
 
-_PICKLES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+_EXPORTED = (".onnx", ".pt2")
+_WEIGHTS_ALONE = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz")
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Loaded:
     Attributes:
         spec: the MODEL argument.
         name: full timm name, with the tag of its weights where there is one.
-        model: the timm model; of one of our files, its backbone, which was trained for dropped tokens; of an exported
-            file, the program in it.
-        sparse: the sparse model of one of our files or of DynamicViT's authors, else None.
+        model: the timm model; of one of our files, its backbone, fine-tuned for pruned tokens; of an ONNX file, the
+            program in it.
+        sparse: the sparse model of one of our files, else None.
         class_names: in output order, where known.
         origin: where the weights come from and under which licence.
         metadata: header of one of our files, or what it would be.
@@ -65,22 +65,18 @@ def load_model(
     checkpoint: Path | None = None,
     weights: Weights = "pretrained",
     img_size: int | tuple[int, int] | None = None,
-    keep: float | None = None,
-    stages: Sequence[int] | None = None,
     exported: bool = False,
 ) -> Loaded:
     """Build the model that `spec` names and load its weights.
 
     Args:
         spec: a timm name or short name, `hf-hub:owner/name`, a .safetensors file of ours or its run folder, a folder
-            that timm or transformers saved, a checkpoint of DynamicViT's authors, or `demo`.
+            that timm or transformers saved, or `demo`.
         checkpoint: a weight file (.safetensors, .pth, .bin, .npz) instead of the Hub's.
         weights: "pretrained", or without any file or download "random", or "none": the structure alone, on the
             meta device.
         img_size: another image size in pixels, or height and width; position embeddings are resampled.
-        keep: of a checkpoint of the authors, which does not say, the share of tokens that one stage keeps.
-        stages: of such a checkpoint, the block indices before which its predictors act; None for the default.
-        exported: whether a file that `vitprune export` wrote will do, which can be run and nothing else.
+        exported: whether an ONNX file that `vitprune export` wrote will do, which can be run and nothing else.
 
     Raises:
         UnknownModelError: no such model; offers close matches.
@@ -89,44 +85,160 @@ def load_model(
         CheckpointError: a weight file is missing, damaged, or does not fit.
         HubError: the weights cannot be had from the Hub.
     """
-    sizes = {} if img_size is None else {"img_size": img_size}
-    theirs = spec.endswith(_PICKLES) and not Path(spec).is_dir()
-    if (keep is not None or stages is not None) and not theirs:
-        raise UsageError(
-            f"'{spec}' is no checkpoint of DynamicViT's authors: --keep and --stages say how such a file is to be run",
-            "leave them out; vitprune sparsify makes a dense model sparse",
-        )
-    if is_program(spec):
-        return _load_program(spec, checkpoint is not None or img_size is not None, exported)
-    if theirs or spec.endswith(".safetensors") or Path(spec).is_file():
-        if checkpoint is not None or img_size is not None:
+    options = _Options(checkpoint, weights, img_size, exported)
+    for matches, load in _SOURCES:
+        if matches(spec):
+            return load(spec, options)
+    raise AssertionError("the last source takes every name")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The arguments of `load_model` beside MODEL, see there."""
+
+    checkpoint: Path | None
+    weights: Weights
+    img_size: int | tuple[int, int] | None
+    exported: bool
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Arguments for timm.create_model."""
+        return {} if self.img_size is None else {"img_size": self.img_size}
+
+    def refuse_changes(self, spec: str) -> None:
+        """For a file that says everything itself."""
+        if self.checkpoint is not None or self.img_size is not None:
             raise UsageError(f"'{spec}' is a file of its own; --checkpoint and --img-size go with a timm name")
-        sparse, metadata = load_authors(Path(spec), keep, stages) if theirs else load_sparse(Path(spec))
-        return Loaded(
-            spec, metadata.model, sparse.model, sparse, _tuple(metadata.class_names), metadata.origin, metadata
+
+
+def is_exported(spec: str) -> bool:
+    """Whether MODEL names a file that `vitprune export` wrote."""
+    return spec.endswith(_EXPORTED) and not Path(spec).is_dir()
+
+
+def device_for(spec: str, device: str, precision: str) -> str:
+    """The device that MODEL runs on: the one asked for, or the CPU for an exported file.
+
+    Raises:
+        UsageError: an exported file is asked to run elsewhere, or in another precision than it has.
+    """
+    if not is_exported(spec):
+        return device
+    for option, value, allowed in (("--device", device, ("auto", "cpu")), ("--precision", precision, ("auto",))):
+        if value not in allowed:
+            raise UsageError(
+                f"{option} {value} does not go with '{spec}': exported files run on the CPU, in their own precision",
+                f"leave out {option}, or name the model.safetensors that it was made from",
+            )
+    return "cpu"
+
+
+def _is_weights_alone(spec: str) -> bool:
+    return spec.endswith(_WEIGHTS_ALONE) and not Path(spec).is_dir()
+
+
+def _is_file(spec: str) -> bool:
+    return spec.endswith(".safetensors") or Path(spec).is_file()
+
+
+def _load_exported(spec: str, options: _Options) -> Loaded:
+    if not spec.endswith(".onnx"):
+        raise UsageError(
+            f"'{spec}' is a program of torch.export, which vitprune writes and does not run",
+            "torch.export.load opens it; name the model.safetensors that it was made from, or an .onnx file",
         )
-    if spec == "demo":
-        return _load_demo()
-    if Path(spec).is_dir():
-        return _load_folder(spec, checkpoint, sizes)
-    if spec.startswith("hf-hub:"):
-        return _load_hub(spec, sizes)
+    if not options.exported:
+        raise UsageError(
+            f"'{spec}' is an exported file, which `vitprune eval` and `bench` run and other commands cannot use",
+            "name the model.safetensors that it was made from",
+        )
+    options.refuse_changes(spec)
+    program = read_onnx(Path(spec))
+    about = program.metadata
+    return Loaded(spec, about.model, program, None, _tuple(about.class_names), about.origin, about)
+
+
+def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
+    check_exists(Path(spec))
+    raise UsageError(
+        f"'{spec}' holds weights alone, which do not say of which model",
+        f"name it: MODEL --checkpoint {spec}; an official DynamicViT checkpoint: vitprune convert {spec} --keep 0.7",
+    )
+
+
+def _load_file(spec: str, options: _Options) -> Loaded:
+    options.refuse_changes(spec)
+    sparse, about = load_sparse(Path(spec))
+    return Loaded(spec, about.model, sparse.model, sparse, _tuple(about.class_names), about.origin, about)
+
+
+def _load_demo(spec: str, options: _Options) -> Loaded:
+    from vitprune.data import demo
+
+    model = timm.create_model(
+        demo.ARCHITECTURE, pretrained=False, pretrained_cfg_overlay=demo.PREPROCESSING, **demo.MODEL_ARGS
+    )
+    model.load_state_dict(read_weights(demo.WEIGHTS))
+    origin = {"source": "vitprune's demo model", "license": "apache-2.0"}
+    return Loaded(spec, "demo", model.eval(), class_names=demo.CLASS_NAMES, origin=origin)
+
+
+def _load_folder(spec: str, options: _Options) -> Loaded:
+    """A run folder of ours, or a model that timm or transformers saved."""
+    if options.checkpoint is not None:
+        raise UsageError(f"'{spec}' is a folder with weights of its own; --checkpoint goes with a timm name")
+    ours = sparse_file(spec)
+    if ours is not None:
+        return _load_file(str(ours), options)
+    folder = Path(spec).resolve()
+    return _loaded(spec, folder.name, build_from_folder(Path(spec), options.sizes), {"source": folder.name})
+
+
+def _load_hub(spec: str, options: _Options) -> Loaded:
+    """A repository of timm's layout, of transformers', or with a file of ours."""
+    if options.checkpoint is not None:
+        raise UsageError(f"'{spec}' is a repository with weights of its own; --checkpoint goes with a timm name")
+    repository, _, revision = spec.removeprefix(HUB_PREFIX).partition("@")
+    folder = fetch(repository, revision or None)
+    if folder is None:
+        return _loaded(spec, spec.rpartition("/")[2], from_hub(spec, options.sizes), {"source": spec})
+    loaded = _load_folder(str(folder), options)
+    if loaded.sparse is None:  # the folder in the cache is named by a commit
+        loaded.name = repository.rpartition("/")[2]
+    loaded.spec, loaded.origin = spec, loaded.origin | {"source": spec}
+    return loaded
+
+
+def _load_name(spec: str, options: _Options) -> Loaded:
     name = resolve_name(spec)
-    if weights == "random" and checkpoint is None:
-        return _loaded(spec, name, timm.create_model(name, **sizes), {})
+    if options.weights == "random" and options.checkpoint is None:
+        return _loaded(spec, name, timm.create_model(name, **options.sizes), {})
     with torch.device("meta"):
-        structure = timm.create_model(name, **sizes)
+        structure = timm.create_model(name, **options.sizes)
     wrap(structure)  # refuses what cannot be sparsified before anything is read or downloaded
-    if checkpoint is not None:
-        return _load_file(spec, name, checkpoint, sizes)
-    if weights == "none":
+    if options.checkpoint is not None:
+        return _with_weights(spec, name, options.checkpoint, options.sizes)
+    if options.weights == "none":
         return _loaded(spec, name, structure, {})
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for '{name}'", "give a weight file: --checkpoint FILE")
     if config.hf_hub_id:
-        check_hub(config.hf_hub_id)
-    return _loaded(spec, name, from_hub(name, sizes), {})
+        check_hub(config.hf_hub_id, names=(config.hf_hub_filename or "model.safetensors",))
+    return _loaded(spec, name, from_hub(name, options.sizes), {})
+
+
+_SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]], ...] = (
+    (is_exported, _load_exported),
+    (_is_weights_alone, _refuse_weights_alone),
+    (_is_file, _load_file),
+    (lambda spec: spec == "demo", _load_demo),
+    (lambda spec: Path(spec).is_dir(), _load_folder),
+    (lambda spec: spec.startswith(HUB_PREFIX), _load_hub),
+    (lambda spec: True, _load_name),
+)
+"""Which MODEL is loaded how; the first that matches."""
 
 
 def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
@@ -143,7 +255,7 @@ def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
     metadata = sparse.metadata
     assert metadata is not None
     if checkpoint is not None:
-        return _load_file(metadata.model, metadata.architecture, checkpoint, metadata.model_args)
+        return _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args)
     _, height, width = input_size(sparse.model)
     return load_model(metadata.model, img_size=None if metadata.model == "demo" else (height, width))
 
@@ -151,42 +263,7 @@ def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
 def sparse_file(spec: str) -> Path | None:
     """The file that MODEL names if it is one of ours, by itself or by its run folder."""
     path = RunFolder.weights_in(Path(spec))
-    return path if path.is_file() and is_ours(path) else None
-
-
-def resolve_name(spec: str) -> str:
-    """The full timm name of a name or an unambiguous short name: `deit_small` is `deit_small_patch16_224`.
-
-    Raises:
-        UnknownModelError: no or several models of that name; offers some.
-    """
-    base, _, tag = spec.partition(".")
-    known = timm.list_models()
-    if base not in known:
-        starts = [name for name in known if name.startswith(base + "_")]
-        usual = f"{base}_patch16_224"
-        plain = [name for name in starts if re.fullmatch(r"_patch\d+(_\d+)?", name[len(base) :])]
-        if usual in known:
-            base = usual
-        elif len(plain) == 1 or (not plain and len(starts) == 1):
-            base = (plain or starts)[0]
-        elif starts:
-            shown = ", ".join((plain or starts)[:6])
-            raise UnknownModelError(f"'{spec}' could be several models", f"choose one of: {shown}")
-        else:
-            short = sorted({re.sub(r"_patch\d+.*", "", name) for name in known} | set(known))
-            close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
-            raise UnknownModelError(f"there is no model or file '{spec}'", hint)
-    tags = {name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")}
-    if tag and tag not in tags:
-        raise UnknownModelError(
-            f"'{base}' has no weights tagged '{tag}'", f"its tags are: {', '.join(sorted(tags)) or 'none'}"
-        )
-    if not tag:
-        default = timm.get_pretrained_cfg(base)
-        tag = (default.tag or "") if default is not None else ""
-    return f"{base}.{tag}" if tag else base
+    return path if path.is_file() and written_by_vitprune(path) else None
 
 
 def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None) -> Loaded:
@@ -211,7 +288,7 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
     return Loaded(spec, name, model.eval(), class_names=names, origin=about | origin)
 
 
-def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
+def _with_weights(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
     """A timm model with the weights of a file, through timm's own conversion of foreign layouts."""
     overlay: dict[str, Any]
     channels: dict[str, int] = {}
@@ -243,56 +320,6 @@ def _load_file(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loade
     model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
     # What timm says of the weights of that name need not hold for these.
     return _loaded(spec, name, model, {"source": path.name, "license": None, "origin_url": None})
-
-
-def _load_program(spec: str, changed: bool, wanted: bool) -> Loaded:
-    if not wanted:
-        raise UsageError(
-            f"'{spec}' is an exported file, which `vitprune eval` and `bench` run and other commands cannot use",
-            "name the model.safetensors that it was made from",
-        )
-    if changed:
-        raise UsageError(f"'{spec}' is a file of its own; --checkpoint and --img-size go with a timm name")
-    program = open_program(Path(spec))
-    metadata = program.metadata
-    names = _tuple(metadata.class_names)
-    return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata)
-
-
-def _load_folder(spec: str, checkpoint: Path | None, sizes: dict[str, Any]) -> Loaded:
-    """A run folder of ours, or a model that timm or transformers saved."""
-    if checkpoint is not None:
-        raise UsageError(f"'{spec}' is a folder with weights of its own; --checkpoint goes with a timm name")
-    folder = Path(spec)
-    ours = sparse_file(spec)
-    if ours is not None:
-        return load_model(str(ours), **sizes)
-    model = build_from_folder(folder, sizes)
-    return _loaded(spec, folder.resolve().name, model, {"source": folder.resolve().name})
-
-
-def _load_demo() -> Loaded:
-    from vitprune.data import demo
-
-    model = timm.create_model(
-        demo.ARCHITECTURE, pretrained=False, pretrained_cfg_overlay=demo.PREPROCESSING, **demo.MODEL_ARGS
-    )
-    model.load_state_dict(read_weights(demo.WEIGHTS))
-    origin = {"source": "vitprune's demo model", "license": "apache-2.0"}
-    return Loaded("demo", "demo", model.eval(), class_names=demo.CLASS_NAMES, origin=origin)
-
-
-def _load_hub(spec: str, sizes: dict[str, Any]) -> Loaded:
-    """A repository of timm's layout, of transformers', or with a file of ours."""
-    repository, _, revision = spec.removeprefix("hf-hub:").partition("@")
-    folder = fetch(repository, revision or None)
-    if folder is None:
-        return _loaded(spec, spec.rpartition("/")[2], from_hub(spec, sizes), {"source": spec})
-    loaded = _load_folder(str(folder), None, sizes)
-    if loaded.sparse is None:  # the folder in the cache is named by a commit
-        loaded.name = repository.rpartition("/")[2]
-    loaded.spec, loaded.origin = spec, loaded.origin | {"source": spec}
-    return loaded
 
 
 def _tuple(names: Any) -> tuple[str, ...] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import timm
 import torch
 
 from vitprune.backbones import family_of, input_size, why_not, wrap
-from vitprune.errors import UnknownModelError, UsageError
+from vitprune.errors import UsageError
 from vitprune.measure import count_macs, count_params
 from vitprune.model import Sparsity, attach, attach_as
 
@@ -42,27 +41,6 @@ class Entry:
     params_m: float | None = None
     gmacs: float | None = None
     gmacs_sparse: float | None = None
-
-
-def match_names(pattern: str | None = None) -> list[str]:
-    """Architectures of timm whose name matches, in timm's order.
-
-    Args:
-        pattern: timm's wildcards ("deit*"), or a part of the name; None for all.
-
-    Raises:
-        UnknownModelError: none does; offers close matches.
-    """
-    everything: list[str] = timm.list_models()
-    if pattern is None:
-        return everything
-    wild = any(mark in pattern for mark in "*?[")
-    names: list[str] = timm.list_models(pattern) if wild else [name for name in everything if pattern in name]
-    if not names:
-        close = difflib.get_close_matches(pattern, everything, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "try a wildcard: vitprune models 'vit*'"
-        raise UnknownModelError(f"timm has no model that matches '{pattern}'", hint)
-    return names
 
 
 def look_up(names: Sequence[str], sparsity: Sparsity) -> Iterator[Entry]:

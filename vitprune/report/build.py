@@ -13,14 +13,15 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import write_json
+from vitprune.common.progress import SILENT, Listener
 from vitprune.data import Data, count_images, readable_names
 from vitprune.evaluation import Predictions, class_accuracy, compared, paired_points
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.model import SparseViT
-from vitprune.report.card import card_is_ours, write_card
+from vitprune.report.card import KEPT_CARD, write_card
 from vitprune.report.page import write_page
 from vitprune.report.publishable import publishable
-from vitprune.report.runs import CARD, KEEP_MAPS, LOG, PAGE, REPORT, read_run
+from vitprune.report.runs import CARD, KEEP_MAPS, PAGE, REPORT, read_run
 from vitprune.report.samples import choose_images
 from vitprune.report.schema import (
     SCHEMA_VERSION,
@@ -68,7 +69,8 @@ def build_report(
         wall_s: duration of the run so far, in seconds.
         commands: the command line that began the run, by the command's name; None where none did.
     """
-    dense, sparse = (_side(name, models[name], predictions[name], timings) for name in ("dense", "sparse"))
+    size = input_size(models["dense"])  # of LV-ViT, the sparse model does not say
+    dense, sparse = (_side(name, models[name], size, predictions[name], timings) for name in ("dense", "sparse"))
     return Report(
         schema_version=SCHEMA_VERSION,
         model=metadata.model,
@@ -111,12 +113,16 @@ def accuracy_of(report: Report) -> dict[str, Any]:
 
 
 def write_results(
-    folder: Path, report: Report, models: Mapping[str, nn.Module], data: Data, metadata: Metadata
+    folder: Path,
+    report: Report,
+    models: Mapping[str, nn.Module],
+    data: Data,
+    metadata: Metadata,
+    listener: Listener = SILENT,
 ) -> None:
-    """Write keepmaps.json, report.json, report.html and README.md, the model card.
+    """Write keepmaps.json, report.json, report.html and, where there is no README.md, the model card.
 
-    Page and card come last: whatever goes wrong with them, `vitprune report` makes them again. A README.md that is the
-    user's own stays.
+    Page and card come last: whatever goes wrong with them, `vitprune report` makes them again.
 
     Args:
         folder: of the run.
@@ -124,6 +130,7 @@ def write_results(
         models: "dense" and "sparse", on one device.
         data: the images, the transform of `val` set.
         metadata: of the sparse model, complete.
+        listener: hears of a README.md that is kept.
 
     Raises:
         OutputError: a file cannot be written.
@@ -137,21 +144,16 @@ def write_results(
     write_json(folder / REPORT, report.as_json())
     run = read_run(folder)
     write_page(folder / PAGE, run)
-    write_card(folder, run, metadata)
+    if not write_card(folder, run, metadata):
+        listener.say(KEPT_CARD.format(folder / CARD))
 
 
-def forget_results(folder: Path) -> None:
-    """Remove what an earlier run left, which would be taken for the next one's; but no README.md of the user's own."""
-    for name in (REPORT, KEEP_MAPS, PAGE, LOG):
-        (folder / name).unlink(missing_ok=True)
-    if card_is_ours(folder / CARD):
-        (folder / CARD).unlink(missing_ok=True)
-
-
-def _side(name: str, model: nn.Module, predictions: Predictions, timings: Sequence[Timing]) -> Side:
+def _side(
+    name: str, model: nn.Module, size: tuple[int, int, int], predictions: Predictions, timings: Sequence[Timing]
+) -> Side:
     return Side(
         **predictions.summary(),
-        gmacs=count_macs(model, input_size(model)) / 1e9,
+        gmacs=count_macs(model, size) / 1e9,
         params_m=count_params(model) / 1e6,
         speed=[Speed(**_without_model(row)) for row in timings if row.model == name],
     )

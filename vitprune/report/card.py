@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is there for all that
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import replacing
 from vitprune.common.formatting import number, one_line, plain
-from vitprune.export.timm_folder import HUB_WEIGHTS, timm_builds
-from vitprune.report.card_data import card_data, origin_of
+from vitprune.report.publishable import publishable
 from vitprune.report.runs import CARD, FinishedRun
 from vitprune.report.schema import Report
 from vitprune.report.tables import figure_rows, plain_figures, plan_rows, speed_rows
@@ -24,15 +26,24 @@ from vitprune.report.verdict import verdict
 
 PLACEHOLDER = "OWNER/NAME"
 """Stands where the name of the repository will be."""
+KEPT_CARD = "'{}' exists and is kept as it is; remove it to have the model card written"
+
 _MOST_CLASSES = 20
-_MARK = "<!-- written by vitprune, checksum {}; change a word and the file is yours, never written over -->\n"
-_MARKED = re.compile(_MARK.format("([0-9a-f]{20})"))
 _HARMLESS = re.compile(r"(?<=\w)[_.](?=\w)|[-,'/%()+=]|:(?!//)")
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+_TAGS = ["vitprune", "vision-transformer", "token-pruning", "dynamicvit"]
+_HUB_LICENCES = frozenset(
+    {
+        *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "openrail", "gemma", "apple-ascl", "apple-amlr"),
+        *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0"),
+    }
+)
+"""Those of timm's models that the Hub has a name for; another one is 'other' there, with its own name beside it."""
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz")
 
 
 def write_card(folder: Path, run: FinishedRun, metadata: Metadata) -> bool:
-    """Write README.md, unless there is one that vitprune did not write or that was changed since.
+    """Write README.md, unless there is one: it may hold the user's own words.
 
     Args:
         folder: of the run.
@@ -40,45 +51,40 @@ def write_card(folder: Path, run: FinishedRun, metadata: Metadata) -> bool:
         metadata: header of its model.safetensors.
 
     Returns:
-        Whether it was written; if not, the one that is there is the user's own.
+        Whether it was written.
 
     Raises:
         OutputError: it cannot be written.
     """
     path = folder / CARD
-    if not card_is_ours(path):
+    if os.path.lexists(path):
         return False
-    text = render_card(run, metadata)
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(render_card(run, metadata), encoding="utf-8")
     return True
 
 
-def card_is_ours(path: Path) -> bool:
-    """Whether README.md may be written over: there is none, or it is word for word what vitprune wrote."""
-    if not path.exists():
-        return not path.is_symlink()
-    try:
-        text = path.read_text(encoding="utf-8")  # line ends in any style: git may have changed them
-    except (OSError, UnicodeDecodeError):
-        return False
-    mark = _MARKED.search(text)
-    return mark is not None and mark[1] == _checksum(_MARKED.sub("", text, count=1))
+def render_card(run: FinishedRun, metadata: Metadata) -> str:
+    """The model card as Markdown with its YAML, for the repository `PLACEHOLDER`.
 
-
-def render_card(run: FinishedRun, metadata: Metadata, repository: str = PLACEHOLDER) -> str:
-    """The model card as Markdown with its YAML. Everything that comes from the run is escaped.
+    Everything that comes from the run is escaped.
 
     Args:
-        run: what to tell of.
+        run: what it did.
         metadata: header of the run's model.safetensors.
-        repository: on the Hub, `owner/name`.
     """
-    body = _templates().get_template("card.md.j2").render(_content(run, metadata, repository))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # so that what has not been through a filter of ours cannot be markup
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"md": markdown, "code": code, "number": number}
+    origin = _origin(metadata)
+    body = environment.get_template("card.md.j2").render(_content(run, metadata, origin))
     body = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
-    text = str(ModelCard(f"---\n{card_data(run, metadata).to_yaml()}\n---\n\n{body}"))
-    before, rule, after = text.partition("\n---\n")  # names are one line each, so no other line of the YAML is this
-    return before + rule + _MARK.format(_checksum(text)) + after
+    return str(ModelCard(f"---\n{_card_data(run, origin).to_yaml()}\n---\n\n{body}"))
 
 
 def markdown(text: str) -> Markup:
@@ -95,9 +101,80 @@ def code(text: str, language: str) -> Markup:
     return Markup(f"{fence}{language}\n{text}\n{fence}")
 
 
-def _content(run: FinishedRun, metadata: Metadata, repository: str) -> dict[str, Any]:
+def is_repository(name: str) -> bool:
+    """Whether the Hub could have a repository of that name, `owner/name`."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the dense weights come from, as the file's header says it.
+
+    Attributes:
+        base: their repository on the Hub; None where that is not known.
+        source: what the header calls them, without a path.
+        licence: of the weights; None where timm does not know it, or nobody knows what file they came from.
+    """
+
+    base: str | None
+    source: str
+    licence: str | None
+
+
+def _origin(metadata: Metadata) -> _Origin:
+    said = publishable({"origin": metadata.origin})["origin"]
+    source = one_line(str(said.get("source") or metadata.model))
+    repository = source.removeprefix("hf-hub:").partition("@")[0]
+    licence = one_line(str(said.get("license") or "")).lower()
+    # Of a file's weights, timm's configuration says what the weights of that name have, not these.
+    known = licence not in ("", "unknown") and PurePath(source).suffix not in _WEIGHT_FILES
+    return _Origin(repository if is_repository(repository) else None, source, licence if known else None)
+
+
+def _card_data(run: FinishedRun, origin: _Origin) -> ModelCardData:
+    """What the Hub reads: licence, base model, data and results."""
     report = run.report
-    fig = plain_figures(report)
+    more: dict[str, Any] = {} if origin.base is None else {"base_model_relation": "finetune"}
+    if origin.licence in _HUB_LICENCES:
+        more["license"] = origin.licence
+    elif origin.licence is not None:
+        more |= {"license": "other", "license_name": re.sub(r"[^a-z0-9.-]+", "-", origin.licence)}
+        more |= {} if origin.base is None else {"license_link": f"https://huggingface.co/{origin.base}"}
+    datasets = [run.hub_data] if run.hub_data is not None and is_repository(run.hub_data) else None
+    name = one_line(report.data.name)
+    measured = {"Top-1 accuracy (%)": report.sparse.top1_pct, "Top-5 accuracy (%)": report.sparse.top5_pct}
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=(datasets or [re.sub(r"[^A-Za-z0-9_.-]+", "-", name)])[0],
+            dataset_name=f"{name}, {report.sparse.num_images} images",  # seldom the whole set: the name must not say so
+            metric_type="accuracy",
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in measured.items()
+        if value is not None
+    ]
+    return ModelCardData(
+        **more,
+        library_name="vitprune",
+        pipeline_tag="image-classification",
+        base_model=origin.base,
+        datasets=datasets,
+        tags=_TAGS,
+        metrics=["accuracy"] if results else None,
+        model_name=f"{one_line(report.model)}, {one_line(report.label)}",
+        eval_results=results or None,
+    )
+
+
+def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str, Any]:
+    """What the template fills in."""
+    report, fig = run.report, plain_figures(run.report)
     names = metadata.class_names or []
     environment = report.environment
     packages = [f"{name} {environment[name]}" for name in ("vitprune", "torch", "timm") if name in environment]
@@ -106,7 +183,7 @@ def _content(run: FinishedRun, metadata: Metadata, repository: str) -> dict[str,
         "training": report.training,
         "title": f"{report.model}, {report.label}",
         "verdict": verdict(report),
-        "origin": origin_of(metadata),
+        "origin": origin,
         "classes": ", ".join(names) if len(names) <= _MOST_CLASSES else "",
         "fig": fig,
         "figure_rows": figure_rows(fig),
@@ -115,37 +192,14 @@ def _content(run: FinishedRun, metadata: Metadata, repository: str) -> dict[str,
         "device": _device(report),
         "slower": " and ".join(str(row.batch_size) for row in report.delta.speedup if row.slower),
         "command": report.commands.get("sparsify") or report.commands.get("sweep"),
-        "labels": _labels(report.training.recipe),
+        "labels": _trained_on_labels(report.training.recipe),
         "versions": ", ".join(packages),
-        "use_python": _use_python(repository, metadata),
-        "use_timm": _use_timm(repository) if timm_builds(metadata.architecture) else None,
-        "timm_file": HUB_WEIGHTS,
-        "pushed": repository != PLACEHOLDER,
-        "use_shell": f"vitprune eval hf-hub:{repository} path/to/images\n"
-        f"vitprune bench hf-hub:{repository}\n"
-        f"vitprune export hf-hub:{repository} --format onnx -o model.onnx",
+        "repository": PLACEHOLDER,
+        "input_size": ", ".join(map(str, metadata.preprocessing.input_size)),
     }
 
 
-def _use_python(repository: str, metadata: Metadata) -> str:
-    size = ", ".join(map(str, metadata.preprocessing.input_size))
-    return f"""import timm
-import vitprune
-from PIL import Image
-
-model = vitprune.load("hf-hub:{repository}")  # a torch.nn.Module in eval mode
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # an image as ({size})
-probabilities = model(transform(Image.open("image.jpg").convert("RGB"))[None]).softmax(-1)"""
-
-
-def _use_timm(repository: str) -> str:
-    return f"""import timm
-
-dense = timm.create_model("hf-hub:{repository}", pretrained=True).eval()"""
-
-
-def _labels(recipe: Mapping[str, Any]) -> bool:
-    """Whether labels were trained on."""
+def _trained_on_labels(recipe: Mapping[str, Any]) -> bool:
     weights = recipe.get("weights")
     return bool(isinstance(weights, dict) and weights.get("ce") and recipe.get("labels", True))
 
@@ -162,19 +216,3 @@ def _device(report: Report) -> str:
         some = gpus[index : index + 1] if isinstance(gpus, list) else []
         known = [str(gpu["name"]) for gpu in some if isinstance(gpu, dict) and "name" in gpu]
     return f"{report.device} ({', '.join(known)})" if known else report.device
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _templates() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # so that what has not been through a filter of ours cannot be markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"md": markdown, "code": code, "number": number}
-    return environment

@@ -109,12 +109,12 @@ def bench(
     sizes = parse_numbers(batch_size, "--batch-size")
 
     from vitprune.common.devices import pick_device, pick_precision
-    from vitprune.export import runs_on
+    from vitprune.loading.load import device_for
     from vitprune.measure import check_mode, describe_environment, side_by_side
     from vitprune.training import load_recipe
 
     for spec in models or []:
-        device = runs_on(spec, device, precision)
+        device = device_for(spec, device, precision)
     where = pick_device(device)
     modes = [check_mode(name.strip(), where) for name in dict.fromkeys(mode.split(","))]
     number_format = pick_precision(precision, where, training=False)

@@ -11,7 +11,6 @@ from vitprune.cli.plan_options import Measuring, meet_target, refuse_plan, resol
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitprune.export import Program
     from vitprune.measure import BenchModel
     from vitprune.model import Sparsity
 
@@ -60,9 +59,9 @@ def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]
     Raises:
         UsageError: something is asked of a file that it cannot do.
     """
-    from vitprune.export import is_program
+    from vitprune.loading.load import is_exported
 
-    exported = [spec for spec in specs if is_program(spec)]
+    exported = [spec for spec in specs if is_exported(spec)]
     if exported and list(modes) != ["eager"]:
         raise UsageError(
             f"--mode {','.join(modes)} does not go with '{exported[0]}': exported files run as they are",
@@ -109,16 +108,16 @@ def _variants(spec: str, request: BenchRequest) -> Benchmark:
 
 def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
     """Exported files; a dense one among them is what the others are compared with, or else the first."""
-    from vitprune.export import Program
+    from vitprune.checkpoint.onnx_program import OnnxProgram
     from vitprune.loading.load import load_model
     from vitprune.measure import BenchModel
 
     names = [Path(spec).name for spec in specs]
     models: dict[str, BenchModel] = {}
-    opened: dict[str, Program] = {}
+    opened: dict[str, OnnxProgram] = {}
     for spec, name in zip(specs, names, strict=True):
         program = load_model(spec, img_size=request.img_size, exported=True).model
-        assert isinstance(program, Program)
+        assert isinstance(program, OnnxProgram)
         opened[spec] = program
         label = f"{spec if names.count(name) > 1 else name} {program.precision}"
         models[label] = BenchModel("sparse" if program.metadata.stages else "dense", program.metadata.keep, program)

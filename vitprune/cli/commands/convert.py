@@ -15,7 +15,7 @@ from vitprune.errors import UsageError
 
 def convert(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CKPT", help="A .pth file of DynamicViT's authors.", show_default=False)
+        Path, typer.Argument(metavar="CKPT", help="An official DynamicViT checkpoint, a .pth file.", show_default=False)
     ],
     keep: Annotated[
         float | None,
@@ -42,7 +42,7 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an --output that exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A checkpoint that DynamicViT's authors published, DeiT or LV-ViT, as a model.safetensors for all other commands.
+    """An official DynamicViT checkpoint, DeiT or LV-ViT, as a model.safetensors for all other commands.
 
     The architecture is read off the shapes of its tensors. Nothing in it is run as code.
 
@@ -57,14 +57,14 @@ def convert(
     from vitprune.backbones import input_size
     from vitprune.checkpoint.sparse_file import save
     from vitprune.common.run_folder import RunFolder, check_file_is_new
-    from vitprune.loading.dynamicvit import load_authors
+    from vitprune.loading.dynamicvit import load_official
     from vitprune.measure import count_macs, count_params
 
     if output is not None:
         check_file_is_new(output, overwrite=overwrite)
     if keep == 1:
         raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
-    sparse, metadata = load_authors(checkpoint, keep, blocks)
+    sparse, metadata = load_official(checkpoint, keep, blocks)
     if output is None:
         output = RunFolder.choose(None, f"{metadata.model}-keep{metadata.keep:g}").weights
     num_params = count_params(sparse)

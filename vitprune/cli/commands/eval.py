@@ -59,8 +59,7 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
 
-    MODEL may also be a file that vitprune export wrote, which runs on the CPU. A .pt2 file is a program: open only
-    those that you trust.
+    MODEL may also be an ONNX file that vitprune export wrote, which runs on the CPU.
 
     Examples:
 
@@ -74,11 +73,10 @@ def evaluate(
         from vitprune.common.devices import pick_device, pick_precision
         from vitprune.data import ModelClasses, count_images, eval_transform, open_data
         from vitprune.evaluation import class_accuracy, predict
-        from vitprune.export import Program, runs_on
-        from vitprune.loading.load import load_model
+        from vitprune.loading.load import device_for, load_model
         from vitprune.training import Recipe
 
-    where = pick_device(runs_on(model, device, precision))
+    where = pick_device(device_for(model, device, precision))
     distributed.start(where)
     number_format = pick_precision(precision, where, training=False)
     with waiting(f"loading {model}"):
@@ -117,7 +115,7 @@ def evaluate(
         "num_unreadable": faults.count,
         "unreadable": faults.names,
         "note": images.note,
-        "precision": subject.precision if isinstance(subject, Program) else number_format,
+        "precision": getattr(subject, "precision", number_format),
         "device": str(where),
         "classes": [
             {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -77,10 +76,10 @@ def export(
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
     with waiting("loading PyTorch"):
+        from vitprune.checkpoint.onnx_program import require_onnx
         from vitprune.checkpoint.sparse_file import describe
-        from vitprune.export import BATCH_SIZES, check_output, random_batches
+        from vitprune.export import check_output
         from vitprune.export import export as write
-        from vitprune.export.onnx_file import require_onnx
         from vitprune.loading.load import load_model
         from vitprune.model import attach
     if kind == "onnx":
@@ -92,13 +91,18 @@ def export(
     )
     output = output or _default_output(loaded, kind, precision)
     check_output(output, kind, precision, overwrite=overwrite)
-    images = _Images(sum(BATCH_SIZES), random_batches(metadata.preprocessing.input_size))
-    if data is not None:
-        images = _with_images(images, loaded, data, limit or _DEFAULT_LIMIT)
+    images, count = _images(loaded, data, limit or _DEFAULT_LIMIT)
     with RunProgress() as progress:
-        progress.begin(f"exporting {loaded.name}", None)
-        batches = _announced(progress, images)
-        done = write(sparse, metadata, output, kind, precision, batches=batches, on_batch=progress.advance)
+        done = write(
+            sparse,
+            metadata,
+            output,
+            kind,
+            precision,
+            images=images,
+            num_images=count,
+            listener=progress,
+        )
     result = {
         "model": loaded.name,
         "keep": 1.0 if done.format == "timm" else metadata.keep,
@@ -124,30 +128,15 @@ def _default_output(loaded: Loaded, kind: str, precision: str) -> Path:
     return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}.{kind}"
 
 
-class _Images(NamedTuple):
-    """What to compare on: how many there are, where that is known, and the batches."""
-
-    total: int | None
-    batches: Iterator[Tensor]
-
-
-def _with_images(images: _Images, loaded: Loaded, data: str, limit: int) -> _Images:
-    """Those, and after them images of DATA, whose classes do not matter."""
+def _images(loaded: Loaded, data: str | None, limit: int) -> tuple[Iterable[Tensor], int | None]:
+    """Images of DATA, whose classes do not matter, and how many they are."""
     from vitprune.data import batches, count_images, eval_transform, make_loader, open_data
-    from vitprune.export import in_batches
 
+    if data is None:
+        return (), 0
     dataset = open_data(data, None, data_options(None, None, False, limit), labels=False).val
     dataset.transform = eval_transform(loaded.model)
-    opened = (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch)
-    count = count_images(dataset)
-    total = None if count is None or images.total is None else images.total + count
-    return _Images(total, chain(images.batches, in_batches(opened)))
-
-
-def _announced(progress: RunProgress, images: _Images) -> Iterator[Tensor]:
-    """The batches; when the first one is asked for, the file is written and the comparison begins."""
-    progress.begin("comparing with PyTorch", images.total)
-    yield from images.batches
+    return (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch), count_images(dataset)
 
 
 def _print(done: Exported, name: str, data: str | None) -> None:

@@ -30,9 +30,6 @@ def models(
     schedule: Schedule = None,
     ratios: Ratios = None,
     dropped: Dropped = None,
-    refused: Annotated[
-        bool, typer.Option("--refused", help="Those whose tokens cannot be dropped, with the reason.")
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What is supported: timm's architectures, their tokens and their cost, dense and sparse. Needs no weights.
@@ -42,11 +39,10 @@ def models(
       vitprune models deit
 
       vitprune models 'vit_*dinov3*' --keep 0.5
-
-      vitprune models swin --refused
     """
     with waiting("loading PyTorch"):
-        from vitprune.loading.supported import look_up, match_names
+        from vitprune.loading.names import match_names
+        from vitprune.loading.supported import look_up
         from vitprune.training import load_recipe
     asked = parse_sparsity(load_recipe("short"), keep, stages, schedule, ratios, dropped, None)
     names = match_names(pattern)
@@ -57,28 +53,25 @@ def models(
             entries.append(entry)
             progress.advance(1)
     supported = [entry for entry in entries if entry.reason is None]
-    others = [entry for entry in entries if entry.reason is not None]
     if as_json:
         print_json(
             {
                 "plan": asked.label,
                 "num_supported": len(supported),
-                "num_refused": len(others),
-                "models": [asdict(entry) for entry in (others if refused else supported)],
+                "num_refused": len(entries) - len(supported),
+                "models": [asdict(entry) for entry in supported],
             }
         )
         return
-    shown = others if refused else supported
-    by_family = {family: [e for e in shown if e.family == family] for family in sorted({e.family for e in shown})}
-    for family, members in by_family.items():
-        if refused:
-            print_line(f"{family}: {members[0].reason}\n  " + " ".join(entry.name for entry in members))
-        else:
-            _print(family, members, asked.label)
-    counts = ", ".join(f"{family} {len(members)}" for family, members in by_family.items())
+    names_of_families = sorted({entry.family for entry in supported})
+    families = {family: [entry for entry in supported if entry.family == family] for family in names_of_families}
+    for family, members in families.items():
+        _print(family, members, asked.label)
     print_line(f"{len(supported)} of {len(entries)} architectures can be sparsified")
-    if counts:
-        print_line(f"{'refused' if refused else 'shown'}: {counts}")
+    if families:
+        print_line("shown: " + ", ".join(f"{family} {len(members)}" for family, members in families.items()))
+    else:
+        print_line(f"{entries[0].name}: {entries[0].reason}")
 
 
 def _print(family: str, entries: list[Entry], plan: str) -> None:

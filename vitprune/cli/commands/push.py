@@ -24,9 +24,6 @@ def push(
     ],
     private: Annotated[bool, typer.Option("--private", help="Make a repository that nobody else can see.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before uploading.")] = False,
-    message: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Message of the commit.", show_default="the model's name")
-    ] = None,
     no_images: Annotated[
         bool, typer.Option("--no-images", help="Draw report.html without the images of the data set.")
     ] = False,
@@ -35,8 +32,7 @@ def push(
     """Upload a complete run to the Hugging Face Hub, after asking: model, model card, report.
 
     model.safetensors, config.json, README.md, report.html and report.json go there in one commit, without any path of
-    this machine. Afterwards hf-hub:OWNER/NAME is a MODEL for every command, and for timm.create_model the dense
-    backbone by itself, in timm_backbone.safetensors, which is no faster than before.
+    this machine. Afterwards hf-hub:OWNER/NAME is a MODEL for every command.
 
     Examples:
 
@@ -48,13 +44,13 @@ def push(
 
     from vitprune.jobs.push import look_up, prepare, upload
 
-    prepared = prepare(run, repository, images=not no_images, message=message)
+    prepared = prepare(run, repository, images=not no_images)
     if not yes and not (sys.stdin is not None and sys.stdin.isatty()):
         raise UsageError("push asks before it uploads, and there is no terminal to answer on", "add --yes")
     target = look_up(repository, private=private)
     _show(prepared, target, no_images)
     if not yes and not typer.confirm("Upload?", default=False, err=True):
-        raise HubError("nothing was uploaded: the answer was no")
+        raise HubError("upload cancelled")
     commit = upload(prepared, target)
     if as_json:
         print_json(
@@ -81,12 +77,8 @@ def _show(prepared: Upload, target: Target, no_images: bool) -> None:
     for name, size in prepared.sizes().items():
         replaced = ", replaces the one there" if name in target.there else ""
         talk(f"  {name}: {_size(size)}{replaced}")
-    if prepared.for_timm:
-        talk(f"timm_backbone.safetensors is the dense backbone, for timm.create_model('hf-hub:{prepared.repository}').")
-    else:
-        talk("timm cannot build this architecture by itself, so there is no file for timm.create_model.")
-    if prepared.own_card:
-        talk("README.md is your own text and goes as it is.")
+    if prepared.has_card:
+        talk("README.md goes as it is in the run folder.")
     if prepared.num_images:
         count = f"{prepared.num_images} image{'s' * (prepared.num_images > 1)}"
         talk(f"report.html shows {count} of your data set; --no-images leaves them out.")

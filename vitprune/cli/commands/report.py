@@ -9,7 +9,6 @@ import typer
 
 from vitprune.cli.options import AsJson
 from vitprune.cli.output import print_json, print_line, talk
-from vitprune.cli.tables import kept_card
 from vitprune.errors import OutputError
 
 
@@ -28,7 +27,7 @@ def report(
     """Draw a run's report.html again, from report.json, log.jsonl and keepmaps.json beside it.
 
     One file that needs nothing from elsewhere: open it in a browser, print it, send it. Without --output the model
-    card, README.md, is also written again, unless you changed it or wrote your own.
+    card, README.md, is written too if the folder has none.
 
     Examples:
 
@@ -37,7 +36,7 @@ def report(
       vitprune report runs/deit_small_patch16_224-keep0.7 --no-images -o page.html
     """
     from vitprune.checkpoint.sparse_file import read_metadata
-    from vitprune.report.card import write_card
+    from vitprune.report.card import KEPT_CARD, write_card
     from vitprune.report.page import write_page
     from vitprune.report.runs import CARD, PAGE, WEIGHTS, read_run
 
@@ -54,7 +53,7 @@ def report(
     elif output is None and write_card(run, found, read_metadata(run / WEIGHTS)):
         card = run / CARD
     elif output is None:
-        talk(kept_card(run))
+        talk(KEPT_CARD.format(run / CARD))
     if as_json:
         written = None if card is None else str(card)
         print_json({"output": str(path), "size_bytes": size, "num_images": shown, "card": written})

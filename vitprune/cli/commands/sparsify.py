@@ -39,7 +39,7 @@ from vitprune.cli.output import print_json, talk, waiting
 from vitprune.cli.plan_options import Measuring, meet_target, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.settings import batch_settings, chosen_recipe
-from vitprune.cli.tables import kept_card, print_summary
+from vitprune.cli.tables import print_summary
 from vitprune.cli.training_options import (
     PANEL,
     BenchSeconds,
@@ -223,9 +223,7 @@ def sparsify(
         images = training_images(loaded, data, options, plan)
 
     from vitprune.jobs.sparsify import RunSettings, run
-    from vitprune.report.card import card_is_ours
     from vitprune.report.publishable import command_line
-    from vitprune.report.runs import CARD
 
     talk(
         f"{loaded.name}, {sparsity.label}, on {where}: "
@@ -250,8 +248,6 @@ def sparsify(
         print_json(report.as_json())
     else:
         print_summary(report, folder)
-    if not card_is_ours(folder / CARD):
-        talk(kept_card(folder))
     top1, delta = report.sparse.top1_pct, report.delta
     enforce(
         [

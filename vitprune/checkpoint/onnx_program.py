@@ -1,0 +1,188 @@
+"""An ONNX file that vitprune exported, opened: a module like any other, for evaluation and timing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
+from vitprune.checkpoint.sparse_file import check_exists, rebuild
+from vitprune.common.formatting import first_line
+from vitprune.errors import CheckpointError, ExportError, UsageError, VitpruneError
+
+
+class OnnxProgram(nn.Module):
+    """An ONNX file as a module: images (B, C, H, W) to logits (B, num_classes), both fp32.
+
+    It runs on the CPU, in the precision it was exported in: moving and casting it does nothing, and a copy is itself.
+
+    Args:
+        session: of onnxruntime, one tensor in and one out.
+        metadata: of the file.
+        num_classes: width of the classifier.
+        precision: "fp32", "fp16" or "int8".
+        path: the file, for errors.
+
+    Attributes:
+        pretrained_cfg: the preprocessing, under the name by which timm's data helpers ask for it.
+    """
+
+    def __init__(self, session: Any, metadata: Metadata, num_classes: int, precision: str, path: Path) -> None:
+        super().__init__()
+        self.session = session
+        self.metadata = metadata
+        self.num_classes = num_classes
+        self.precision = precision
+        self.path = path
+        self.pretrained_cfg = metadata.preprocessing.model_dump()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, on the device of the images.
+
+        Raises:
+            UsageError: the images are not of the size that the file takes.
+            VitpruneError: the runtime stopped, as a rule because memory ran out.
+        """
+        expected = self.metadata.preprocessing.input_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise UsageError(f"'{self.path}' takes images of (batch, {_text(expected)}), got {tuple(images.shape)}")
+        fed = {self.session.get_inputs()[0].name: images.to("cpu", torch.float32).numpy()}
+        try:
+            (logits,) = self.session.run(None, fed)
+        except Exception as error:  # onnxruntime's errors have no common class
+            raise VitpruneError(
+                f"'{self.path}' stopped at a batch of {len(images)}: {first_line(error)}", "try a lower --batch-size"
+            ) from error
+        return torch.from_numpy(logits).to(images.device)
+
+    def structure(self) -> nn.Module:
+        """The model that the file was made from, without its weights: what it costs on paper."""
+        return rebuild(self.metadata, "meta")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxProgram:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxProgram:
+        return self
+
+
+def require_onnx() -> tuple[ModuleType, ModuleType]:
+    """The packages onnx and onnxruntime.
+
+    Raises:
+        ExportError: one of the extra is not installed; names it.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter imports it
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX files need the package '{error.name or 'onnx'}', which cannot be imported here: {error}",
+            'pip install "vitprune[onnx]"',
+        ) from error
+    return onnx, onnxruntime
+
+
+def read_onnx(path: Path) -> OnnxProgram:
+    """Open an ONNX file of ours, also a quantised one, to run on as many threads as torch does.
+
+    The file may come from anywhere: its metadata is checked as that of model.safetensors, and tensors that are kept in
+    other files are refused.
+
+    Raises:
+        ExportError: a package is missing.
+        CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
+    """
+    onnx, runtime = require_onnx()
+    check_exists(path)
+    content = path.read_bytes()
+    try:
+        graph = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's own class, which depends on how it is built
+        raise CheckpointError(f"'{path}' is damaged or no ONNX file: {first_line(error)}", "copy it again") from error
+    metadata = _metadata(graph, path)
+    kinds = {tensor.data_type for tensor in _tensors(graph, path)}
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; its warnings are about the optimiser
+    try:
+        # From memory: what runs is what was checked.
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class
+        raise CheckpointError(f"onnxruntime cannot open '{path}': {first_line(error)}") from error
+    return OnnxProgram(session, metadata, _num_classes(session, metadata, path), _precision(onnx, kinds), path)
+
+
+def _metadata(graph: Any, path: Path) -> Metadata:
+    texts = [entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY]
+    if len(texts) != 1:
+        raise CheckpointError(
+            f"'{path}' was not written by vitprune: its metadata has no '{METADATA_KEY}' entry",
+            "vitprune export MODEL --format onnx writes a file that has one",
+        )
+    return parse_metadata(texts[0], path)
+
+
+def _tensors(message: Any, path: Path) -> Iterator[Any]:
+    """All tensors of a graph, wherever in it.
+
+    Raises:
+        CheckpointError: one is kept in another file, which could be any file of this machine.
+    """
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            if field.message_type.name != "TensorProto":
+                yield from _tensors(part, path)
+                continue
+            if part.external_data or part.data_location == 1:
+                where = next((entry.value for entry in part.external_data if entry.key == "location"), "another file")
+                raise CheckpointError(
+                    f"'{path}' keeps the tensor '{part.name}' in '{where}': only whole files are opened",
+                    "vitprune export writes one file",
+                )
+            yield part
+
+
+def _num_classes(session: Any, metadata: Metadata, path: Path) -> int:
+    """The number of classes, once what the graph computes fits what its metadata says.
+
+    Raises:
+        CheckpointError: it does not fit, or the batch size is fixed.
+    """
+    ends = (*session.get_inputs(), *session.get_outputs())
+    if [end.type for end in ends] != ["tensor(float)"] * 2:
+        raise CheckpointError(f"'{path}' does not turn one fp32 tensor into another", "vitprune did not write it")
+    takes, gives = (end.shape for end in ends)
+    expected = metadata.preprocessing.input_size
+    if len(takes) != 4 or tuple(takes[1:]) != expected or len(gives) != 2 or not isinstance(gives[1], int):
+        raise CheckpointError(
+            f"'{path}' does not fit its own metadata: it turns ({_text(takes)}) into ({_text(gives)}), "
+            f"expected (batch, {_text(expected)}) and (batch, classes)",
+            "export the model again",
+        )
+    if isinstance(takes[0], int):
+        raise CheckpointError(
+            f"'{path}' takes batches of {takes[0]} images only", "export it with a dynamic batch size"
+        )
+    if metadata.class_names is not None and len(metadata.class_names) != gives[1]:
+        raise CheckpointError(f"'{path}' has {gives[1]} classes and its metadata names {len(metadata.class_names)}")
+    return gives[1]
+
+
+def _precision(onnx: Any, kinds: set[int]) -> str:
+    kind = onnx.TensorProto
+    if kinds & {kind.INT8, kind.UINT8}:
+        return "int8"
+    return "fp16" if kind.FLOAT16 in kinds else "fp32"
+
+
+def _text(shape: Any) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,203 @@
+"""The three formats: how each is written from a model, and how it is opened again to be compared with it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
+from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
+from vitprune.common.formatting import first_line
+from vitprune.errors import ExportError
+
+Format = Literal["onnx", "pt2", "timm"]
+
+TIMM_FILES = ("model.safetensors", "config.json")
+TRACED_BATCH_SIZE = 3
+"""Not one: a batch of one would be taken for a constant."""
+
+_OPSET = 20
+"""The first that knows GELU, and old enough for runtimes of the last years."""
+_MAX_ONNX_BYTES = 2**31 - 2**20
+"""Protobuf's limit of a file, less room for the graph."""
+_NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+_OF_THE_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
+"""What timm's configuration says of weights. One rebuilt from a file has that of its architecture's default ones."""
+
+
+def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
+    """Write a model as one ONNX file with any batch size: `images` (batch, C, H, W) to `logits` (batch, num_classes).
+
+    Args:
+        model: in eval mode, on the CPU.
+        metadata: goes into the file's metadata_props, as the JSON that model.safetensors carries.
+        path: what to write.
+
+    Raises:
+        ExportError: a package is missing, torch cannot export the model, or it is larger than an ONNX file may be.
+    """
+    onnx, _ = require_onnx()
+    num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if num_bytes > _MAX_ONNX_BYTES:
+        raise ExportError(
+            f"the model has {num_bytes / 2**30:.2f} GiB of weights, and one ONNX file holds 2",
+            "try --precision fp16, or --format pt2",
+        )
+    try:
+        with _quiet(), torch.no_grad():
+            try:
+                graph = _graph(model, metadata, optimize=True)
+                onnx.checker.check_model(graph)
+            except onnx.checker.ValidationError:
+                # Where a tensor is clamped several times (Gemma), onnxscript's optimiser loses the bounds.
+                graph = _graph(model, metadata, optimize=False)
+                onnx.checker.check_model(graph)
+    except Exception as error:  # whatever torch stumbles over
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter wraps what went wrong in pages of advice
+            cause = cause.__cause__
+        raise ExportError(f"torch cannot export the model to ONNX: {first_line(cause)}") from error
+    _name_nodes(graph)
+    _forget_sources(graph)
+    graph.producer_name = "vitprune"
+    graph.metadata_props.add(key=METADATA_KEY, value=metadata.model_dump_json())
+    path.write_bytes(graph.SerializeToString())
+
+
+def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
+    """Write a model as torch.export's program with any batch size, for Python, AOTInductor and ExecuTorch.
+
+    Args:
+        model: in eval mode, on the CPU.
+        metadata: goes beside the program as the extra file vitprune.json.
+        path: what to write.
+
+    Raises:
+        ExportError: torch cannot export the model.
+    """
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(model, (_example(metadata),), dynamic_shapes=_any_batch_size())
+    except Exception as error:  # whatever torch stumbles over
+        raise ExportError(f"torch.export cannot export the model: {first_line(error)}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={"vitprune.json": metadata.model_dump_json()})
+
+
+def write_timm(model: nn.Module, metadata: Metadata, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    Args:
+        model: a timm model.
+        metadata: of the sparse model whose backbone it is; gives class names, preprocessing, licence and origin.
+        folder: where to.
+
+    Raises:
+        ExportError: the model's arguments cannot be stored.
+    """
+    config: dict[str, Any] = {"label_names": metadata.class_names} if metadata.class_names else {}
+    if metadata.origin:  # else what timm says of the architecture's default weights stays
+        known = {key: metadata.origin[key] for key in ("license", "origin_url") if metadata.origin.get(key)}
+        config["pretrained_cfg"] = dict.fromkeys(_OF_THE_WEIGHTS) | known
+    preprocessing = metadata.preprocessing.model_dump()
+    try:
+        save_for_hf(model, str(folder), model_config=config, data_config=preprocessing, safe_serialization=True)
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"timm cannot save the model: {first_line(error)}") from error
+
+
+def _read_pt2(path: Path) -> nn.Module:
+    """Only of a file just written: to torch.export.load a file is a program, which may do anything."""
+    with path.open("rb") as file, _quiet():
+        module: nn.Module = torch.export.load(file).module()
+    return module
+
+
+def _read_timm(folder: Path) -> nn.Module:
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return model.eval()
+
+
+class FormatFunctions(NamedTuple):
+    """How a format is written, and how what was written is opened as a module."""
+
+    write: Callable[[nn.Module, Metadata, Path], None]
+    read: Callable[[Path], nn.Module]
+
+
+FORMATS: dict[Format, FormatFunctions] = {
+    "onnx": FormatFunctions(write_onnx, read_onnx),
+    "pt2": FormatFunctions(write_pt2, _read_pt2),
+    "timm": FormatFunctions(write_timm, _read_timm),
+}
+
+
+def _example(metadata: Metadata) -> Tensor:
+    return torch.zeros(TRACED_BATCH_SIZE, *metadata.preprocessing.input_size)
+
+
+def _any_batch_size() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("batch")},)
+
+
+def _graph(model: nn.Module, metadata: Metadata, *, optimize: bool) -> Any:
+    program: Any = torch.onnx.export(
+        model,
+        (_example(metadata),),
+        dynamo=True,
+        dynamic_shapes=_any_batch_size(),
+        input_names=["images"],
+        output_names=["logits"],
+        opset_version=_OPSET,
+        external_data=False,
+        optimize=optimize,
+        verbose=False,
+    )
+    return program.model_proto
+
+
+def _name_nodes(graph: Any) -> None:
+    """Put the module's name before a node's, so that whoever quantises or looks can tell which is which."""
+    for node in graph.graph.node:
+        texts = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+        modules = re.findall(r"'([\w.]*)'", texts[0]) if texts else []  # from the outermost in, then the operator
+        if len(modules) > 1 and modules[-2]:
+            node.name = f"{modules[-2]}/{node.name}"
+
+
+def _forget_sources(message: Any) -> None:
+    """Take away where in which source file a node came from: paths of this machine."""
+    for name in ("metadata_props", "doc_string"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.name != "TensorProto":
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _forget_sources(part)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch's exporters warn and log, which their users cannot change."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
