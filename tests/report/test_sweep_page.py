@@ -152,9 +152,7 @@ def test_marks_lie_where_the_figures_say(result):
     """The more images a second the further right, the more accurate the higher; hollow if dominated."""
     text = render_sweep_page(result)
     chart = text[text.index("<svg") : text.index("</svg>")]
-    marks = re.findall(
-        r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: ([^;]+); stroke: ([^;"]+)', chart
-    )
+    marks = re.findall(r'<use href="#\w+" x="([\d.]+)" y="([\d.]+)" style="fill: ([^;]+); stroke: ([^;"]+)', chart)
     looks = [list(mark[2:]) for mark in marks]
     blue, brown, violet, none = "var(--c0)", "var(--c1)", "var(--c3)", "var(--box)"
     assert looks == [[blue, blue], [brown, brown], [none, brown], [violet, violet]]

@@ -207,7 +207,7 @@ def _inline(svg: str, label: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; ", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[\w.]+_\d+"| transform="rotate\(-0 [^"]*"', "", svg)
     svg = re.sub(r"#0100(\w\w)", lambda found: f"var(--{_VARIABLES[int(found[1], 16)]})", svg)
-    svg = re.sub(r"\s*\n\s*", " ", svg)
+    svg = re.sub(r"\s*\n\s*", " ", svg).replace("xlink:href", "href")
     start = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, label)
     return Markup(re.sub(r"<svg[^>]*>", lambda _: start, svg, count=1))
 
