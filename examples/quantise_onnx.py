@@ -111,12 +111,11 @@ def table(programs: dict[str, OnnxProgram], images: Any, seconds: float) -> Iter
     columns += [f"images/s, batch {size}" for size in BATCH_SIZES]
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for name, predictions in found.items():
-        change = paired_difference(predictions, found["fp32"])
-        top1 = predictions.top1_pct
+        top1, (change, interval) = predictions.top1_pct, paired_difference(predictions, found["fp32"]).values()
         cells = [
             name,
             "-" if top1 is None else f"{top1:.2f} %",
-            "-" if change is None else f"{change.points:+.2f} ({change.low:+.2f} to {change.high:+.2f})",
+            "-" if interval is None else "{:+.2f} ({:+.2f} to {:+.2f})".format(change, *interval),
             f"{predictions.agreement_pct(found['fp32']):.1f} %",
             "0" if predictions.mean_kl is None else f"{predictions.mean_kl:.4f}",
             f"{programs[name].path.stat().st_size / 2**20:.1f}",

@@ -78,15 +78,6 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Difference of top-1 accuracy on the same images, in points, with a 95 % interval."""
-
-    points: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class ClassAccuracy:
     """How often images of one class are recognised.
 
@@ -113,27 +104,19 @@ def class_accuracy(*models: Predictions) -> list[ClassAccuracy]:
     return found
 
 
-def paired_difference(model: Predictions, baseline: Predictions) -> PairedDifference | None:
-    """top-1 of `model` less that of `baseline`, in points; None without labels.
+def paired_difference(model: Predictions, baseline: Predictions) -> dict[str, Any]:
+    """top-1 of `model` less that of `baseline` in points, with a 95 % interval, for JSON; None without labels.
 
     The interval is the normal approximation over per-image differences (-1, 0, 1), which is narrower than that of
     two separate samples, because both models see the same images.
     """
     if not (model.labelled and baseline.labelled):
-        return None
+        return {"top1_points": None, "top1_points_ci95": None}
     difference = model.correct.double() - baseline.correct.double()
     mean = difference.mean().item()
     spread = difference.std().item() if len(difference) > 1 else 0.0
     half = _CONFIDENCE_95 * spread / math.sqrt(len(difference))
-    return PairedDifference(100 * mean, 100 * (mean - half), 100 * (mean + half))
-
-
-def paired_points(model: Predictions, baseline: Predictions) -> dict[str, Any]:
-    """`paired_difference` for JSON; both entries None without labels."""
-    difference = paired_difference(model, baseline)
-    if difference is None:
-        return {"top1_points": None, "top1_points_ci95": None}
-    return {"top1_points": difference.points, "top1_points_ci95": [difference.low, difference.high]}
+    return {"top1_points": 100 * mean, "top1_points_ci95": [100 * (mean - half), 100 * (mean + half)]}
 
 
 def compared(
@@ -149,7 +132,7 @@ def compared(
     """
     ratios = {size: rate / dense_rates[size] for size, rate in rates.items()}
     return {
-        **paired_points(model, dense),
+        **paired_difference(model, dense),
         "agreement_pct": model.agreement_pct(dense),
         "kl": model.mean_kl,
         "speedup": [{"batch_size": size, "speedup": ratio, "slower": ratio < 1} for size, ratio in ratios.items()],
@@ -189,8 +172,8 @@ def predict(
         DataError: an image cannot be read, too many, or all; names it. Or a process that reads them died.
         VitpruneError: out of memory.
     """
-    part = images.shard(distributed.rank(), distributed.world_size())
-    loader, faults = make_loader(part, batch_size, num_workers=num_workers), Faults(allowed_share)
+    shard = images.shard(distributed.rank(), distributed.world_size())
+    loader, faults = make_loader(shard, batch_size, num_workers=num_workers), Faults(allowed_share)
     tops: dict[str, list[Tensor]] = {name: [] for name in models}
     kls: dict[str, list[Tensor]] = {name: [] for name in models if reference not in (None, name)}
     labels: list[Tensor] = []
@@ -208,25 +191,25 @@ def predict(
                 divergences.append(_divergence(logits[name], logits[str(reference)]).cpu())
             labels.append(batch_labels)
             listener.advance(len(batch_labels))
-    everyone = distributed.gather((tops, kls, labels, faults))
-    all_labels = [each for part in everyone for each in part[2]]
+    shards = distributed.gather((tops, kls, labels, faults))
+    all_labels = [each for _, _, labels, _ in shards for each in labels]
     if not all_labels:
         raise DataError("no image could be read", "check the data set with an image viewer")
     predictions = {
         name: Predictions(
-            torch.cat([each for part in everyone for each in part[0][name]]),
+            torch.cat([each for tops, *_ in shards for each in tops[name]]),
             torch.cat(all_labels),
-            torch.cat([each for part in everyone for each in part[1][name]]) if name in kls else None,
+            torch.cat([each for _, kls, *_ in shards for each in kls[name]]) if name in kls else None,
         )
         for name in models
     }
-    return predictions, Faults.merged([part[3] for part in everyone])
+    return predictions, Faults.merged([each for *_, each in shards])
 
 
 def _divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(reference || model) of each image, (B,), in nats."""
-    answers = logits.log_softmax(dim=-1), reference.log_softmax(dim=-1)
-    return F.kl_div(*answers, reduction="none", log_target=True).sum(dim=-1)
+    log_probabilities = logits.log_softmax(dim=-1), reference.log_softmax(dim=-1)
+    return F.kl_div(*log_probabilities, reduction="none", log_target=True).sum(dim=-1)
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

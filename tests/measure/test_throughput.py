@@ -1,49 +1,41 @@
 """The benchmark: fair, complete, and clear when it fails; rows beside dense and the zero-overhead bound."""
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vitprune.common.progress import Silent
 from vitprune.errors import UsageError, VitpruneError
-from vitprune.measure import (
-    BenchModel,
-    ZeroOverheadViT,
-    benchmark,
-    count_macs,
-    count_params,
-    rates,
-    runner,
-    side_by_side,
-    with_bounds,
-)
+from vitprune.measure import benchmark, count_macs, count_params, rates, runner
+from vitprune.measure.bound import BenchModel, ZeroOverheadViT, side_by_side, with_bounds
 from vitprune.model import attach
 
-CPU = torch.device("cpu")
-SIZE = (3, 8, 8)
-QUICK: dict[str, Any] = {"device": CPU, "precision": "fp32", "rounds": 2, "min_seconds": 0.001}
+SIZE, VIT_SIZE = (3, 8, 8), (3, 32, 32)
+HERE = {"device": torch.device("cpu"), "precision": "fp32"}
+QUICK = {**HERE, "rounds": 2, "min_seconds": 0.001}
 
 
 @pytest.fixture(autouse=True)
-def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_warm_up(monkeypatch):
     monkeypatch.setattr(runner, "MIN_WARM_UP_S", 0.0)
     monkeypatch.setattr(runner, "MAX_WARM_UP_S", 0.1)
+
+
+@pytest.fixture
+def dense(make_vit):
+    return make_vit(img_size=32, patch_size=8)
 
 
 class Sleeper(nn.Module):
     """Takes at least `seconds`, and tells `seen` of its call."""
 
-    def __init__(self, seconds: float, seen: Callable[[Tensor], object] = lambda _: None) -> None:
+    def __init__(self, seconds, seen=lambda _: None):
         super().__init__()
-        self.seconds = seconds
-        self.seen = seen
+        self.seconds, self.seen = seconds, seen
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         self.seen(images)
         time.sleep(self.seconds)
         return images
@@ -54,16 +46,13 @@ class Counter(Silent):
 
     done = 0
 
-    def advance(self, count: int = 1) -> None:
+    def advance(self, count=1):
         self.done += count
 
 
-def test_every_model_and_batch_size_gets_a_row() -> None:
-    dense = timm.create_model("test_vit", img_size=32, patch_size=8)
-    sparse = attach(timm.create_model("test_vit", img_size=32, patch_size=8), 0.5)
-    heard = Counter()
-    models = {"dense": dense, "sparse": sparse}
-    rows = benchmark(models, (3, 32, 32), [1, 4], **{**QUICK, "min_seconds": 0.02}, listener=heard)
+def test_every_model_and_batch_size_gets_a_row(dense):
+    models, heard = {"dense": dense, "sparse": attach(dense, 0.5)}, Counter()
+    rows = benchmark(models, VIT_SIZE, [1, 4], **HERE, rounds=2, min_seconds=0.02, listener=heard)
     assert heard.done == len(rows)
     assert [(row.batch_size, row.model) for row in rows] == [(1, "dense"), (1, "sparse"), (4, "dense"), (4, "sparse")]
     for row in rows:
@@ -76,130 +65,125 @@ def test_every_model_and_batch_size_gets_a_row() -> None:
     assert rates(rows, "sparse") == {1: rows[1].images_per_s, 4: rows[3].images_per_s}
 
 
-def test_order_alternates_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    order = []
-    time_block = runner.Runner.time_block
+def test_order_alternates_from_round_to_round(monkeypatch):
+    order, time_block = [], runner.Runner.time_block
 
-    def spy(one: runner.Runner) -> float:
+    def spy(one):
         order.append(one.name)
         return time_block(one)
 
     monkeypatch.setattr(runner.Runner, "time_block", spy)
-    models = {name: nn.Flatten() for name in "abc"}
-    benchmark(models, SIZE, [1], device=CPU, precision="fp32", rounds=4, min_seconds=0.01)
+    benchmark({name: nn.Flatten() for name in "abc"}, SIZE, [1], **HERE, rounds=4, min_seconds=0.01)
     assert "".join(order) == "abc" + "cba" + "abc" + "cba"
 
 
-def test_models_that_share_a_backbone_share_its_copy() -> None:
+def test_models_that_share_a_backbone_share_its_copy():
     shared, seen = nn.Linear(4, 4), {}
 
     class Tail(nn.Module):
-        def __init__(self, name: str) -> None:
+        def __init__(self, name):
             super().__init__()
             self.backbone, self.name = shared, name
 
-        def forward(self, images: Tensor) -> Tensor:
+        def forward(self, images):
             seen[self.name] = self.backbone.weight.data_ptr()
             return images
 
-    models = {name: Tail(name) for name in "ab"}
-    benchmark(models, SIZE, [1], device=CPU, precision="bf16", rounds=2, min_seconds=0.001)
+    benchmark({name: Tail(name) for name in "ab"}, SIZE, [1], **{**QUICK, "precision": "bf16"})
     assert seen["a"] == seen["b"] != shared.weight.data_ptr()
     assert shared.weight.dtype == torch.float32, "the models themselves are left as they are"
 
 
-def test_all_models_see_the_same_images_in_the_precision_asked_for() -> None:
-    seen: dict[str, list[Tensor]] = {"a": [], "b": []}
+def test_all_models_see_the_same_images_in_the_precision_asked_for():
+    seen = {"a": [], "b": []}
     models = {name: Sleeper(0, images.append) for name, images in seen.items()}
     for model in models.values():
         model.__deepcopy__ = lambda memo, model=model: model  # a real copy would record into a copied list
-    benchmark(models, SIZE, [3], device=CPU, precision="bf16", rounds=2, min_seconds=0.001)
+    benchmark(models, SIZE, [3], **{**QUICK, "precision": "bf16"})
     first = seen["a"][0]
-    assert first.shape == (3, *SIZE)
-    assert first.dtype == torch.bfloat16
+    assert (first.shape, first.dtype) == ((3, *SIZE), torch.bfloat16)
     assert all(torch.equal(first, images) for images in seen["a"] + seen["b"])
 
 
-def test_given_models_are_not_changed() -> None:
-    model = attach(timm.create_model("test_vit", img_size=32, patch_size=8), 0.5).train()
-    benchmark({"sparse": model}, (3, 32, 32), [2], device=CPU, precision="bf16", rounds=2, min_seconds=0.001)
+def test_given_models_are_not_changed(dense):
+    model = attach(dense, 0.5).train()
+    benchmark({"sparse": model}, VIT_SIZE, [2], **{**QUICK, "precision": "bf16"})
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert all(module.training for module in model.modules())
 
 
-def test_slow_models_stop_after_a_whole_pair_of_rounds() -> None:
+def test_slow_models_stop_after_a_whole_pair_of_rounds():
     models = {"a": Sleeper(0.01), "b": Sleeper(0.01)}
-    rows = benchmark(models, SIZE, [1], device=CPU, precision="fp32", rounds=100, min_seconds=0.01, max_seconds=0.03)
+    rows = benchmark(models, SIZE, [1], **HERE, rounds=100, min_seconds=0.01, max_seconds=0.03)
     assert {row.num_runs for row in rows} <= {2, 4}
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
+def test_out_of_memory_names_the_batch_size():
+    for error in (
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried"),
         MemoryError(),
-    ],
-)
-def test_out_of_memory_names_the_batch_size(error: Exception) -> None:
-    def fail_at_8(images: Tensor) -> None:
-        if len(images) == 8:
-            raise error
+    ):
 
-    heard = Counter()
-    with pytest.raises(VitpruneError, match="out of memory while timing batch size 8 on cpu") as caught:
-        benchmark({"model": Sleeper(0, fail_at_8)}, SIZE, [1, 8], **QUICK, listener=heard)
-    assert "--batch-size" in (caught.value.hint or "")
-    assert heard.done == 1
+        def fail_at_8(images, error=error):
+            if len(images) == 8:
+                raise error
 
-
-def test_other_errors_of_a_model_pass_through() -> None:
+        heard = Counter()
+        with pytest.raises(VitpruneError, match="out of memory while timing batch size 8 on cpu") as caught:
+            benchmark({"model": Sleeper(0, fail_at_8)}, SIZE, [1, 8], **QUICK, listener=heard)
+        assert "--batch-size" in caught.value.hint
+        assert heard.done == 1
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        benchmark({"model": nn.Linear(5, 5)}, SIZE, [1], device=CPU, precision="fp32")
+        benchmark({"model": nn.Linear(5, 5)}, SIZE, [1], **QUICK)
 
 
-def test_nothing_to_time_is_refused() -> None:
+def test_nothing_to_time_is_refused():
     model = {"model": nn.Flatten()}
-    with pytest.raises(UsageError, match=r"0 model\(s\)"):
-        benchmark({}, SIZE, [1], device=CPU, precision="fp32")
-    with pytest.raises(UsageError, match=r"0 batch size\(s\)"):
-        benchmark(model, SIZE, [], device=CPU, precision="fp32")
-    with pytest.raises(UsageError, match="batch size is 0"):
-        benchmark(model, SIZE, [4, 0], device=CPU, precision="fp32")
-    with pytest.raises(UsageError, match="number of rounds is 1"):
-        benchmark(model, SIZE, [1], device=CPU, precision="fp32", rounds=1)
+    for models, sizes, rounds, message in (
+        ({}, [1], 2, r"0 model\(s\)"),
+        (model, [], 2, r"0 batch size\(s\)"),
+        (model, [4, 0], 2, "batch size is 0"),
+        (model, [1], 1, "number of rounds is 1"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            benchmark(models, SIZE, sizes, **HERE, rounds=rounds)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_peak_memory_is_that_of_the_model_alone():
+    def peak(*names):
+        models = {name: nn.Linear(2048, 2048) for name in names}
+        return benchmark(models, (1, 1, 2048), [4], device=torch.device("cuda"), precision="fp32")[0].peak_memory_mib
+
+    assert peak("a") >= 16
+    assert peak("a", "b", "c") == pytest.approx(peak("a"), rel=0.05)
 
 
 # Side by side
 
 
 @pytest.fixture
-def variants(make_vit: Any) -> dict[str, BenchModel]:
-    model = make_vit(img_size=32, patch_size=8)
-    return {"dense": BenchModel("dense", 1.0, model), "keep 0.5": BenchModel("sparse", 0.5, attach(model, 0.5))}
+def variants(dense):
+    return {"dense": BenchModel("dense", 1.0, dense), "keep 0.5": BenchModel("sparse", 0.5, attach(dense, 0.5))}
 
 
-def test_only_sparse_models_have_bounds_and_they_follow_them(variants: dict[str, BenchModel], make_vit: Any) -> None:
-    variants["keep 1"] = BenchModel("sparse", 1.0, attach(make_vit(img_size=32), 1.0))
+def test_only_sparse_models_have_bounds_and_they_follow_them(variants, dense):
+    variants["keep 1"] = BenchModel("sparse", 1.0, attach(dense, 1.0))
     variants["other"] = BenchModel("sparse", None, nn.Flatten())
     models = with_bounds(variants)
     assert list(models) == ["dense", "keep 0.5", "floor of keep 0.5", "keep 1", "other"]
-    bound = models["floor of keep 0.5"]
+    bound, sparse = models["floor of keep 0.5"], models["keep 0.5"].model
     assert (bound.kind, bound.bound_of) == ("floor", "keep 0.5")
     assert isinstance(bound.model, ZeroOverheadViT)
+    assert bound.model.schedule == sparse.schedule
+    assert count_macs(bound.model, VIT_SIZE) < count_macs(sparse, VIT_SIZE)
+    assert count_params(bound.model) == count_params(sparse.model)
 
 
-def test_a_bound_costs_less_than_its_model_and_has_its_counts(variants: dict[str, BenchModel]) -> None:
-    sparse = variants["keep 0.5"].model
-    bound = ZeroOverheadViT(sparse)
-    assert bound.schedule == sparse.schedule
-    assert count_macs(bound, (3, 32, 32)) < count_macs(sparse, (3, 32, 32))
-    assert count_params(bound) == count_params(sparse.model)
-
-
-def test_rows_compare_within_their_batch_size(variants: dict[str, BenchModel]) -> None:
-    rows = side_by_side("tiny", with_bounds(variants), (3, 32, 32), [1, 2], ["eager"], **QUICK)
+def test_rows_compare_within_their_batch_size(variants):
+    rows = side_by_side("tiny", with_bounds(variants), VIT_SIZE, [1, 2], ["eager"], **QUICK)
     labels = ["dense", "keep 0.5", "floor of keep 0.5"]
     assert [(row["batch_size"], row["label"]) for row in rows] == [(b, label) for b in (1, 2) for label in labels]
     for dense, sparse, floor in (rows[:3], rows[3:]):
@@ -211,16 +195,3 @@ def test_rows_compare_within_their_batch_size(variants: dict[str, BenchModel]) -
         assert [row["kind"] for row in (dense, sparse, floor)] == ["dense", "sparse", "floor"]
         assert sparse["macs_ratio"] == pytest.approx(dense["gmacs"] / sparse["gmacs"])
         assert dense["speedup"] == dense["efficiency"] == 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_peak_memory_is_that_of_the_model_alone() -> None:
-    def peak(*names: str) -> float | None:
-        models = {name: nn.Linear(2048, 2048) for name in names}
-        device = torch.device("cuda")
-        return benchmark(models, (1, 1, 2048), [4], device=device, precision="fp32")[0].peak_memory_mib
-
-    alone = peak("a")
-    assert alone is not None
-    assert alone >= 16
-    assert peak("a", "b", "c") == pytest.approx(alone, rel=0.05)

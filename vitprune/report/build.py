@@ -15,7 +15,7 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import write_json
 from vitprune.common.progress import SILENT, Listener
 from vitprune.data import Data, count_images, readable_names
-from vitprune.evaluation import Predictions, class_accuracy, compared, paired_points
+from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.model import SparseViT
 from vitprune.report.card import KEPT_CARD, write_card
@@ -165,7 +165,7 @@ def _without_model(row: Timing) -> dict[str, Any]:
 
 def _delta(dense: Side, sparse: Side, predictions: Mapping[str, Predictions]) -> Delta:
     rates = ({row.batch_size: row.images_per_s for row in side.speed} for side in (sparse, dense))
-    to_random = paired_points(predictions["sparse"], predictions["random"])
+    to_random = paired_difference(predictions["sparse"], predictions["random"])
     return Delta(
         **compared(predictions["sparse"], predictions["dense"], *rates),
         top1_points_over_random=to_random["top1_points"],

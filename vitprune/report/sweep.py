@@ -12,7 +12,7 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.common.files import write_json
 from vitprune.common.formatting import number, signed
-from vitprune.evaluation import Predictions, compared, paired_points
+from vitprune.evaluation import Predictions, compared, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, rates
 from vitprune.report.schema import Report
 from vitprune.report.sweep_page import write_sweep_page
@@ -115,7 +115,7 @@ def _against(
     """How much better `rival` is than `row`."""
     return {
         "label": rival["label"],
-        **paired_points(predictions[rival["label"]], predictions[row["label"]]),
+        **paired_difference(predictions[rival["label"]], predictions[row["label"]]),
         "agreement_points": rival["delta"]["agreement_pct"] - row["delta"]["agreement_pct"],
         "speed_ratio": _throughput(rival) / _throughput(row),
         "gmacs_ratio": rival["gmacs"] / row["gmacs"],
