@@ -1,4 +1,4 @@
-"""Parquet and tar shards, streams, and what their columns and labels mean."""
+"""Parquet and tar shards, data sets of the Hub, streams, and what their columns and labels mean."""
 
 import io
 import json
@@ -8,9 +8,11 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 
 from vitprune.cli.app import run
 from vitprune.data import (
+    UNLABELLED,
     DataOptions,
     Faults,
     ImageStream,
@@ -21,7 +23,7 @@ from vitprune.data import (
     training_loader,
 )
 from vitprune.data.tables import decode, read_table
-from vitprune.errors import DataError
+from vitprune.errors import DataError, HubError, UsageError
 from vitprune.training import Recipe
 
 TWO = ModelClasses(2)
@@ -105,44 +107,32 @@ def test_tar_shards_are_read_once_each_whatever_the_workers(tmp_path, num_worker
     assert sorted(read(data.val, num_workers=num_workers)) == [(20, 0), (21, 1), (22, 0)]
 
 
-def test_a_training_stream_is_shuffled_each_pass_another_way_and_the_same_for_a_seed(tmp_path):
-    write_tar(tmp_path / "set" / "train-000.tar", 20)
-    write_tar(tmp_path / "set" / "val-000.tar", 2)
-    orders = []
-    for _ in range(2):
-        train = open_data(str(tmp_path / "set"), TWO, training=True).train
-        train.transform = shade
-        loader = training_loader(train, 5, seed=3)
-        orders.append([[int(s) for images, _ in batches(loader) for s in images] for _ in range(2)])
-    assert orders[0] == orders[1]
-    assert orders[0][0] != orders[0][1]
-    assert sorted(orders[0][0]) == sorted(orders[0][1]) == list(range(20))
-
-
-@pytest.mark.parametrize("shards", [2, 3])
-@pytest.mark.parametrize("seed", [None, 5])
-def test_processes_share_a_stream_without_overlap(tmp_path, shards, seed):
-    for shard in range(shards):
-        write_tar(tmp_path / "set" / f"val-{shard:03d}.tar", 4, start=4 * shard)
-    parts = []
-    for rank in range(2):
-        val = open_data(str(tmp_path / "set"), TWO).val
-        val = val if seed is None else val.shuffled(seed)
-        parts.append([s for s, _ in read(val.shard(rank, 2))])
-    assert all(parts)
-    assert sorted(parts[0] + parts[1]) == list(range(4 * shards))
-
-
-def test_a_stream_that_is_begun_later_has_another_order(tmp_path):
+def test_a_training_stream_is_shuffled_anew_each_pass_by_seed_and_first_step(tmp_path):
     write_tar(tmp_path / "set" / "val-000.tar", 20)
-    orders = []
-    for first_step in (0, 7):
-        val = open_data(str(tmp_path / "set"), TWO).val
-        val.transform = shade
-        loader = training_loader(val, 5, seed=3, first_step=first_step)
-        orders.append([int(s) for images, _ in batches(loader) for s in images])
-    assert orders[0] != orders[1]
-    assert sorted(orders[0]) == sorted(orders[1])
+
+    def order(first_step):
+        stream = open_data(str(tmp_path / "set"), TWO).val
+        stream.transform = shade
+        loader = training_loader(stream, 5, seed=3, first_step=first_step)
+        return [[int(s) for images, _ in batches(loader) for s in images] for _ in range(2)]
+
+    first, second = order(0)
+    assert order(0) == [first, second]
+    assert first != second
+    later = order(7)[0]
+    assert later != first
+    assert sorted(first) == sorted(second) == sorted(later) == list(range(20))
+
+
+@pytest.mark.parametrize("num_files", [2, 3])
+def test_processes_share_a_stream_without_overlap(tmp_path, num_files):
+    for number in range(num_files):
+        write_tar(tmp_path / "set" / f"val-{number:03d}.tar", 4, start=4 * number)
+    in_order = open_data(str(tmp_path / "set"), TWO).val
+    for stream in (in_order, in_order.shuffled(5)):
+        shares = [[s for s, _ in read(stream.shard(rank, 2))] for rank in range(2)]
+        assert all(shares)
+        assert sorted(shares[0] + shares[1]) == list(range(4 * num_files))
 
 
 def test_broken_images_in_shards_are_left_out_and_named(tmp_path):
@@ -182,21 +172,17 @@ def test_columns_and_splits_by_name(tmp_path):
         open_data(pattern, TWO, DataOptions(splits=("middle", None)))
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a.tar"])
-def test_a_damaged_shard_is_refused_by_name(tmp_path, name):
-    (tmp_path / name).write_bytes(b"PAR1 and nothing")
-    with pytest.raises(DataError, match=name):
-        open_data(str(tmp_path / name), TWO)
-
-
-@pytest.mark.parametrize("cut", [100, 512 * 20])
-def test_a_tar_file_that_was_cut_off_is_refused(tmp_path, cut):
-    """`datasets` would read what is left of it and say nothing."""
-    write_tar(tmp_path / "set" / "val-000.tar", 30)
-    content = (tmp_path / "set" / "val-000.tar").read_bytes()
-    (tmp_path / "set" / "val-000.tar").write_bytes(content[: len(content) - cut])
-    with pytest.raises(DataError, match=r"val-000\.tar' is damaged"):
-        open_data(str(tmp_path / "set"), TWO)
+def test_a_damaged_shard_is_refused_by_name(tmp_path):
+    for name in ("a.parquet", "a.tar"):
+        (tmp_path / name).write_bytes(b"PAR1 and nothing")
+        with pytest.raises(DataError, match=name):
+            open_data(str(tmp_path / name), TWO)
+    write_tar(tmp_path / "whole.tar", 30)
+    content = (tmp_path / "whole.tar").read_bytes()
+    for cut in (100, 512 * 20):  # `datasets` would read what is there and say nothing
+        (tmp_path / "cut.tar").write_bytes(content[:-cut])
+        with pytest.raises(DataError, match=r"cut\.tar' is damaged"):
+            open_data(str(tmp_path / "cut.tar"), TWO)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -243,22 +229,73 @@ def test_a_path_in_a_table_is_not_followed(tmp_path):
         decode({"bytes": None, "path": str(tmp_path / "secret.png")})
 
 
-def test_map_and_stream_agree():
+def table(num_rows=6):
+    """As the Hub gives it, its columns called something else."""
     features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["cat", "dog"])})
-    cells = [{"bytes": png(row), "path": None} for row in range(6)]
-    table = datasets.Dataset.from_dict({"img": cells, "fine_label": [0, 1] * 3}, features=features)
+    cells = [{"bytes": png(row), "path": None} for row in range(num_rows)]
+    labels = [row % 2 for row in range(num_rows)]
+    return datasets.Dataset.from_dict({"img": cells, "fine_label": labels}, features=features)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_columns_are_found_by_their_kind_and_classes_matched_by_name(num_workers):
     swapped = ModelClasses(2, ("dog", "cat"))
-    stream = read_table(table.to_iterable_dataset(), swapped, "x")
-    assert read(stream) == read(read_table(table, swapped, "x")) == [(row, 1 - row % 2) for row in range(6)]
-    assert stream.class_names == {1: "cat", 0: "dog"}
+    for kind in (table(), table().to_iterable_dataset()):
+        images = read_table(kind, TWO, "x/y")
+        assert read(images, num_workers=num_workers) == [(row, row % 2) for row in range(6)]
+        images = read_table(kind, swapped, "x/y")
+        assert read(images, num_workers=num_workers) == [(row, 1 - row % 2) for row in range(6)]
+        assert images.class_names == {1: "cat", 0: "dog"}
+        assert {label for _, label in read(read_table(kind, None, "x/y"))} == {UNLABELLED}
+    image, _ = read_table(table(), TWO, "x/y")[1]
+    assert image.mode == "RGB"
+
+
+def test_named_classes_of_imagenet_get_its_indices_also_where_they_are_numbered():
+    ids = ImageNetInfo().label_names()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[ids[993], ids[7]])})
+    cells = [{"bytes": png(0), "path": None}] * 2
+    numbered = datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features=features)
+    assert read_table(numbered, ModelClasses(1000), "x/y").labels == [993, 7]
+
+
+def test_tables_that_do_not_fit_are_refused():
+    with pytest.raises(DataError, match="the model has 3 classes, but 'x/y' has 2"):
+        read_table(table(), ModelClasses(3), "x/y")
+    with pytest.raises(DataError, match="no column of images, only text"):
+        read_table(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message", "hint"),
+    [
+        *((spec, ConnectionError("no route"), "Hugging Face Hub", "folder") for spec in ("imagenet", "hf:no/body")),
+        ("imagenette", datasets.exceptions.DatasetNotFoundError("absent"), "there is no data set", "folder"),
+        (
+            "imagenet",
+            datasets.exceptions.DatasetNotFoundError("'ILSVRC/imagenet-1k' is a gated dataset on the Hub."),
+            "'ILSVRC/imagenet-1k' is gated",
+            "hf auth login",
+        ),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_sentence_with_a_way_out(spec, error, message, hint, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.delenv("VITPRUNE_IMAGENET", raising=False)
+    with pytest.raises(HubError, match=message) as caught:
+        open_data(spec, ModelClasses(1000))
+    assert hint in caught.value.hint
 
 
 def test_a_stream_is_trained_on_and_evaluated(weights_file, tmp_path, capsys, quick_bench):
     for name, count in (("train-000", 12), ("train-001", 12), ("val-000", 5)):
         write_tar(tmp_path / "set" / f"{name}.tar", count)
     arguments = ["sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(tmp_path / "set")]
-    quick = ["--warm-start-steps", "2", "--steps", "6", "-b", "4", "--device", "cpu", "-o", str(tmp_path / "out")]
-    assert run([*arguments, *quick, "--json"]) == 0
+    quick = ["--warm-start-steps", "2", "--steps", "6", "-b", "4", "-j", "0", "--device", "cpu", "--img-size", "32"]
+    assert run([*arguments, *quick, "-o", str(tmp_path / "out"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["data"]["num_train_images"] is None
     assert report["data"]["num_val_images"] == report["sparse"]["num_images"] == 5
@@ -266,8 +303,6 @@ def test_a_stream_is_trained_on_and_evaluated(weights_file, tmp_path, capsys, qu
 
 
 def test_passes_over_a_stream_are_not_a_length():
-    from vitprune.errors import UsageError
-
     with pytest.raises(UsageError, match="stream"):
         Recipe(epochs=1).num_steps(None)
     assert Recipe(steps=7).num_steps(None) == 7
