@@ -1,6 +1,8 @@
 """Small models with weights under which dropping tokens changes the answer."""
 
+import gc
 import os
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of processes that tests start: two tests run at a time
 
@@ -12,7 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitprune.backbones import input_size
+from vitprune.measure import benchmark
 from vitprune.model import SparseViT, attach
+
+
+def pytest_collection_finish():
+    """What was imported is never garbage: looking for some takes half a second every time a run ends."""
+    gc.freeze()
+
 
 torch.set_num_threads(1)  # tiny tensors: a second thread costs time, on a busy machine most of it
 
@@ -127,5 +136,7 @@ def no_hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def quick_bench(monkeypatch):
-    """Runs whose speed figures nobody reads."""
-    monkeypatch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.01)
+    """Runs whose speed figures nobody reads: each model is timed twice, for a moment."""
+    monkeypatch.setattr("vitprune.jobs.side_by_side.benchmark", partial(benchmark, rounds=2))
+    monkeypatch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)
+    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
