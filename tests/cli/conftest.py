@@ -1,12 +1,19 @@
-"""A terminal that keeps what was written to it."""
+"""A terminal that keeps what was written to it, and one complete run."""
 
 import io
 import re
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
-from vitprune.cli.terminal import Level, prepare_streams, set_level
+from vitprune.cli import output
+from vitprune.cli.app import run
 
 
 class Screen(io.TextIOWrapper):
@@ -37,13 +44,43 @@ def screen(monkeypatch):
         out, err = Screen(encoding), Screen(encoding)
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
-        prepare_streams()
+        output.prepare(quiet=False)
         return out, err
 
     return make
 
 
 @pytest.fixture(autouse=True)
-def normal_level():
+def not_quiet():
     yield
-    set_level(Level.NORMAL)
+    output._quiet = False
+
+
+@pytest.fixture(scope="session")
+def finished(make_vit, tmp_path_factory):
+    """One run of six steps on 12 + 6 images of cats and dogs; it misses --min-top1.
+
+    Attributes: `root`, where it was begun, `folder`, its `arguments` (without the checks), `code`, `out` and `err`.
+    """
+    root = tmp_path_factory.mktemp("finished")
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            (root / "images" / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(0, 128, (48, 64, 3), generator=generator) + 120 * label
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(root / "images" / part / name / f"{index}.png")
+    save_file(make_vit(num_classes=2).state_dict(), root / "weights.safetensors")
+    arguments = [
+        *("sparsify", "test_vit", "--checkpoint", str(root / "weights.safetensors"), "--data", str(root / "images")),
+        *("--device", "cpu", "--precision", "fp32", "-j", "0", "-b", "4", "--warm-start-steps", "2", "--steps", "4"),
+        *("--bench-seconds", "0.01"),
+    ]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(root)
+        code = run([*arguments, "--min-top1", "100.5", "--max-drop", "100"])
+    folder = root / Path("runs/test_vit-keep0.7")
+    return SimpleNamespace(
+        root=root, folder=folder, arguments=arguments, code=code, out=out.getvalue(), err=err.getvalue()
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,34 +10,42 @@ import time
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
 import vitprune
 from vitprune.cli.app import run
+from vitprune.cli.output import enforce
+from vitprune.cli.progress import RunProgress
+from vitprune.cli.training_options import chosen_recipe
 from vitprune.training.objective import Objective
 
 
 @pytest.fixture
-def arguments(weights_file, image_folder, quick_bench, monkeypatch, tmp_path):
-    """A run of a few steps; its folders go to tmp_path/runs."""
+def arguments(finished, monkeypatch, tmp_path):
+    """The arguments of the finished run; others' folders go to tmp_path/runs."""
     monkeypatch.chdir(tmp_path)
-    return [
-        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder)),
-        *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "2", "--steps", "4"),
-    ]
+    return finished.arguments
 
 
-def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsys):
-    assert run([*arguments, "--keep", "0.5"]) == 0
-    folder = tmp_path / "runs" / "test_vit-keep0.5"
+@pytest.fixture
+def images(finished, tmp_path):
+    """A copy of its images, to be spoilt."""
+    return shutil.copytree(finished.root / "images", tmp_path / "images")
+
+
+def _weights_are_equal(one, other):
+    tensors, others = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+# A complete run
+
+
+def test_run_writes_checkpoint_report_log_and_summary(finished):
+    folder = finished.folder
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md",
-        "config.json",
-        "keepmaps.json",
-        "log.jsonl",
-        "model.safetensors",
-        "report.html",
-        "report.json",
+        *("README.md", "config.json", "keepmaps.json", "log.jsonl", "model.safetensors", "report.html", "report.json")
     ]
     report = json.loads((folder / "report.json").read_text())
     assert {
@@ -47,143 +56,172 @@ def test_run_leaves_checkpoint_report_log_and_summary(arguments, tmp_path, capsy
     assert report["sparse"]["gmacs"] < report["dense"]["gmacs"]
     assert report["training"]["recipe"]["batch_size"] == 4
     assert report["training"]["phases"] == {"warm": 2, "sampled": 1, "deployed": 3}
+    assert sum(report["answers"].values()) == 6
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"rank"} == set(lines[0]["losses"])
-
-    out, err = capsys.readouterr()
-    assert "top-1" in out
-    assert "GMACs" in out
-    assert "random tokens" in out
-    assert "training" in err, "talk goes to stderr"
-    assert str(tmp_path) not in (folder / "model.safetensors").read_bytes().decode("latin-1"), "no paths in the file"
-
+    for said in ("top-1", "GMACs", "random tokens"):
+        assert said in finished.out
+    assert "training" in finished.err, "messages go to stderr"
     metadata = json.loads((folder / "config.json").read_text())
     assert metadata["accuracy"]["sparse"]["top1_pct"] == report["sparse"]["top1_pct"]
     assert metadata["training"]["completed"] is True
 
-    assert sum(report["answers"].values()) == 6
+
+def test_run_names_no_path_of_this_machine(finished):
+    report = json.loads((finished.folder / "report.json").read_text())
     assert report["commands"]["sparsify"].startswith(
-        "vitprune sparsify test_vit --checkpoint path/to/weights.safetensors"
+        "vitprune sparsify test_vit --checkpoint path/to/weights.safetensors --data path/to/images"
     )
-    page = (folder / "report.html").read_text()
-    assert "data:image/jpeg" in page
-    assert str(tmp_path) not in page
-    assert str(tmp_path) not in (folder / "keepmaps.json").read_text()
-    card = (folder / "README.md").read_text()
+    for name in ("model.safetensors", "report.html", "keepmaps.json", "README.md"):
+        assert str(finished.root).encode() not in (finished.folder / name).read_bytes()
+    assert "data:image/jpeg" in (finished.folder / "report.html").read_text()
+    card = (finished.folder / "README.md").read_text()
     assert f"| top-1 (%) | {report['dense']['top1_pct']:.2f} | {report['sparse']['top1_pct']:.2f} |" in card
-    assert str(tmp_path) not in card
-    before = [(folder / name).read_bytes() for name in ("report.html", "README.md")]
-    assert run(["report", str(folder)]) == 0
-    after = [(folder / name).read_bytes() for name in ("report.html", "README.md")]
-    assert after == before, "made again they are the same"
 
 
-def test_report_agrees_with_eval_of_the_file(arguments, image_folder, tmp_path, capsys):
-    assert run([*arguments, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    path = str(tmp_path / "runs" / "test_vit-keep0.7" / "model.safetensors")
-    assert run(["eval", path, str(image_folder), "--device", "cpu", "-j", "0", "--json"]) == 0
+def test_drawn_again_page_and_card_are_the_same(finished, tmp_path):
+    again = shutil.copytree(finished.folder, tmp_path / "again")
+    assert run(["report", str(again)]) == 0
+    for name in ("report.html", "README.md"):
+        assert (again / name).read_bytes() == (finished.folder / name).read_bytes()
+
+
+def test_report_agrees_with_eval_of_the_file(finished, capsys):
+    options = ["--device", "cpu", "-j", "0", "--json"]
+    assert run(["eval", str(finished.folder / "model.safetensors"), str(finished.root / "images"), *options]) == 0
     result = json.loads(capsys.readouterr().out)
+    report = json.loads((finished.folder / "report.json").read_text())
     for key in ("top1_pct", "top5_pct", "num_images"):
         assert result[key] == report["sparse"][key]
 
 
-def test_second_run_gets_a_number_and_explicit_output_needs_overwrite(arguments, tmp_path, capsys):
-    assert run(arguments) == 0
-    assert run(arguments) == 0
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["test_vit-keep0.7", "test_vit-keep0.7-2"]
-    assert run([*arguments, "-o", "mine"]) == 0
-    before = (tmp_path / "mine" / "model.safetensors").read_bytes()
-    capsys.readouterr()
-    assert run([*arguments, "-o", "mine", "--seed", "1"]) == 1
+def test_a_missed_limit_is_an_exit_code_and_the_results_are_written(finished):
+    assert finished.code == 3
+    assert "--min-top1: missed" in finished.err
+    assert "--max-drop" not in finished.err
+    assert (finished.folder / "report.json").is_file()
+
+
+def test_limits(capsys):
+    enforce([("--min-top1", 80.0, 80.0), ("--max-drop", None, None), ("--min-speedup", 1.0, None)])
+    assert capsys.readouterr().err == ""
+    for checks, said in (
+        ([("--min-top1", 79.9, 80.0)], "--min-top1: missed, measured 79.900, at least 80 was asked for"),
+        ([("--max-drop (as change of top-1)", -0.6, -0.5)], "measured -0.600, at least -0.5"),
+        ([("--min-speedup", 2.0, 1.5), ("--min-top1", None, 80.0)], "the images have no labels"),
+    ):
+        with pytest.raises(typer.Exit) as exit_:
+            enforce(checks)
+        assert exit_.value.exit_code == 3
+        assert said in capsys.readouterr().err
+
+
+def test_existing_output_is_kept_and_overwritten_on_request(finished, arguments, tmp_path, monkeypatch, capsys):
+    """What the old run wrote must not be taken for the new one's; a card of one's own stays."""
+    mine = shutil.copytree(finished.folder, tmp_path / "mine")
+    assert run([*arguments, "-o", "mine"]) == 1
     assert "the output folder 'mine' exists" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == before
-    card = tmp_path / "mine" / "README.md"
-    card.write_text("# My own words\n")
+    (mine / "README.md").write_text("# My own words\n")
+    (mine / "checkpoints").mkdir()
+    (mine / "checkpoints" / "step-000009999.safetensors").write_bytes(b"of the old run")
+    seen = []
+    step = RunProgress.step
+    monkeypatch.setattr(RunProgress, "step", lambda *given: (seen.append({*mine.rglob("*")}), step(*given)))
     assert run([*arguments, "-o", "mine", "--seed", "1", "--overwrite"]) == 0
-    assert (tmp_path / "mine" / "model.safetensors").read_bytes() != before
-    assert card.read_text() == "# My own words\n"
-    assert "is your own and was left as it is" in capsys.readouterr().err
+    assert mine / "report.json" not in seen[0]
+    assert mine / "checkpoints" / "step-000009999.safetensors" not in seen[0]
+    assert not _weights_are_equal(mine, finished.folder)
+    assert (mine / "README.md").read_text() == "# My own words\n"
 
 
-def test_same_seed_same_file(arguments, tmp_path):
-    assert run([*arguments, "-o", "one"]) == 0
-    assert run([*arguments, "-o", "other"]) == 0
-    one, other = (vitprune.load(tmp_path / name).state_dict() for name in ("one", "other"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+# Options
 
 
-def test_without_labels_the_default_gives_the_same_file(arguments, tmp_path):
-    """The default distils only, so what holds for it holds for any images."""
-    assert run([*arguments, "-o", "one"]) == 0
-    assert run([*arguments, "-o", "other", "--no-labels"]) == 0
-    one, other = (vitprune.load(tmp_path / name).state_dict() for name in ("one", "other"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_recipe_takes_options_and_settings():
+    changes = ["lr=2e-3", "backbone_lr_scale=0.2", "weights.kl=0.3", "clip_grad=null", "augmentation.mixup=0.8"]
+    recipe = chosen_recipe("test_vit", "paper", {"seed": 5, "steps": 7, "labels": None}, changes)
+    assert (recipe.name, recipe.seed, recipe.steps, recipe.labels) == ("paper", 5, 7, True)
+    assert (recipe.lr, recipe.backbone_lr_scale, recipe.clip_grad) == (2e-3, 0.2, None)
+    assert (recipe.weights.kl, recipe.augmentation.mixup) == (0.3, 0.8)
+    assert chosen_recipe("demo", "short", {}, []).steps == 40
+    assert chosen_recipe("demo", "short", {"epochs": 2}, []).steps is None
+    assert chosen_recipe("demo", "short", {}, ["epochs=2"]).epochs == 2
 
 
-def test_every_training_option_reaches_the_recipe(arguments, capsys):
-    options = {
-        "--lr": 2e-3,
-        "--backbone-lr-scale": 0.2,
-        "--freeze-epochs": 0.5,
-        "--ce-weight": 0.1,
-        "--ratio-weight": 0.2,
-        "--kl-weight": 0.3,
-        "--token-weight": 0.4,
-        "--seed": 5,
-    }
-    extra = [text for option, value in options.items() for text in (option, str(value))]
-    assert run([*arguments, *extra, "--recipe", "paper", "--stages", "2,4", "--limit", "5", "--json"]) == 0
+def test_paper_recipe_with_other_settings(arguments, capsys):
+    changed = ["--set", "weights.ratio=0.2", "--set", "weights.ce=0.1", "--warm-start-steps", "0"]
+    plan = ["--stages", "2,4", "--limit", "5", "--seed", "5"]
+    assert run([*arguments, "--recipe", "paper", *changed, *plan, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     recipe = report["training"]["recipe"]
-    assert recipe["weights"] == {"ce": 0.1, "ratio": 0.2, "kl": 0.3, "token": 0.4}
-    assert (recipe["lr"], recipe["backbone_lr_scale"], recipe["freeze_epochs"]) == (2e-3, 0.2, 0.5)
-    assert recipe["seed"] == 5
+    assert (recipe["weights"]["ratio"], recipe["weights"]["ce"], recipe["seed"]) == (0.2, 0.1, 5)
+    assert report["training"]["phases"] == {"sampled": 4}
+    assert (report["schedule"], report["dropped"]) == ("geometric", "drop")
     assert [stage["block"] for stage in report["stages"]] == [2, 4]
     assert report["data"]["num_train_images"] == report["data"]["num_val_images"] == 5
 
 
-def test_plan_options_reach_the_file(arguments, tmp_path, capsys):
-    assert run([*arguments, "--ratios", ".8,.5", "--dropped", "drop", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["keep"], report["schedule"], report["dropped"]) == (None, None, "drop")
-    assert [stage["ratio"] for stage in report["stages"]] == [0.8, 0.5]
-    sparse = vitprune.load(tmp_path / "runs" / "test_vit-ratios0.8-0.5")
-    assert sparse.schedule.ratios == (0.8, 0.5)
-    assert sparse.dropped == "drop"
-    assert run([*arguments, "--keep", "0.6", "--schedule", "geometric", "--align", "8", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert (report["schedule"], report["dropped"], report["align"]) == ("geometric", "fold", 8)
-    sparse = vitprune.load(tmp_path / "runs" / "test_vit-keep0.6align8")
-    assert (sparse.dropped, sparse.schedule.align) == ("fold", 8)
-    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
-
-
-def test_a_recipe_of_your_own(arguments, tmp_path, capsys):
+def test_a_recipe_of_your_own_with_free_ratios(arguments, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(
         "decision: gumbel\nema_decay: 0.5\ndropped: drop\ntrain_trunk: true\n"
         "augmentation: {mixup: 0.8, cutmix: 1.0, smoothing: 0.1}\nweights: {ce: 1.0, token: 0.5}\n"
     )
-    assert run([*arguments, "--recipe", "mine.yaml", "--kl-weight", "0.25", "--json"]) == 0
+    options = ["--recipe", "mine.yaml", "--set", "weights.kl=0.25", "--ratios", ".8,.5", "-b", "auto"]
+    assert run([*arguments, *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     recipe = report["training"]["recipe"]
     assert (recipe["name"], recipe["decision"], recipe["ema_decay"]) == ("mine", "gumbel", 0.5)
     assert recipe["weights"] == {"ce": 1.0, "ratio": 2.0, "kl": 0.25, "token": 0.5}
-    assert report["dropped"] == "drop"
+    assert (recipe["grad_accum"], recipe["batch_size"], report["training"]["num_parts"]) == ("auto", 32, 1)
+    assert (report["keep"], report["schedule"], report["dropped"]) == (None, None, "drop")
+    sparse = vitprune.load(tmp_path / "runs" / "test_vit-ratios0.8-0.5")
+    assert sparse.schedule.ratios == (0.8, 0.5)
+    assert sparse.dropped == "drop"
 
 
-def test_the_papers_recipe_runs(arguments, capsys):
-    where = arguments.index("--warm-start-steps")
-    del arguments[where : where + 2]
-    assert run([*arguments, "--recipe", "paper", "--json"]) == 0
+def test_plan_options_reach_the_file(arguments, tmp_path, capsys):
+    plan = ["--keep", "0.6", "--schedule", "geometric", "--align", "8", "--grad-accum", "2", "--no-labels"]
+    assert run([*arguments, *plan]) == 0
+    assert "in 2 passes" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "test_vit-keep0.6align8"
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["schedule"], report["dropped"], report["align"]) == ("geometric", "fold", 8)
+    sparse = vitprune.load(folder)
+    assert (sparse.dropped, sparse.schedule.align) == ("fold", 8)
+    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
+
+
+@pytest.mark.slow
+def test_demo_reports_object_coverage(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = [
+        "--warm-start-steps",
+        "1",
+        "--steps",
+        "0",
+        "--limit",
+        "100",
+        "--device",
+        "cpu",
+        "--bench-seconds",
+        "0.01",
+    ]
+    assert run(["sparsify", "demo", *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["training"]["phases"] == {"sampled": 4}
-    assert (report["schedule"], report["dropped"]) == ("geometric", "drop")
+    assert report["model"] == "demo"
+    assert report["coverage"]["random_pct"] == pytest.approx(26, abs=6), (
+        "a quarter of the tokens, a quarter of the object"
+    )
+    assert 0 <= report["coverage"]["sparse_pct"] <= 100
 
 
-def test_no_labels_takes_any_folder(arguments, image_folder, capsys):
-    arguments[arguments.index("--data") + 1] = str(image_folder / "train" / "cat")
+# Images
+
+
+def test_no_labels_takes_any_folder(arguments, images, capsys):
+    (images / "train" / "cat").rename(images.parent / "loose")
+    arguments = [*arguments, "--data", str(images.parent / "loose")]
     assert run(arguments) == 1
     assert "not in class folders" in capsys.readouterr().err
     assert run([*arguments, "--no-labels", "--json"]) == 0
@@ -192,57 +230,93 @@ def test_no_labels_takes_any_folder(arguments, image_folder, capsys):
     assert 0 <= report["delta"]["agreement_pct"] <= 100
 
 
-@pytest.mark.parametrize(
-    ("check", "code"),
-    [
-        (["--min-top1", "0"], 0),
-        (["--min-top1", "100.5"], 3),
-        (["--max-drop", "100"], 0),
-        (["--max-drop", "-101"], 3),
-        (["--min-speedup", "0.001"], 0),
-        (["--min-speedup", "1000"], 3),
-    ],
-)
-def test_limits_make_the_run_a_check(arguments, check, code, capsys, tmp_path):
-    assert run([*arguments, *check]) == code
-    assert (check[0] in capsys.readouterr().err) == (code == 3)
-    assert (tmp_path / "runs" / "test_vit-keep0.7" / "report.json").is_file(), "the results are there all the same"
+def test_unreadable_images_are_skipped_named_and_counted(arguments, images, capsys):
+    victims = [images / part / "dog" / "1.png" for part in ("train", "val")]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:50])
+    arguments = [*arguments, "--data", str(images)]
+    assert run([*arguments, "--set", "max_unreadable=0"]) == 1
+    assert f"cannot read image '{victims[0]}'" in capsys.readouterr().err
+    assert run([*arguments, "-o", "out"]) == 0
+    assert f"1 unreadable image(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
+    report = json.loads((images.parent / "out" / "report.json").read_text())
+    assert report["training"]["unreadable"] == [str(victims[0])]
+    assert report["training"]["num_unreadable"] >= 1
+    assert report["data"]["unreadable_val"] == [str(victims[1])]
+    assert report["data"]["num_unreadable_val"] == 1
+    assert report["sparse"]["num_images"] == 5
 
 
-def test_interrupt_leaves_a_usable_checkpoint_and_says_where(arguments, tmp_path, monkeypatch, capsys):
-    _interrupted_at(3, monkeypatch)
-    assert run(arguments) == 130
-    path = tmp_path / "runs" / "test_vit-keep0.7" / "model.safetensors"
-    assert "stopped after 3 of 6 steps; the model so far is in runs/" in capsys.readouterr().err
-    assert vitprune.load(path)(torch.zeros(1, 3, 160, 160)).shape == (1, 2)
-    assert json.loads((path.parent / "config.json").read_text())["training"] == {
-        "steps_done": 3,
-        "num_steps": 6,
-        "completed": False,
-    }
+def test_a_folder_of_broken_images_ends_at_once(arguments, images, capsys):
+    for victim in (images / "train").glob("*/*.png"):
+        victim.write_bytes(b"no image")
+    arguments = [*arguments, "--data", str(images)]
+    assert run(arguments) == 1
+    assert "12 of 12 images could not be read" in capsys.readouterr().err
+    assert run([*arguments, "--set", "max_unreadable=1", "--overwrite"]) == 1
+    assert "none of the first 1000 images could be read" in capsys.readouterr().err
 
 
-def _interrupted_at(step, monkeypatch):
+# Stopped, and resumed
+
+
+def _at_step(step, monkeypatch, action):
     real, calls = Objective.forward, iter(range(100))
 
     def forward(*args):
         if torch.is_grad_enabled() and next(calls) == step:  # without gradient it is no step
-            raise KeyboardInterrupt
+            action()
         return real(*args)
 
     monkeypatch.setattr(Objective, "forward", forward)
 
 
-@pytest.mark.parametrize("every", [[], ["--checkpoint-every", "2"]])
-def test_an_interrupted_run_says_whether_it_can_go_on(arguments, monkeypatch, capsys, every):
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+def test_interrupted_and_resumed_is_the_same_file(finished, arguments, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as once:
-        _interrupted_at(3, once)
-        assert run([*arguments, *every]) == 130
+        _at_step(3, once, _interrupt)
+        assert run([*arguments, "--checkpoint-every", "2"]) == 130
     err = capsys.readouterr().err
-    assert ("the same command with --resume goes on after step 2" in err) == bool(every)
-    assert run([*arguments, *every, "--resume"]) == 0
+    assert "stopped after 3 of 6 steps; the model so far is in runs/" in err
+    assert "the same command with --resume goes on after step 2" in err
+    folder = tmp_path / "runs" / "test_vit-keep0.7"
+    assert vitprune.load(folder)(torch.zeros(1, 3, 160, 160)).shape == (1, 2)
+    assert json.loads((folder / "config.json").read_text())["training"] == {
+        "steps_done": 3,
+        "num_steps": 6,
+        "completed": False,
+    }
+    assert run([*arguments, "--checkpoint-every", "2", "--resume"]) == 0
+    assert _weights_are_equal(folder, finished.folder)
+    assert not (folder / "checkpoints").exists()
+    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert run([*arguments, "--resume"]) == 1
+    assert "is complete" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_the_run_begins_anew(arguments, monkeypatch, capsys):
+    assert run([*arguments, "--resume"]) == 1
+    assert "there is no run to resume in 'runs/test_vit-keep0.7'" in capsys.readouterr().err
+    _at_step(1, monkeypatch, _interrupt)
+    assert run(arguments) == 130
+    assert "--resume" not in capsys.readouterr().err
+    _at_step(1, monkeypatch, _interrupt)
+    assert run([*arguments, "--resume"]) == 130
+    assert "holds no training checkpoint to go on from: the run begins anew" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+def test_sigterm_ends_the_step_and_writes_a_checkpoint(arguments, tmp_path, monkeypatch, capsys):
+    _at_step(3, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(arguments) == 143
     err = capsys.readouterr().err
-    assert ("holds no training checkpoint to go on from: the run begins anew" in err) == (not every)
+    assert "error: the run was told to stop" in err
+    assert "--resume" in err
+    assert list((tmp_path / "runs" / "test_vit-keep0.7" / "checkpoints").glob("step-*4.safetensors"))
 
 
 def test_training_that_cannot_go_on_keeps_the_last_good_weights(arguments, tmp_path, monkeypatch, capsys):
@@ -259,174 +333,35 @@ def test_training_that_cannot_go_on_keeps_the_last_good_weights(arguments, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
-def test_real_ctrl_c_in_a_real_process(arguments, tmp_path):
-    command = [sys.executable, "-c", "from vitprune.cli.app import main; main()", *arguments, "--steps", "100000"]
-    # A shell's background jobs ignore SIGINT and hand that down; a terminal's foreground process does not.
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_stopped_in_a_process_of_its_own_and_resumed(finished, arguments, tmp_path, sent, code):
+    more = [*arguments, "--checkpoint-every", "2", "-o", "cut"]
+    # As many threads as here, for sums of floats depend on how they are split, and a pause at every step. A shell's
+    # background jobs ignore SIGINT and hand that down; a terminal's foreground process does not.
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", _SLOWED, *more],
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    try:
-        _interrupt_when_training(process, tmp_path / "runs" / "test_vit-keep0.7")
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
-
-
-def _interrupt_when_training(process, folder):
-    log = folder / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.is_file() and log.read_text().count("\n") > 3):
+    log = tmp_path / "cut" / "log.jsonl"
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "error: stopped after" in err
-    assert "Traceback" not in err
-    vitprune.load(log.parent)
-
-
-def test_unreadable_images_are_skipped_named_and_counted(arguments, image_folder, capsys):
-    victims = [image_folder / part / "dog" / "1.png" for part in ("train", "val")]
-    for victim in victims:
-        victim.write_bytes(victim.read_bytes()[:50])
-    assert run([*arguments, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["training"]["unreadable"] == [str(victims[0])]
-    assert report["training"]["num_unreadable"] >= 1
-    assert report["data"]["unreadable_val"] == [str(victims[1])]
-    assert report["data"]["num_unreadable_val"] == 1
-    assert report["sparse"]["num_images"] == 5
-    assert run([*arguments, "--overwrite"]) == 0
-    assert f"1 unreadable image(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
-
-
-def test_none_allowed_is_an_error_that_names_the_image(arguments, image_folder, capsys):
-    victim = image_folder / "train" / "dog" / "3.png"
-    victim.write_bytes(victim.read_bytes()[:50])
-    assert run([*arguments, "--max-unreadable", "0"]) == 1
-    assert f"cannot read image '{victim}'" in capsys.readouterr().err
-
-
-def test_a_folder_of_broken_images_ends_at_once(arguments, image_folder, capsys):
-    images = sorted((image_folder / "train").glob("*/*.png"))
-    for victim in images:
-        victim.write_bytes(b"no image")
-    assert run(arguments) == 1
-    assert "12 of 12 images could not be read" in capsys.readouterr().err
-    assert run([*arguments, "--max-unreadable", "1", "--overwrite"]) == 1
-    assert "none of the first 1000 images could be read" in capsys.readouterr().err
-
-
-def test_demo_reports_object_coverage(quick_bench, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    options = ["--warm-start-steps", "1", "--steps", "0", "--limit", "100", "--device", "cpu", "--json"]
-    assert run(["sparsify", "demo", *options]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["model"] == "demo"
-    assert report["coverage"]["random_pct"] == pytest.approx(26, abs=6), (
-        "a quarter of the tokens, a quarter of the object"
-    )
-    assert 0 <= report["coverage"]["sparse_pct"] <= 100
-
-
-# Resuming
-
-
-def _start(arguments, *options):
-    command = [sys.executable, "-m", "vitprune", *arguments, *options]
-    # As many threads as in this process: sums of floats depend on how they are split.
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def _wait_for(process, path, lines):
-    deadline = time.monotonic() + 120
-    while not (path.is_file() and path.read_text().count("\n") >= lines):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="sends signals")
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_resumed_is_the_same_file(arguments, tmp_path, capsys, sent):
-    steps = ["--steps", "60", "--checkpoint-every", "3", "--bench-seconds", "0.1"]
-    assert run([*arguments, *steps, "-o", "undisturbed"]) == 0
-    process = _start(arguments, *steps, "-o", "cut")
-    _wait_for(process, tmp_path / "cut" / "log.jsonl", 12)
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == (-9 if sent == signal.SIGKILL else 143), err
-    if sent == signal.SIGTERM:
-        assert "error: the run was told to stop" in err
-        assert "--resume" in err
-    assert run([*arguments, *steps, "-o", "cut", "--resume"]) == 0
-    capsys.readouterr()
-    for name in ("undisturbed", "cut"):
-        folder = tmp_path / name
-        assert not (folder / "checkpoints").exists()
-        steps_logged = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert steps_logged == list(range(1, len(steps_logged) + 1))
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("undisturbed", "cut"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert run([*more, "--resume"]) == 0
+    assert _weights_are_equal(tmp_path / "cut", finished.folder)
 
 
-def test_a_run_written_over_leaves_nothing_to_resume_from(arguments, tmp_path, monkeypatch):
-    """Else its later checkpoints would win over the new run's, and its report would call the new run complete."""
-    output = ["-o", str(tmp_path / "out")]
-    assert run([*arguments, *output]) == 0
-    checkpoints = tmp_path / "out" / "checkpoints"
-    checkpoints.mkdir()
-    (checkpoints / "step-000009999.safetensors").write_bytes(b"of the old run")
-    seen = []
-
-    def stop(self, record):
-        seen.append(sorted(path.name for path in (tmp_path / "out").glob("**/*") if path.is_file()))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("vitprune.cli.progress.RunProgress.step", stop)
-    assert run([*arguments, *output, "--overwrite"]) == 130
-    assert "report.json" not in seen[0]
-    assert "step-000009999.safetensors" not in seen[0]
-
-
-def test_what_cannot_be_resumed_is_said(arguments, tmp_path, capsys):
-    assert run([*arguments, "--resume"]) == 1
-    assert "there is no run to resume in 'runs/test_vit-keep0.7'" in capsys.readouterr().err
-    assert run([*arguments, "--resume", "--overwrite"]) == 2
-    assert run(arguments) == 0
-    assert run([*arguments, "--resume"]) == 1
-    assert "is complete" in capsys.readouterr().err
-
-
-def test_batch_size_auto_and_passes(arguments, tmp_path, capsys):
-    assert run([*arguments[:-8], "-b", "auto", *arguments[-6:], "-o", "auto", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["training"]["recipe"]["grad_accum"] == "auto"
-    assert report["training"]["recipe"]["batch_size"] == 32
-    assert report["training"]["num_parts"] == 1
-    assert run([*arguments, "--grad-accum", "2", "-o", "parts"]) == 0
-    assert "in 2 passes" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["-b", "many"], "--batch-size is 'many'"),
-        (["-b", "0"], "--batch-size is '0'"),
-        (["-b", "auto", "--grad-accum", "2"], "leave out --grad-accum"),
-    ],
-)
-def test_impossible_batch_sizes(arguments, tmp_path, capsys, options, words):
-    assert run([*arguments, *options]) == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+_SLOWED = """import time
+from vitprune.cli.app import main
+from vitprune.cli.progress import RunProgress
+step = RunProgress.step
+RunProgress.step = lambda *given: (step(*given), time.sleep(0.5))
+main()
+"""

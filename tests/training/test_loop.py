@@ -250,7 +250,7 @@ def test_many_non_finite_steps_a_second_time_stop_the_run_with_the_reason(run_tr
     _poison(monkeypatch, range(2, 100))
     with pytest.raises(TrainingError, match=r"not finite for 4 steps in a row .* a second time") as caught:
         run_training(Recipe(**SHORT, max_skipped=4))
-    assert "--lr" in caught.value.hint
+    assert "--set lr=" in caught.value.hint
 
 
 @pytest.mark.parametrize(

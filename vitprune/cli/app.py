@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Abort, TyperException
 
 from vitprune._version import __version__
-from vitprune.cli import clock
 from vitprune.cli.commands import (
     bench,
     compare,
@@ -27,65 +30,71 @@ from vitprune.cli.commands import (
     visualize,
 )
 from vitprune.cli.commands import eval as evaluate
-from vitprune.cli.help import Command, Group
-from vitprune.cli.output import detail, print_error
-from vitprune.cli.terminal import Level, prepare_streams, set_level
+from vitprune.cli.output import prepare, print_error
 from vitprune.cli.usage_errors import explain
-from vitprune.cli.verbosity import Quiet, Verbose, adjustable
 from vitprune.common import distributed
 from vitprune.errors import VitpruneError
 
-_HELP = """Make a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens, and prove
-what that did.
+_QUIET = ("--quiet", "-q")
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "sparsify": sparsify.sparsify,
+    "eval": evaluate.evaluate,
+    "bench": bench.bench,
+    "compare": compare.compare,
+    "sweep": sweep.sweep,
+    "visualize": visualize.visualize,
+    "report": report.report,
+    "push": push.push,
+    "convert": convert.convert,
+    "export": export.export,
+    "info": info.info,
+    "models": models.models,
+    "env": env.env,
+}
 
-Examples:
 
-vitprune sparsify demo
+def _help(command: Callable[..., Any]) -> str:
+    """A docstring as help: a paragraph is a line, which the terminal breaks; an example is a line of its own."""
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or "")
+    return re.sub(r"\n\n +(?=vitprune )", "\n", text)
 
-vitprune info deit_small --keep 0.7
-
-vitprune sparsify --help
-"""
 
 app = typer.Typer(
     name="vitprune",
-    help=_HELP,
     no_args_is_help=True,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("sparsify")(sparsify.sparsify)
-app.command("eval")(evaluate.evaluate)
-app.command("bench")(bench.bench)
-app.command("compare")(compare.compare)
-app.command("sweep")(sweep.sweep)
-app.command("visualize")(visualize.visualize)
-app.command("report")(report.report)
-app.command("push")(push.push)
-app.command("convert")(convert.convert)
-app.command("export")(export.export)
-app.command("info")(info.info)
-app.command("models")(models.models)
-app.command("env")(env.env)
-for _each in app.registered_commands:
-    assert _each.callback is not None
-    _each.cls, _each.callback = Command, adjustable(_each.callback)
+for _name, _command in _COMMANDS.items():
+    app.command(_name, help=_help(_command))(_command)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(asked: bool) -> None:
+    if asked:
         typer.echo(f"vitprune {__version__}")
         raise typer.Exit
 
 
-@app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option(*_QUIET, help="Results and errors only.")] = False,
 ) -> None:
-    """Options before the command."""
+    """Make a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens, and prove it.
+
+    Examples:
+
+      vitprune sparsify demo
+
+      vitprune info deit_small --keep 0.7
+
+      vitprune sparsify --help
+    """
+
+
+app.callback(help=_help(_root))(_root)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -96,17 +105,16 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr; with --json also to stdout, as one object."""
     as_json = "--json" in arguments
+    quiet = not {*_QUIET}.isdisjoint(arguments)  # also behind the command's name
+    arguments = [argument for argument in arguments if argument not in _QUIET]
     if not distributed.is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
-        prepare_streams()
+        prepare(quiet=quiet)
         # Else its allocator, for one, warns of things that nobody can change, and across the progress display.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        set_level(Level.NORMAL)
-        clock.restart()
         code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False, obj=arguments) or 0
         distributed.finish()
-        detail(f"time: {clock.told()}")
         return code
     except VitpruneError as error:
         return _failed(error.message, error.hint, error.exit_code, as_json)

@@ -1,41 +1,79 @@
-"""What the user sees: results on stdout, talk on stderr."""
+"""What the user sees: results on stdout, messages on stderr."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
+import typer
+from rich import box
 from rich.console import Console
 from rich.control import Control
 from rich.segment import ControlType
+from rich.table import Table
 from rich.text import Text
 
-from vitprune.cli import clock
-from vitprune.cli.table import draw
-from vitprune.cli.terminal import Level, is_live, is_screen, level, showable, stderr_console, stdout_console
 from vitprune.common import distributed
 from vitprune.common.formatting import number, plain, signed
 
 __all__ = [
-    "detail",
+    "EXIT_LIMIT_MISSED",
+    "enforce",
+    "is_quiet",
     "number",
-    "plain",
+    "prepare",
     "print_error",
     "print_json",
     "print_line",
     "print_table",
+    "shows_progress",
     "signed",
     "stderr_console",
     "talk",
     "waiting",
 ]
 
+EXIT_LIMIT_MISSED = 3
+_PIPE_COLUMNS = 200
+"""Width of tables that go to a file or a pipe, which has no edge."""
 _CLEAR_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
-_waiting_for = ""
+_quiet = False
+
+
+def prepare(*, quiet: bool) -> None:
+    """Set up the streams for one command.
+
+    Args:
+        quiet: show results and errors only.
+    """
+    global _quiet
+    _quiet = quiet
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # an old console cannot show every character
+    if quiet:  # read when the Hub's packages are imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def is_quiet() -> bool:
+    """Whether this process shows no messages: by -q, or because another process of the run does."""
+    return _quiet or not distributed.is_main()
+
+
+def shows_progress() -> bool:
+    """Whether stderr is a terminal that can be drawn over."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def stderr_console() -> Console:
+    """Where messages, progress and errors go."""
+    return _console(sys.stderr)
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -45,82 +83,79 @@ def print_json(result: dict[str, Any]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on stdout; the first column is left-aligned, the others hold numbers."""
-    console = stdout_console()
-    _print(console, title, style="bold")
-    draw(console, columns, rows)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        number_column = index > 0
+        table.add_column(
+            Text(plain(column)), justify="right" if number_column else "left", overflow="fold", no_wrap=number_column
+        )
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))  # as Text: "[/b]" in a name is no markup
+    console = _console(sys.stdout)
+    console.print(Text(plain(title), style="bold"), soft_wrap=True)
+    console.print(table)
     console.print()
 
 
 def print_line(text: str) -> None:
     """Print one line of a result on stdout."""
-    _print(stdout_console(), text)
+    _console(sys.stdout).print(Text(plain(text)), soft_wrap=True)
 
 
 def talk(text: str, *, always: bool = False) -> None:
-    """Tell the user something, on stderr, unless -q forbids it; `always`: also then."""
-    if distributed.is_main() and (always or level() > Level.QUIET):
-        _erase()
-        _print(stderr_console(), text)
-        _show()
-
-
-def detail(text: str) -> None:
-    """Tell those who asked for it with -v, on stderr."""
-    if level() >= Level.VERBOSE:
-        talk(text)
+    """Print a message on stderr, unless -q forbids it; `always`: also then."""
+    if distributed.is_main() and (always or not _quiet):
+        console = stderr_console()
+        if shows_progress():
+            console.control(_CLEAR_LINE)
+        console.print(Text(plain(text)), soft_wrap=True)
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Name on a terminal what keeps the user waiting, on a line that goes when it is done, and time it for -v."""
-    global _waiting_for
-    clock.begin(what)
-    if is_live() and distributed.is_main() and level() > Level.QUIET:
-        _waiting_for = showable(what, stderr_console().encoding)
-        _show()
+    """Name on a terminal what the user waits for, on a line that is cleared when it is done."""
+    shown = shows_progress() and not is_quiet()
+    if shown:
+        stderr_console().print(Text(f"{plain(what)} ..."), end="", no_wrap=True)
     try:
         yield
     finally:
-        _erase()
-        _waiting_for = ""
+        if shown:
+            stderr_console().control(_CLEAR_LINE)
 
 
 def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -> None:
     """`error: ...`, a blank line, `hint: ...` on stderr; with `as_json` also one object on stdout."""
     console = stderr_console()
     who = "" if distributed.world_size() == 1 else f" in process {distributed.rank()}"
-    _print(console, f"error{who}: {message}", label="bold red")
+    console.print(Text.assemble((f"error{who}:", "bold red"), f" {plain(message)}"), soft_wrap=True)
     if hint:
         console.print()
-        _print(console, f"hint: {hint}", label="bold cyan")
+        console.print(Text.assemble(("hint:", "bold cyan"), f" {plain(hint)}"), soft_wrap=True)
     if as_json:
         print_json({"error": message, "hint": hint, "exit_code": exit_code})
 
 
-def _print(console: Console, text: str, *, style: str = "", label: str = "") -> None:
-    """Print text that is no markup, broken between words on a terminal and nowhere else; `label`: style up to the `:`.
+def enforce(checks: list[tuple[str, float | None, float | None]]) -> None:
+    """Exit with 3 if a stated limit is missed (--max-drop, --min-top1, --min-speedup); says which and by how much.
 
-    A word longer than the line, such as a path, stays whole, so that it can be copied.
+    Args:
+        checks: (option, measured value, lowest value allowed); a limit of None was not stated.
     """
-    shown = showable(text, console.encoding)
-    if is_screen(console.file):
-        shown = "\n".join(_broken(line, console.width) for line in shown.split("\n"))
-    styled = Text(shown, style=style)
-    if label:
-        styled.stylize(label, 0, styled.plain.index(":") + 1)
-    console.print(styled, soft_wrap=True)  # as it is
+    missed = False
+    for option, value, lowest in checks:
+        if lowest is None:
+            continue
+        if value is None:
+            talk(f"{option}: cannot be checked, the images have no labels", always=True)
+            missed = True
+        elif value < lowest:
+            talk(f"{option}: missed, measured {value:.3f}, at least {lowest:g} was asked for", always=True)
+            missed = True
+    if missed:
+        raise typer.Exit(EXIT_LIMIT_MISSED)
 
 
-def _broken(line: str, width: int) -> str:
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-
-
-def _show() -> None:
-    if _waiting_for:
-        sys.stderr.write(f"{_waiting_for[: stderr_console().width - 5]} ...")
-        sys.stderr.flush()
-
-
-def _erase() -> None:
-    if _waiting_for:
-        stderr_console().control(_CLEAR_LINE)
+def _console(stream: TextIO) -> Console:
+    # Rich looks at the encoding only of a stream that it is given.
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else _PIPE_COLUMNS)

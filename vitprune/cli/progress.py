@@ -11,10 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vitprune.cli import clock
-from vitprune.cli.terminal import Level, is_live, level, showable, stderr_console
-from vitprune.common import distributed
-from vitprune.common.formatting import duration
+from vitprune.cli.output import is_quiet, shows_progress, stderr_console
+from vitprune.common.formatting import duration, plain
 
 _LINE_EVERY_S = 15.0
 _LINE_EVERY_SHARE = 0.02
@@ -33,9 +31,8 @@ class RunProgress:
 
     def __init__(self) -> None:
         self.console: Console = stderr_console()
-        wanted = distributed.is_main() and level() > Level.QUIET
-        self.console.quiet = not wanted
-        self.live = wanted and is_live()
+        self.console.quiet = is_quiet()
+        self.live = shows_progress() and not is_quiet()
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=max(5, min(30, self.console.width - _BESIDE_BAR))),
@@ -64,18 +61,16 @@ class RunProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end(broken=error is not None)
-        clock.begin("the rest")
         if self.live:
             self.display.stop()
 
     def begin(self, what: str, total: int | None) -> None:
         """A part of the run begins: `total` images or steps, None where that is not known."""
         self._end()
-        clock.begin(what)
         self.part, self.total, self.done, self.done_before = what, total, 0, 0
         self.started = self.last_line = time.monotonic()
         if self.live:
-            self.task = self.bar.add_task(self._shown(what), total=total, count=self._count())
+            self.task = self.bar.add_task(plain(what), total=total, count=self._count())
         else:
             self._say(what if total is None else f"{what} ({total})")
 
@@ -112,7 +107,7 @@ class RunProgress:
         self.done += count
         if self.live and self.task is not None:
             self.bar.update(self.task, completed=self.done, count=self._count())
-            self.detail.plain = self._shown(detail)
+            self.detail.plain = plain(detail)
             return
         now = time.monotonic()
         due = now - self.last_line >= max(_LINE_EVERY_S, _LINE_EVERY_SHARE * (now - self.started))
@@ -142,11 +137,8 @@ class RunProgress:
             return str(self.done) if self.done else ""
         return f"{self.done}/{self.total}"
 
-    def _shown(self, text: str) -> str:
-        return showable(text, self.console.encoding)
-
     def _say(self, text: str) -> None:
-        self.console.print(self._shown(text), markup=False, soft_wrap=True)
+        self.console.print(plain(text), markup=False, soft_wrap=True)
 
     def _detail(self, record: Any) -> str:
         losses = " ".join(f"{name} {value:.3g}" for name, value in record.losses.items())

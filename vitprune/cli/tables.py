@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitprune.cli.output import detail, number, print_line, print_table, signed
+from vitprune.cli.output import number, print_line, print_table, signed
 from vitprune.common.formatting import duration
 
 if TYPE_CHECKING:
-    from vitprune.report.schema import Report, Target, Training
+    from vitprune.report.schema import Report, Target
 
 
 def print_summary(report: Report, folder: Path) -> None:
@@ -41,7 +41,6 @@ def print_summary(report: Report, folder: Path) -> None:
     training, data = report.training, report.data
     if training.seconds:
         print_line(f"trained on {training.num_images / training.seconds:.1f} images/s")
-        detail(f"training: {_split(training)}")
     if training.warm_start_of:
         print_line(f"warm start shared with other runs: done as for {training.warm_start_of}")
     for count, names, what in (
@@ -56,12 +55,6 @@ def print_summary(report: Report, folder: Path) -> None:
     if training.num_parts > 1:
         print_line(f"each process took its part of a batch in {training.num_parts} passes")
     print_line(f"in {duration(report.wall_s)}, written to {folder} (its report.html shows more)")
-
-
-def _split(training: Training) -> str:
-    """Where the time of the steps went."""
-    shares = {name: 100 * spent / training.seconds for name, spent in training.seconds_by_part.items()}
-    return ", ".join(f"{name} {share:.0f} %" for name, share in shares.items())
 
 
 def _kept_promise(target: Target) -> str:

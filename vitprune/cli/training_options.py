@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,6 +57,16 @@ NoLabels = Annotated[
 WarmStartSteps = Annotated[int | None, setting("Steps of the warm start.", min=0)]
 Steps = Annotated[int | None, setting("Steps after the warm start.", min=0)]
 Epochs = Annotated[float | None, setting("The same as --steps, in passes over the images.", min=0)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting of the recipe, such as lr=2e-3 or weights.ce=1; may be repeated.",
+        rich_help_panel=PANEL,
+        show_default=False,
+    ),
+]
 CheckpointEvery = Annotated[
     int | None,
     typer.Option(
@@ -71,6 +82,66 @@ BenchSeconds = Annotated[
     typer.Option(min=0, metavar="S", help="How long the report times each model at each batch size.", show_default="2"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")]
+
+
+def batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, Any]:
+    """Settings of the recipe.
+
+    Raises:
+        UsageError: no number of images, or two that contradict each other.
+    """
+    if batch_size == "auto":
+        if grad_accum is not None:
+            raise UsageError("--batch-size auto finds out how many passes are needed", "leave out --grad-accum")
+        return {"grad_accum": "auto"}
+    if batch_size is None:
+        return {"grad_accum": grad_accum}
+    if not batch_size.isdecimal() or int(batch_size) < 1:
+        raise UsageError(f"--batch-size is '{batch_size}', expected a whole number above 0, or auto")
+    return {"batch_size": int(batch_size), "grad_accum": grad_accum}
+
+
+def parse_settings(changes: Sequence[str] | None) -> dict[str, str]:
+    """`["lr=2e-3"]` to {"lr": "2e-3"}.
+
+    Raises:
+        UsageError: an entry has no `=`.
+    """
+    pairs = [change.partition("=") for change in changes or ()]
+    for key, equals, _ in pairs:
+        if not equals or not key:
+            raise UsageError(f"--set is '{key}', expected KEY=VALUE", "for example --set lr=2e-3")
+    return {key.strip(): value for key, _, value in pairs}
+
+
+def chosen_recipe(model: str, name: str, settings: Mapping[str, Any], changes: Sequence[str] | None) -> Recipe:
+    """The recipe with what the options replace.
+
+    Args:
+        model: MODEL; the demo model trains for fewer steps.
+        name: --recipe.
+        settings: by key of the recipe; None where the option was not given.
+        changes: --set, which wins over the other options.
+
+    Raises:
+        UsageError: a setting out of range, or one that would do nothing.
+    """
+    from vitprune.training.recipe import DEMO, load_recipe
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    if model == "demo" and name == "short":
+        base = {key: value for key, value in DEMO.items() if key != "steps" or "epochs" not in given}
+        given = {**base, **given}
+    changed = parse_settings(changes)
+    recipe = load_recipe(name, **given).with_settings(changed)
+    if "weights.ratio" in changed and recipe.decision == "topk":
+        raise UsageError(
+            f"--set weights.ratio does nothing in recipe '{name}': its sampled steps keep the scheduled number anyway",
+            "leave it out, or use a recipe with 'decision: gumbel', such as --recipe paper",
+        )
+    if "weights.ce" in changed and recipe.weights.ce and not recipe.labels:
+        raise UsageError("--set weights.ce needs the labels that --no-labels leaves out", "give one of them")
+    return recipe
 
 
 def training_device(device: str, recipe: Recipe) -> Any:

@@ -35,7 +35,7 @@ class Unreadable:
         """The error to raise in the main process."""
         return DataError(
             f"cannot read image '{self.name}': {self.reason}",
-            "remove or replace the file; eval --skip-unreadable and sparsify --max-unreadable do without such images",
+            "remove or replace the file; eval --skip-unreadable and sparsify --set max_unreadable=0.1 skip such images",
         )
 
 

@@ -83,7 +83,7 @@ class Faults:
         raise DataError(
             f"{self.count} of {self.seen} images could not be read, which is more than the allowed share of "
             f"{self.allowed_share:g}; the last was '{first.name}': {first.reason}",
-            "repair the data set, or allow more: --max-unreadable",
+            "repair the data set, or allow more, such as --set max_unreadable=0.1",
         )
 
 

@@ -259,7 +259,7 @@ class _Trainer:
             raise TrainingError(
                 f"the loss or its gradient was not finite for {self.skipped_in_a_row} steps in a row "
                 f"(phase '{plan.phase}', loss {record.total:g}), a second time: an earlier state was put back before",
-                "lower --lr, or use --precision fp32",
+                "lower the rate, such as --set lr=3e-4, or use --precision fp32",
             )
 
     def _memory_advice(self, plan: StepPlan) -> tuple[str, str]:

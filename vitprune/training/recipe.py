@@ -158,7 +158,7 @@ class Recipe(BaseModel):
         """
         if steps_per_epoch is None and (self.epochs is not None or self.freeze_epochs > 0):
             raise UsageError(
-                "the data is a stream, so how long a pass over it is is not known", "use --steps and --freeze-epochs 0"
+                "the data is a stream, so how long a pass over it is is not known", "use --steps, and freeze_epochs 0"
             )
         if self.epochs is not None:
             return round(self.epochs * (steps_per_epoch or 0))

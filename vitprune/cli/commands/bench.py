@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.checks import enforce
 from vitprune.cli.commands.bench_models import BenchRequest, benchmarks
 from vitprune.cli.options import (
     Align,
@@ -23,7 +22,7 @@ from vitprune.cli.options import (
     parse_numbers,
     parse_ratios,
 )
-from vitprune.cli.output import print_json, print_line
+from vitprune.cli.output import enforce, print_json, print_line
 from vitprune.cli.plan_options import Measuring, parse_sparsity
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_bench
@@ -41,7 +40,7 @@ def bench(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             autocompletion=completion.model,
             help="timm names (compared dense and at --keep), files that vitprune wrote (compared with their dense "
             "backbone), exported files (compared with the first of the others, or with a dense one among them).",
@@ -73,7 +72,7 @@ def bench(
         str,
         typer.Option(
             metavar="MODES",
-            autocompletion=completion.several("eager", "compile", "cudagraphs"),
+            autocompletion=completion.words("eager", "compile", "cudagraphs"),
             help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile.",
         ),
     ] = "eager",

@@ -36,6 +36,7 @@ from vitprune.cli.options import (
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
 from vitprune.cli.plan_options import parse_sparsity, refuse_plan, resolve_sparsity
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def compare(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             autocompletion=completion.data,
             help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (with train/ to "
             "train on), or demo.",
@@ -62,7 +63,7 @@ def compare(
         str,
         typer.Option(
             metavar="NAMES",
-            autocompletion=completion.several(*_DEFAULT_METHODS.split(",")),
+            autocompletion=completion.words(*_DEFAULT_METHODS.split(",")),
             help="Which, of all these. 'paper', and 'ours' of a timm name, are trained.",
         ),
     ] = _DEFAULT_METHODS,
@@ -88,6 +89,7 @@ def compare(
     workers: Workers = None,
     seed: Seed = None,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Train without labels.")] = False,
+    changes: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """The same budget by other means: all methods at the MACs of ours, on the same images, in one run.
@@ -114,6 +116,7 @@ def compare(
 
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
     settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
+    settings = settings.with_settings(parse_settings(changes))
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
     plan = CompareSettings(names, where, number_format, batch_size, steps)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     AsJson,
     BatchSize,
@@ -23,7 +22,7 @@ from vitprune.cli.options import (
     Workers,
     data_options,
 )
-from vitprune.cli.output import number, print_json, print_line, print_table, talk, waiting
+from vitprune.cli.output import enforce, number, print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 
@@ -33,7 +32,7 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             autocompletion=completion.data,
             help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder of class "
             "folders (or with val/), or demo.",

@@ -20,7 +20,7 @@ def models(
     pattern: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PATTERN]",
+            metavar="PATTERN",
             help="A part of the name, or with wildcards: 'deit*'. Without it all are built, which takes minutes.",
             show_default="all",
         ),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.checks import enforce
 from vitprune.cli.options import (
     Align,
     AsJson,
@@ -35,10 +34,9 @@ from vitprune.cli.options import (
     Workers,
     data_options,
 )
-from vitprune.cli.output import print_json, talk, waiting
+from vitprune.cli.output import enforce, print_json, talk, waiting
 from vitprune.cli.plan_options import Measuring, meet_target, parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.tables import print_summary
 from vitprune.cli.training_options import (
     PANEL,
@@ -48,13 +46,15 @@ from vitprune.cli.training_options import (
     GradAccum,
     NoLabels,
     Overwrite,
+    Settings,
     StepBatchSize,
     Steps,
     TrainingData,
     WarmStartSteps,
+    batch_settings,
+    chosen_recipe,
     counted,
     load_dense_model,
-    setting,
     training_device,
     training_images,
 )
@@ -65,12 +65,7 @@ if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
     from vitprune.model import Sparsity
 
-_LOSSES = "Loss weights"
 _CHECKS = "Checks (exit code 3 if missed)"
-
-
-def _weight(help_text: str) -> Any:
-    return typer.Option(min=0, help=help_text, rich_help_panel=_LOSSES, show_default="by recipe")
 
 
 def _check(help_text: str) -> Any:
@@ -84,7 +79,7 @@ def sparsify(
     data: TrainingData = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Run folder.", show_default="runs/<model>-keep<ratio>"),
+        typer.Option("--output", "-o", metavar="DIR", help="Run folder.", show_default="runs/<model>-keep<r>"),
     ] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
@@ -128,19 +123,7 @@ def sparsify(
     warm_start_steps: WarmStartSteps = None,
     steps: Steps = None,
     epochs: Epochs = None,
-    lr: Annotated[float | None, setting("Peak learning rate of the predictors.")] = None,
-    backbone_lr_scale: Annotated[float | None, setting("The backbone's rate as a share of --lr.", min=0)] = None,
-    freeze_epochs: Annotated[
-        float | None, setting("Passes after the warm start with the backbone frozen.", min=0)
-    ] = None,
-    max_unreadable: Annotated[
-        float | None,
-        setting("Share of training images that may be unreadable; they are skipped, named, counted.", min=0, max=1),
-    ] = None,
-    ce_weight: Annotated[float | None, _weight("Cross-entropy with the labels.")] = None,
-    ratio_weight: Annotated[float | None, _weight("Kept share against its target.")] = None,
-    kl_weight: Annotated[float | None, _weight("KL divergence from the teacher's classes.")] = None,
-    token_weight: Annotated[float | None, _weight("Kept tokens' features against the teacher's.")] = None,
+    changes: Settings = None,
     track: Annotated[
         str | None,
         typer.Option(
@@ -188,18 +171,13 @@ def sparsify(
         "warm_start_steps": warm_start_steps,
         "steps": steps,
         "epochs": epochs,
-        "lr": lr,
-        "backbone_lr_scale": backbone_lr_scale,
-        "freeze_epochs": freeze_epochs,
-        "max_unreadable": max_unreadable,
         "seed": seed,
         "precision": None if precision == "auto" else precision,
         "labels": False if no_labels else None,
         "compile": True if compiled else None,
     }
-    weights = {"ce": ce_weight, "ratio": ratio_weight, "kl": kl_weight, "token": token_weight}
     with waiting("loading PyTorch"):
-        plan = chosen_recipe(model, recipe, settings, weights)
+        plan = chosen_recipe(model, recipe, settings, changes)
     measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
     sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
     where = training_device(device, plan)

@@ -30,7 +30,6 @@ from vitprune.cli.options import (
 from vitprune.cli.output import print_json, talk
 from vitprune.cli.plan_options import parse_sparsity, resolve_sparsity
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.settings import batch_settings, chosen_recipe
 from vitprune.cli.tables import print_sweep
 from vitprune.cli.training_options import (
     BenchSeconds,
@@ -39,10 +38,13 @@ from vitprune.cli.training_options import (
     GradAccum,
     NoLabels,
     Overwrite,
+    Settings,
     StepBatchSize,
     Steps,
     TrainingData,
     WarmStartSteps,
+    batch_settings,
+    chosen_recipe,
     counted,
     load_dense_model,
     training_device,
@@ -112,6 +114,7 @@ def sweep(
     warm_start_steps: WarmStartSteps = None,
     steps: Steps = None,
     epochs: Epochs = None,
+    changes: Settings = None,
     checkpoint_every: CheckpointEvery = None,
     bench_seconds: BenchSeconds = None,
     as_json: AsJson = False,
@@ -119,7 +122,7 @@ def sweep(
     """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
 
     All models see the same images and are timed in turns. Writes a run folder for each ratio, and sweep.html
-    and sweep.json: who is accurate and fast, and who is beaten by whom. Other settings of training: a YAML
+    and sweep.json: who is accurate and fast, and who is beaten by whom. Other settings of training: --set, or a YAML
     file as --recipe.
 
     Examples:
@@ -145,7 +148,7 @@ def sweep(
         "precision": None if precision == "auto" else precision,
         "labels": False if no_labels else None,
     }
-    plan = chosen_recipe(model, recipe, settings, {"ce": None, "ratio": None})
+    plan = chosen_recipe(model, recipe, settings, changes)
     asked = [parse_sparsity(plan, ratio, stages, schedule, None, dropped, None) for ratio in ratios]
     where = training_device(device, plan)
     options = data_options(splits, columns, streaming, limit)

@@ -46,7 +46,7 @@ def visualize(
     images: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[IMAGE]...", help="Image files, or folders of them.", show_default="of a demo model: --data demo"
+            metavar="IMAGE", help="Image files, or folders of them.", show_default="of a demo model: --data demo"
         ),
     ] = None,
     data: Annotated[
