@@ -117,7 +117,7 @@ MISTAKES = {
     "info of an exported file": (["info", "model.onnx"], 2, "is an exported file"),
     "on a GPU": (["eval", "model.onnx", "images", "--device", "cuda"], 2, "--device cuda does not go with"),
     "another precision": (["eval", "model.onnx", "images", "--precision", "bf16"], 2, "--precision bf16 does not go"),
-    "another size": (["eval", "model.onnx", "images", "--img-size", "96"], 2, "is a file of its own"),
+    "another size": (["eval", "model.onnx", "images", "--img-size", "96"], 2, "has an image size of its own"),
     "no such file": (["eval", "absent.onnx", "images"], 1, "there is no file 'absent.onnx'"),
     "no ONNX": (["eval", "text.onnx", "images"], 1, "'text.onnx' is damaged or no ONNX file"),
     "eval of pt2": (["eval", "model.pt2", "images"], 2, "'model.pt2' is a program of torch.export"),
@@ -126,7 +126,7 @@ MISTAKES = {
     "bench in bf16": (["bench", "model.onnx", "--precision", "bf16"], 2, "--precision bf16 does not go with"),
     "bench compiled": (["bench", "model.onnx", "--mode", "compile"], 2, "--mode compile does not go with 'model.onnx'"),
     "bench of two sizes": (["bench", "test_vit", "model.onnx"], 2, "so they cannot be timed on the same ones"),
-    "bench resized": (["bench", "model.onnx", "--img-size", "96"], 2, "is a file of its own"),
+    "bench resized": (["bench", "model.onnx", "--img-size", "96"], 2, "has an image size of its own"),
 }
 
 

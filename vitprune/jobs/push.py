@@ -30,14 +30,12 @@ class Upload:
         repository: `owner/name`.
         files: content, or the file that holds it, by name in the repository.
         num_images: how many images of the data set report.html shows.
-        has_card: whether README.md is the one in the folder, rather than written for the upload.
         message: of the commit.
     """
 
     repository: str
     files: Mapping[str, bytes | Path]
     num_images: int
-    has_card: bool
     message: str
 
     def sizes(self) -> dict[str, int]:
@@ -69,31 +67,17 @@ class Target:
     commit: str | None
 
 
-def push_run(folder: Path, repository: str, *, private: bool = False, images: bool = True) -> str:
-    """Upload a run in one commit, without asking.
-
-    Args:
-        folder: of a complete run.
-        repository: `owner/name`; made if need be.
-        private: whether nobody else may see a new repository.
-        images: also show images of the data set in report.html.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        UsageError: no such name is possible, the folder is no complete run, or the repository is public and `private`.
-        CheckpointError: a file of the run is damaged, or of another run.
-        HubError: no token, one that may not write, or no connection.
-    """
-    return upload(prepare(folder, repository, images=images), look_up(repository, private=private))
-
-
 def prepare(folder: Path, repository: str, *, images: bool = True) -> Upload:
     """What of a run would be uploaded; asks nothing of the network.
 
+    Args:
+        folder: of a complete run. Its README.md goes as it is, but for the repository's name.
+        repository: `owner/name`.
+        images: also show images of the data set in report.html.
+
     Raises:
-        UsageError, CheckpointError: see `push_run`.
+        UsageError: no such name is possible, or the folder is no complete run.
+        CheckpointError: a file of the run is damaged, or of another run.
     """
     if not is_repository(repository):
         raise UsageError(
@@ -115,7 +99,7 @@ def prepare(folder: Path, repository: str, *, images: bool = True) -> Upload:
         REPORT: _json(run.report.as_json()),
     }
     num_images = len(run.keep_maps.images) if run.keep_maps is not None and images else 0
-    return Upload(repository, files, num_images, card.is_file(), f"{run.report.model}, {run.report.label}, by vitprune")
+    return Upload(repository, files, num_images, f"{run.report.model}, {run.report.label}, by vitprune")
 
 
 def look_up(repository: str, *, private: bool) -> Target:
@@ -123,7 +107,7 @@ def look_up(repository: str, *, private: bool) -> Target:
 
     Raises:
         UsageError: the repository is public and `private` was asked for.
-        HubError: see `push_run`.
+        HubError: no token, one that is not accepted, or no connection.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -151,7 +135,7 @@ def upload(prepared: Upload, target: Target) -> str:
         The address of the commit.
 
     Raises:
-        HubError: see `push_run`; also if somebody has changed the repository since `look_up`.
+        HubError: the token may not write, no connection, or somebody has changed the repository since `look_up`.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import timm
 from torch import Tensor, nn
@@ -31,32 +30,18 @@ _PATCH = 16
 """Pixels of a patch's side, in all of them."""
 
 
-class _Architecture(NamedTuple):
-    """What shapes cannot tell, such as the number of heads, by those that can.
-
-    Attributes:
-        name: for people and files.
-        timm_name: what timm builds it from.
-        arguments: for `timm.create_model`.
-    """
-
-    name: str
-    timm_name: str
-    arguments: dict[str, Any]
-
-
-_ARCHITECTURES = {  # by family, width and depth
-    ("deit", 192, 12): _Architecture("deit_tiny_patch16_224", "deit_tiny_patch16_224", {}),
-    ("deit", 256, 12): _Architecture(
-        "deit_256_patch16_224", "deit_tiny_patch16_224", {"embed_dim": 256, "num_heads": 4}
-    ),
-    ("deit", 384, 12): _Architecture("deit_small_patch16_224", "deit_small_patch16_224", {}),
-    ("deit", 768, 12): _Architecture("deit_base_patch16_224", "deit_base_patch16_224", {}),
-    ("lvvit", 240, 12): _Architecture("lvvit_t", "lvvit_t", {}),
-    ("lvvit", 384, 16): _Architecture("lvvit_s", "lvvit_s", {}),
-    ("lvvit", 512, 20): _Architecture("lvvit_m", "lvvit_m", {}),
-    ("lvvit", 768, 24): _Architecture("lvvit_l", "lvvit_l", {}),
+_ARCHITECTURES = {  # by family, width and depth, which tell what shapes cannot, such as the number of heads
+    ("deit", 192, 12): "deit_tiny_patch16_224",
+    ("deit", 256, 12): "deit_256_patch16_224",
+    ("deit", 384, 12): "deit_small_patch16_224",
+    ("deit", 768, 12): "deit_base_patch16_224",
+    ("lvvit", 240, 12): "lvvit_t",
+    ("lvvit", 384, 16): "lvvit_s",
+    ("lvvit", 512, 20): "lvvit_m",
+    ("lvvit", 768, 24): "lvvit_l",
 }
+_BUILT_FROM = {"deit_256_patch16_224": ("deit_tiny_patch16_224", {"embed_dim": 256, "num_heads": 4})}
+"""What timm does not have by itself, as an architecture of timm and its arguments."""
 
 
 def load_official(path: Path, keep: float | None, stages: Sequence[int] | None = None) -> tuple[SparseViT, Metadata]:
@@ -87,39 +72,40 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
             f"vitprune convert {path} --keep 0.7 makes a model.safetensors of it",
         )
     check_keep(keep)
-    found, model = _build(state, path)
+    name, model = _build(state, path)
     backbone = wrap(model)
     sparsity = Sparsity(keep, _stages(path, backbone.depth, len(predictors), stages))
     tensors = _renamed(state)
     if keep == 1:  # nothing is left to predict
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("predictors.")}
     sparse = SparseViT(model, sparsity.plan(backbone), dropped=sparsity.dropped)
-    fill(sparse, tensors, f"'{path}'", found.name)
+    fill(sparse, tensors, f"'{path}'", name)
     origin = {"source": path.name, **ORIGIN}
-    return sparse.eval(), describe(sparse, name=found.name, sparsity=sparsity, origin=origin)
+    return sparse.eval(), describe(sparse, name=name, sparsity=sparsity, origin=origin)
 
 
-def _build(state: dict[str, Tensor], path: Path) -> tuple[_Architecture, nn.Module]:
+def _build(state: dict[str, Tensor], path: Path) -> tuple[str, nn.Module]:
     """The model that the shapes are those of, with fresh weights."""
     family, stem = "lvvit", state.get("patch_embed.conv1.weight")
     if stem is None:
         family, stem = "deit", state.get("patch_embed.proj.weight")
     positions, head = state.get("pos_embed"), state.get("head.weight")
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    found = None if positions is None else _ARCHITECTURES.get((family, positions.shape[-1], depth))
-    if stem is None or positions is None or head is None or found is None:
+    name = None if positions is None else _ARCHITECTURES.get((family, positions.shape[-1], depth))
+    if stem is None or positions is None or head is None or name is None:
         raise CheckpointError(
             f"'{path}' has token predictors, but its shapes are not those of a DeiT or LV-ViT that we know",
             "known are DeiT-Ti, -256, -S, -B and LV-ViT-T, -S, -M, -L",
         )
+    timm_name, arguments = _BUILT_FROM.get(name, (name, {}))
     model: nn.Module = timm.create_model(
-        found.timm_name,
+        timm_name,
         img_size=_PATCH * math.isqrt(positions.shape[1] - 1),
         in_chans=stem.shape[1],
         num_classes=head.shape[0],
-        **found.arguments,
+        **arguments,
     )
-    return found, model
+    return name, model
 
 
 def _stages(path: Path, depth: int, num_predictors: int, stages: Sequence[int] | None) -> tuple[int, ...]:

@@ -85,11 +85,10 @@ def load_model(
         CheckpointError: a weight file is missing, damaged, or does not fit.
         HubError: the weights cannot be had from the Hub.
     """
-    options = _Options(checkpoint, weights, img_size, exported)
-    for matches, load in _SOURCES:
-        if matches(spec):
-            return load(spec, options)
-    raise AssertionError("the last source takes every name")
+    load = next(load for matches, load in _SOURCES if matches(spec))
+    if checkpoint is not None and load is not _load_name:
+        raise UsageError(f"'{spec}' has weights of its own; --checkpoint goes with a timm name")
+    return load(spec, _Options(checkpoint, weights, img_size, exported))
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,6 @@ class _Options:
     def sizes(self) -> dict[str, Any]:
         """Arguments for timm.create_model."""
         return {} if self.img_size is None else {"img_size": self.img_size}
-
-    def refuse_changes(self, spec: str) -> None:
-        """For a file that says everything itself."""
-        if self.checkpoint is not None or self.img_size is not None:
-            raise UsageError(f"'{spec}' is a file of its own; --checkpoint and --img-size go with a timm name")
 
 
 def is_exported(spec: str) -> bool:
@@ -153,10 +147,9 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
             f"'{spec}' is an exported file, which `vitprune eval` and `bench` run and other commands cannot use",
             "name the model.safetensors that it was made from",
         )
-    options.refuse_changes(spec)
+    _refuse_size(spec, options)
     program = read_onnx(Path(spec))
-    about = program.metadata
-    return Loaded(spec, about.model, program, None, _tuple(about.class_names), about.origin, about)
+    return _loaded_file(spec, program, program.metadata)
 
 
 def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
@@ -168,9 +161,14 @@ def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
 
 
 def _load_file(spec: str, options: _Options) -> Loaded:
-    options.refuse_changes(spec)
-    sparse, about = load_sparse(Path(spec))
-    return Loaded(spec, about.model, sparse.model, sparse, _tuple(about.class_names), about.origin, about)
+    _refuse_size(spec, options)
+    sparse, metadata = load_sparse(Path(spec))
+    return _loaded_file(spec, sparse.model, metadata, sparse)
+
+
+def _refuse_size(spec: str, options: _Options) -> None:
+    if options.img_size is not None:
+        raise UsageError(f"'{spec}' has an image size of its own; --img-size goes with a timm name")
 
 
 def _load_demo(spec: str, options: _Options) -> Loaded:
@@ -186,19 +184,14 @@ def _load_demo(spec: str, options: _Options) -> Loaded:
 
 def _load_folder(spec: str, options: _Options) -> Loaded:
     """A run folder of ours, or a model that timm or transformers saved."""
-    if options.checkpoint is not None:
-        raise UsageError(f"'{spec}' is a folder with weights of its own; --checkpoint goes with a timm name")
-    ours = sparse_file(spec)
-    if ours is not None:
-        return _load_file(str(ours), options)
+    if file := sparse_file(spec):
+        return _load_file(str(file), options)
     folder = Path(spec).resolve()
     return _loaded(spec, folder.name, build_from_folder(Path(spec), options.sizes), {"source": folder.name})
 
 
 def _load_hub(spec: str, options: _Options) -> Loaded:
     """A repository of timm's layout, of transformers', or with a file of ours."""
-    if options.checkpoint is not None:
-        raise UsageError(f"'{spec}' is a repository with weights of its own; --checkpoint goes with a timm name")
     repository, _, revision = spec.removeprefix(HUB_PREFIX).partition("@")
     folder = fetch(repository, revision or None)
     if folder is None:
@@ -286,6 +279,10 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
     }
     names = _tuple(labels) if labels and len(labels) == getattr(model, "num_classes", 0) else None
     return Loaded(spec, name, model.eval(), class_names=names, origin=about | origin)
+
+
+def _loaded_file(spec: str, model: nn.Module, metadata: Metadata, sparse: SparseViT | None = None) -> Loaded:
+    return Loaded(spec, metadata.model, model, sparse, _tuple(metadata.class_names), metadata.origin, metadata)
 
 
 def _with_weights(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:

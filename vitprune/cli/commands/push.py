@@ -77,8 +77,6 @@ def _show(prepared: Upload, target: Target, no_images: bool) -> None:
     for name, size in prepared.sizes().items():
         replaced = ", replaces the one there" if name in target.there else ""
         talk(f"  {name}: {_size(size)}{replaced}")
-    if prepared.has_card:
-        talk("README.md goes as it is in the run folder.")
     if prepared.num_images:
         count = f"{prepared.num_images} image{'s' * (prepared.num_images > 1)}"
         talk(f"report.html shows {count} of your data set; --no-images leaves them out.")
