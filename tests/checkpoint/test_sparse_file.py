@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import vitprune
 from vitprune.checkpoint.metadata import METADATA_KEY
-from vitprune.checkpoint.sparse_file import describe, read_metadata, read_weights, save
+from vitprune.checkpoint.sparse_file import describe, read_metadata, save
+from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError
 from vitprune.model import Sparsity, attach_as
 

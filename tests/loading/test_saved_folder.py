@@ -160,7 +160,6 @@ def test_checkpoint_does_not_go_with_a_folder(timm_folder, tmp_path):
 
 
 def test_a_folder_can_be_sparsified_and_rebuilt(timm_folder, tmp_path, make_images):
-    from vitprune.checkpoint.sparse_file import load
     from vitprune.model import attach
 
     loaded = load_model(str(timm_folder[1]))
@@ -169,7 +168,7 @@ def test_a_folder_can_be_sparsified_and_rebuilt(timm_folder, tmp_path, make_imag
     save(sparse, tmp_path / "out" / "model.safetensors", describe(sparse, class_names=loaded.class_names))
     images = make_images(sparse)
     with torch.no_grad():
-        assert torch.equal(load(tmp_path / "out")(images), sparse(images))
+        assert torch.equal(vitprune.load(tmp_path / "out")(images), sparse(images))
     assert timm.is_model(loaded.model.pretrained_cfg["architecture"])
 
 

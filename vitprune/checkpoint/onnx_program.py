@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
-from vitprune.checkpoint.sparse_file import check_exists, rebuild
+from vitprune.checkpoint.sparse_file import rebuild
+from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError, ExportError, UsageError, VitpruneError
 

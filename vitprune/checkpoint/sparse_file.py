@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from timm.models import get_model_args, load_state_dict
+from safetensors.torch import save_file
+from timm.models import get_model_args
 from torch import Tensor, nn
 
+from vitprune._version import __version__
 from vitprune.backbones import preprocessing, wrap
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, parse_metadata
+from vitprune.checkpoint.weight_file import check_exists, read_safetensors
 from vitprune.common.files import replacing, write_json
-from vitprune.common.formatting import first_line
-from vitprune.common.run_folder import CONFIG, RunFolder
+from vitprune.common.run_folder import CONFIG
 from vitprune.errors import CheckpointError
 from vitprune.model import SparseViT, Sparsity
 from vitprune.schedule import Schedule
 
-_PREDICTORS = "predictors."
 _Shapes = dict[str, tuple[int, ...]]
-_DAMAGE = (OSError, ValueError, EOFError, AttributeError, pickle.UnpicklingError)
-"""What readers raise on a file that is not what its name says."""
 
 
 def describe(
@@ -53,8 +47,6 @@ def describe(
     Raises:
         CheckpointError: the timm model was not made by `timm.create_model`, or with arguments JSON cannot hold.
     """
-    from vitprune._version import __version__
-
     config: dict[str, Any] = model.pretrained_cfg
     architecture = config.get("architecture")
     if not architecture:
@@ -87,7 +79,7 @@ def describe(
         origin=origin or {},
         versions={"vitprune": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
     )
-    _check_shapes(rebuild(metadata, "meta"), _flatten(model), "this model", f"timm's '{architecture}'")
+    _check_shapes(rebuild(metadata, "meta"), _shapes(_flatten(model)), "this model", f"timm's '{architecture}'")
     return metadata
 
 
@@ -106,32 +98,17 @@ def save(model: SparseViT, path: Path, metadata: Metadata) -> None:
     write_json(path.parent / CONFIG, metadata.model_dump(mode="json"))
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
-    """Load a sparse model from a file that vitprune wrote; needs no network.
-
-    Args:
-        path: model.safetensors, or the run folder it is in.
-        device: where to put it.
-
-    Returns:
-        The model in eval mode.
+def load_sparse(path: Path) -> tuple[SparseViT, Metadata]:
+    """A sparse model from a file that vitprune wrote, in eval mode, and its metadata; needs no network.
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
     """
-    model, _ = load_sparse(RunFolder.weights_in(Path(path)))
-    return model.to(device)
-
-
-def load_sparse(path: Path) -> tuple[SparseViT, Metadata]:
-    """As `load`, with the metadata."""
     metadata = read_metadata(path)
     # Without data first: a header that lies about sizes must not make us allocate what it says.
-    _compare_shapes(_shapes(_flatten(rebuild(metadata, "meta"))), _read_shapes(path), f"'{path}'", "its own metadata")
+    _check_shapes(rebuild(metadata, "meta"), _read_shapes(path), f"'{path}'", "its own metadata")
     model = rebuild(metadata, "cpu")
-    tensors = _read_safetensors(path)
-    _check_finite(tensors, path)
-    fill(model, tensors, f"'{path}'", "its own metadata")
+    fill(model, read_safetensors(path), f"'{path}'", "its own metadata")
     return model.eval(), metadata
 
 
@@ -147,8 +124,9 @@ def fill(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) 
     Raises:
         CheckpointError: one is missing, unexpected or of another shape; names it.
     """
-    _check_shapes(model, tensors, what, against)
-    model.load_state_dict({_module_name(name): tensor for name, tensor in tensors.items()})
+    _check_shapes(model, _shapes(tensors), what, against)
+    named = {name if name.startswith("predictors.") else f"model.{name}": tensor for name, tensor in tensors.items()}
+    model.load_state_dict(named)
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -206,90 +184,8 @@ def written_by_vitprune(path: Path) -> bool:
         return False
 
 
-def check_exists(path: Path) -> None:
-    """Make sure that there is a file.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file '{path}'", "check the path")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file by name; never runs code from it.
-
-    Of a torch pickle timm unpickles tensors, plain containers and an argparse.Namespace, which training files hold
-    beside the weights; nothing else.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, a pickle of more than tensors, or holds NaN.
-    """
-    check_exists(path)
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    else:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's own word on pickles; ours follows
-                state = load_state_dict(str(path), weights_only=True)
-        except (*_DAMAGE, RuntimeError, KeyError) as error:
-            if "weights_only" in str(error) or "Unsupported" in str(error):
-                raise CheckpointError(
-                    f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
-                    "save the state_dict alone, best as .safetensors",
-                ) from error
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise CheckpointError(f"'{path}' is damaged or no weight file: {reason}", "copy it again") from error
-    state = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-    if not state:
-        raise CheckpointError(f"'{path}' holds no tensors")
-    _check_finite(state, path)
-    return state
-
-
-def check_npz(path: Path) -> None:
-    """Make sure that a JAX weight file is whole and holds finite arrays only; timm reads it afterwards.
-
-    Raises:
-        CheckpointError: it is missing, damaged, holds Python objects, NaN or infinite values.
-    """
-    check_exists(path)
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            finite = {name: bool(np.isfinite(arrays[name]).all()) for name in arrays.files}
-    except (*_DAMAGE, TypeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"'{path}' is damaged or no weight file: {error}", "copy it again") from error
-    for name, good in finite.items():
-        if not good:
-            raise _not_finite(path, name)
-
-
-def _not_finite(path: Path, name: str) -> CheckpointError:
-    return CheckpointError(f"'{path}' holds NaN or infinite values in '{name}'", "the training that made it went wrong")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-        return tensors
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' is damaged or no safetensors file: {error}", "copy it again") from error
-
-
-def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
-    for name, tensor in tensors.items():
-        # A single number may be a bound that binds nothing, as in Gemma's clipped layers.
-        good = ~tensor.isnan() if tensor.ndim == 0 else tensor.isfinite()
-        if tensor.is_floating_point() and not good.all():
-            raise _not_finite(path, name)
-
-
-def _check_shapes(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) -> None:
-    _compare_shapes(_shapes(_flatten(model)), _shapes(tensors), what, against)
-
-
-def _compare_shapes(expected: _Shapes, found: _Shapes, what: str, against: str) -> None:
+def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str) -> None:
+    expected = _shapes(_flatten(model))
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
@@ -311,7 +207,3 @@ def _read_shapes(path: Path) -> _Shapes:
 def _flatten(model: SparseViT) -> dict[str, Tensor]:
     """Tensors under the names of the file: timm's own, and `predictors.*`."""
     return {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
-
-
-def _module_name(name: str) -> str:
-    return name if name.startswith(_PREDICTORS) else f"model.{name}"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from vitprune.backbones import wrap
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.checkpoint.sparse_file import describe, fill, read_weights
+from vitprune.checkpoint.sparse_file import describe, fill
+from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.model import SparseViT, Sparsity
 from vitprune.schedule import check_keep, default_stages

@@ -10,9 +10,9 @@ import timm
 import torch
 from torch import nn
 
-from vitprune.checkpoint.sparse_file import load as load_file
+from vitprune.checkpoint.sparse_file import load_sparse
 from vitprune.common.files import read_json
-from vitprune.common.run_folder import CONFIG
+from vitprune.common.run_folder import CONFIG, RunFolder
 from vitprune.errors import CheckpointError, HubError
 from vitprune.loading.saved_folder import FOLDER_FILES
 from vitprune.model import SparseViT
@@ -62,16 +62,17 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
         CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
         HubError: the repository cannot be had.
     """
-    if not str(path).startswith(HUB_PREFIX):
-        return load_file(path, device)
-    repository, _, revision = str(path).removeprefix(HUB_PREFIX).partition("@")
-    folder = fetch(repository, revision or None)
+    folder: Path | None = Path(path)
+    if str(path).startswith(HUB_PREFIX):
+        repository, _, revision = str(path).removeprefix(HUB_PREFIX).partition("@")
+        folder = fetch(repository, revision or None)
     if folder is None:
         raise CheckpointError(
             f"'{path}' is a dense model of timm, and none that vitprune made sparse",
             f"timm.create_model('{path}', pretrained=True)",
         )
-    return load_file(folder, device)
+    model, _ = load_sparse(RunFolder.weights_in(folder))
+    return model.to(device)
 
 
 def from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:

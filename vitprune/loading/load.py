@@ -15,7 +15,8 @@ from torch import nn
 from vitprune.backbones import input_size, wrap
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
-from vitprune.checkpoint.sparse_file import check_exists, check_npz, load_sparse, read_weights, written_by_vitprune
+from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
+from vitprune.checkpoint.weight_file import check_exists, check_npz, read_weights
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, first_mismatch, from_hub

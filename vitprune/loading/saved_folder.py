@@ -9,7 +9,7 @@ import timm
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from vitprune.checkpoint.sparse_file import read_weights
+from vitprune.checkpoint.weight_file import read_weights
 from vitprune.common.files import read_json
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import CONFIG, WEIGHTS
