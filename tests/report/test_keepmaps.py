@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from vitprune.data import UNLABELLED, eval_transform
-from vitprune.report.drawing import Legend, dim_dropped, draw_mean, heat_map, montage, sheet
+from vitprune.report.drawing import Legend, dim_pruned, draw_mean, draw_montage, heat_map
 from vitprune.report.keepmaps import MeanMap, keep_maps, seen
 from vitprune.schedule import Stage
 
@@ -62,10 +62,10 @@ def test_seen_is_the_image_the_model_saw(make_vit, settings):
     assert (again - (image * std + mean)).abs().max() < 1 / 255
 
 
-def test_kept_patches_are_untouched_and_dropped_ones_fade():
+def test_kept_patches_are_untouched_and_pruned_ones_fade_behind_a_line():
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[..., 0] = 250
-    drawn = np.asarray(dim_dropped(Image.fromarray(pixels), [0, 5], (2, 4))).astype(int)
+    drawn = np.asarray(dim_pruned(Image.fromarray(pixels), [0, 5], (2, 4))).astype(int)
     inner = [
         drawn[20 * row + 2 : 20 * row + 18, 20 * column + 2 : 20 * column + 18]
         for row in range(2)
@@ -77,11 +77,8 @@ def test_kept_patches_are_untouched_and_dropped_ones_fade():
         else:
             assert (cell == cell[..., :1]).all(), "grey"
             assert abs(cell.mean() - 200) < 40
-
-
-def test_kept_white_on_white_is_told_apart_by_a_line():
-    drawn = np.asarray(dim_dropped(Image.new("RGB", (40, 40), (200, 200, 200)), [0], (2, 2)))
-    assert len({tuple(pixel) for pixel in drawn.reshape(-1, 3)}) == 2
+    plain = np.asarray(dim_pruned(Image.new("RGB", (40, 40), (200, 200, 200)), [0], (2, 2)))
+    assert len({tuple(pixel) for pixel in plain.reshape(-1, 3)}) == 2, "a line tells kept grey from pruned grey"
 
 
 def test_heat_map_orders_colours_by_score():
@@ -100,18 +97,20 @@ def test_mean_map_counts():
     assert mean.num_images == 2
 
 
-def test_montages_fit_a_sheet_and_hostile_names_are_drawn(make_sparse, make_images, tmp_path):
+def test_hostile_and_long_names_are_drawn(make_sparse, make_images, tmp_path):
     sparse = make_sparse(keep=0.5, stages=[2], num_classes=3)
     names = {0: "\x1b[31m$x^" + "long " * 100, 1: "<b>", 2: "木"}
     one, other = keep_maps(sparse, sparse.model, make_images(sparse), torch.tensor([0, 1]), names)
-    plain = montage(one, "\n\x00name" * 50, LEGEND, names[0])
-    tall = montage(other, "b", LEGEND, None, heat=True)
-    assert tall.height > plain.height
-    both = sheet([plain, tall])
-    assert both.size == (max(plain.width, tall.width), plain.height + tall.height)
+    draw_montage(tmp_path / "plain.png", one, "\n\x00name" * 50, LEGEND, names[0])
+    draw_montage(tmp_path / "heat.png", other, "b", LEGEND, None, heat=True)
     draw_mean(tmp_path / "mean.png", [[50.0] * 100], (10, 10), 3, Legend("$a_{b$ \x1b", LEGEND.stages, False, "dense"))
-    with Image.open(tmp_path / "mean.png") as drawn:
-        assert drawn.format == "PNG"
+    sizes = {}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as drawn:
+            assert drawn.format == "PNG"
+            sizes[path.stem] = drawn.size
+    assert sizes["heat"][0] == sizes["plain"][0]
+    assert sizes["heat"][1] > 1.5 * sizes["plain"][1], "a second row"
 
 
 def test_legend_says_folded_or_gone():
