@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitprune.cli.output import number, print_line, print_table, signed
+from vitprune.cli.output import number, print_line, print_table
 from vitprune.common.formatting import duration
 
 if TYPE_CHECKING:
@@ -129,16 +129,12 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
 
 
 def _sweep_cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
-    delta = row["delta"]
-    accuracy = [number(row["top1_pct"] if labelled else delta["agreement_pct"])]
-    if labelled:
-        dense = row["kind"] == "dense"
-        low, high = delta["top1_points_ci95"]
-        accuracy += ["", ""] if dense else [signed(delta["top1_points"]), f"{signed(low)} to {signed(high)}"]
-    change = delta["speedup"][-1]
+    from vitprune.report.sweep_page import accuracy_cells
+
+    change = row["delta"]["speedup"][-1]
     return [
         row["label"],
-        *accuracy,
+        *accuracy_cells(row, labelled),
         number(row["gmacs"], 3),
         number(row["speed"][-1]["images_per_s"], 1),
         f"{change['speedup']:.2f} x" + (" SLOWER" if change["slower"] else ""),

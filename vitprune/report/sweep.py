@@ -15,7 +15,7 @@ from vitprune.common.formatting import number, signed
 from vitprune.evaluation import Predictions, compared, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, rates
 from vitprune.report.schema import Report
-from vitprune.report.sweep_page import write_sweep_page
+from vitprune.report.sweep_page import accuracy, write_sweep_page
 
 SWEEP_SCHEMA_VERSION = 1
 SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
@@ -65,7 +65,7 @@ def build_sweep(
     rows = {label: _row(label, entry, predictions, timings, size) for label, entry in entries.items()}
     labelled = predictions["dense"].labelled
     for key, merit in (("by_throughput", _throughput), ("by_gmacs", lambda row: -row["gmacs"])):
-        found = dominated_by({label: (_accuracy(row, labelled), merit(row)) for label, row in rows.items()})
+        found = dominated_by({label: (accuracy(row, labelled), merit(row)) for label, row in rows.items()})
         for label, row in rows.items():
             rivals = [_against(rows[rival], row, predictions) for rival in found[label]]
             row[key] = {"on_front": not rivals, "beaten_by": rivals}
@@ -76,10 +76,6 @@ def build_sweep(
         "rows": list(rows.values()),
         **about,
     }
-
-
-def _accuracy(row: Mapping[str, Any], labelled: bool) -> float:
-    return float(row["top1_pct"] if labelled else row["delta"]["agreement_pct"])
 
 
 def _throughput(row: Mapping[str, Any]) -> float:

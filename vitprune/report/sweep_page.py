@@ -38,7 +38,10 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
     content = {
         "title": f"{result['model']}, sweep of {sum(row['kind'] == 'sparse' for row in rows)} keep ratios",
         "result": result,
-        "charts": _charts(rows, sizes[-1], labelled),
+        "charts": [
+            _chart(rows, "by_throughput", f"images/s at batch {sizes[-1]}", labelled),
+            _chart(rows, "by_gmacs", "GMACs", labelled),
+        ],
         "columns": _columns(sizes, labelled),
         "failures": [[plain(row["label"]), plain(row["error"])] for row in result["failed"]],
         "cells": [_cells(row, labelled) for row in rows],
@@ -54,32 +57,35 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
     return templates().get_template("sweep.html.j2").render(content).lstrip()
 
 
-def _accuracy(row: Mapping[str, Any], labelled: bool) -> float:
+def accuracy(row: Mapping[str, Any], labelled: bool) -> float:
+    """By which a row is judged, in percent: top-1, or without labels how often it predicts as dense does."""
     return float(row["top1_pct"] if labelled else row["delta"]["agreement_pct"])
 
 
-def _charts(rows: Sequence[Mapping[str, Any]], batch_size: int, labelled: bool) -> list[Chart]:
-    what = "Top-1 (%)" if labelled else "Answers as dense (%)"
-    speed, cost = f"images/s at batch {batch_size}", "GMACs"
-    return [
-        _chart(rows, f"{what} against {speed}", speed, "by_throughput", labelled),
-        _chart(rows, f"{what} against {cost}", cost, "by_gmacs", labelled),
-    ]
+def accuracy_cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
+    """That, and with labels the difference from dense and its interval."""
+    cell = number(accuracy(row, labelled))
+    if not labelled:
+        return [cell]
+    if row["kind"] == "dense":
+        return [cell, "", ""]
+    low, high = row["delta"]["top1_points_ci95"]
+    return [cell, signed(row["delta"]["top1_points"]), f"{signed(low)} to {signed(high)}"]
 
 
-def _chart(rows: Sequence[Mapping[str, Any]], title: str, x_label: str, key: str, labelled: bool) -> Chart:
-    found, said = [], []
+def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, labelled: bool) -> Chart:
+    """Accuracy against what `key` says: "by_throughput" or "by_gmacs"."""
+    points, sentences = [], []
     for row in rows:
-        x = row["speed"][-1]["images_per_s"] if key == "by_throughput" else row["gmacs"]
-        y = _accuracy(row, labelled)
+        x, digits = (row["speed"][-1]["images_per_s"], 1) if key == "by_throughput" else (row["gmacs"], 3)
+        y, name = accuracy(row, labelled), plain(row["label"])
         interval: Sequence[float | None] = (None, None)
-        if row["kind"] != "dense" and row["delta"]["top1_points_ci95"] is not None:
+        if row["kind"] != "dense" and labelled:
             interval = [rows[0]["top1_pct"] + bound for bound in row["delta"]["top1_points_ci95"]]
-        name = plain(row["label"])
-        found.append(ChartPoint(name, x, y, _KINDS[row["kind"]], row[key]["on_front"], *interval))
-        digits = 1 if key == "by_throughput" else 3
-        said.append(f"{name}: {number(y)} % at {number(x, digits)} {x_label}, {_standing(row, key)}")
-    return models_chart(title, "; ".join(said), found, x_label)
+        points.append(ChartPoint(name, x, y, _KINDS[row["kind"]], row[key]["on_front"], *interval))
+        sentences.append(f"{name}: {number(y)} % at {number(x, digits)} {x_label}, {_standing(row, key)}")
+    title = f"{'Top-1 (%)' if labelled else 'Answers as dense (%)'} against {x_label}"
+    return models_chart(title, "; ".join(sentences), points, x_label)
 
 
 def _standing(row: Mapping[str, Any], key: str) -> str:
@@ -94,18 +100,11 @@ def _columns(sizes: Sequence[int], labelled: bool) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any], labelled: bool) -> list[Any]:
-    delta = row["delta"]
-    accuracy = [number(_accuracy(row, labelled))]
-    if labelled and row["kind"] == "dense":
-        accuracy += ["", ""]
-    elif labelled:
-        low, high = delta["top1_points_ci95"]
-        accuracy += [signed(delta["top1_points"]), f"{signed(low)} to {signed(high)}"]
     mark = Markup(' <strong class="slower">SLOWER</strong>')
     speed = [
         number(each["images_per_s"], 1) + (mark if change["slower"] else "")
-        for each, change in zip(row["speed"], delta["speedup"], strict=True)
+        for each, change in zip(row["speed"], row["delta"]["speedup"], strict=True)
     ]
-    ratio = number(delta["speedup"][-1]["speedup"]) + " x"
+    ratio = number(row["delta"]["speedup"][-1]["speedup"]) + " x"
     what = f"{row['label']} (dense)" if row["kind"] == "other" else row["label"]
-    return [plain(what), *accuracy, number(row["gmacs"], 3), *speed, ratio]
+    return [plain(what), *accuracy_cells(row, labelled), number(row["gmacs"], 3), *speed, ratio]
