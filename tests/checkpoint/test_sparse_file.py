@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import struct
 
 import pytest
 import timm
@@ -115,13 +114,13 @@ def test_missing_file_is_named(tmp_path):
         vitprune.load(tmp_path / "absent.safetensors")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
-def test_truncated_file_is_refused(saved, share):
+def test_truncated_file_is_refused(saved):
     _, path = saved
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(CheckpointError, match="damaged"):
-        vitprune.load(path)
+    for share in (0.0, 0.0001, 0.5, 0.999):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(CheckpointError, match="damaged"):
+            vitprune.load(path)
 
 
 def test_plain_weights_are_told_from_ours(weights_file):
@@ -130,57 +129,19 @@ def test_plain_weights_are_told_from_ours(weights_file):
     assert "--checkpoint" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"schema_version": 2}, "schema_version"),
-        ({"architecture": "no_such_model"}, "cannot build 'no_such_model'"),
-        ({"architecture": "resnet18"}, "resnet18"),
-        ({"model_args": {"depth": "many"}}, "cannot build"),
-        ({"keep": 7}, "keep"),
-        ({"align": 0}, "align"),
-        ({"stages": [{"block": 99, "ratio": 0.5, "num_tokens": 3}]}, "stages"),
-        ({"stages": [{"block": 2, "ratio": 0.5, "num_tokens": 3000}]}, "stages"),
-        ({"surprise": 1}, "surprise"),
-    ],
-)
-def test_metadata_that_lies_is_refused(saved, change, message):
-    _, path = saved
-    header = json.loads(read_metadata(path).model_dump_json()) | change
-    save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(header)})
-    with pytest.raises((CheckpointError, vitprune.VitpruneError), match=message):
-        vitprune.load(path)
-
-
-def test_wrong_shape_names_the_tensor_and_both_shapes(saved):
+def test_tensors_that_do_not_fit_are_named(saved):
     _, path = saved
     metadata, tensors = read_metadata(path), load_file(path)
-    tensors["head.weight"] = torch.zeros(3, 64)
-    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
-    with pytest.raises(CheckpointError, match=r"'head.weight' is \(3, 64\), expected \(2, 64\)"):
-        vitprune.load(path)
-
-
-def test_missing_and_unexpected_tensors_are_named(saved):
-    _, path = saved
-    metadata, tensors = read_metadata(path), load_file(path)
-    moved = tensors.pop("head.bias")
-    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
-    with pytest.raises(CheckpointError, match=r"'head.bias' is missing"):
-        vitprune.load(path)
-    tensors |= {"head.bias": moved, "extra": moved.clone()}
-    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
-    with pytest.raises(CheckpointError, match=r"'extra' is .* expected none"):
-        vitprune.load(path)
-
-
-def test_nan_weights_are_named(saved):
-    _, path = saved
-    metadata, tensors = read_metadata(path), load_file(path)
-    tensors["blocks.0.mlp.fc1.bias"][3] = float("nan")
-    save_file(tensors, path, metadata={METADATA_KEY: metadata.model_dump_json()})
-    with pytest.raises(CheckpointError, match=r"NaN or infinite values in 'blocks.0.mlp.fc1.bias'"):
-        vitprune.load(path)
+    without = {name: tensor for name, tensor in tensors.items() if name != "head.bias"}
+    for changed, message in (
+        (tensors | {"head.weight": torch.zeros(3, 64)}, r"'head.weight' is \(3, 64\), expected \(2, 64\)"),
+        (without, "'head.bias' is missing"),
+        (tensors | {"extra": torch.zeros(2)}, "'extra' is .* expected none"),
+        (tensors | {"head.bias": torch.tensor([0.0, float("nan")])}, "NaN or infinite values in 'head.bias'"),
+    ):
+        save_file(changed, path, metadata={METADATA_KEY: metadata.model_dump_json()})
+        with pytest.raises(CheckpointError, match=message):
+            vitprune.load(path)
 
 
 def test_a_bound_that_binds_nothing_is_no_damage(tmp_path):
@@ -223,10 +184,3 @@ def test_pth_files_are_read_in_their_usual_wrappings(make_vit, tmp_path):
         torch.save(content, path)
         found = read_weights(path)
         assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-
-
-def test_huge_header_length_is_refused(tmp_path):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
-    with pytest.raises(CheckpointError, match="damaged"):
-        vitprune.load(path)
