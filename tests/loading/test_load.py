@@ -162,20 +162,17 @@ def test_options_of_timm_names_do_not_go_with_what_has_weights(weights_file, tmp
         load_model(str(weights_file), img_size=96)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_files_that_are_no_model_are_refused_by_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, message in (
         ("w.pth", "'w.pth' holds weights alone"),
         ("w.npz", "'w.npz' holds weights alone"),
         ("m.onnx", "'m.onnx' is an exported file, which"),
         ("m.pt2", "'m.pt2' is a program of torch.export"),
-    ],
-)
-def test_files_that_are_no_model_are_refused_by_kind(name, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_bytes(b"?")
-    with pytest.raises(UsageError, match=message):
-        load_model(name)
+    ):
+        (tmp_path / name).write_bytes(b"?")
+        with pytest.raises(UsageError, match=message):
+            load_model(name)
 
 
 def test_demo_is_there_offline(no_hub):

@@ -10,7 +10,7 @@ from timm.models import save_for_hf
 
 import vitprune
 from vitprune.checkpoint.sparse_file import describe, save
-from vitprune.errors import CheckpointError, HubError, UsageError
+from vitprune.errors import CheckpointError, HubError
 from vitprune.loading.load import load_model
 
 SIZES = {
@@ -57,9 +57,14 @@ def test_timm_folder_gives_timms_output_and_what_it_says(timm_folder, make_image
     assert tuple(loaded.model.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
 
 
-@pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize(
-    "kind", ["ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher"]
+    ("kind", "qkv_bias"),
+    [
+        ("ViTForImageClassification", True),
+        ("ViTForImageClassification", False),
+        ("DeiTForImageClassification", True),
+        ("DeiTForImageClassificationWithTeacher", True),
+    ],
 )
 def test_transformers_folder_gives_transformers_output(kind, qkv_bias, tmp_path):
     model = _transformers(kind, tmp_path / "hf", qkv_bias=qkv_bias)
@@ -108,14 +113,6 @@ def test_transformers_preprocessing_is_kept(tmp_path):
     assert (ours - expected).abs().mean() < 0.05, "resizing differs in rounding only"
 
 
-def test_a_run_folder_is_its_file(make_sparse, tmp_path):
-    sparse = make_sparse(num_classes=2)
-    save(sparse, tmp_path / "model.safetensors", describe(sparse, class_names=("cat", "dog")))
-    loaded = load_model(str(tmp_path))
-    assert loaded.sparse is not None
-    assert loaded.class_names == ("cat", "dog")
-
-
 def test_another_image_size_resamples(timm_folder):
     assert load_model(str(timm_folder[1]), img_size=64).model.patch_embed.img_size == (64, 64)
 
@@ -126,9 +123,8 @@ def test_an_unnamed_class_has_no_name(tmp_path):
     assert load_model(str(tmp_path / "hf")).class_names is None
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
+def test_a_folder_that_is_no_model_is_refused_by_name(tmp_path):
+    for files, message in (
         ({}, "no config.json"),
         ({"config.json": "{"}, "damaged"),
         ({"config.json": "[]"}, "no object"),
@@ -136,14 +132,12 @@ def test_an_unnamed_class_has_no_name(tmp_path):
         ({"config.json": json.dumps({"architectures": ["BertModel"]})}, "BertModel"),
         ({"config.json": json.dumps({"architecture": "test_vit"})}, "no weights"),
         ({"config.json": json.dumps({"architecture": "no_such"}), "model.safetensors": "x"}, "damaged"),
-    ],
-)
-def test_a_folder_that_is_no_model_is_refused_by_name(files, message, tmp_path):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        load_model(str(tmp_path))
-    assert str(tmp_path) in caught.value.message
+    ):
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_model(str(tmp_path))
+        assert str(tmp_path) in caught.value.message
 
 
 def test_weights_of_another_model_are_refused(timm_folder):
@@ -152,11 +146,6 @@ def test_weights_of_another_model_are_refused(timm_folder):
     (timm_folder[1] / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="timm can build"):
         load_model(str(timm_folder[1]))
-
-
-def test_checkpoint_does_not_go_with_a_folder(timm_folder, tmp_path):
-    with pytest.raises(UsageError, match="--checkpoint"):
-        load_model(str(timm_folder[1]), checkpoint=tmp_path / "w.safetensors")
 
 
 def test_a_folder_can_be_sparsified_and_rebuilt(timm_folder, tmp_path, make_images):
@@ -197,21 +186,16 @@ def test_a_transformers_repository_of_the_hub(hub, tmp_path):
     assert loaded.class_names == ("cat", "dog", "eel")
 
 
-def test_a_sparse_file_of_the_hub(hub, make_sparse, tmp_path):
+def test_a_sparse_file_here_and_on_the_hub(hub, timm_folder, make_sparse, make_images, tmp_path):
     sparse = make_sparse(num_classes=2)
     save(sparse, tmp_path / "model.safetensors", describe(sparse, class_names=("cat", "dog")))
     hub(tmp_path)
-    loaded = load_model("hf-hub:someone/sparse")
-    assert loaded.sparse is not None
-    assert loaded.class_names == ("cat", "dog")
-
-
-def test_load_takes_a_repository_and_refuses_a_dense_one(hub, timm_folder, make_sparse, make_images, tmp_path):
-    sparse = make_sparse(num_classes=2)
-    save(sparse, tmp_path / "model.safetensors", describe(sparse))
-    hub(tmp_path)
     images = make_images(sparse)
     with torch.no_grad():
+        for spec in (str(tmp_path), "hf-hub:someone/sparse"):
+            loaded = load_model(spec)
+            assert torch.equal(loaded.sparse(images), sparse(images))
+            assert loaded.class_names == ("cat", "dog")
         assert torch.equal(vitprune.load("hf-hub:someone/sparse@v1")(images), sparse(images))
     hub(timm_folder[1])
     with pytest.raises(CheckpointError, match="is a dense model of timm"):

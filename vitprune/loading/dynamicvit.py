@@ -50,7 +50,7 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
 
     Args:
         path: a torch pickle; only tensors, and an argparse.Namespace beside them, are unpickled.
-        keep: share of tokens one stage keeps; the file does not say. At 1 the model is the dense backbone.
+        keep: share of tokens one stage keeps, in (0, 1); the file does not say.
         stages: block indices before which its predictors act; None for equal parts of the depth.
 
     Returns:
@@ -73,14 +73,13 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
             f"vitprune convert {path} --keep 0.7 makes a model.safetensors of it",
         )
     check_keep(keep)
+    if keep == 1:
+        raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
     name, model = _build(state, path)
     backbone = wrap(model)
     sparsity = Sparsity(keep, _stages(path, backbone.depth, len(predictors), stages))
-    tensors = _renamed(state)
-    if keep == 1:  # nothing is left to predict
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("predictors.")}
     sparse = SparseViT(model, sparsity.plan(backbone), dropped=sparsity.dropped)
-    fill(sparse, tensors, f"'{path}'", name)
+    fill(sparse, _renamed(state), f"'{path}'", name)
     origin = {"source": path.name, **ORIGIN}
     return sparse.eval(), describe(sparse, name=name, sparsity=sparsity, origin=origin)
 

@@ -10,7 +10,6 @@ import typer
 
 from vitprune.cli.options import AsJson, parse_numbers
 from vitprune.cli.output import number, print_json, print_line
-from vitprune.errors import UsageError
 
 
 def convert(
@@ -21,7 +20,7 @@ def convert(
         float | None,
         typer.Option(
             metavar="RATIO",
-            help="Share of patch tokens that one stage keeps, in (0, 1], which the file does not say.",
+            help="Share of patch tokens that one stage keeps, in (0, 1), which the file does not say.",
             show_default=False,
         ),
     ] = None,
@@ -62,8 +61,6 @@ def convert(
 
     if output is not None:
         check_file_is_new(output, overwrite=overwrite)
-    if keep == 1:
-        raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
     sparse, metadata = load_official(checkpoint, keep, blocks)
     if output is None:
         output = RunFolder.choose(None, f"{metadata.model}-keep{metadata.keep:g}").weights
