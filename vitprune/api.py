@@ -17,7 +17,7 @@ from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
 from vitprune.loading.load import loaded_from
 from vitprune.model import Dropped, SparseViT, Sparsity, attach_as
 from vitprune.schedule import ScheduleName
-from vitprune.training import Progress, Recipe, load_recipe
+from vitprune.training import Recipe, load_recipe
 
 
 def sparsify(
@@ -70,7 +70,7 @@ def sparsify(
     images: Data = open_data(str(data), classes, training=True, labels=recipe.labels)
     if output is None:
         student = new_student(model, sparsity, recipe.seed)
-        fit(loaded.model, student, images, recipe, where, SILENT, Progress())
+        fit(loaded.model, student, images, recipe, where, SILENT)
         return student.eval()
     folder = RunFolder.choose(Path(output), "").path
     student, _ = run(loaded, images, recipe, RunSettings(sparsity, where, folder), SILENT)

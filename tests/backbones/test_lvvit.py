@@ -13,7 +13,7 @@ from vitprune.backbones import wrap
 from vitprune.baselines import AttentionViT, ToMeViT
 from vitprune.model import SparseViT, attach
 from vitprune.tokens import gumbel_decision
-from vitprune.training.pretraining import teacher_signal
+from vitprune.training.pretraining import teacher_saliency
 
 TINY = {"img_size": 96, "embed_dim": 64, "depth": 4, "num_heads": 2, "stem_width": 16}
 MODELS = {
@@ -216,10 +216,9 @@ def test_a_subclass_is_refused(build):
 def test_the_teacher_can_be_asked_what_matters(build, make_images, target):
     backbone = build().backbone
     x = backbone.embed(make_images(build())).detach()
-    signal = teacher_signal(backbone, x, 0, target)
-    assert signal.saliency.shape == (2, 36)
-    assert (signal.saliency > 0).any(dim=1).all()
-    torch.testing.assert_close(signal.logits, build().model(make_images(build())), rtol=1e-4, atol=1e-4)
+    saliency = teacher_saliency(backbone, x, 0, target)
+    assert saliency.shape == (2, 36)
+    assert (saliency > 0).any(dim=1).all()
 
 
 # Training

@@ -87,11 +87,6 @@ class RunProgress:
             previous = record.images_per_s if self.rate is None else self.rate
             self.rate = _SMOOTHING * previous + (1 - _SMOOTHING) * record.images_per_s
         self._advance(1, self._detail(record))
-        if record.restored:
-            self._say(
-                f"step {record.step}: the loss was not finite too often; an earlier state was put back, "
-                "and the rate is a tenth of what it was"
-            )
 
     def say(self, sentence: str) -> None:
         """A line of its own."""

@@ -41,8 +41,6 @@ def print_summary(report: Report, folder: Path) -> None:
     training, data = report.training, report.data
     if training.seconds:
         print_line(f"trained on {training.num_images / training.seconds:.1f} images/s")
-    if training.warm_start_of:
-        print_line(f"warm start shared with other runs: done as for {training.warm_start_of}")
     for count, names, what in (
         (training.num_unreadable, training.unreadable, "in training (repeats counted)"),
         (data.num_unreadable_val, data.unreadable_val, "in the evaluation"),
@@ -50,8 +48,7 @@ def print_summary(report: Report, folder: Path) -> None:
         if count:
             print_line(f"{count} unreadable image(s) were left out {what}: {', '.join(names[:3])}")
     if training.num_skipped:
-        back = "; an earlier state was put back, the rate lowered to a tenth" if training.num_restored else ""
-        print_line(f"{training.num_skipped} training steps were skipped: loss or gradient not finite{back}")
+        print_line(f"{training.num_skipped} training steps were skipped: loss or gradient not finite")
     if training.num_parts > 1:
         print_line(f"each process took its part of a batch in {training.num_parts} passes")
     print_line(f"in {duration(report.wall_s)}, written to {folder} (its report.html shows more)")

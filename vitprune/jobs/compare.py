@@ -23,7 +23,7 @@ from vitprune.jobs.side_by_side import evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, benchmark, count_macs, rates
 from vitprune.model import SparseViT, Sparsity, attach_as
-from vitprune.training import Progress, Recipe, load_recipe
+from vitprune.training import Recipe, load_recipe
 
 METHODS = {
     "random": "tokens at random",
@@ -239,8 +239,8 @@ def _trained(
 ) -> tuple[SparseViT, dict[str, Any]]:
     """A model that is trained here, and its row."""
     student = new_student(dense, sparsity, recipe.seed)
-    started, progress = time.perf_counter(), Progress()
-    fit(dense, student, data, recipe, device, listener, progress)
+    started = time.perf_counter()
+    progress = fit(dense, student, data, recipe, device, listener)
     ours = f"{sparsity.label}, {sparsity.schedule}, {sparsity.dropped}"
     note = f"{sparsity.label}, {recipe.steps} steps" if name == "paper" else ours
     return student.eval(), _row(name, note, time.perf_counter() - started, progress.steps_done)

@@ -120,7 +120,6 @@ class Training(_Content):
     num_steps: int
     num_skipped: int = 0
     num_restored: int = 0
-    rate_scale: float = 1.0
     num_parts: int = 1
     num_images: int
     num_unreadable: int = 0

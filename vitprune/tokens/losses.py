@@ -24,17 +24,16 @@ def ratio_loss(kept: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
     ).mean()
 
 
-def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """KL(teacher || student) of the class distribution, batch mean (eq. 14), in fp32.
 
     Args:
         logits: student's, (B, num_classes).
         teacher_logits: teacher's, (B, num_classes); no gradient flows into them.
-        temperature: softens both; the gradient is rescaled by its square, as usual.
     """
-    student = F.log_softmax(logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    student = F.log_softmax(logits.float(), dim=-1)
+    teacher = F.log_softmax(teacher_logits.detach().float(), dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def token_distillation_loss(logits: Tensor, teacher_logits: Tensor, kept: Tensor | None = None) -> Tensor:

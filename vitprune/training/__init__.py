@@ -1,12 +1,11 @@
-"""Recipe, warm start, objective and the loop."""
+"""Recipe, objective, and the loop that trains a sparse model to answer as the dense one."""
 
 from vitprune.training.checkpoints import Checkpoints, State
-from vitprune.training.log import StepLog
-from vitprune.training.loop import train
+from vitprune.training.loop import TrainedStep, train
 from vitprune.training.objective import Objective, StepLoss
-from vitprune.training.progress import Progress, StepRecord
+from vitprune.training.progress import Progress, StepRecord, step_log
 from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load_recipe
-from vitprune.training.tracking import Tracking, check_tracker
+from vitprune.training.tracking import check_tracker, tracker_log
 
 __all__ = [
     "Checkpoints",
@@ -17,11 +16,12 @@ __all__ = [
     "Progress",
     "Recipe",
     "State",
-    "StepLog",
     "StepLoss",
     "StepRecord",
-    "Tracking",
+    "TrainedStep",
     "check_tracker",
     "load_recipe",
+    "step_log",
+    "tracker_log",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""Training checkpoints: safetensors files from which a run goes on as if it had never stopped."""
+"""Training checkpoints: safetensors files from which a run resumes bit-identically."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vitprune.common.files import replacing, write_error
 from vitprune.errors import UsageError
 
 _KEY = "vitprune-training"
+_KEPT = 2
 _EVERY_S = 120.0
 
 
@@ -25,13 +26,13 @@ class State:
 
     Attributes:
         tensors: weights ("student.*"), their average ("average.*") and the optimiser's moments ("optimizer.*").
-        about: what else there is: the part of the run, the step in it, rates, progress, and the settings.
+        about: "part", the number of the optimiser; "step", how many steps it has made; "progress"; and "settings".
     """
 
     tensors: dict[str, Tensor]
     about: dict[str, Any]
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
+    def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under a prefix, without it."""
         return {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
 
@@ -43,29 +44,23 @@ class Checkpoints:
     Attributes:
         folder: where they are.
         settings: what must be the same for a run to be resumed, as JSON.
-        keep: how many to keep, the last ones.
         every: steps between two; None for about every two minutes.
-        stop: set by a signal: the run is to save and end after the step at hand.
     """
 
     folder: Path
     settings: dict[str, Any]
-    keep: int = 2
     every: int | None = None
-    stop: bool = False
     _saved_at: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
         """Whether to save after this step."""
-        if self.stop:
-            return True
         return step % self.every == 0 if self.every else time.monotonic() - self._saved_at > _EVERY_S
 
     def save(self, state: State, step: int) -> None:
-        """Write a checkpoint whole or not at all, then remove the oldest.
+        """Write a checkpoint whole or not at all, then remove all but the last two.
 
         Raises:
-            OutputError: it cannot be written; those there are stay.
+            OutputError: it cannot be written; earlier ones are kept.
         """
         try:
             self.folder.mkdir(exist_ok=True)
@@ -74,7 +69,7 @@ class Checkpoints:
         header = {_KEY: json.dumps(state.about | {"settings": self.settings})}
         with replacing(self.folder / f"step-{step:09d}.safetensors") as temporary:
             save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, temporary, header)
-        for old in self._files()[: -self.keep]:
+        for old in self._files()[:-_KEPT]:
             old.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
 
@@ -92,7 +87,7 @@ class Checkpoints:
         return None
 
     def latest_step(self) -> int | None:
-        """After which step the last checkpoint was written; None where there is none."""
+        """The step after which the last checkpoint was written; None where there is none."""
         files = self._files()
         return int(files[-1].stem.removeprefix("step-")) if files else None
 
@@ -112,7 +107,7 @@ class Checkpoints:
             if json.loads(json.dumps(new)) != old:
                 raise UsageError(
                     f"the run in '{self.folder.parent}' has other settings: {name} is {old!r} there, {new!r} now",
-                    "resume with the same settings, or start anew with --overwrite",
+                    "resume with the same settings, or start over with --overwrite",
                 )
 
 

@@ -4,44 +4,47 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from itertools import islice
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor
 
-from vitprune.backbones import input_size
-from vitprune.common.distributed import is_main, world_size
+from vitprune.common.distributed import gather, world_size
 from vitprune.common.oom import explained_out_of_memory
-from vitprune.common.progress import Listener
 from vitprune.common.seeding import derive_seed, seed_all
-from vitprune.data import Faults, Images, ImageStream, explain_worker_crash
-from vitprune.errors import Preempted, TrainingError
+from vitprune.data import Faults, Images, ImageStream
+from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
-from vitprune.training.checkpoints import Checkpoints, State
-from vitprune.training.clock import Clock
+from vitprune.training.checkpoints import State
 from vitprune.training.compiling import compiled_blocks
 from vitprune.training.objective import Objective, StepLoss
-from vitprune.training.optimizer import Optimization, freeze
-from vitprune.training.phases import Part, plan_parts
+from vitprune.training.optimizer import Optimization, set_trainable
 from vitprune.training.progress import Progress, StepRecord
-from vitprune.training.recipe import Phase, Recipe
-from vitprune.training.step import Batch, StepPlan, find_num_parts, take_step
-from vitprune.training.stream import training_batches
-from vitprune.training.tracking import Tracking, finish, track
+from vitprune.training.recipe import Recipe, Step
+from vitprune.training.step import backward, find_num_microbatches, training_batches, update
 
 _RATE_BATCHES = 8
 """On how many batches the loss is measured that sets the backbone's rate."""
 
-_GOOD_EVERY = 100
-"""Steps after which a state is kept to go back to; by number, so that all processes keep the same."""
-_LOWER_RATE = 0.1
+
+class TrainedStep(NamedTuple):
+    """What `train` yields after each step.
+
+    Attributes:
+        record: of the step.
+        state: gives what a checkpoint after this step holds; to be called before the next step.
+    """
+
+    record: StepRecord
+    state: Callable[[], State]
 
 
 def train(
@@ -52,13 +55,10 @@ def train(
     *,
     device: torch.device,
     precision: str,
-    listener: Listener,
     progress: Progress,
-    checkpoints: Checkpoints | None = None,
     resume: State | None = None,
-    tracking: Tracking | None = None,
-) -> None:
-    """Train `student` in place: warm start, then end to end with sampled decisions, at last on the deployed path.
+) -> Generator[TrainedStep, None, None]:
+    """Train `student` in place, step by step. Whoever iterates logs, shows and saves, and may stop after any step.
 
     Args:
         student: the sparse model.
@@ -67,255 +67,137 @@ def train(
         recipe: the settings.
         device: where to train.
         precision: "fp32", "bf16" or "fp16".
-        listener: told of every step.
-        progress: kept up to date, so that a stopped run knows how far it came.
-        checkpoints: where to save on the way; None not to.
-        resume: where to go on; None to begin.
-        tracking: where else to log the steps.
+        progress: kept up to date; of a resumed run, what it had done.
+        resume: the state to resume from; None to begin.
 
     Raises:
-        Preempted: `checkpoints.stop` was set; a checkpoint is written.
-        TrainingError: the loss was not finite for `recipe.max_skipped` steps in a row, twice; or out of memory.
-        DataError: more images cannot be read than `recipe.max_unreadable` allows; names one. Or a process that
-            reads them died.
-        OutputError: a checkpoint cannot be written; those there are stay.
+        TrainingError: loss or gradient were not finite for `recipe.max_skipped` steps in a row, or out of memory.
+        DataError: more images cannot be read than `recipe.max_unreadable` allows; names one.
     """
-    accelerator = _make_accelerator(device, precision, tracking)
+    accelerator = _make_accelerator(device, precision)
     seed_all(recipe.seed)
-    if resume is not None:
-        vars(progress).update(resume.about["progress"])
-    per_pass = None if isinstance(images, ImageStream) else max(1, len(images) // recipe.batch_size)
-    parts = plan_parts(recipe, per_pass, has_stages=bool(student.schedule.stages))
-    progress.num_steps = sum(part.num_steps for part in parts)
-    trainer = _Trainer(accelerator, student, teacher, images, recipe, listener, progress, checkpoints, Clock(device))
+    steps_per_epoch = None if isinstance(images, ImageStream) else max(1, len(images) // recipe.batch_size)
+    plan = recipe.plan_steps(steps_per_epoch, has_stages=bool(student.schedule.stages))
+    progress.num_steps = sum(map(len, plan))
+    faults, unreadable_before = Faults(recipe.max_unreadable, names=progress.unreadable), progress.num_unreadable
+    skipped_in_a_row = 0
     student.backbone.set_drop_path(recipe.drop_path)
-    first = 0 if resume is None else resume.about["part"]
-    if tracking is not None:
-        tracking.start(accelerator, recipe, progress.steps_done)
-    try:
-        compiling = compiled_blocks(student, teacher) if recipe.compile else nullcontext()
-        with explain_worker_crash(), compiling:
-            for number, part in enumerate(parts[first:], start=first):
-                trainer.run(number, part, resume if number == first else None)
-    finally:
-        finish(accelerator)
+    student.requires_grad_(True)  # several processes share the gradients of what has one now
+    objective: Any = accelerator.prepare(Objective(student, teacher, recipe))
+    with compiled_blocks(student, teacher) if recipe.compile else nullcontext():
+        for number, steps in enumerate(plan):  # first the predictors alone, then predictors and backbone
+            if resume is not None and number < resume.about["part"]:
+                continue
+            if resume is None:
+                progress.backbone_lr = _backbone_lr(accelerator, objective, images, steps)
+            optimization = Optimization(student, recipe, steps, progress.backbone_lr)
+            first = 0
+            if resume is not None:
+                optimization.restore(resume)
+                first, resume = resume.about["step"], None
+            optimization.optimizer = accelerator.prepare(optimization.optimizer)
+            objective.train()
+            progress.num_parts = find_num_microbatches(accelerator, objective, images, steps)
+            batches = training_batches(
+                images, recipe, faults, student.num_classes, first_step=progress.steps_done, device=device
+            )
+            for index in range(first, len(steps)):
+                started = time.perf_counter()
+                phase, noise, trains_backbone = steps[index]
+                optimization.set_rates(index)
+                set_trainable(student, recipe, phase, trains_backbone)
+                seed = recipe.seed, progress.steps_done
+                seed_all(*seed)  # images are mixed as they come
+                batch = next(batches)
+                waited = time.perf_counter() - started
+
+                optimization.optimizer.zero_grad()
+                with _memory_advice(recipe, device, progress.num_parts):
+                    loss, finite = backward(accelerator, objective, batch, phase, noise, seed, progress.num_parts)
+                    taken = finite and update(accelerator, optimization.optimizer, student, recipe.clip_grad)
+                optimization.update_average(index)
+
+                losses, total, num_unreadable = _over_processes(loss, faults.count)
+                num_images, seconds = len(batch[0]) * world_size(), time.perf_counter() - started
+                record = StepRecord(
+                    step=progress.steps_done + 1,
+                    num_steps=progress.num_steps,
+                    phase=phase,
+                    losses=losses,
+                    total=total,
+                    kept_ratios=tuple(loss.kept_ratios.tolist()),
+                    target_ratios=student.schedule.ratios,
+                    lr=optimization.optimizer.param_groups[-1 if phase == "deployed" else 0]["lr"],
+                    images_per_s=num_images / seconds,
+                    skipped=not taken,
+                )
+                progress.num_unreadable = unreadable_before + num_unreadable
+                progress.add(record, num_images, seconds, waited)
+                yield TrainedStep(record, partial(_state, optimization, progress, number, index + 1))
+
+                skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
+                if skipped_in_a_row >= recipe.max_skipped:
+                    raise TrainingError(
+                        f"the loss or its gradient was not finite for {skipped_in_a_row} steps in a row "
+                        f"(phase '{phase}', loss {total:g})",
+                        "lower the rate, such as --set lr=3e-4, or use --precision fp32",
+                    )
+            optimization.finish()
     student.backbone.set_drop_path(0.0)
     student.requires_grad_(True).eval()
     accelerator.free_memory()
 
 
-@dataclass
-class _Trainer:
-    """What stays the same from step to step.
+def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps: list[Step]) -> float | None:
+    """The backbone's peak rate: the further pretraining has left the student from its teacher, the higher.
 
-    Attributes:
-        good: a state to put back when too many steps in a row are not finite; the same step's in every process.
+    Adam's steps are as long as the rate says, however small the gradient: where hardly anything is lost, a rate
+    that would mend a greater loss does harm.
+
+    Returns:
+        None where the backbone does not train in these steps.
     """
-
-    accelerator: Accelerator
-    student: SparseViT
-    teacher: SparseViT
-    images: Images
-    recipe: Recipe
-    listener: Listener
-    progress: Progress
-    checkpoints: Checkpoints | None
-    clock: Clock
-    faults: Faults = field(default_factory=Faults)
-    unreadable_before: int = 0
-    skipped_in_a_row: int = 0
-    good: State | None = None
-
-    def run(self, number: int, part: Part, resume: State | None) -> None:
-        """A fresh optimiser and schedule, then the steps; at the end the averaged weights, where there are any.
-
-        Args:
-            number: of the part.
-            part: what to do.
-            resume: a state within this part to go on from.
-        """
-        recipe, progress = self.recipe, self.progress
-        if resume is not None:
-            self.student.load_state_dict(resume.part("student."))
-        self.student.requires_grad_(True)  # several processes share the gradients of what has one now
-        objective: Any = self.accelerator.prepare(Objective(self.student, self.teacher, recipe, self.clock))
-        if part.train_backbone and resume is None:
-            progress.backbone_lr = self._backbone_rate(objective)
-        tools = self._optimization(part)
-        first = 0
-        if resume is not None:
-            first = resume.about["step"]
-            tools.restore(resume)
-        tools.optimizer = self.accelerator.prepare(tools.optimizer)
-        objective.train()
-        progress.num_parts = self._num_parts(objective, part)
-        self.faults = Faults(recipe.max_unreadable, names=progress.unreadable)
-        self.unreadable_before = progress.num_unreadable
-        stream = self._stream(recipe.seed, progress.steps_done, self.faults)
-        self.good = _copied(tools)
-        self.clock.read()  # what was measured on the way here belongs to no step
-        for step, (phase, position) in islice(enumerate(part.steps()), first, None):
-            tools.set_rates(step, progress.rate_scale)
-            freeze(self.student, recipe, phase, part.train_backbone and step >= part.frozen_steps)
-            noise = 1.0 + (recipe.noise_end - 1.0) * position
-            self._step(
-                objective, tools, StepPlan(phase, noise, self._seed, progress.num_parts, recipe.clip_grad), stream
-            )
-            tools.after_step(step)
-            if not self.skipped_in_a_row and (step + 1) % _GOOD_EVERY == 0:
-                self.good = _copied(tools)
-            last = progress.steps_done == progress.num_steps
-            if self.checkpoints is not None and (last or self.checkpoints.due(progress.steps_done)):
-                self._save(self.checkpoints, number, step + 1, tools)
-        tools.finish()
-
-    @property
-    def _seed(self) -> tuple[int, int]:
-        """Of the step at hand."""
-        return self.recipe.seed, self.progress.steps_done
-
-    def _optimization(self, part: Part) -> Optimization:
-        recipe = self.recipe
-        predictor_lr = recipe.peak_lr * (1.0 if part.phases[0][0] == "warm" else recipe.tune_lr_scale)
-        backbone_lr = self.progress.backbone_lr if part.train_backbone else None
-        return Optimization(self.student, recipe, part.num_steps, predictor_lr, backbone_lr)
-
-    def _num_parts(self, objective: Any, part: Part) -> int:
-        """In how many passes a batch is taken."""
-        if self.recipe.grad_accum != "auto":
-            return self.recipe.grad_accum
-        share = self.recipe.batch_size // world_size()
-        if not isinstance(self.images, ImageStream):
-            share = min(share, len(self.images) // world_size())
-        labels = torch.zeros(share, dtype=torch.long)
-        if self.recipe.augmentation.mixes:
-            labels = torch.zeros(share, self.student.num_classes)
-        images = torch.zeros(share, *input_size(self.student.model))
-        phases = [phase for phase, steps in part.phases if steps]
-        return find_num_parts(self.accelerator, objective, self.recipe, phases, (images, labels))
-
-    def _save(self, checkpoints: Checkpoints, part: int, step: int, tools: Optimization) -> None:
-        """Save the state before step `step` of the part; the run ends if it was told to."""
-        about = {"part": part, "step": step, "progress": asdict(self.progress)}
-        if is_main():
-            checkpoints.save(State(tools.tensors(), about), self.progress.steps_done)
-        if checkpoints.stop:
-            raise Preempted("the run was told to stop", "vitprune sparsify with the same options and --resume goes on")
-
-    def _stream(self, seed: int, first_step: int, faults: Faults) -> Iterator[Batch]:
-        """Training batches from the given one on."""
-        pin = self.accelerator.device.type == "cuda"
-        return training_batches(
-            self.images, self.recipe, faults, self.student.num_classes, seed=seed, first_step=first_step, pin=pin
-        )
-
-    def _backbone_rate(self, objective: Any) -> float:
-        """The backbone's peak rate: the further the warm start has left the student from its teacher, the higher.
-
-        Adam's steps are as long as the rate says, however small the gradient: where hardly anything is lost, a rate
-        that would mend a greater loss does harm.
-        """
-        recipe = self.recipe
-        rate = recipe.peak_lr * recipe.backbone_lr_scale
-        if recipe.rate_reference_kl is None:
-            return rate
-        device, losses = self.accelerator.device, []
-        objective.eval()
-        stream = self._stream(derive_seed(recipe.seed, _RATE_BATCHES), 0, Faults(recipe.max_unreadable))
-        with torch.no_grad():
-            for images, labels in islice(stream, _RATE_BATCHES):
-                losses.append(objective(images.to(device), labels.to(device), "deployed").components["kl"])
-        loss = self._mean(torch.stack(losses).mean()).item()
-        factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
-        return rate * min(4.0, max(0.5, factor))
-
-    def _step(self, objective: Any, tools: Optimization, plan: StepPlan, stream: Iterator[Batch]) -> None:
-        """One batch: losses, update, record; what to do after too many non-finite ones in a row."""
-        start = time.perf_counter()
-        seed_all(*plan.seed)  # images are mixed as they come
-        with self.clock.measure("data", waiting=True):
-            batch = next(stream)
-        what, way_out = self._memory_advice(plan)
-        with explained_out_of_memory(what, way_out, TrainingError):
-            loss, taken = take_step(self.accelerator, objective, tools.optimizer, batch, plan)
-        loss = self._agreed(loss)
-        seconds = time.perf_counter() - start
-        self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
-        too_many = self.skipped_in_a_row >= self.recipe.max_skipped
-        record = replace(
-            self._record(loss, len(batch[1]) * world_size(), seconds, plan.phase, tools.optimizer),
-            skipped=not taken,
-            restored=too_many and self.progress.num_restored == 0,
-        )
-        self.progress.num_skipped += not taken
-        self.listener.step(record)
-        track(self.accelerator, record)
-        if record.restored and self.good is not None:
-            tools.restore(self.good)
-            self.progress.num_restored += 1
-            self.progress.rate_scale *= _LOWER_RATE
-            self.skipped_in_a_row = 0
-        elif too_many:
-            raise TrainingError(
-                f"the loss or its gradient was not finite for {self.skipped_in_a_row} steps in a row "
-                f"(phase '{plan.phase}', loss {record.total:g}), a second time: an earlier state was put back before",
-                "lower the rate, such as --set lr=3e-4, or use --precision fp32",
-            )
-
-    def _memory_advice(self, plan: StepPlan) -> tuple[str, str]:
-        share = self.recipe.batch_size // world_size()
-        what = f"training on {share} images a step in {plan.num_parts} part(s) on {self.accelerator.device}"
-        return what, f"--grad-accum {2 * plan.num_parts} takes them in smaller parts, --batch-size auto finds how small"
-
-    def _agreed(self, loss: StepLoss) -> StepLoss:
-        """The mean of all processes, which also hear what others could not read and whether one was told to stop."""
-        count = float(self.faults.count)
-        if world_size() > 1:
-            stop = float(self.checkpoints is not None and self.checkpoints.stop)
-            told = [loss.total.new_tensor(value) for value in (count, stop)]
-            values = self._mean(torch.stack([part.float() for part in (*loss.components.values(), loss.total, *told)]))
-            loss = StepLoss(values[-3], dict(zip(loss.components, values, strict=False)), loss.kept_ratios)
-            count = world_size() * values[-2].item()
-            if self.checkpoints is not None and values[-1] > 0:
-                self.checkpoints.stop = True
-        self.progress.num_unreadable = self.unreadable_before + round(count)
-        return loss
-
-    def _mean(self, value: Tensor) -> Tensor:
-        mean: Tensor = self.accelerator.reduce(value, "mean")
-        return mean
-
-    def _record(self, loss: StepLoss, num_images: int, seconds: float, phase: Phase, optimizer: Any) -> StepRecord:
-        """Count the step and describe it."""
-        progress = self.progress
-        progress.steps_done += 1
-        progress.phases[phase] = progress.phases.get(phase, 0) + 1
-        progress.num_images += num_images
-        progress.seconds += seconds
-        for name, spent in self.clock.read().items():
-            progress.seconds_by_part[name] = progress.seconds_by_part.get(name, 0.0) + spent
-        kept = tuple(loss.kept_ratios.tolist())
-        if phase == "sampled":
-            progress.sampled_ratios = kept
-        return StepRecord(
-            step=progress.steps_done,
-            num_steps=progress.num_steps,
-            phase=phase,
-            losses={name: value.item() for name, value in loss.components.items()},
-            total=loss.total.item(),
-            kept_ratios=kept,
-            target_ratios=self.student.schedule.ratios,
-            lr=optimizer.param_groups[-1 if phase == "deployed" else 0]["lr"],
-            images_per_s=num_images / seconds,
-        )
+    inner: Objective = accelerator.unwrap_model(objective)
+    recipe, device = inner.recipe, accelerator.device
+    if steps[0].phase == "warm" or recipe.backbone_lr_scale == 0:
+        return None
+    rate = recipe.peak_lr * recipe.backbone_lr_scale
+    if recipe.rate_reference_kl is None:
+        return rate
+    objective.eval()
+    faults, seed = Faults(recipe.max_unreadable), derive_seed(recipe.seed, _RATE_BATCHES)
+    batches = training_batches(images, recipe, faults, inner.student.num_classes, seed=seed, device=device)
+    with torch.no_grad():
+        divergences = [
+            objective(batch.to(device), labels.to(device), "deployed").components["kl"]
+            for batch, labels in islice(batches, _RATE_BATCHES)
+        ]
+    loss = accelerator.reduce(torch.stack(divergences).mean(), "mean").item()
+    factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
+    return rate * min(4.0, max(0.5, factor))
 
 
-def _copied(tools: Optimization) -> State:
-    """A state that training does not change."""
-    return State({name: tensor.detach().cpu().clone() for name, tensor in tools.tensors().items()}, {})
+def _over_processes(loss: StepLoss, num_unreadable: int) -> tuple[dict[str, float], float, int]:
+    """Losses by name and in all, the mean over the processes; and the sum of what they could not read."""
+    own = {name: value.item() for name, value in loss.components.items()}
+    losses, totals, counts = zip(*gather((own, loss.total.item(), num_unreadable)), strict=True)
+    return {name: fmean(each[name] for each in losses) for name in own}, fmean(totals), sum(counts)
 
 
-def _make_accelerator(device: torch.device, precision: str, tracking: Tracking | None) -> Accelerator:
+def _state(optimization: Optimization, progress: Progress, number: int, num_steps: int) -> State:
+    """After `num_steps` steps of the optimiser of that number."""
+    return State(optimization.tensors(), {"part": number, "step": num_steps, "progress": asdict(progress)})
+
+
+def _memory_advice(recipe: Recipe, device: torch.device, num_microbatches: int) -> AbstractContextManager[None]:
+    return explained_out_of_memory(
+        f"training on {recipe.batch_size // world_size()} images a step in {num_microbatches} part(s) on {device}",
+        f"--grad-accum {2 * num_microbatches} takes them in smaller parts, --batch-size auto finds how small",
+        TrainingError,
+    )
+
+
+def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
     # accelerate keeps one state per process and refuses a second precision; ours may follow another run's.
     AcceleratorState._reset_state(reset_partial_state=True)
     if device.type == "cuda" and device.index is not None:
@@ -326,6 +208,4 @@ def _make_accelerator(device: torch.device, precision: str, tracking: Tracking |
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=handlers,
-        log_with=None if tracking is None else tracking.name,
-        project_dir=None if tracking is None else tracking.folder,
     )

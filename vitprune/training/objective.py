@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.common.distributed import rank, world_size
 from vitprune.model import Decide, MaskedOutput, Selection, SparseViT
 from vitprune.schedule import Stage
 from vitprune.tokens import (
@@ -23,8 +22,7 @@ from vitprune.tokens import (
     token_distillation_loss,
     token_loss,
 )
-from vitprune.training.clock import Clock
-from vitprune.training.pretraining import ranking_loss, teacher_signal
+from vitprune.training.pretraining import ranking_loss, teacher_saliency
 from vitprune.training.recipe import Phase, Recipe
 
 
@@ -42,19 +40,8 @@ class StepLoss(NamedTuple):
     kept_ratios: Tensor
 
 
-Part = tuple[int, int]
-"""Which part of a process' share of the batch this is, and of how many."""
-
-
-def _noise_for(part: Part) -> Callable[[Tensor], Tensor]:
-    """Draws noise for one part: every part draws it for the whole batch, so their number changes nothing."""
-    index, count = rank() * part[1] + part[0], world_size() * part[1]
-
-    def draw(like: Tensor) -> Tensor:
-        whole = gumbel_noise(like.new_empty(count * like.shape[0], *like.shape[1:]))
-        return whole.chunk(count)[index]
-
-    return draw
+Rows = tuple[int, int]
+"""Which rows of a larger batch some images are: the first one's number, and how many there are in all."""
 
 
 class Objective(nn.Module):
@@ -64,12 +51,10 @@ class Objective(nn.Module):
         student: the sparse model.
         teacher: the dense model, a SparseViT without stages; never trained, always in eval mode.
         recipe: the settings.
-        clock: told how long teacher and student take; None for one that nobody reads.
     """
 
-    def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe, clock: Clock | None = None) -> None:
+    def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe) -> None:
         super().__init__()
-        self.clock = clock or Clock(torch.device("cpu"))
         self.student = student
         # In a tuple, or it would be a part of this module: wrapped, and sent from process to process.
         self._teacher = (teacher.requires_grad_(False).eval(),)
@@ -99,35 +84,31 @@ class Objective(nn.Module):
         return self
 
     def forward(
-        self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0, part: Part = (0, 1)
+        self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0, rows: Rows | None = None
     ) -> StepLoss:
-        """The loss of one batch, or of a part of it.
+        """The loss of one batch, or of some rows of a larger one.
 
         Args:
             images: (B, in_chans, H, W).
             labels: class indices (B,) or, of mixed images, class probabilities (B, num_classes); ignored without
-                labels and in the warm start.
+                labels and in the phase "warm".
             phase: see `Recipe`.
             noise: scale of the Gumbel noise in sampled steps.
-            part: which part of the batch it is.
+            rows: where the images belong in the batch of all microbatches and processes: together these draw the
+                noise that one pass over all would draw. None where they are all.
         """
-        with torch.no_grad(), self.clock.measure("teacher"):
+        with torch.no_grad():
             trunk = self._trunk(images)
         if phase == "warm":
-            return self._warm(trunk)
-        with torch.no_grad(), self.clock.measure("teacher"):
+            return self._pretraining(trunk)
+        with torch.no_grad():
             teacher = self.teacher.select_from(trunk, self.first_block)
-        with self.clock.measure("student"):
-            return self._student(images, trunk, labels, teacher, phase, self._decide(noise, part))
-
-    def _student(
-        self, images: Tensor, trunk: Tensor, labels: Tensor, teacher: Selection, phase: Phase, decide: Decide
-    ) -> StepLoss:
         if self.recipe.train_trunk:
             x, first = self.student.backbone.embed(images), 0
         else:
             x, first = trunk, self.first_block
         if phase == "sampled":
+            decide = self._decide(noise, rows or (0, len(images)))
             return self._sampled(self.student.forward_masked_from(x, first, decide), labels, teacher)
         return self._deployed(self.student.select_from(x, first), labels, teacher)
 
@@ -140,18 +121,20 @@ class Objective(nn.Module):
             x = backbone.block(index, x, positions=positions)
         return x
 
-    def _warm(self, trunk: Tensor) -> StepLoss:
-        # What attention is read by cannot look into compiled blocks.
-        as_it_is = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
-        with self.clock.measure("teacher"), as_it_is:
-            signal = teacher_signal(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
-        with self.clock.measure("student"):
-            tokens = self.student.run_blocks(trunk, self.first_block, self.student.schedule.blocks[-1])
-            loss = ranking_loss(tokens.log_pi, tokens.indices, signal.saliency)
+    def _pretraining(self, trunk: Tensor) -> StepLoss:
+        # The attention of compiled blocks cannot be recorded.
+        eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
+        with eager:
+            saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
+        tokens = self.student.run_blocks(trunk, self.first_block, self.student.schedule.blocks[-1])
+        loss = ranking_loss(tokens.log_pi, tokens.indices, saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(tokens.indices))
 
-    def _decide(self, noise: float, part: Part) -> Decide:
-        draw = _noise_for(part)
+    def _decide(self, noise: float, rows: Rows) -> Decide:
+        first, num_images = rows
+
+        def draw(like: Tensor) -> Tensor:
+            return gumbel_noise(like.new_empty(num_images, *like.shape[1:]))[first : first + len(like)]
 
         def decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
             if self.recipe.decision == "gumbel":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,37 +13,11 @@ from torch import Tensor
 
 from vitprune.model import SparseViT
 from vitprune.training.checkpoints import State
-from vitprune.training.recipe import Phase, Recipe
+from vitprune.training.recipe import Phase, Recipe, Step
 
 
-def make_optimizer(student: SparseViT, recipe: Recipe, predictor_lr: float, backbone_lr: float | None) -> Any:
-    """AdamW over predictors and, with a rate of its own, backbone.
-
-    No weight decay on norms, biases and what timm exempts.
-    """
-    student.requires_grad_(True)  # timm leaves out of its groups what is frozen when they are made
-    groups = [g | {"lr": predictor_lr} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
-    if backbone_lr is not None:
-        exempt = tuple(cast(Any, student.model).no_weight_decay())
-        decayed = param_groups_weight_decay(student.model, recipe.weight_decay, exempt)
-        groups += [g | {"lr": backbone_lr} for g in decayed]
-    return create_optimizer_v2([group for group in groups if group["params"]], opt="adamw", weight_decay=0.0)
-
-
-def make_scheduler(optimizer: Any, num_steps: int, warmup_share: float) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine to 0; a function of the step alone."""
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=num_steps,
-        warmup_t=round(num_steps * warmup_share),
-        warmup_lr_init=0.0,
-        warmup_prefix=True,
-        t_in_epochs=False,
-    )
-
-
-def freeze(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: bool) -> None:
-    """Say what a step trains: what has no gradient is left alone by the optimiser."""
+def set_trainable(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: bool) -> None:
+    """Which weights a step trains: the optimiser skips what has no gradient."""
     student.predictors.requires_grad_(phase != "deployed")  # top-k passes no gradient to them
     student.model.requires_grad_(train_backbone and recipe.train_trunk)
     if train_backbone and not recipe.train_trunk:
@@ -52,33 +27,37 @@ def freeze(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: boo
 
 
 class Optimization:
-    """What a part of training changes weights with: optimiser, schedule and, where the recipe has it, their average.
+    """What changes the weights: AdamW, its schedule and, where the recipe has it, the average of the weights.
 
     Args:
         student: the sparse model.
         recipe: the settings.
-        num_steps: of the part.
-        predictor_lr: peak rate of the predictors.
+        steps: that are planned.
         backbone_lr: peak rate of the backbone; None if it does not train.
     """
 
-    def __init__(
-        self, student: SparseViT, recipe: Recipe, num_steps: int, predictor_lr: float, backbone_lr: float | None
-    ) -> None:
+    def __init__(self, student: SparseViT, recipe: Recipe, steps: Sequence[Step], backbone_lr: float | None) -> None:
         self.student = student
-        self.optimizer = make_optimizer(student, recipe, predictor_lr, backbone_lr)
-        self.scheduler = make_scheduler(self.optimizer, num_steps, recipe.warmup_share)
+        predictor_lr = recipe.peak_lr * (1.0 if steps[0].phase == "warm" else recipe.tune_lr_scale)
+        self.optimizer: Any = _make_optimizer(student, recipe, predictor_lr, backbone_lr)
+        # Linear warm-up, then a cosine to 0; a function of the step alone.
+        self.scheduler = CosineLRScheduler(
+            self.optimizer,
+            t_initial=len(steps),
+            warmup_t=round(len(steps) * recipe.warmup_share),
+            warmup_lr_init=0.0,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
         averages = recipe.ema_decay > 0 and backbone_lr is not None
         self.average = ModelEmaV3(student, decay=recipe.ema_decay) if averages else None
 
-    def set_rates(self, step: int, scale: float) -> None:
-        """Rates of the part's step `step`, times `scale`."""
+    def set_rates(self, step: int) -> None:
+        """Set the learning rates of step `step`, counted from 0."""
         self.scheduler.step_update(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= scale
 
-    def after_step(self, step: int) -> None:
-        """Take the new weights into the average."""
+    def update_average(self, step: int) -> None:
+        """Take the weights after step `step` into the average."""
         if self.average is not None:
             self.average.update(self.student, step=step)
 
@@ -98,12 +77,23 @@ class Optimization:
 
     def restore(self, state: State) -> None:
         """Put back what `tensors` gave."""
-        self.student.load_state_dict(state.part("student."))
+        self.student.load_state_dict(state.under("student."))
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in state.part("optimizer.").items():
+        for key, value in state.under("optimizer.").items():
             number, _, name = key.partition(".")
             moments.setdefault(int(number), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if self.average is not None:
-            self.average.module.load_state_dict(state.part("average."))
+            self.average.module.load_state_dict(state.under("average."))
+
+
+def _make_optimizer(student: SparseViT, recipe: Recipe, predictor_lr: float, backbone_lr: float | None) -> Any:
+    """AdamW over predictors and, with a rate of its own, backbone; no weight decay on norms, biases and timm's list."""
+    student.requires_grad_(True)  # timm's groups do not hold what is frozen when they are made
+    groups = [g | {"lr": predictor_lr} for g in param_groups_weight_decay(student.predictors, recipe.weight_decay)]
+    if backbone_lr is not None:
+        exempt = tuple(cast(Any, student.model).no_weight_decay())
+        decayed = param_groups_weight_decay(student.model, recipe.weight_decay, exempt)
+        groups += [g | {"lr": backbone_lr} for g in decayed]
+    return create_optimizer_v2([group for group in groups if group["params"]], opt="adamw", weight_decay=0.0)

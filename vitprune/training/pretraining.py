@@ -1,10 +1,10 @@
-"""The warm start: what the teacher already knows about its tokens, and predictors that learn to rank by it."""
+"""Pretraining of predictors: what the teacher already knows about its tokens, and the loss that ranks by it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +17,11 @@ Target = Literal["auto", "attention", "gradient", "both"]
 """What tokens are ranked by: what the classifier attends to, the gate's gradient, or the sum of both."""
 
 
-class TeacherSignal(NamedTuple):
-    """One pass of the teacher over tokens, forward and, for the gradient, backward.
+def teacher_saliency(backbone: Backbone, x: Tensor, first_block: int, target: Target = "auto") -> Tensor:
+    """How much each patch token matters for the teacher's prediction.
 
-    Attributes:
-        logits: (B, num_classes).
-        features: patch tokens after the final norm, (B, N, C).
-        saliency: how much each patch token matters, (B, N), at least 0; relative to the mean of its image.
-    """
-
-    logits: Tensor
-    features: Tensor
-    saliency: Tensor
-
-
-def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Target = "auto") -> TeacherSignal:
-    """How much each patch token matters for the teacher's answer.
-
-    "gradient" is |d log p(top class) / d G_j|: how much the answer would change if token j faded from attention, with
-    the gate G (see `vitprune.tokens.attention_bias`) on all blocks from `first_block`, where the first predictor
+    "gradient" is |d log p(top class) / d G_j|: how much the prediction would change if token j faded from attention,
+    with the gate G (see `vitprune.tokens.attention_bias`) on all blocks from `first_block`, where the first predictor
     sits, and in pooling. It is the signal that training through Gumbel noise estimates; here it comes without noise.
 
     "attention" is what the classifier looks at: the attention that the class token pays to each patch token, mean over
@@ -47,32 +33,35 @@ def teacher_signal(backbone: Backbone, x: Tensor, first_block: int, target: Targ
         first_block: index of the first gated block.
         target: "auto" is attention, which costs no backward pass and is easier to learn, but where the classifier
             averages patches, the gradient. "both" is the sum of the two, each over its mean.
+
+    Returns:
+        (B, N), at least 0, relative to the mean of its image, detached.
     """
     if target == "auto":
         target = "gradient" if backbone.pooling == "patches" else "attention"
     prefix = backbone.num_prefix_tokens
-    wants_gradient = target != "attention"
+    by_gradient, by_attention = target != "attention", target != "gradient"
     recorder = AttentionRecorder()
-    gate = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device, requires_grad=wants_gradient)  # (B, N)
-    with torch.set_grad_enabled(wants_gradient):
-        bias = attention_bias(gate, prefix) if wants_gradient else None
+    gate = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device, requires_grad=by_gradient)  # (B, N)
+    with torch.set_grad_enabled(by_gradient):
+        bias = attention_bias(gate, prefix) if by_gradient else None
         positions = backbone.positions_of()
         for index in range(first_block, backbone.depth):
-            with recorder if _is_read(backbone, index) and target != "gradient" else nullcontext():
+            with recorder if _is_read(backbone, index) and by_attention else nullcontext():
                 x = backbone.block(index, x, bias, positions)
         x = backbone.norm(x)
-        with recorder if backbone.pooling == "attention pool" and target != "gradient" else nullcontext():
-            logits = backbone.head(x, gate if wants_gradient else None)
+        with recorder if backbone.pooling == "attention pool" and by_attention else nullcontext():
+            logits = backbone.head(x, gate if by_gradient else None)
         saliency = torch.zeros_like(gate)
-        if wants_gradient:
+        if by_gradient:
             # Each image's term depends on its own gate only, so the sum has per-image gradients.
             top = logits.float().log_softmax(dim=-1).amax(dim=-1).sum()
             (gradient,) = torch.autograd.grad(top, gate)
             saliency = saliency + _over_mean(gradient.abs())
-    if target != "gradient":
+    if by_attention:
         rows = slice(0, 1) if backbone.pooling == "class token" else slice(None)
         saliency = saliency + _over_mean(recorder.attention(rows)[:, -gate.shape[1] :])
-    return TeacherSignal(logits.detach(), backbone.token_features(x).detach(), saliency.detach())
+    return saliency.detach()
 
 
 def _is_read(backbone: Backbone, index: int) -> bool:

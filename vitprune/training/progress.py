@@ -1,11 +1,16 @@
-"""What a training run tells: a record of each step, and how far it has come."""
+"""How training goes: a record of each step, how far the run is, and log.jsonl."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from vitprune.common.files import write_error
 from vitprune.training.recipe import Phase
 
 
@@ -23,8 +28,7 @@ class StepRecord:
         target_ratios: the shares to reach.
         lr: of the predictors, or of the backbone where predictors do not train.
         images_per_s: of this step, data included.
-        skipped: True if the loss or gradient was not finite and the step was left out.
-        restored: True if after it, the last of too many skipped ones, an earlier state was put back.
+        skipped: True if the loss or gradient was not finite and the weights were not changed.
     """
 
     step: int
@@ -37,7 +41,6 @@ class StepRecord:
     lr: float
     images_per_s: float
     skipped: bool = False
-    restored: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The record for log.jsonl; a loss that is not finite becomes null."""
@@ -49,32 +52,26 @@ class StepRecord:
 
 @dataclass
 class Progress:
-    """What a run has done so far; complete when it ends, true also when it is stopped.
+    """What a run has done so far, in this process and in those that it resumes.
 
     Attributes:
         steps_done: over all phases.
         num_steps: planned, over all phases.
-        num_skipped: steps left out because loss or gradient was not finite.
-        num_restored: how often an earlier state was put back after too many of them.
-        rate_scale: factor on all rates since then.
-        num_parts: passes that share a process' part of a batch.
+        num_skipped: steps skipped because loss or gradient was not finite.
+        num_parts: microbatches that share a process' batch.
         num_images: seen, repeats counted.
-        num_unreadable: images left out because they could not be read, repeats counted.
+        num_unreadable: images skipped because they could not be read, repeats counted.
         unreadable: names of the first of them.
         seconds: spent on steps, data included.
-        seconds_by_part: where they went, see `vitprune.training.clock`; what is missing went to records and logs.
+        seconds_by_part: waiting for images ("data") and the rest ("compute").
         phases: steps done by phase.
         sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
         backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
-        warm_start_of: the plan that the predictors learned to rank for, where it is another one than this run's, such
-            as "keep 0.8"; its steps are counted here, its images and seconds there.
     """
 
     steps_done: int = 0
     num_steps: int = 0
     num_skipped: int = 0
-    num_restored: int = 0
-    rate_scale: float = 1.0
     num_parts: int = 1
     num_images: int = 0
     num_unreadable: int = 0
@@ -84,7 +81,58 @@ class Progress:
     phases: dict[str, int] = field(default_factory=dict)
     sampled_ratios: tuple[float, ...] | None = None
     backbone_lr: float | None = None
-    warm_start_of: str | None = None
+
+    @classmethod
+    def restored(cls, content: Mapping[str, Any]) -> Progress:
+        """From a checkpoint; what other versions of vitprune counted besides is ignored."""
+        return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
+
+    def add(self, record: StepRecord, num_images: int, seconds: float, waited: float) -> None:
+        """Count a step on `num_images` images that took `seconds`, `waited` of them for its images."""
+        self.steps_done += 1
+        self.num_skipped += record.skipped
+        if record.phase == "sampled":
+            self.sampled_ratios = record.kept_ratios
+        self.num_images += num_images
+        self.seconds += seconds
+        for name, spent in (("data", waited), ("compute", seconds - waited)):
+            self.seconds_by_part[name] = self.seconds_by_part.get(name, 0.0) + spent
+        self.phases[record.phase] = self.phases.get(record.phase, 0) + 1
+
+
+@contextmanager
+def step_log(path: Path, after: int = 0) -> Iterator[Callable[[StepRecord], None]]:
+    """In the block, a function that writes a line of log.jsonl, on disk as soon as its step is done.
+
+    Args:
+        path: log.jsonl.
+        after: the step after which a run is resumed; later lines are dropped.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        kept = _lines(path, after) if after and path.is_file() else []
+        file = path.open("w", encoding="utf-8")
+        file.writelines(kept)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+    def write(record: StepRecord) -> None:
+        try:
+            file.write(json.dumps(record.as_json()) + "\n")
+            file.flush()
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    with file:
+        yield write
+
+
+def _lines(path: Path, last: int) -> list[str]:
+    """The lines of a log up to a step; one that a killed process did not finish is none."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= last]
 
 
 def _finite(value: float) -> float | None:

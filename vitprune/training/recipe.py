@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +22,20 @@ RECIPES = ("short", "paper")
 """Names of the settings files beside this module, in recipes/."""
 _LENGTHS = ("steps", "epochs")
 """Two ways to say how long to train."""
+
+
+class Step(NamedTuple):
+    """A step that is planned.
+
+    Attributes:
+        phase: see `Recipe`.
+        noise: scale of the Gumbel noise.
+        trains_backbone: whether it trains the backbone.
+    """
+
+    phase: Phase
+    noise: float
+    trains_backbone: bool
 
 
 class LossWeights(BaseModel):
@@ -43,10 +57,10 @@ class LossWeights(BaseModel):
 class Recipe(BaseModel):
     """Settings of a training run. The defaults are those of recipes/short.yaml, which says what they are for.
 
-    Training has two parts, each with its own optimiser and schedule. The warm start ("warm"): predictors alone learn
-    the ranking of tokens that the teacher gives. Then predictors and backbone together: first with sampled decisions
-    and masked attention ("sampled"), at last on the path that is deployed, top-k with the other tokens really gone
-    ("deployed").
+    Training has three phases. "warm", predictor pretraining: predictors alone learn the ranking of tokens that the
+    teacher gives. Then, with an optimiser and a schedule of their own, predictors and backbone learn together:
+    "sampled", with sampled decisions and masked attention, and at last "deployed", on the path that is deployed, where
+    pruned tokens are really removed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -105,8 +119,7 @@ class Recipe(BaseModel):
     max_skipped: int = Field(
         20,
         ge=1,
-        description="non-finite steps in a row after which the last good state is put back and the rate lowered to a "
-        "tenth; the second time training stops",
+        description="non-finite steps in a row after which training stops",
     )
 
     @model_validator(mode="after")
@@ -146,6 +159,28 @@ class Recipe(BaseModel):
         if self.num_workers is not None:
             return self.num_workers
         return min(8, (os.cpu_count() or 1) // 2)
+
+    def plan_steps(self, steps_per_epoch: int | None, *, has_stages: bool) -> list[list[Step]]:
+        """All steps of a run, a list for each optimiser; no list is empty.
+
+        Args:
+            steps_per_epoch: see `num_steps`.
+            has_stages: whether the model prunes at all.
+        """
+        steps = self.num_steps(steps_per_epoch)
+        deployed = round(steps * self.deployed_share)
+        # Without stages there is nothing to rank; on the deployed path only the backbone can train.
+        tunes = self.backbone_lr_scale > 0
+        num_warm, num_sampled = (self.warm_start_steps, steps - deployed) if has_stages else (0, 0)
+        num_deployed = deployed if tunes else 0
+        frozen = round(self.freeze_epochs * (steps_per_epoch or 0))
+        pretraining = [Step("warm", 1.0, False) for _ in range(num_warm)]
+        together = [
+            Step("sampled", 1.0 + (self.noise_end - 1.0) * (step / max(1, num_sampled - 1)), tunes and step >= frozen)
+            for step in range(num_sampled)
+        ]
+        together += [Step("deployed", 0.0, step >= frozen) for step in range(num_sampled, num_sampled + num_deployed)]
+        return [planned for planned in (pretraining, together) if planned]
 
     def num_steps(self, steps_per_epoch: int | None) -> int:
         """Steps after the warm start.

@@ -1,128 +1,202 @@
-"""One training step: a batch, taken in parts where memory is short, its losses and the update."""
+"""A batch: where it comes from, its gradient, in microbatches where memory is short, and the update."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.data import Mixup
 from torch import Tensor
 
-from vitprune.common.distributed import gather
+from vitprune.backbones import input_size
+from vitprune.common.distributed import gather, rank, world_size
 from vitprune.common.oom import is_out_of_memory
 from vitprune.common.seeding import seed_all
-from vitprune.errors import TrainingError
-from vitprune.model import SparseViT
-from vitprune.training.objective import StepLoss
-from vitprune.training.optimizer import freeze
-from vitprune.training.recipe import Phase, Recipe
+from vitprune.data import Faults, Images, ImageStream, batches, training_loader
+from vitprune.errors import DataError, TrainingError
+from vitprune.training.objective import Objective, StepLoss
+from vitprune.training.optimizer import set_trainable
+from vitprune.training.recipe import Phase, Recipe, Step
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and class indices (B,) or, of mixed images, probabilities (B, num_classes)."""
 
 
-class StepPlan(NamedTuple):
-    """What a step does.
+def training_batches(
+    images: Images,
+    recipe: Recipe,
+    faults: Faults,
+    num_classes: int,
+    *,
+    device: torch.device,
+    seed: int | None = None,
+    first_step: int = 0,
+) -> Iterator[Batch]:
+    """This process' share of shuffled batches without end, augmented and mixed as the recipe says.
 
-    Attributes:
+    Args:
+        images: with the training transform set.
+        recipe: the settings.
+        faults: where unreadable images are counted.
+        num_classes: of the model; labels of mixed images are probabilities of so many.
+        device: that they go to.
+        seed: of order and transforms; None for the recipe's.
+        first_step: number of the first batch.
+
+    Raises:
+        DataError: no image can be read, or more cannot than the recipe allows; names one.
+    """
+    loader = training_loader(
+        images,
+        recipe.batch_size,
+        seed=recipe.seed if seed is None else seed,
+        first_step=first_step,
+        num_workers=recipe.workers(),
+        pin=device.type == "cuda",
+    )
+    augmentation = recipe.augmentation
+    mixup = Mixup(
+        mixup_alpha=augmentation.mixup,
+        cutmix_alpha=augmentation.cutmix,
+        label_smoothing=augmentation.smoothing,
+        num_classes=num_classes,
+    )
+    while True:  # an ordinary set's loader never ends, a stream's does
+        for batch, labels in batches(loader, faults):
+            pairs = len(batch) // 2
+            if not augmentation.mixes:
+                yield batch, labels
+            elif pairs:  # timm mixes pairs: beside an unreadable image one more is left out
+                # Unlabelled images are marked -1, which has no one-hot; their mixed labels are not used.
+                yield mixup(batch[: 2 * pairs], labels[: 2 * pairs].clamp(min=0))
+        if faults.seen == faults.count:
+            raise DataError("no training image could be read", f"the first is '{(*faults.names, '?')[0]}'")
+
+
+def backward(
+    accelerator: Accelerator,
+    objective: Any,
+    batch: Batch,
+    phase: Phase,
+    noise: float,
+    seed: Sequence[int],
+    num_microbatches: int,
+) -> tuple[StepLoss, bool]:
+    """Losses of one batch, and their gradient in the student's weights.
+
+    The gradient is the mean over the batch whatever the number of microbatches, but for rounding. Only what is a mean
+    over tokens (the token loss, where images keep different numbers of them) becomes the mean of their means.
+
+    Args:
+        accelerator: for devices, precision and the other processes.
+        objective: an `Objective`, wrapped where there are several processes.
+        batch: this process' images.
         phase: see `Recipe`.
         noise: scale of the Gumbel noise.
         seed: of the step's random numbers.
-        num_parts: forward and backward passes that share the batch.
-        clip_grad: largest norm of the gradient.
-    """
-
-    phase: Phase
-    noise: float
-    seed: tuple[int, ...]
-    num_parts: int = 1
-    clip_grad: float | None = None
-
-
-def take_step(
-    accelerator: Accelerator, objective: Any, optimizer: Any, batch: Batch, plan: StepPlan
-) -> tuple[StepLoss, bool]:
-    """Losses and update of one batch.
-
-    The gradient is the mean over the batch whatever the number of parts, but for rounding. Only what is a mean over
-    tokens (the token loss, where images keep different numbers of them) becomes the mean of the parts' means.
-
-    Args:
-        accelerator: for devices, precision and the other processes.
-        objective: an Objective, wrapped where there are several processes.
-        optimizer: of the student.
-        batch: this process' images.
-        plan: what to do.
+        num_microbatches: forward and backward passes that share the batch.
 
     Returns:
-        The losses, and whether the step was taken. If not, the loss or its gradient was not finite in some process,
-        and no weight is changed.
+        The losses, and whether they are finite in every process; if not, the gradient is not complete.
     """
-    optimizer.zero_grad()
-    inner = accelerator.unwrap_model(objective)
-    parts = _parts(batch, plan.num_parts)
+    num_images = len(batch[0])
+    first_image = rank() * num_images  # in the batch of all processes
     losses: list[StepLoss] = []
-    for index, (images, labels) in enumerate(parts):
-        seed_all(*plan.seed)  # each part draws the noise of the whole batch, and uses its own
-        # The processes exchange gradients once, with the last part.
-        with nullcontext() if index == len(parts) - 1 else accelerator.no_sync(objective):
+    weights: list[float] = []
+    microbatches = split(batch, num_microbatches)
+    for number, (images, labels) in enumerate(microbatches, start=1):
+        seed_all(*seed)
+        # The processes exchange gradients once, with the last microbatch.
+        with nullcontext() if number == len(microbatches) else accelerator.no_sync(objective):
             loss = objective(
                 images.to(accelerator.device, non_blocking=True),
                 labels.to(accelerator.device, non_blocking=True),
-                plan.phase,
-                plan.noise,
-                (index, len(parts)),
+                phase,
+                noise,
+                (first_image, world_size() * num_images),
             )
-            loss = _scaled(loss, len(images) / len(batch[0]))
+            first_image += len(images)
             losses.append(loss)
-            if not _finite_everywhere(accelerator, loss.total):
-                return _sum(losses), False
-            with inner.clock.measure("backward"):
-                accelerator.backward(loss.total)
-    with inner.clock.measure("update"):
-        taken = _update(accelerator, optimizer, inner.student.parameters(), plan.clip_grad)
-    return _sum(losses), taken
+            weights.append(len(images) / num_images)
+            total = weights[-1] * loss.total
+            if not _finite_everywhere(accelerator, total):
+                return _weighted_sum(losses, weights), False
+            accelerator.backward(total)
+    return _weighted_sum(losses, weights), True
 
 
-def find_num_parts(
-    accelerator: Accelerator, objective: Any, recipe: Recipe, phases: Sequence[Phase], batch: Batch
-) -> int:
-    """In how many parts a batch fits into memory beside the optimiser: 1, 2, 4 and so on, in every process the same.
+def update(accelerator: Accelerator, optimizer: Any, student: torch.nn.Module, clip_grad: float | None) -> bool:
+    """The optimiser's step.
+
+    Returns:
+        False, with nothing changed, if the gradient is not finite.
+    """
+    norm = accelerator.clip_grad_norm_(student.parameters(), math.inf if clip_grad is None else clip_grad)
+    if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
+        return False
+    optimizer.step()
+    # With fp16 the gradient scaler itself skips a step whose gradient overflows.
+    return not accelerator.optimizer_step_was_skipped
+
+
+def find_num_microbatches(accelerator: Accelerator, objective: Any, images: Images, steps: Sequence[Step]) -> int:
+    """How many microbatches fit a batch into memory: as the recipe says or, if that is "auto", 1, 2, 4 and so on.
 
     Args:
         accelerator: for devices, precision and the other processes.
-        objective: an Objective, wrapped where there are several processes.
-        recipe: the settings.
-        phases: to try.
-        batch: as large as this process' share of one; its content does not matter.
+        objective: an `Objective`, wrapped where there are several processes.
+        images: to train on; only their number matters.
+        steps: that are planned.
+
+    Returns:
+        The same number in every process.
 
     Raises:
         TrainingError: not even one image at a time fits.
     """
-    inner = accelerator.unwrap_model(objective)  # the processes try by themselves
-    num_parts, share = 1, len(batch[0])
-    while num_parts <= share and not _fits(accelerator, inner, recipe, phases, _parts(batch, num_parts)[0]):
-        num_parts *= 2
-    num_parts = max(gather(num_parts))
-    if num_parts > share:
+    inner: Objective = accelerator.unwrap_model(objective)  # the processes try by themselves
+    recipe = inner.recipe
+    if recipe.grad_accum != "auto":
+        return recipe.grad_accum
+    share = recipe.batch_size // world_size()
+    if not isinstance(images, ImageStream):
+        share = min(share, len(images) // world_size())
+    labels = torch.zeros(share, dtype=torch.long)
+    if recipe.augmentation.mixes:
+        labels = torch.zeros(share, inner.student.num_classes)
+    batch = torch.zeros(share, *input_size(inner.student.model)), labels
+    phases = {step.phase for step in steps}
+    number = 1
+    while number <= share and not _fits(accelerator, inner, phases, split(batch, number)[0]):
+        number *= 2
+    number = max(gather(number))
+    if number > share:
         raise TrainingError(
             f"out of memory with a single image of {tuple(batch[0].shape[1:])} on {accelerator.device}",
             "take a smaller model, or --img-size",
         )
-    return num_parts
+    return number
 
 
-def _fits(accelerator: Accelerator, objective: Any, recipe: Recipe, phases: Sequence[Phase], batch: Batch) -> bool:
+def split(batch: Batch, number: int) -> list[Batch]:
+    """A batch as microbatches of equal size, but for the last."""
+    images, labels = batch
+    return list(zip(images.chunk(number), labels.chunk(number), strict=True))
+
+
+def _fits(accelerator: Accelerator, objective: Objective, phases: set[Phase], batch: Batch) -> bool:
+    """Whether a microbatch fits into memory beside the optimiser."""
     images, labels = (tensor.to(accelerator.device) for tensor in batch)
-    student: SparseViT = objective.student
+    student = objective.student
     try:
         moments = [torch.empty_like(weight) for weight in student.parameters() for _ in range(2)]
         for phase in phases:
-            freeze(student, recipe, phase, phase != "warm")
-            accelerator.backward(objective(images, labels, phase, 1.0).total)
+            set_trainable(student, objective.recipe, phase, phase != "warm")
+            accelerator.backward(objective(images, labels, phase).total)
         del moments
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -135,41 +209,22 @@ def _fits(accelerator: Accelerator, objective: Any, recipe: Recipe, phases: Sequ
     return True
 
 
-def _parts(batch: Batch, num_parts: int) -> list[Batch]:
-    images, labels = batch
-    return list(zip(images.chunk(num_parts), labels.chunk(num_parts), strict=True))
+def _weighted_sum(losses: Sequence[StepLoss], weights: Sequence[float]) -> StepLoss:
+    """Of the microbatches; the total without its graph."""
 
+    def summed(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum(dim=0)
 
-def _scaled(loss: StepLoss, share: float) -> StepLoss:
-    if share == 1:
-        return loss
-    components = {name: share * value for name, value in loss.components.items()}
-    return StepLoss(share * loss.total, components, share * loss.kept_ratios)
-
-
-def _sum(losses: Sequence[StepLoss]) -> StepLoss:
-    """Of the parts' shares; the total without its graph."""
-    names = losses[0].components
     return StepLoss(
-        torch.stack([loss.total.detach() for loss in losses]).sum(),
-        {name: torch.stack([loss.components[name] for loss in losses]).sum() for name in names},
-        torch.stack([loss.kept_ratios for loss in losses]).sum(dim=0),
+        summed([loss.total.detach() for loss in losses]),
+        {name: summed([loss.components[name] for loss in losses]) for name in losses[0].components},
+        summed([loss.kept_ratios for loss in losses]),
     )
 
 
 def _finite_everywhere(accelerator: Accelerator, loss: Tensor) -> bool:
-    """All processes go on or none: the others would wait for its gradient."""
+    """Whether all processes can take the step: the others would wait for the gradient of one that does not."""
     finite = torch.isfinite(loss.detach()).float()
     if accelerator.num_processes > 1:
         finite = accelerator.reduce(finite, "mean")
     return bool(finite >= 1)
-
-
-def _update(accelerator: Accelerator, optimizer: Any, weights: Iterable[Tensor], clip_grad: float | None) -> bool:
-    """The optimiser's step; False, with nothing changed, if the gradient is not finite."""
-    norm = accelerator.clip_grad_norm_(weights, math.inf if clip_grad is None else clip_grad)
-    if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
-        return False
-    optimizer.step()
-    # With fp16 the gradient scaler itself leaves out a step whose gradient overflows.
-    return not accelerator.optimizer_step_was_skipped
