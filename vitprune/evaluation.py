@@ -30,7 +30,7 @@ class Predictions:
         top: likeliest classes, best first, (num_images, up to 5).
         labels: true classes (num_images,); UNLABELLED where not known.
         kl: KL divergence of the model's prediction from the reference model's, in nats, (num_images,); None of the
-            reference itself, or where there is none. It needs no labels, and distinguishes models on far fewer images
+            reference itself, or without one. It needs no labels, and distinguishes models on far fewer images
             than accuracy does.
     """
 

@@ -15,7 +15,7 @@ class RandomPredictor(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        # On the CPU, so that the same tokens go whatever device the model is on.
+        # On the CPU, so that the same tokens are pruned on every device.
         self.generator = torch.Generator().manual_seed(seed)
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:

@@ -33,11 +33,11 @@ class ToMeViT(nn.Module):
 
     Patch tokens are split into two sets in turns; every token of the first finds its most similar one in the second
     (cosine of the keys, mean over heads); the `merges` most similar pairs become one token each, their average
-    weighted by size. Attention is told the sizes (log size added to the logits of the keys). Prefix tokens never merge.
+    weighted by size. Attention weighs keys by size (log size added to their logits). Prefix tokens never merge.
 
     Args:
         model: a timm model of a supported family whose blocks have attention and MLP one after the other.
-        merges: per block, how many tokens to merge; at most half of those there are.
+        merges: per block, how many tokens to merge; at most half of those left.
 
     Raises:
         UnsupportedModelError: see `vitprune.backbones.wrap`, or the blocks are built otherwise.
@@ -57,11 +57,11 @@ class ToMeViT(nn.Module):
         backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
         x = backbone.embed(images)
         sizes = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device)
-        for index, wanted in enumerate(self.merges):
+        for index, planned in enumerate(self.merges):
             recorder = AttentionRecorder()
             with recorder:
                 x = backbone.attention_half(index, x, size_bias(sizes, prefix))
-            merges = min(wanted, (x.shape[1] - prefix) // 2)
+            merges = min(planned, (x.shape[1] - prefix) // 2)
             if merges:
                 keys = recorder.keys[-1].float().mean(dim=1)[:, prefix:]
                 patches, sizes = _merge(x[:, prefix:], sizes, keys, merges)
@@ -75,17 +75,17 @@ def _merge(x: Tensor, sizes: Tensor, keys: Tensor, merges: int) -> tuple[Tensor,
     unit = keys / keys.norm(dim=-1, keepdim=True)
     similarity, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)  # (B, N / 2)
     order = similarity.argsort(dim=-1, descending=True)
-    leaving, staying = order[:, :merges], order[:, merges:].sort(dim=-1).values
-    target = partner.gather(1, leaving)
+    merged, kept = order[:, :merges], order[:, merges:].sort(dim=-1).values
+    target = partner.gather(1, merged)
 
-    def merged(values: Tensor) -> Tensor:
+    def merge(values: Tensor) -> Tensor:
         def rows(indices: Tensor) -> Tensor:
             return indices.unsqueeze(-1).expand(-1, -1, values.shape[-1])
 
         first, second = values[:, ::2], values[:, 1::2]
-        second = second.scatter_add(1, rows(target), first.gather(1, rows(leaving)))
-        return torch.cat((first.gather(1, rows(staying)), second), dim=1)
+        second = second.scatter_add(1, rows(target), first.gather(1, rows(merged)))
+        return torch.cat((first.gather(1, rows(kept)), second), dim=1)
 
     weight = sizes.unsqueeze(-1)
-    total, new_sizes = merged(x * weight), merged(weight)
+    total, new_sizes = merge(x * weight), merge(weight)
     return (total / new_sizes).to(x.dtype), new_sizes.squeeze(-1)

@@ -95,7 +95,7 @@ def compare(
         data: the images; those to train on are needed for methods in TRAINED that are not trained yet.
         recipe: for training ours, where that is still to be done.
         settings: which methods, and where.
-        listener: told of progress.
+        listener: follows the progress.
 
     Returns:
         `budget_gmacs` and `rows`, one per method, dense first, in JSON's types.
@@ -181,7 +181,7 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
         def merging(fewer: int) -> ToMeViT:
             return ToMeViT(dense, merges_per_block(backbone.depth, -fewer, late=name == "tome-late"))
 
-        # A block merges half of its tokens at most, so a late schedule may ask for more than there are.
+        # A block merges half of its tokens at most, so a late schedule may ask for more than that.
         fewer = last_within(budget, lambda step: count_macs(merging(step), size), -4 * backbone.num_patches, 0)
         found = merging(fewer)
         if count_macs(found, size) > budget:
@@ -204,7 +204,7 @@ def _paper(
     """The published settings but for what makes no sense so short.
 
     The rate is not scaled down to the small batch and weights are not averaged over ten thousand steps: both would
-    leave the model as it was. The shares of frozen and of warm-up steps are the published ones.
+    hardly change the model. The shares of frozen and of warm-up steps are the published ones.
     """
     per_epoch = max(1, (count_images(data.train) or 0) // recipe.batch_size)
     steps = settings.steps or subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)

@@ -25,11 +25,11 @@ BENCH_BATCH_SIZES = (1, 32)
 EVAL_BATCH_SIZE = 64
 """At most; a training batch may be far more than one process holds."""
 BENCH_SECONDS = 2.0
-"""How long a run times each model at each batch size, unless told otherwise."""
+"""How long a run times each model at each batch size, by default."""
 
 
 def random_baseline(model: nn.Module, sparse: SparseViT) -> SparseViT:
-    """The untouched `model` with the token counts of `sparse`, chosen at random; merged or dropped as there."""
+    """`model`, untouched, with the token counts of `sparse`: tokens are kept at random, others merged or dropped."""
     predictors = [RandomPredictor(seed) for seed in range(len(sparse.schedule.stages))]
     return SparseViT(model, sparse.schedule, predictors, sparse.dropped)
 
@@ -55,7 +55,7 @@ def evaluate(
         recipe: for the number of workers.
         device: where to run.
         precision: of the predictions.
-        listener: told of progress.
+        listener: follows the progress.
         batch_size: of one process; None for the recipe's, but at most EVAL_BATCH_SIZE.
     """
     data.val.transform = eval_transform(next(iter(models.values())))
@@ -102,7 +102,7 @@ def outcome(
     seconds: float | None,
     listener: Listener,
 ) -> dict[str, Any] | None:
-    """What was promised before training, beside what is there now; see `Promise.compared_with`."""
+    """What was predicted before training, beside what is measured now; see `Promise.compared_with`."""
     if promise is None:
         return None
     listener.begin("measuring what was promised", None)

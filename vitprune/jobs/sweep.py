@@ -47,8 +47,8 @@ class SweepSettings:
     settings: RunSettings
 
 
-def check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
-    """Make sure that other models answer the same question about the same images.
+def _check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
+    """Make sure that other models predict the same classes of images of the same size.
 
     Raises:
         UsageError: one is sparse, or has other classes or another input size; names it.
@@ -57,10 +57,10 @@ def check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
     for label, other in others.items():
         if other.sparse is not None:
             raise UsageError(f"'{label}' is sparse, and --also is for dense models", "leave it out")
-        counts = [getattr(model, "num_classes", 0) for model in (dense.model, other.model)]
-        if counts[0] != counts[1]:
+        ours, theirs = (getattr(model, "num_classes", 0) for model in (dense.model, other.model))
+        if ours != theirs:
             raise UsageError(
-                f"'{label}' has {counts[1]} classes and {dense.name} has {counts[0]}, so they cannot be compared",
+                f"'{label}' has {theirs} classes and {dense.name} has {ours}, so they cannot be compared",
                 f"name weights of the same classes: --also {label}=FILE",
             )
         if dense.class_names and other.class_names and dense.class_names != other.class_names:
@@ -70,9 +70,9 @@ def check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
                 f"name weights of the same classes: --also {label}=FILE",
             )
         if input_size(other.model) != size:
-            theirs, ours = ("x".join(map(str, each)) for each in (input_size(other.model), size))
+            needed, given = ("x".join(map(str, each)) for each in (input_size(other.model), size))
             raise UsageError(
-                f"'{label}' takes images of {theirs} and {dense.name} of {ours}; their speed is compared at one size",
+                f"'{label}' takes images of {needed} and {dense.name} of {given}; their speed is compared at one size",
                 "--img-size builds all of them for one size",
             )
 
@@ -92,7 +92,7 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
         Preempted: SIGTERM came; a training checkpoint is written.
         VitpruneError: every run failed.
     """
-    check_others(loaded, this.others)
+    _check_others(loaded, this.others)
     folder, num_runs = this.settings.output, len(this.plans)
     runs = [replace(this.settings, sparsity=plan, output=folder / plan.slug) for plan in this.plans]
     for each in runs:

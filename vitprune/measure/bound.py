@@ -83,7 +83,7 @@ def side_by_side(
         size: (C, H, W).
         batch_sizes: images per pass.
         modes: how to run.
-        baseline: label of the model to compare with, the dense one where there is one.
+        baseline: label of the model to compare with, the dense one if there is one.
         **settings: the other arguments of `benchmark`.
 
     Returns:

@@ -51,7 +51,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    """The marketing name where the system tells it, else the architecture."""
+    """The marketing name where the system gives it, else the architecture."""
     if _CPUINFO.is_file():
         for line in _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ class Runner:
         device: where that runs.
         num_calls: passes per block.
         seconds: per pass of passes back to back, one entry per block.
-        single_seconds: of passes one by one, from the call until the result is there.
+        single_seconds: of passes one by one, from the call to the result.
         peak_memory_mib: see `cuda_peak_mib`.
     """
 
@@ -59,23 +58,13 @@ class Runner:
         self.single_seconds += single
         return timeit.default_timer() - started
 
-    def quartiles(self) -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile of the blocks, in seconds per pass."""
-        low, median, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return low, median, high
-
-    def single_pass_percentiles(self, *percents: int) -> list[float]:
-        """What that share of the single passes stays below, in seconds, interpolated."""
-        cuts = statistics.quantiles(self.single_seconds, n=100, method="inclusive")
-        return [cuts[percent - 1] for percent in percents]
-
 
 def warmed_up(name: str, forward: Callable[[], object], device: torch.device, block_seconds: float) -> Runner:
     """Run until three passes in a row agree, within bounds, then choose how many fill a block.
 
     Args:
         name: of the model.
-        forward: compiled already, if it is to be.
+        forward: compiled already, if at all.
         device: where it runs.
         block_seconds: how long a block is to take; a single pass may take longer.
     """
@@ -94,7 +83,7 @@ def warmed_up(name: str, forward: Callable[[], object], device: torch.device, bl
 
 
 def time_calls(run: Callable[[], object], num_calls: int, device: torch.device) -> list[float]:
-    """How long each call takes until its result is there, in seconds."""
+    """How long each call takes to its result, in seconds."""
     clock = _synchronised_clock(device)
     marks = [clock()]
     for _ in range(num_calls):
@@ -124,7 +113,7 @@ def time_together(run: Callable[[], object], num_calls: int, device: torch.devic
 
 
 def cuda_peak_mib(run: Callable[[], object], model: nn.Module, images: Tensor) -> float | None:
-    """Weights, images, and what a pass allocates at most on CUDA, in MiB, as if no other model were there.
+    """Weights, images, and what a pass allocates at most on CUDA, in MiB, other models not counted.
 
     Args:
         run: the pass.
@@ -132,7 +121,7 @@ def cuda_peak_mib(run: Callable[[], object], model: nn.Module, images: Tensor) -
         images: what it reads.
 
     Returns:
-        None on other devices: PyTorch does not count what it allocates there.
+        None on other devices: PyTorch does not count what it allocates on them.
     """
     if images.device.type != "cuda":
         return None

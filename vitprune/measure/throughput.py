@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +32,10 @@ class Timing:
         peak_memory_mib: what PyTorch allocates on CUDA for this model alone (weights, images, activations), of a CUDA
             graph in an eager pass; None on other devices.
         num_runs: timed forward passes in all rounds together.
-        single_pass_ms_p50: median time of one pass alone, from its call until its result is there.
-        single_pass_ms_p90: what nine of ten such passes stay below.
-        single_pass_ms_p99: what 99 of 100 such passes stay below; of few passes about the slowest.
-        num_single_passes: how many such passes there were.
+        single_pass_ms_p50: median time of one pass alone, from its call to its result.
+        single_pass_ms_p90: 90th percentile of the same.
+        single_pass_ms_p99: 99th percentile of the same; of few passes about the slowest.
+        num_single_passes: number of such passes.
         mode: how it ran, see `vitprune.measure.modes`.
     """
 
@@ -103,7 +104,7 @@ def benchmark(
     _check(models, batch_sizes, rounds)
     dtype = DTYPES[precision]
     with explained_out_of_memory(f"loading {len(models)} model(s) on {device}", "name fewer models at once"):
-        # Copied together: models that share a backbone still share it, and a large one is there once.
+        # Copied together: models that share a backbone still share it, and a large one is in memory once.
         copies = {name: model.to(device, dtype).eval() for name, model in copy.deepcopy(dict(models)).items()}
     timings: list[Timing] = []
     for batch_size in batch_sizes:
@@ -141,8 +142,8 @@ def _time_in_turns(runners: list[Runner], rounds: int, max_seconds: float) -> No
 
 
 def _timing(runner: Runner, batch_size: int, mode: Mode) -> Timing:
-    low, median, high = (1e3 * seconds for seconds in runner.quartiles())
-    half, most, nearly_all = (1e3 * seconds for seconds in runner.single_pass_percentiles(50, 90, 99))
+    low, median, high = (1e3 * np.percentile(runner.seconds, (25, 50, 75))).tolist()
+    half, most, nearly_all = (1e3 * np.percentile(runner.single_seconds, (50, 90, 99))).tolist()
     return Timing(
         runner.name,
         batch_size,

@@ -59,7 +59,7 @@ def build_sweep(
         entries: by label, dense first; all of one input size.
         predictions: of all of them, on the same images.
         timings: of all of them, from one benchmark.
-        about: what else is to be said of the sweep.
+        about: other entries, such as data and device.
     """
     size = input_size(entries["dense"].model)
     rows = {label: _row(label, entry, predictions, timings, size) for label, entry in entries.items()}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -38,11 +35,6 @@ from vitprune.cli.plan_options import parse_sparsity, refuse_plan, resolve_spars
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
-
-if TYPE_CHECKING:
-    from vitprune.jobs.compare import Subject
-    from vitprune.loading.load import Loaded
-    from vitprune.model import Sparsity
 
 _DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ours"
 
@@ -109,8 +101,9 @@ def compare(
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
         from vitprune.data import ModelClasses, open_data
-        from vitprune.jobs.compare import TRAINED, CompareSettings
+        from vitprune.jobs.compare import TRAINED, CompareSettings, Subject
         from vitprune.jobs.compare import compare as run
+        from vitprune.loading.load import load_dense, load_model, sparse_file
         from vitprune.measure import describe_environment
         from vitprune.training import load_recipe
 
@@ -121,9 +114,16 @@ def compare(
     number_format = pick_precision(precision, where, training=False)
     plan = CompareSettings(names, where, number_format, batch_size, steps)
     asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
-    refuse = partial(refuse_plan, model, keep, stages, schedule, ratios, dropped, target_gmacs)
     with waiting(f"loading {model}"):
-        loaded, subject = _subject(model, checkpoint, img_size, asked, target_gmacs, refuse)
+        has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
+        loaded = load_model(model, checkpoint=None if has_weights else checkpoint, img_size=img_size)
+        if loaded.sparse is None:
+            subject = Subject(loaded.model, resolve_sparsity(loaded.model, asked, target_gmacs))
+        else:
+            refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs)
+            trained = (loaded.metadata and loaded.metadata.training) or {}
+            dense = load_dense(loaded, checkpoint).model
+            subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
     options = data_options(splits, columns, streaming, limit)
@@ -148,41 +148,6 @@ def compare(
         print_json(result)
     else:
         _print(result)
-
-
-def _subject(
-    model: str,
-    checkpoint: Path | None,
-    img_size: tuple[int, int] | None,
-    asked: Sparsity,
-    target_gmacs: float | None,
-    refuse: Callable[[], None],
-) -> tuple[Loaded, Subject]:
-    """What MODEL names; its dense model and, of a file or a repository of ours, the sparse one.
-
-    Args:
-        model: as given.
-        checkpoint: of a sparse model, the dense one's weights.
-        img_size: as given.
-        asked: the plan for a dense model.
-        target_gmacs: see `resolve_sparsity`.
-        refuse: refuses a plan, for a sparse model has its own.
-    """
-    from vitprune.jobs.compare import Subject
-    from vitprune.loading.load import load_dense, load_model, sparse_file
-
-    path = sparse_file(model)
-    if path is None and not model.startswith("hf-hub:"):
-        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
-    else:
-        loaded = load_model(model if path is None else str(path), img_size=img_size)
-    if loaded.sparse is None:
-        return loaded, Subject(loaded.model, resolve_sparsity(loaded.model, asked, target_gmacs))
-    refuse()
-    assert loaded.metadata is not None
-    trained = loaded.metadata.training or {}
-    dense = load_dense(loaded, checkpoint)
-    return loaded, Subject(dense.model, ours=loaded.sparse, steps=trained.get("steps_done", 0))
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -158,11 +158,10 @@ def sweep(
 
     from vitprune.common.run_folder import RunFolder
     from vitprune.jobs.sparsify import RunSettings
-    from vitprune.jobs.sweep import SweepSettings, check_others
+    from vitprune.jobs.sweep import SweepSettings
     from vitprune.jobs.sweep import sweep as run
     from vitprune.report.publishable import command_line
 
-    check_others(loaded, others)
     folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume).path
     images = training_images(loaded, data, options, plan)
     talk(
@@ -210,26 +209,26 @@ def _ratios(text: str) -> list[float]:
     return sorted(ratios, reverse=True)
 
 
-def _named(also: str | None) -> list[tuple[str, Path | None]]:
+def _named(also: str | None) -> dict[str, Path | None]:
     """--also as names and weight files.
 
     Raises:
         UsageError: a name or a file is missing, or a name is there twice.
     """
-    found: list[tuple[str, Path | None]] = []
+    found: dict[str, Path | None] = {}
     for part in [] if also is None else also.split(","):
         name, equals, file = part.strip().partition("=")
         if not name or (equals and not file):
             raise UsageError(
                 f"--also is '{also}', expected names with commas between, or NAME=FILE", "--also deit_tiny"
             )
-        if name in (known for known, _ in found):
+        if name in found:
             raise UsageError(f"--also names '{name}' twice", "name each model once")
-        found.append((name, Path(file) if file else None))
+        found[name] = Path(file) if file else None
     return found
 
 
-def _others(dense: Loaded, named: list[tuple[str, Path | None]], img_size: tuple[int, int] | None) -> dict[str, Loaded]:
+def _others(dense: Loaded, named: dict[str, Path | None], img_size: tuple[int, int] | None) -> dict[str, Loaded]:
     """The models of --also, by the names they are to have in the table.
 
     Raises:
@@ -238,7 +237,7 @@ def _others(dense: Loaded, named: list[tuple[str, Path | None]], img_size: tuple
     from vitprune.loading.load import load_model
 
     others: dict[str, Loaded] = {}
-    for name, file in named:
+    for name, file in named.items():
         try:
             other = load_model(name, checkpoint=file, img_size=img_size)
         except VitpruneError as error:
