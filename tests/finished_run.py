@@ -36,6 +36,7 @@ def make_report(**changes):
         "keep": 0.7,
         "schedule": "late",
         "dropped": "fold",
+        "align": 1,
         "num_patches": 6,
         "stages": [{"block": 3, "ratio": 0.67, "num_tokens": 4}, {"block": 6, "ratio": 0.34, "num_tokens": 2}],
         "dense": dense,
@@ -45,6 +46,7 @@ def make_report(**changes):
             "top1_points": -0.5953,
             "top1_points_ci95": [-1.6211, 0.4305],
             "top1_points_over_random": 2.903,
+            "top1_points_over_random_ci95": [1.6, 4.2],
             "agreement_pct": 94.1126,
             "kl": 0.02322,
             "kl_random": 0.10275,
@@ -62,6 +64,7 @@ def make_report(**changes):
             )
         ],
         "coverage": None,
+        "target": None,
         "training": {
             "recipe": {"name": "short", "steps": 500, "weights": {"kl": 1.0, "<i>x</i>": None}, "labels": True},
             "steps_done": 8,
@@ -83,8 +86,6 @@ def make_report(**changes):
         },
         "commands": {
             "sparsify": "vitprune sparsify deit_tiny --data 'path/to/<em>images'",
-            "eval": "vitprune eval . path/to/images",
-            "bench": "vitprune bench .",
         },
         "precision": "fp32",
         "device": "cpu",

@@ -30,7 +30,7 @@ frame.onload = () => {
     figures: all("data").map((e) => [e.dataset.key, e.value, e.textContent]),
     unnamed: all("svg, img").filter((e) => !(e.getAttribute("aria-label") || e.alt)).length,
     images: all("image").map((e) => e.getBoundingClientRect().width),
-    copies: all("use").map((e) => e.getBoundingClientRect().width),
+    copies: all('use[href^="#image"]').map((e) => e.getBoundingClientRect().width),
     mode: page.compatMode,
     verdict: page.getElementById("verdict").textContent,
   });

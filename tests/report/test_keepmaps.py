@@ -1,13 +1,17 @@
-"""Keep maps against what the model itself says, and images against their pixels."""
+"""Keep maps against what the model itself says, images against their pixels, coverage against known objects."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
-from vitprune.data import UNLABELLED, eval_transform
+from vitprune.baselines import RandomPredictor
+from vitprune.data import UNLABELLED, eval_transform, open_data
+from vitprune.loading.load import load_model
+from vitprune.model import SparseViT, attach
 from vitprune.report.drawing import Legend, dim_pruned, draw_mean, draw_montage, heat_map
-from vitprune.report.keepmaps import MeanMap, keep_maps, seen
+from vitprune.report.keepmaps import keep_maps, kept_shares, object_coverage, seen
 from vitprune.schedule import Stage
 
 LEGEND = Legend("a model, keep 0.5", [Stage(block=2, ratio=0.5, num_tokens=8)], True, "dense")
@@ -89,12 +93,9 @@ def test_heat_map_orders_colours_by_score():
     heat_map(image, [2], [1.0], (1, 4))  # one score has no range
 
 
-def test_mean_map_counts():
-    mean = MeanMap(4, 2)
-    mean.add([[0, 1, 2], [1]])
-    mean.add([[1, 2, 3], [3]])
-    assert mean.kept_pct == [[50, 100, 100, 50], [0, 50, 0, 50]]
-    assert mean.num_images == 2
+def test_shares_count_images():
+    images = [[[0, 1, 2], [1]], [[1, 2, 3], [3]]]
+    assert kept_shares(images, 4) == [[50, 100, 100, 50], [0, 50, 0, 50]]
 
 
 def test_hostile_and_long_names_are_drawn(make_sparse, make_images, tmp_path):
@@ -122,3 +123,40 @@ def test_kl_of_equal_models_is_zero(make_sparse, make_images):
     sparse = make_sparse(keep=0.5, stages=[2], num_classes=3)
     (each, _) = keep_maps(sparse, sparse, make_images(sparse), torch.tensor([0, 1]), {})
     assert each.kl == pytest.approx(0, abs=1e-6)
+
+
+class _Oracle(nn.Module):
+    """Scores every patch by a map (B, N) that is set from outside."""
+
+    scores = None
+
+    def forward(self, x, kept=None):
+        score = self.scores
+        if x.shape[1] != score.shape[1]:  # later stages: the tokens that are left are those of highest score
+            score = score.sort(dim=1, descending=True).values[:, : x.shape[1]]
+        return torch.stack((1 - score, score), dim=-1)
+
+
+def test_oracle_covers_the_object_and_its_opposite_none_of_it():
+    model = load_model("demo").model
+    data = open_data("demo", None)
+    data.val = data.val.sample(8)
+    data.val.transform = eval_transform(model)
+    masks = torch.stack([torch.from_numpy(data.object_mask(item)) for item in data.val.items])
+    shares = masks.float().reshape(8, 12, 8, 12, 8).mean(dim=(2, 4)).reshape(8, 144)
+
+    schedule = attach(model, keep=0.5, stages=[3]).schedule
+    oracle, opposite = _Oracle(), _Oracle()
+    oracle.scores, opposite.scores = shares, 1 - shares
+    sparse = {
+        "oracle": SparseViT(model, schedule, [oracle]),
+        "opposite": SparseViT(model, schedule, [opposite]),
+        "random": SparseViT(model, schedule, [RandomPredictor()]),
+        "dense": model,
+    }
+    coverage = object_coverage(sparse, data, torch.device("cpu"))
+    assert coverage == {
+        "oracle": 100.0,
+        "opposite": 0.0,
+        "random": pytest.approx(50, abs=20),
+    }

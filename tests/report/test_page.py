@@ -6,14 +6,14 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from finished_run import make_report, write_run
 
 from vitprune.cli.app import run
 from vitprune.errors import CheckpointError, UsageError
-from vitprune.report.overlay import cover, edges
 from vitprune.report.page import render_page
 from vitprune.report.runs import read_run
 from vitprune.report.schema import Report
-from vitprune.report.verdict import verdict
+from vitprune.report.tables import verdict
 
 VOID = {"meta", "link", "br", "img", "image", "use", "path", "line", "circle", "rect", "polyline"}
 PROMISED = {
@@ -64,9 +64,10 @@ def at(report, place):
     return report
 
 
-@pytest.fixture
-def drawn(make_run):
-    folder = make_run()
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A page: its text, its elements, and the report that it shows."""
+    folder = write_run(tmp_path_factory.mktemp("page") / "run")
     text = render_page(read_run(folder))
     return text, Page(text), json.loads((folder / "report.json").read_text())
 
@@ -131,14 +132,16 @@ def test_everything_from_the_run_is_escaped(drawn):
     assert "<script" not in text
 
 
-def test_names_with_control_characters_are_shown_as_replaced(make_run):
-    folder = make_run(model="a\x1b[31m\u202eb", data={"name": "x\x00y", "num_train_images": None, "num_val_images": 3})
-    page = Page(render_page(read_run(folder)))
-    assert not set(page.text) & {"\x1b", "\u202e", "\x00"}
+def test_control_characters_are_replaced_and_images_can_be_left_out(make_run):
+    data = {"name": "x\x00y", "num_train_images": None, "num_val_images": 3}
+    text = render_page(read_run(make_run(model="a\x1b[31m\u202eb", data=data)), images=False)
+    assert not set(Page(text).text) & {"\x1b", "\u202e", "\x00"}
+    assert "data:image/jpeg" not in text
 
 
 def test_no_path_of_this_machine(drawn):
-    text, _, _ = drawn
+    text = drawn[0]
+    assert "data:image/jpeg" in text
     assert "somebody" not in text
     assert "train/cat/1.jpg" in text
     assert "of images, on cpu" in text
@@ -189,15 +192,20 @@ def test_only_classes_that_moved_are_listed_worst_first(drawn):
     assert moved[0].split()[-6:] == ["3", "2", "1", "66.7", "33.3", "-33.3"]
 
 
-@pytest.mark.parametrize("scheme", [0, 1, 2])
-def test_contrast_of_text_is_at_least_4_5(drawn, scheme):
-    """Light, dark, print."""
-    style = drawn[1].all("style")[0]["text"]
-    colours = dict(re.findall(r"--(\w+): (#\w{6})", style.split(":root")[scheme + 1]))
-    for text in ("ink", "soft", "link", "c0", "c1", "c2", "c3"):
-        for ground in ("paper", "box"):
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-    assert contrast(colours["edge"], colours["veil"]) >= 3
+def test_contrast_of_text_is_at_least_4_5(drawn):
+    text, page, _ = drawn
+    _, *schemes = page.all("style")[0]["text"].split(":root")
+    assert len(schemes) == 3, "light, dark, print"
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#\w{6})", scheme))
+        for name in ("ink", "soft", "link", "c0", "c1", "c2", "c3"):
+            for ground in ("paper", "box"):
+                assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        assert contrast(colours["edge"], colours["veil"]) >= 3
+        assert set(re.findall(r"var\(--(\w+)\)", text)) <= colours.keys(), "charts use no others"
+    charts = [element for element in page.elements if element["tag"] in ("path", "text", "use") and "style" in element]
+    assert len(charts) > 50
+    assert not any(re.search(r"#\w{3,6}", element["style"]) for element in charts)
 
 
 def test_nothing_is_wider_than_a_phone(drawn):
@@ -217,18 +225,20 @@ def test_a_report_of_an_older_version_without_log_and_images(make_run):
         del report["training"][key]
     (folder / "report.json").write_text(json.dumps(report))
     page = Page(render_page(read_run(folder)))
-    for words in (
-        "This page holds no images",
-        "kept no log",
-        "command that began this run was not kept",
-    ):
+    for words in ("This page holds no images", "kept no log", "command that began this run was not kept"):
         assert words in page.text
     assert not page.all("image")
 
 
+def test_all_commands_of_an_older_version_are_shown(make_run):
+    commands = {"sparsify": "vitprune sparsify demo", "eval": "vitprune eval . demo", "bench": "vitprune bench ."}
+    page = Page(render_page(read_run(make_run(commands=commands, steps=False)), images=False))
+    assert all(command in page.text for command in commands.values())
+    assert "and . is the run folder" in page.text
+
+
 def test_a_run_without_labels(make_run):
-    blank = {"top1_pct": None, "top5_pct": None}
-    report = json.loads((make_run() / "report.json").read_text())
+    blank, report = {"top1_pct": None, "top5_pct": None}, make_report()
     delta = report["delta"] | {"top1_points": None, "top1_points_ci95": None, "top1_points_over_random": None}
     sides = {side: report[side] | blank for side in ("dense", "sparse", "random")}
     folder = make_run(**sides, delta=delta, answers=None, classes=[])
@@ -237,62 +247,38 @@ def test_a_run_without_labels(make_run):
     assert "have no labels" in page.text
 
 
-def test_images_can_be_left_out(make_run):
-    found = read_run(make_run())
-    assert "data:image/jpeg" in render_page(found)
-    assert "data:image/jpeg" not in render_page(found, images=False)
+def verdict_with(**delta):
+    report = make_report()
+    return verdict(Report.model_validate(report | {"delta": report["delta"] | delta}))
 
 
-@pytest.mark.parametrize(
-    ("points", "interval", "words"),
-    [
+def test_verdict():
+    for points, interval, words in (
         (-0.5, (-1.0, 0.0), "cannot tell from no change"),
         (-0.5, (-0.9, -0.1), "-0.50 points on 1172 images (95 %: -0.90 to -0.10), a loss"),
         (0.5, (0.1, 0.9), "a gain"),
         (0.0, (0.0, 0.0), "cannot tell from no change"),
-    ],
-)
-def test_verdict_on_accuracy(make_run, points, interval, words):
-    report = json.loads((make_run() / "report.json").read_text())
-    report["delta"] |= {"top1_points": points, "top1_points_ci95": interval}
-    assert words in verdict(Report.model_validate(report))
+    ):
+        assert words in verdict_with(top1_points=points, top1_points_ci95=interval)
+    for points, said in ((-3.3, True), (0.0, False), (None, False)):
+        words = "as many tokens at random, untrained, are 3.30 points better"
+        assert (words in verdict_with(top1_points_over_random=points)) == said
+    slow = verdict_with(speedup=[{"batch_size": 8, "speedup": 0.9, "slower": True}])
+    assert "slower than the dense model at batch 8: 0.90 x" in slow
+    assert "as fast" not in slow
 
 
-@pytest.mark.parametrize(("points", "said"), [(-3.3, True), (0.0, False), (None, False)])
-def test_verdict_says_when_tokens_at_random_are_better(make_run, points, said):
-    report = json.loads((make_run() / "report.json").read_text())
-    report["delta"]["top1_points_over_random"] = points
-    assert (
-        "as many tokens at random, untrained, are 3.30 points better" in verdict(Report.model_validate(report))
-    ) == said
+def test_pruned_patches_are_covered_and_nothing_else(drawn):
+    """The made up images keep patches 0, 1, 2, 5 and then 1, 5 of a grid of 2 x 3."""
+    paths = {look: [e["d"] for e in drawn[1].all("path") if e.get("class") == look] for look in ("cover", "edges")}
+    for stage, kept, num_edges in ((0, {0, 1, 2, 5}, 3), (1, {1, 5}, 5)):
+        squares = re.findall(r"M(\d+) (\d+)h1v1h-1z", paths["cover"][stage])
+        assert {3 * int(y) + int(x) for x, y in squares} == set(range(6)) - kept
+        assert paths["edges"][stage].count("M") == num_edges
 
 
-def test_verdict_on_speed(make_run):
-    report = json.loads((make_run() / "report.json").read_text())
-    report["delta"]["speedup"] = [{"batch_size": 8, "speedup": 0.9, "slower": True}]
-    said = verdict(Report.model_validate(report))
-    assert "slower than the dense model at batch 8: 0.90 x" in said
-    assert "as fast" not in said
-
-
-def test_overlay_covers_what_left_and_nothing_else():
-    kept, grid = [0, 1, 7, 8, 11], (3, 4)
-    covered = set()
-    for x, y, width in re.findall(r"M(\d+) (\d+)h(\d+)v1h-\d+z", cover(kept, grid)):
-        covered |= {int(y) * 4 + int(x) + i for i in range(int(width))}
-    assert covered == set(range(12)) - set(kept)
-    borders = {
-        (a, b)
-        for a in range(12)
-        for b in ([a + 1] if a % 4 < 3 else []) + ([a + 4] if a < 8 else [])
-        if (a in kept) != (b in kept)
-    }
-    assert edges(kept, grid).count("M") == len(borders)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_damaged_files_are_named(make_run):
+    for name, content, message in (
         ("report.json", "{", "is damaged"),
         ("report.json", "[]", "holds no object"),
         ("report.json", "{}", "is not what vitprune writes: schema_version"),
@@ -300,14 +286,12 @@ def test_overlay_covers_what_left_and_nothing_else():
         ("report.json", "[" * 100_000, "is damaged"),
         ("keepmaps.json", '{"grid_size": [2, 3]}', "keepmaps.json' is not what vitprune writes"),
         ("keepmaps.json", "\x00", "is damaged"),
-    ],
-)
-def test_damaged_files_are_named(make_run, name, content, message):
-    folder = make_run()
-    (folder / name).write_text(content)
-    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
-        read_run(folder)
-    assert name in caught.value.message
+    ):
+        folder = make_run()
+        (folder / name).write_text(content)
+        with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+            read_run(folder)
+        assert name in caught.value.message
 
 
 def test_a_jpeg_that_is_none_cannot_break_out(make_run):
@@ -352,12 +336,17 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize(("met", "end"), [(True, " ms."), (False, " ms: <strong>MISSED</strong>.")])
-def test_a_promised_speed_is_shown_with_what_came_of_it(make_run, met, end):
-    speeds = {"promised_speedup": 1.512, "measured_speedup": 1.49, "met": met}
+def test_a_promised_speed_is_shown_with_what_came_of_it(make_run):
+    speeds = {"promised_speedup": 1.512, "measured_speedup": 1.49}
     times = {"promised_latency_ms": 20.0, "measured_latency_ms": 20.31}
     asked = {"speedup": 1.5, "latency_ms": None, "batch_size": 8, "precision": "bf16"}
-    page = render_page(read_run(make_run(target=asked | speeds | times)))
-    assert re.search("Asked for <data[^>]*>1.50</data> x dense at batch 8 in bf16", page)
-    assert re.search("Promised before training: <data[^>]*>1.51</data> x, <data[^>]*>20.00</data> ms", page)
-    assert re.search(f"Measured after it: <data[^>]*>1.49</data> x, <data[^>]*>20.31</data>{end}", page)
+    for met, end in ((True, " ms."), (False, " ms: <strong>MISSED</strong>.")):
+        folder = make_run(target=asked | speeds | times | {"met": met}, steps=False)
+        page = render_page(read_run(folder), images=False)
+        assert re.search("Asked for <data[^>]*>1.50</data> x dense at batch 8 in bf16", page)
+        assert re.search("Promised before training: <data[^>]*>1.51</data> x, <data[^>]*>20.00</data> ms", page)
+        assert re.search(f"Measured after it: <data[^>]*>1.49</data> x, <data[^>]*>20.31</data>{end}", page)
+
+
+def test_the_same_run_gives_the_same_page(make_run, drawn):
+    assert render_page(read_run(make_run())) == drawn[0]

@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"folder '{path.parent}' holds no {path.name}, so it is no saved model")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is damaged: {error}", "copy it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"'{path}' holds no object")

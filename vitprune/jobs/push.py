@@ -12,12 +12,13 @@ from typing import Any
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import read_metadata
 from vitprune.common.formatting import one_line
+from vitprune.common.run_folder import CARD, CONFIG, PAGE, REPORT, WEIGHTS
 from vitprune.errors import CheckpointError, HubError, UsageError
 from vitprune.loading.hub import HUB_TIMEOUT_S
 from vitprune.report.card import PLACEHOLDER, is_repository, render_card
 from vitprune.report.page import render_page
 from vitprune.report.publishable import publishable
-from vitprune.report.runs import CARD, CONFIG, PAGE, REPORT, WEIGHTS, FinishedRun, read_run
+from vitprune.report.runs import FinishedRun, read_run
 
 _NEW_TOKEN = "make one that may write on https://huggingface.co/settings/tokens, then run hf auth login or set HF_TOKEN"
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from vitprune.backbones import input_size, preprocessing
 from vitprune.checkpoint.sparse_file import load_sparse
-from vitprune.common.files import read_json
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, count_images
@@ -24,8 +23,7 @@ from vitprune.jobs.sparsify import RunSettings, describe_run, new_student, num_b
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_environment
 from vitprune.model import Sparsity
-from vitprune.report import Report
-from vitprune.report.runs import checked
+from vitprune.report.runs import read_run
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.training import Recipe
 
@@ -135,8 +133,7 @@ def _trained(name: str, settings: RunSettings) -> Entry:
     """The sparse model in the folder of a complete run."""
     files = RunFolder(settings.output)
     sparse, _ = load_sparse(files.weights)
-    report = checked(Report, read_json(files.report), files.report)
-    return Entry("sparse", sparse, name, settings.sparsity.keep, settings.output.name, report)
+    return Entry("sparse", sparse, name, settings.sparsity.keep, settings.output.name, read_run(settings.output).report)
 
 
 def _measured(

@@ -14,6 +14,7 @@ from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import write_json
 from vitprune.common.progress import SILENT, Listener
+from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, count_images, readable_names
 from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
@@ -21,7 +22,7 @@ from vitprune.model import SparseViT
 from vitprune.report.card import KEPT_CARD, write_card
 from vitprune.report.page import write_page
 from vitprune.report.publishable import publishable
-from vitprune.report.runs import CARD, KEEP_MAPS, PAGE, REPORT, read_run
+from vitprune.report.runs import read_run
 from vitprune.report.samples import choose_images
 from vitprune.report.schema import (
     SCHEMA_VERSION,
@@ -139,13 +140,14 @@ def write_results(
     assert isinstance(sparse, SparseViT)
     names = readable_names(data.val.class_names | dict(enumerate(metadata.class_names or [])), sparse.num_classes)
     chosen = choose_images(sparse, models["dense"], data, names, torch.device(report.device))
+    files = RunFolder(folder)
     if chosen is not None:
-        write_json(folder / KEEP_MAPS, chosen.model_dump(mode="json", by_alias=True))
-    write_json(folder / REPORT, report.as_json())
+        write_json(files.keep_maps, chosen.model_dump(mode="json", by_alias=True))
+    write_json(files.report, report.as_json())
     run = read_run(folder)
-    write_page(folder / PAGE, run)
+    write_page(files.page, run)
     if not write_card(folder, run, metadata):
-        listener.say(KEPT_CARD.format(folder / CARD))
+        listener.say(KEPT_CARD.format(files.card))
 
 
 def _side(

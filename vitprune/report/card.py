@@ -18,11 +18,11 @@ from markupsafe import Markup
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import replacing
 from vitprune.common.formatting import number, one_line, plain
+from vitprune.common.run_folder import CARD
 from vitprune.report.publishable import publishable
-from vitprune.report.runs import CARD, FinishedRun
+from vitprune.report.runs import FinishedRun
 from vitprune.report.schema import Report
-from vitprune.report.tables import figure_rows, plain_figures, plan_rows, speed_rows
-from vitprune.report.verdict import verdict
+from vitprune.report.tables import figure_rows, plain_figures, plan_rows, speed_rows, verdict
 
 PLACEHOLDER = "OWNER/NAME"
 """Stands where the name of the repository will be."""

@@ -1,17 +1,18 @@
-"""Which tokens stay: what both models say of images, and where each predictor keeps what."""
+"""Which tokens stay: of an image, how often over many images, and how much of an object they cover."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from vitprune.backbones import preprocessing
-from vitprune.data import UNLABELLED
+from vitprune.data import UNLABELLED, Data, ImageSet, batches, make_loader
 from vitprune.model import Selection, SparseViT
 from vitprune.report.schema import Answer
 
@@ -98,28 +99,38 @@ def seen(model: nn.Module, image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
-class MeanMap:
-    """How often each patch position stays, over many images.
+def kept_shares(images: Sequence[Sequence[Sequence[int]]], num_patches: int) -> list[list[float]]:
+    """How often each patch is kept, by stage, in percent of the images; these by the kept patches of each stage."""
+    counts = torch.zeros(len(images[0]), num_patches)
+    for image in images:
+        for stage, kept in enumerate(image):
+            counts[stage, list(kept)] += 1
+    shares: list[list[float]] = (100 * counts / len(images)).tolist()
+    return shares
+
+
+@torch.inference_mode()
+def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.device) -> dict[str, float]:
+    """Share of the object's pixels that lie under tokens kept after the last stage, in percent, mean over images.
 
     Args:
-        num_patches: of an image.
-        num_stages: of the model.
+        models: by name; dense ones are passed over.
+        data: with `object_mask` and the evaluation transform of `val` set; images are not cropped by it.
+        device: where to run.
     """
-
-    def __init__(self, num_patches: int, num_stages: int) -> None:
-        self.num_images = 0
-        self._counts = [torch.zeros(num_patches) for _ in range(num_stages)]
-
-    def add(self, kept: Sequence[Sequence[int]]) -> None:
-        """Count one image's kept patches, by stage."""
-        self.num_images += 1
-        for counts, stage in zip(self._counts, kept, strict=True):
-            counts[torch.tensor(stage)] += 1
-
-    @property
-    def kept_pct(self) -> list[list[float]]:
-        """By stage and position, in percent of the images."""
-        return [(100 * counts / max(1, self.num_images)).tolist() for counts in self._counts]
+    assert data.object_mask is not None
+    assert isinstance(data.val, ImageSet)
+    sparse = {n: m for n, m in models.items() if isinstance(m, SparseViT) and m.schedule.stages}
+    shares: dict[str, list[Tensor]] = {name: [] for name in sparse}
+    done = 0
+    for images, _ in batches(make_loader(data.val, 64)):
+        masks = np.stack([data.object_mask(item) for item in data.val.items[done : done + len(images)]])
+        done += len(images)
+        for name, model in sparse.items():
+            per_patch = _per_patch(torch.from_numpy(masks), model.backbone.grid_size)  # (B, N)
+            kept = model.to(device).eval().select(images.to(device)).indices[-1].cpu()
+            shares[name].append(per_patch.gather(1, kept).sum(dim=1) / per_patch.sum(dim=1))
+    return {name: 100 * torch.cat(parts).mean().item() for name, parts in shares.items()}
 
 
 def _choices(selection: Selection) -> tuple[list[Tensor], list[Tensor]]:
@@ -135,3 +146,11 @@ def _answers(log_probabilities: Tensor, names: Mapping[int, str]) -> tuple[Answe
         Answer(index=index, name=names.get(index), probability_pct=share)
         for index, share in zip(best.indices.tolist(), shares.tolist(), strict=True)
     )
+
+
+def _per_patch(masks: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Number of object pixels under each patch: (B, H, W) to (B, N)."""
+    batch, height, width = masks.shape
+    rows, columns = grid_size
+    cells = masks.float().reshape(batch, rows, height // rows, columns, width // columns)
+    return cells.sum(dim=(2, 4)).reshape(batch, rows * columns)

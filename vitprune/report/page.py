@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from vitprune.common.files import replacing
 from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
-from vitprune.report.overlay import cover, edges
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY
 from vitprune.report.schema import Answer, ImageRow, Report
-from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows
-from vitprune.report.verdict import verdict
+from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows, verdict
 
 _LOSSES = {
     "rank": "ranking of tokens against the teacher's",
@@ -104,14 +103,31 @@ def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, A
     total = grid_size[0] * grid_size[1]
     stages = [
         {
-            "cover": cover(kept, grid_size),
-            "edges": edges(kept, grid_size),
+            "cover": _cover(kept, grid_size),
+            "edges": _edges(kept, grid_size),
             "text": f"stage {place + 1}: {100 * len(kept) / total:.1f} % stay",
         }
         for place, kept in enumerate(row.kept)
     ]
     scale = f"{row.width / grid_size[1]:.4f} {row.height / grid_size[0]:.4f}"
     return {"id": f"image-{index}", "row": row, "stages": stages, "scale": scale}
+
+
+def _cover(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
+    """A square over each patch but the kept ones, as an SVG path in units of patches."""
+    rows, columns = grid_size
+    pruned = sorted(set(range(rows * columns)).difference(kept))
+    return "".join(f"M{patch % columns} {patch // columns}h1v1h-1z" for patch in pruned)
+
+
+def _edges(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
+    """Lines between neighbours of which one patch is kept and one is not, likewise."""
+    rows, columns = grid_size
+    stays = {divmod(patch, columns) for patch in kept}
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    upright = [f"M{x} {y}v1" for y, x in places if x and ((y, x) in stays) != ((y, x - 1) in stays)]
+    level = [f"M{x} {y}h1" for y, x in places if y and ((y, x) in stays) != ((y - 1, x) in stays)]
+    return "".join(upright + level)
 
 
 def _answers(rows: list[Answer]) -> str:

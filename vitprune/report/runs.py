@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from vitprune.common.files import read_json
 from vitprune.common.formatting import first_fault
+from vitprune.common.run_folder import RunFolder
 from vitprune.data.source import hub_name
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.report.publishable import publishable
 from vitprune.report.schema import KeepMaps, Report
-
-REPORT, LOG, KEEP_MAPS, PAGE, CARD = "report.json", "log.jsonl", "keepmaps.json", "report.html", "README.md"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -47,23 +46,21 @@ def read_run(folder: Path) -> FinishedRun:
     """
     if not folder.is_dir():
         raise UsageError(f"there is no run folder '{folder}'", "give the folder that vitprune sparsify wrote")
-    if not (folder / REPORT).is_file():
+    files = RunFolder(folder)
+    if not files.is_complete:
         raise UsageError(
-            f"'{folder}' holds no {REPORT}, so it is no complete run",
+            f"'{folder}' holds no {files.report.name}, so it is no complete run",
             "sparsify writes it at the end; --resume goes on with a run that was cut",
         )
-    whole = _object(folder / REPORT)
-    report = checked(Report, publishable(whole), folder / REPORT)
-    images = folder / KEEP_MAPS
-    return FinishedRun(
-        report=report,
-        steps=_steps(folder / LOG),
-        keep_maps=checked(KeepMaps, _object(images), images) if images.is_file() else None,
-        hub_data=hub_name(whole["data"]["name"]),  # before a folder that happens to be called imagenet is cut to that
-    )
+    content = read_json(files.report)
+    report = _checked(Report, publishable(content), files.report)
+    maps = _checked(KeepMaps, read_json(files.keep_maps), files.keep_maps) if files.keep_maps.is_file() else None
+    # Before a folder that happens to be called imagenet is cut to that:
+    hub_data = hub_name(content["data"]["name"])
+    return FinishedRun(report, _steps(files.log), maps, hub_data)
 
 
-def checked(model: type[_Model], content: Any, path: Path) -> _Model:
+def _checked(model: type[_Model], content: Any, path: Path) -> _Model:
     """What a file holds, checked.
 
     Raises:
@@ -76,16 +73,6 @@ def checked(model: type[_Model], content: Any, path: Path) -> _Model:
             f"'{path}' is not what vitprune writes: {first_fault(error)}",
             "it may come from a newer vitprune: pip install -U vitprune",
         ) from error
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"'{path}' is damaged: {error}", "copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"'{path}' holds no object")
-    return content
 
 
 def _steps(path: Path) -> list[dict[str, Any]]:

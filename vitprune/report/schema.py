@@ -35,9 +35,7 @@ class Speed(_Content):
     single_pass_ms_p90: float | None = None
     single_pass_ms_p99: float | None = None
     num_single_passes: int = 0
-    loader_images_per_s: float | None = None
     mode: str = "eager"
-    attention: str | None = None
 
 
 class Accuracy(_Content):

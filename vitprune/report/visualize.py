@@ -34,7 +34,7 @@ from vitprune.errors import DataError, UsageError
 from vitprune.loading.load import Loaded, load_dense, load_model
 from vitprune.model import SparseViT
 from vitprune.report.drawing import Legend, draw_mean, draw_montage
-from vitprune.report.keepmaps import KeepMap, MeanMap, keep_maps
+from vitprune.report.keepmaps import KeepMap, keep_maps, kept_shares
 
 NUM_DRAWN = 16
 """Images of a folder or a data set that are drawn if nobody says how many."""
@@ -192,10 +192,9 @@ def visualize(subject: Subject, images: Images, options: DrawOptions, listener: 
 def _drawn(subject: Subject, images: Images, options: DrawOptions, listener: Listener) -> DrawResult:
     sparse, legend = subject.sparse.eval(), subject.legend
     images.transform = eval_transform(sparse.model)
-    result, mean = DrawResult(), MeanMap(sparse.backbone.num_patches, len(sparse.schedule.stages))
+    result = DrawResult()
     taken: set[str] = set()
     for name, label, keep_map in _keep_maps(subject, images):
-        mean.add(keep_map.kept)
         entry = _entry(name, keep_map, label, options.heat)
         if not options.mean:
             path = options.folder / _file_name(name, taken)
@@ -207,10 +206,12 @@ def _drawn(subject: Subject, images: Images, options: DrawOptions, listener: Lis
         listener.advance(1)
     if options.mean:
         path = options.folder / "mean.png"
+        num_images = len(result.images)
+        kept_pct = kept_shares([entry["kept"] for entry in result.images], sparse.backbone.num_patches)
         with replacing(path) as temporary:
-            draw_mean(temporary, mean.kept_pct, sparse.backbone.grid_size, mean.num_images, legend)
+            draw_mean(temporary, kept_pct, sparse.backbone.grid_size, num_images, legend)
         result.files.append(path)
-        result.mean = {"num_images": mean.num_images, "kept_pct": mean.kept_pct, "file": str(path)}
+        result.mean = {"num_images": num_images, "kept_pct": kept_pct, "file": str(path)}
     return result
 
 

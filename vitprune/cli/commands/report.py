@@ -36,24 +36,25 @@ def report(
       vitprune report runs/deit_small_patch16_224-keep0.7 --no-images -o page.html
     """
     from vitprune.checkpoint.sparse_file import read_metadata
+    from vitprune.common.run_folder import RunFolder
     from vitprune.report.card import KEPT_CARD, write_card
     from vitprune.report.page import write_page
-    from vitprune.report.runs import CARD, PAGE, WEIGHTS, read_run
+    from vitprune.report.runs import read_run
 
     if output is not None and (output.is_dir() or (output.exists() and not overwrite)):
         raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite")
     found = read_run(run)
-    path = output or run / PAGE
+    files = RunFolder(run)
+    path = output or files.page
     write_page(path, found, images=not no_images)
-    shown = 0 if no_images or found.keep_maps is None else len(found.keep_maps.images)
-    size = path.stat().st_size
     card: Path | None = None
-    if output is None and not (run / WEIGHTS).is_file():
-        talk(f"{CARD} was not written: it tells what is in {WEIGHTS}, which is not in '{run}'")
-    elif output is None and write_card(run, found, read_metadata(run / WEIGHTS)):
-        card = run / CARD
+    if output is None and not files.weights.is_file():
+        talk(f"{files.card.name} was not written: it tells what is in {files.weights.name}, which is not in '{run}'")
+    elif output is None and write_card(run, found, read_metadata(files.weights)):
+        card = files.card
     elif output is None:
-        talk(KEPT_CARD.format(run / CARD))
+        talk(KEPT_CARD.format(files.card))
+    size, shown = path.stat().st_size, 0 if no_images or found.keep_maps is None else len(found.keep_maps.images)
     if as_json:
         written = None if card is None else str(card)
         print_json({"output": str(path), "size_bytes": size, "num_images": shown, "card": written})

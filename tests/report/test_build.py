@@ -1,0 +1,109 @@
+"""The report: built from predictions and timings, written, and read back, also as older versions wrote it."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from finished_run import make_report
+
+from vitprune.checkpoint.sparse_file import describe
+from vitprune.data import Data, ImageSet
+from vitprune.evaluation import Predictions
+from vitprune.measure import Timing
+from vitprune.report import Report, accuracy_of, build_report
+from vitprune.training import Progress, Recipe
+
+
+def _predictions(classes, kl=None):
+    top = torch.tensor([[index, 1 - index] for index in classes])
+    return Predictions(top, torch.tensor([0, 0, 1, 1]), None if kl is None else torch.full((4,), kl))
+
+
+def _timing(model, batch_size, rate):
+    return Timing(model, batch_size, 1000 * batch_size / rate, 1.0, 2.0, rate, None, num_runs=9)
+
+
+@pytest.fixture(scope="module")
+def report(make_sparse):
+    sparse = make_sparse(num_classes=2, keep=0.5)
+    images = ImageSet(["/home/me/images/a.png"] * 4, [0, 0, 1, 1], open, class_names={0: "cat", 1: "dog"})
+    predictions = {
+        "dense": _predictions([0, 0, 1, 0]),
+        "sparse": _predictions([0, 1, 1, 1], kl=0.5),
+        "random": _predictions([1, 1, 1, 1], kl=0.75),
+    }
+    rates = {("dense", 1): 10.0, ("dense", 32): 20.0, ("sparse", 1): 5.0, ("sparse", 32): 30.0}
+    return build_report(
+        metadata=describe(sparse),
+        models={"dense": sparse.model, "random": sparse, "sparse": sparse},
+        predictions=predictions,
+        timings=[_timing(*key, rate) for key, rate in rates.items()],
+        coverage={"sparse": 90.0, "random": 50.0},
+        target=make_report()["target"],
+        training={"recipe": Recipe().model_dump(mode="json")} | vars(Progress(num_images=8)),
+        data=Data("/home/me/images", images, images),
+        precision="fp32",
+        device="cpu",
+        wall_s=1.5,
+        commands={"sparsify": "vitprune sparsify test_vit"},
+    )
+
+
+def test_figures_are_those_of_predictions_and_timings(report):
+    assert (report.dense.top1_pct, report.sparse.top1_pct, report.random.top1_pct) == (75.0, 75.0, 50.0)
+    delta = report.delta
+    assert (delta.top1_points, delta.top1_points_over_random) == (0.0, 25.0)
+    assert delta.top1_points_ci95[0] == -delta.top1_points_ci95[1]
+    assert (delta.agreement_pct, delta.kl, delta.kl_random) == (50.0, 0.5, 0.75)
+    assert delta.gmacs_pct == pytest.approx(100 * (report.sparse.gmacs / report.dense.gmacs - 1))
+    assert [(row.batch_size, row.speedup, row.slower) for row in delta.speedup] == [(1, 0.5, True), (32, 1.5, False)]
+    assert report.answers.as_json() == {"both_right": 2, "dense_only": 1, "sparse_only": 1, "neither": 0}
+    assert [(row.name, row.num_images, row.dense_top1_pct, row.sparse_top1_pct) for row in report.classes] == [
+        ("cat", 2, 100.0, 50.0),
+        ("dog", 2, 50.0, 100.0),
+    ]
+    assert report.coverage == {"sparse_pct": 90.0, "random_pct": 50.0}
+
+
+def test_it_is_written_with_all_keys_and_read_back_equal(report):
+    content, expected = report.as_json(), make_report()
+    for side in ("dense", "sparse"):
+        for row in content[side]["speed"]:
+            assert row.keys() == {field.name for field in fields(Timing)} - {"model"}
+        del content[side]["speed"], expected[side]["speed"]
+    assert content["training"].keys() == vars(Progress()).keys() | {"recipe"}
+    assert content.keys() == expected.keys()
+    for part in ("dense", "sparse", "random", "delta", "answers", "data"):
+        assert content[part].keys() == expected[part].keys()
+    for part in ("classes", "stages"):
+        assert content[part][0].keys() == expected[part][0].keys()
+
+    content = report.as_json()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert Report.model_validate(content) == report
+    for part in (report, report.dense, report.dense.speed[0], report.delta, report.training, report.data):
+        assert not part.model_extra, "every key that is written is declared"
+    assert accuracy_of(report)["data"]["name"] == "images", "no folder of this machine"
+
+
+def test_a_report_of_version_1_keeps_its_keys():
+    """Without anything that came later, and with a key that is no longer known."""
+    old = make_report()
+    for key in ("schedule", "align", "num_patches", "answers", "classes", "coverage", "target", "commands"):
+        del old[key]
+    del old["environment"]
+    for key in set(old["training"]) - {"recipe", "steps_done", "num_steps", "num_images", "seconds"}:
+        del old["training"][key]
+    for key in ("num_unreadable_val", "unreadable_val", "note"):
+        del old["data"][key]
+    for key in ("top1_points_over_random", "top1_points_over_random_ci95", "kl", "kl_random"):
+        del old["delta"][key]
+    for side in ("dense", "sparse"):
+        for row in old[side]["speed"]:
+            for key in set(row) - {"batch_size", "images_per_s", "latency_ms_p50"}:
+                del row[key]
+    old["training"]["rollbacks"] = 2
+    report = Report.model_validate(old)
+    assert report.training.num_unreadable == 0
+    assert report.as_json() == old
