@@ -86,20 +86,17 @@ def test_what_the_hub_reads(folder):
     assert data.datasets is None, "a folder of this machine is no data set of the Hub"
 
 
-@pytest.mark.parametrize(
-    ("name", "datasets"),
-    [
+def test_data_sets_of_the_hub_are_named_and_folders_are_not(folder):
+    report = json.loads((folder / "report.json").read_text())
+    for name, datasets in (
         ("imagenet", ["ILSVRC/imagenet-1k"]),
         ("/home/somebody/imagenet", None),
         ("hf:owner/pets:small", ["owner/pets"]),
         ("hf:../secret", None),
         ("demo", None),
-    ],
-)
-def test_data_sets_of_the_hub_are_named_and_folders_are_not(folder, name, datasets):
-    report = json.loads((folder / "report.json").read_text())
-    write_run(folder, model=report["model"], label=report["label"], data={**report["data"], "name": name})
-    assert card_of(folder).data.datasets == datasets
+    ):
+        write_run(folder, model=report["model"], label=report["label"], data={**report["data"], "name": name})
+        assert card_of(folder).data.datasets == datasets
 
 
 def test_licence_is_the_one_that_timm_gives_the_weights(folder, sparse):

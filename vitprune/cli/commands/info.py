@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 from vitprune.cli.options import (
@@ -78,7 +80,7 @@ def info(
         "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
         "num_patches": staged.num_patches,
         "num_classes": sparse.num_classes,
-        "stages": [{"block": s.block, "ratio": s.ratio, "num_tokens": s.num_tokens} for s in staged.stages],
+        "stages": [asdict(stage) for stage in staged.stages],
         "dense": {"gmacs": macs["dense"] / 1e9, "params_m": count_params(dense) / 1e6},
         "sparse": {"gmacs": macs["sparse"] / 1e9, "params_m": count_params(sparse) / 1e6},
         "delta": {"gmacs_pct": 100 * (macs["sparse"] / macs["dense"] - 1)},
@@ -94,15 +96,12 @@ def info(
 def _print(result: dict[str, Any]) -> None:
     size = "x".join(map(str, result["input_size"]))
     print_line(f"{result['model']}: {size}, {result['depth']} blocks, {result['num_classes']} classes")
-    everything, previous = result["num_patches"], 0
-    rows = []
-    marks = [*result["stages"], None]
-    tokens = everything
-    for stage in marks:
-        end = result["depth"] if stage is None else stage["block"]
-        rows.append([f"{previous}-{end - 1}", str(tokens), number(100 * tokens / everything, 1)])
-        if stage is not None:
-            previous, tokens = end, stage["num_tokens"]
+    bounds = [0, *(stage["block"] for stage in result["stages"]), result["depth"]]
+    counts = [result["num_patches"], *(stage["num_tokens"] for stage in result["stages"])]
+    rows = [
+        [f"{first}-{end - 1}", str(count), number(100 * count / result["num_patches"], 1)]
+        for (first, end), count in zip(pairwise(bounds), counts, strict=True)
+    ]
     print_table(
         f"patch tokens, beside {result['num_prefix_tokens']} prefix token(s)", ["blocks", "tokens", "% of all"], rows
     )
