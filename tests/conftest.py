@@ -58,7 +58,7 @@ def _make_vit(name="test_vit", seed=0, **kwargs):
 
 
 def _make_sparse(name="test_vit", keep=0.7, stages=None, seed=0, **kwargs) -> SparseViT:
-    sparse = attach(_make_vit(name, seed, **kwargs), keep, stages)
+    sparse = attach(_make_vit(name, seed, **kwargs), keep, stages, schedule="geometric", dropped="drop")
     randomise(sparse.predictors, seed + 1)
     return sparse.eval()
 
@@ -79,7 +79,7 @@ def make_vit():
 
 @pytest.fixture(scope="session")
 def make_sparse():
-    """`make_sparse(name, keep, stages, seed, **timm_kwargs)`: a SparseViT in eval mode, predictors lively too."""
+    """`make_sparse(name, keep, stages, seed, **timm_kwargs)`: the paper's SparseViT in eval mode, predictors lively."""
     return _make_sparse
 
 

@@ -8,7 +8,7 @@ from vitprune.backbones import wrap
 from vitprune.baselines import AttentionViT, NormPredictor, RandomPredictor, ToMeViT, merges_per_block
 from vitprune.errors import UnsupportedModelError
 from vitprune.measure import count_macs
-from vitprune.schedule import make_schedule
+from vitprune.schedule import Sparsity, make_schedule
 
 NANO = {"img_size": 96, "num_classes": 10}  # 6 blocks, 36 patches
 
@@ -37,7 +37,7 @@ def test_the_largest_norm_scores_highest():
 def test_attention_keeps_what_the_block_before_the_stage_looks_at(make_vit, make_images, name, rows):
     model = make_vit(name, **NANO)
     images = make_images(model)
-    sparse = AttentionViT(model, make_schedule(len(model.blocks), 36, 0.5, [2])).eval()
+    sparse = AttentionViT(model, make_schedule(len(model.blocks), 36, Sparsity(0.5, [2]))).eval()
     with torch.no_grad():
         x = model._pos_embed(model.patch_embed(images))
         x = model.norm_pre(x)

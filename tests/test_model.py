@@ -10,7 +10,7 @@ from agreement import assert_same_in_low_precision
 
 from vitprune.errors import UsageError
 from vitprune.model import SparseViT, attach, topk_decide
-from vitprune.schedule import make_schedule
+from vitprune.schedule import Sparsity, make_schedule
 from vitprune.tokens import TokenPredictor, gumbel_decision
 
 NANO = {"name": "test_vit", "img_size": 96}  # 6 blocks, 36 patches, class token
@@ -95,7 +95,7 @@ def test_a_predictor_sees_patch_tokens_only_and_what_is_left_of_them(make_vit, m
             return super().logits(x, kept)
 
     model = make_vit(**NANO)
-    schedule = make_schedule(6, 36, 0.5, [1, 3])
+    schedule = make_schedule(6, 36, Sparsity(0.5, [1, 3], "geometric"))
     sparse = SparseViT(model, schedule, [Recorder(64), Recorder(64)])
     images = make_images(model)
     sparse(images)
@@ -321,7 +321,14 @@ def test_keep_1_attaches_no_predictors_and_masks_nothing(make_vit, make_images):
     assert torch.equal(masked.logits, model(images))
 
 
-@pytest.mark.parametrize("arguments", [{"keep": 0}, {"keep": 1.5}, {"stages": [0]}, {"stages": [6]}, {"stages": []}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"keep": keep} for keep in (0, 1.5)),
+        *({"stages": stages} for stages in ([0], [6], [])),
+        *({"schedule": "latee"}, {"dropped": "merge"}, {"align": 0}),
+    ],
+)
 def test_attach_refuses_what_the_schedule_refuses(make_vit, arguments):
     with pytest.raises(UsageError):
         attach(make_vit(**NANO), **arguments)

@@ -15,8 +15,8 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, ModelClasses, open_data
 from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
 from vitprune.loading.load import loaded_from
-from vitprune.model import Dropped, SparseViT, Sparsity, attach_as
-from vitprune.schedule import ScheduleName
+from vitprune.model import SparseViT, attach_as
+from vitprune.schedule import Dropped, ScheduleName, Sparsity
 from vitprune.training import Recipe, load_recipe
 
 

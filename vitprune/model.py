@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vitprune.backbones import Backbone, wrap
-from vitprune.schedule import Schedule, ScheduleName, Stage, make_schedule, plan_label, plan_slug
+from vitprune.backbones import wrap
+from vitprune.schedule import Dropped, Schedule, ScheduleName, Sparsity, Stage
 from vitprune.tokens import (
     TokenPredictor,
     attention_bias,
@@ -24,9 +23,6 @@ from vitprune.tokens import (
     topk_decision,
     topk_tokens,
 )
-
-Dropped = Literal["drop", "fold"]
-"""What becomes of the tokens that leave: gone, or folded into those that stay (see `vitprune.tokens.merging`)."""
 
 Decide = Callable[[Tensor, Tensor, Stage], Tensor]
 """How the masked pass decides: (log_pi (B, N, 2), D-hat so far (B, N), stage) to D (B, N)."""
@@ -120,6 +116,7 @@ class SparseViT(nn.Module):
         super().__init__()
         self.model = model
         self.dropped = dropped
+        self.sparsity: Sparsity | None = None  # what `attach` was asked for
         self.backbone = wrap(model)
         if schedule.depth != self.backbone.depth:
             raise ValueError(f"expected a schedule for {self.backbone.depth} blocks, got one for {schedule.depth}")
@@ -250,62 +247,14 @@ class SparseViT(nn.Module):
         return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
 
 
-@dataclass(frozen=True)
-class Sparsity:
-    """What a user may ask for: how many tokens leave, where, and what becomes of them.
-
-    Attributes:
-        keep: share of tokens one stage keeps, in (0, 1]; after s stages keep^s of the patch tokens are left.
-        stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
-        schedule: how the stages share the work, see `vitprune.schedule.make_schedule`.
-        ratios: free shares of the original tokens left after each stage, instead of `keep` and `schedule`.
-        dropped: what becomes of the tokens that leave.
-        align: token counts that fill tiles of this size, prefix tokens included, at the same cost; 1 for any.
-    """
-
-    keep: float = 0.7
-    stages: Sequence[int] | None = None
-    schedule: ScheduleName = "geometric"
-    ratios: Sequence[float] | None = None
-    dropped: Dropped = "drop"
-    align: int = 1
-
-    @property
-    def label(self) -> str:
-        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"."""
-        return plan_label(None if self.ratios is not None else self.keep, self.ratios or (), self.align)
-
-    @property
-    def slug(self) -> str:
-        """`label` as part of a folder's name: "keep0.7"."""
-        return plan_slug(self.label)
-
-    def plan(self, backbone: Backbone) -> Schedule:
-        """The stages for this backbone.
-
-        Raises:
-            UsageError: `keep`, `stages`, `ratios` or `align` is out of range.
-        """
-        return make_schedule(
-            backbone.depth,
-            backbone.num_patches,
-            self.keep,
-            self.stages,
-            shape=self.schedule,
-            ratios=self.ratios,
-            align=self.align,
-            num_prefix_tokens=backbone.num_prefix_tokens,
-        )
-
-
 def attach(
     model: nn.Module,
-    keep: float = 0.7,
+    keep: float = Sparsity.keep,
     stages: Sequence[int] | None = None,
     *,
-    schedule: ScheduleName = "geometric",
+    schedule: ScheduleName = Sparsity.schedule,
     ratios: Sequence[float] | None = None,
-    dropped: Dropped = "drop",
+    dropped: Dropped = Sparsity.dropped,
     align: int = 1,
 ) -> SparseViT:
     """Attach untrained token predictors to a timm model.
@@ -313,22 +262,24 @@ def attach(
     Args:
         model: a timm model of a supported family; used as it is, not copied.
         keep: share of tokens one stage keeps, in (0, 1].
-        stages: block indices before which predictors act.
-        schedule: how the stages share the work.
-        ratios: free shares left after each stage, instead of `keep` and `schedule`.
-        dropped: what becomes of the tokens that leave.
-        align: token counts in multiples of this. More on all of these in `Sparsity`.
+        stages: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
+        schedule: "late" or the paper's "geometric".
+        ratios: shares of the original tokens left after each stage, instead of `keep` and `schedule`.
+        dropped: "fold" merges pruned tokens into kept ones, "drop" (the paper's) removes them.
+        align: token counts in multiples of this. More on all of these in `vitprune.Sparsity`.
 
     Returns:
         The sparse model. Its predictors know nothing yet: train it, or use `vitprune.sparsify`.
 
     Raises:
-        UnsupportedModelError: the model's tokens cannot be dropped.
-        UsageError: `keep`, `stages` or `ratios` is out of range.
+        UnsupportedModelError: the model's tokens cannot be pruned.
+        UsageError: see `vitprune.Sparsity` and `vitprune.make_schedule`.
     """
     return attach_as(model, Sparsity(keep, stages, schedule, ratios, dropped, align))
 
 
 def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
-    """As `attach`, by one object."""
-    return SparseViT(model, sparsity.plan(wrap(model)), dropped=sparsity.dropped)
+    """As `attach`, by one object; the model remembers it."""
+    sparse = SparseViT(model, sparsity.plan(wrap(model)), dropped=sparsity.dropped)
+    sparse.sparsity = sparsity
+    return sparse

@@ -1,18 +1,18 @@
-"""From a keep ratio to a plan: which blocks get a predictor, and how many tokens stay after each.
+"""From a keep ratio to a plan: which blocks get a predictor, and how many tokens are kept after each.
 
 DynamicViT (https://arxiv.org/abs/2106.02034, section 4): for a keep ratio rho, stage s = 1, 2, 3 keeps rho^s
-of the ORIGINAL number of patch tokens. The late schedule drops more of them later, where they are worth less, at the
+of the ORIGINAL number of patch tokens. The late schedule prunes more of them later, where they are worth less, at the
 same cost. Pure Python: no torch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Protocol, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -22,6 +22,77 @@ NUM_STAGES = 3
 _RATIO_STEPS = 1_000_000
 
 ScheduleName = Literal["geometric", "late"]
+"""How the stages share the work: as in the paper, or more of it in later stages at the same cost."""
+
+Dropped = Literal["drop", "fold"]
+"""What happens to pruned tokens: removed, or merged into the kept ones (see `vitprune.tokens.merging`)."""
+
+
+class TokenLayout(Protocol):
+    """What a plan needs to know of a model; every `vitprune.backbones.Backbone` is one.
+
+    Attributes:
+        depth: number of blocks.
+        num_prefix_tokens: P, never pruned.
+    """
+
+    depth: int
+    num_prefix_tokens: int
+
+    @property
+    def num_patches(self) -> int:
+        """N, patch tokens before anything is pruned."""
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What a user may ask for: how many tokens to prune, where, and what happens to them.
+
+    Attributes:
+        keep: rho, the share of tokens one stage keeps, in (0, 1]. After s stages rho^s of the patch tokens are left,
+            or other shares at that cost. At 1 nothing is pruned and there are no stages.
+        stages: blocks before which predictors act, rising, each in [1, depth - 1]; None for `default_stages(depth)`.
+        schedule: how the stages share the work, see `ScheduleName`.
+        ratios: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
+            `schedule`. One stage each.
+        dropped: what happens to pruned tokens, see `Dropped`.
+        align: after each stage prefix and patch tokens together are a multiple of this, so that they fill the tiles
+            of the hardware, at nearly the same cost; 1 for any number.
+
+    Raises:
+        UsageError: `keep`, `ratios` or `align` is out of range, or there is no such schedule or `dropped`.
+    """
+
+    keep: float = 0.7
+    stages: Sequence[int] | None = None
+    schedule: ScheduleName = "late"
+    ratios: Sequence[float] | None = None
+    dropped: Dropped = "fold"
+    align: int = 1
+
+    def __post_init__(self) -> None:
+        check_keep(self.keep)
+        if self.ratios is not None:
+            _check_ratios(self.ratios)
+        for name, value, choices in (("schedule", self.schedule, ScheduleName), ("dropped", self.dropped, Dropped)):
+            if value not in get_args(choices):
+                raise UsageError(f"{name} '{value}' is unknown", f"choose from {', '.join(get_args(choices))}")
+        if self.align < 1:
+            raise UsageError(f"--align is {self.align}, expected at least 1", "try --align 8")
+
+    @property
+    def label(self) -> str:
+        """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"."""
+        return plan_label(None if self.ratios is not None else self.keep, self.ratios or (), self.align)
+
+    @property
+    def slug(self) -> str:
+        """`label` as part of a folder's name: "keep0.7"."""
+        return plan_slug(self.label)
+
+    def plan(self, backbone: TokenLayout) -> Schedule:
+        """The stages for this backbone; raises what `make_schedule` does."""
+        return make_schedule(backbone.depth, backbone.num_patches, self, backbone.num_prefix_tokens)
 
 
 @dataclass(frozen=True)
@@ -47,7 +118,7 @@ class Schedule:
 
     Attributes:
         depth: number of blocks.
-        num_patches: patch tokens before anything is dropped.
+        num_patches: patch tokens before anything is pruned.
         stages: in order.
         align: the whole sequences after each stage, prefix tokens included, are multiples of this.
 
@@ -87,8 +158,8 @@ class Schedule:
         if num_patches == self.num_patches:
             return self.stages
         counts: Sequence[int] = [num_kept(num_patches, ratio) for ratio in self.ratios]
-        if self.align > 1:
-            counts = _aligned(counts, self.blocks, self.depth, num_patches, num_prefix_tokens, self.align) or counts
+        aligned = _aligned(counts, _lengths(self.blocks, self.depth), num_patches, num_prefix_tokens, self.align)
+        counts = aligned or counts
         return tuple(replace(stage, num_tokens=count) for stage, count in zip(self.stages, counts, strict=True))
 
     def tokens_per_block(self) -> tuple[int, ...]:
@@ -99,6 +170,43 @@ class Schedule:
             current = at_block.get(block, current)
             counts.append(current)
         return tuple(counts)
+
+
+def make_schedule(
+    depth: int, num_patches: int, sparsity: Sparsity | None = None, num_prefix_tokens: int = 0
+) -> Schedule:
+    """The stages of a model, and how many tokens each keeps.
+
+    Args:
+        depth: number of transformer blocks.
+        num_patches: number of patch tokens N before anything is pruned, prefix tokens not counted.
+        sparsity: what is asked for; None for the defaults.
+        num_prefix_tokens: P, for `align`.
+
+    Raises:
+        UsageError: stages are out of range or order, or not as many as ratios, or there are too few tokens to align.
+    """
+    asked = sparsity or Sparsity()
+    if asked.stages is not None:
+        _check_stages(asked.stages, depth)
+    if asked.keep == 1 and asked.ratios is None:
+        return Schedule(depth, num_patches, ())
+    num_stages = NUM_STAGES if asked.ratios is None else len(asked.ratios)
+    blocks = default_stages(depth, num_stages) if asked.stages is None else tuple(asked.stages)
+    exact = _ratios(asked, blocks, depth)
+    ratios, counts = [float(ratio) for ratio in exact], tuple(num_kept(num_patches, ratio) for ratio in exact)
+    if asked.align > 1:
+        aligned = _aligned(counts, _lengths(blocks, depth), num_patches, num_prefix_tokens, asked.align)
+        if aligned is None:
+            raise UsageError(
+                f"--align is {asked.align}, but with {num_patches} patch and {num_prefix_tokens} prefix tokens no "
+                "stage can fill such tiles",
+                "try --align 8, or leave it out",
+            )
+        counts = aligned
+        # Rounded up, so that the ratio gives the count back.
+        ratios = [math.ceil(Fraction(count * _RATIO_STEPS, num_patches)) / _RATIO_STEPS for count in counts]
+    return Schedule(depth, num_patches, tuple(map(Stage, blocks, ratios, counts)), asked.align)
 
 
 def default_stages(depth: int, num_stages: int = NUM_STAGES) -> tuple[int, ...]:
@@ -123,13 +231,12 @@ def default_stages(depth: int, num_stages: int = NUM_STAGES) -> tuple[int, ...]:
 
 def num_kept(num_patches: int, ratio: float | Fraction) -> int:
     """floor(num_patches * ratio), at least 1; exact, so that .29 of 100 is 29 whatever binary floats say."""
-    exact = ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
-    return max(1, int(num_patches * exact))
+    return max(1, int(num_patches * _exact(ratio)))
 
 
 def plan_label(keep: float | None, ratios: Sequence[float], align: int) -> str:
     """How much is kept, for people: "keep 0.7", or where `keep` is None "ratios 0.8,0.6,0.4", and "align 8"."""
-    kept = f"keep {keep:g}" if keep is not None else "ratios " + ",".join(f"{ratio:g}" for ratio in ratios)
+    kept = f"keep {keep:g}" if keep is not None else f"ratios {_joined(ratios)}"
     return kept if align == 1 else f"{kept} align {align}"
 
 
@@ -144,121 +251,70 @@ def check_keep(keep: float) -> None:
         raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
 
 
-def make_schedule(
-    depth: int,
-    num_patches: int,
-    keep: float = 0.7,
-    stages: Sequence[int] | None = None,
-    *,
-    shape: ScheduleName = "geometric",
-    ratios: Sequence[float] | None = None,
-    align: int = 1,
-    num_prefix_tokens: int = 0,
-) -> Schedule:
-    """The stages of a model that keeps `keep`, `keep`^2, `keep`^3, ... of its patch tokens, or others at that cost.
-
-    Args:
-        depth: number of transformer blocks.
-        num_patches: number of patch tokens N before anything is dropped (prefix tokens not counted).
-        keep: rho, the share of tokens one stage keeps, in (0, 1]. At 1 nothing is dropped and there are no stages.
-        stages: block indices before which a predictor acts, rising, each in [1, depth - 1]; None for
-            `default_stages(depth)`.
-        shape: "geometric", the paper's, or "late": see `_late_ratios`.
-        ratios: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
-            `shape`. One stage each.
-        align: after each stage prefix and patch tokens together are to be a multiple of this, so that they fill the
-            tiles of the hardware; all blocks together see as many tokens as without, as nearly as that allows.
-        num_prefix_tokens: P, for `align`.
-
-    Raises:
-        UsageError: `keep`, `stages` or `ratios` is out of range or out of order, or there are too few tokens to align.
-    """
-    if align < 1:
-        raise UsageError(f"--align is {align}, expected at least 1", "try --align 8")
-    schedule = _unaligned(depth, num_patches, keep, stages, shape, ratios)
-    return schedule if align == 1 else _align(schedule, num_prefix_tokens, align)
+def _ratios(asked: Sparsity, blocks: Sequence[int], depth: int) -> list[Fraction]:
+    """Share of the original patch tokens kept after each stage."""
+    if asked.ratios is None:
+        geometric = [_exact(asked.keep) ** s for s in range(1, len(blocks) + 1)]
+        return _late(geometric, _lengths(blocks, depth)) if asked.schedule == "late" else geometric
+    if len(blocks) != len(asked.ratios):
+        raise UsageError(
+            f"{len(asked.ratios)} ratios ({_joined(asked.ratios)}) for {len(blocks)} stages ({_joined(blocks)})",
+            "give one ratio a stage",
+        )
+    return [_exact(ratio) for ratio in asked.ratios]
 
 
-def _unaligned(
-    depth: int,
-    num_patches: int,
-    keep: float,
-    stages: Sequence[int] | None,
-    shape: ScheduleName,
-    ratios: Sequence[float] | None,
-) -> Schedule:
-    if ratios is not None:
-        return _free_schedule(depth, num_patches, ratios, stages)
-    check_keep(keep)
-    if keep == 1 and stages is None:
-        return Schedule(depth, num_patches, ())
-    blocks = default_stages(depth) if stages is None else tuple(stages)
-    _check_stages(blocks, depth)
-    if keep == 1:
-        return Schedule(depth, num_patches, ())
-    rho = Fraction(repr(float(keep)))
-    exact = [rho**s for s in range(1, len(blocks) + 1)]
-    if shape == "late":
-        exact = _late_ratios(exact, blocks, depth)
-    return _plan(depth, num_patches, blocks, exact)
-
-
-def _late_ratios(geometric: Sequence[Fraction], blocks: Sequence[int], depth: int) -> list[Fraction]:
-    """As many tokens in all blocks together as `geometric`, but every stage drops equally many: 1 - d, 1 - 2d, ...
+def _late(geometric: Sequence[Fraction], lengths: Sequence[int]) -> list[Fraction]:
+    """As many tokens in all blocks together as `geometric`, but every stage prunes equally many: 1 - d, 1 - 2d, ...
 
     Where that leaves too little at the end (less than 3/4 of the geometric schedule's last ratio), go only as far
     towards it as that allows. At keep .7 and 12 blocks: .76/.51/.27; at .5: .52/.26/.09.
     """
-    lengths = [end - start for start, end in pairwise((*blocks, depth))]
-    dropped = sum((length * (1 - ratio) for length, ratio in zip(lengths, geometric, strict=True)), Fraction(0))
-    step = dropped / sum(length * s for s, length in enumerate(lengths, start=1))
-    even = [1 - step * s for s in range(1, len(blocks) + 1)]
+    pruned = sum((length * (1 - ratio) for length, ratio in zip(lengths, geometric, strict=True)), Fraction(0))
+    step = pruned / sum(length * s for s, length in enumerate(lengths, start=1))
+    even = [1 - step * s for s in range(1, len(lengths) + 1)]
     fall = geometric[-1] - even[-1]
     share = min(Fraction(1), geometric[-1] / 4 / fall) if fall > 0 else Fraction(1)
     return [ratio + share * (other - ratio) for ratio, other in zip(geometric, even, strict=True)]
 
 
-def _align(schedule: Schedule, num_prefix_tokens: int, align: int) -> Schedule:
-    depth, num_patches = schedule.depth, schedule.num_patches
-    counts = _aligned(schedule.num_tokens, schedule.blocks, depth, num_patches, num_prefix_tokens, align)
-    if counts is None:
-        raise UsageError(
-            f"--align is {align}, but with {num_patches} patch and {num_prefix_tokens} prefix tokens no stage can fill "
-            "such tiles",
-            "try --align 8, or leave it out",
-        )
-    # Rounded up, so that the ratio gives the count back.
-    ratios = [math.ceil(Fraction(count * _RATIO_STEPS, num_patches)) / _RATIO_STEPS for count in counts]
-    stages = (Stage(*each) for each in zip(schedule.blocks, ratios, counts, strict=True))
-    return Schedule(depth, num_patches, tuple(stages), align)
-
-
 def _aligned(
-    counts: Sequence[int], blocks: Sequence[int], depth: int, num_patches: int, num_prefix_tokens: int, align: int
+    counts: Sequence[int], lengths: Sequence[int], num_patches: int, num_prefix_tokens: int, align: int
 ) -> tuple[int, ...] | None:
-    """Each count rounded up or down to fill tiles, so that all blocks together see as many tokens as before.
+    """Each count rounded so that it fills tiles with the prefix; None if none can.
 
-    Of all ways to round that keep the counts from rising, the one nearest to that sum, then nearest to the counts.
-    None if there is none.
+    What rounding adds to the tokens of one stage's blocks is taken off the next stages', and the other way round.
     """
-    lengths = [end - start for start, end in pairwise((*blocks, depth))]
-    ways: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {(0, num_patches): (0, ())}
+
+    def rounded(count: float, to_tile: Callable[[float], float]) -> int:
+        return int(to_tile((count + num_prefix_tokens) / align)) * align - num_prefix_tokens
+
+    smallest, largest, surplus = rounded(1, math.ceil), rounded(num_patches, math.floor), 0
+    if smallest > largest:
+        return None
+    aligned = []
     for count, length in zip(counts, lengths, strict=True):
-        below = (count + num_prefix_tokens) // align * align - num_prefix_tokens
-        longer: dict[tuple[int, int], tuple[int, tuple[int, ...]]] = {}
-        for (surplus, last), (distance, chosen) in ways.items():
-            for rounded in {below, count if below == count else below + align}:
-                if 1 <= rounded <= last:
-                    key = (surplus + length * (rounded - count), rounded)
-                    way = (distance + abs(rounded - count), (*chosen, rounded))
-                    longer[key] = min(way, longer.get(key, way))
-        ways = longer
-    best = min(((abs(surplus), *way) for (surplus, _), way in ways.items()), default=None)
-    return None if best is None else best[2]
+        largest = min(max(smallest, rounded(count - surplus / length, round)), largest)
+        surplus += length * (largest - count)
+        aligned.append(largest)
+    return tuple(aligned)
 
 
-def _free_schedule(depth: int, num_patches: int, ratios: Sequence[float], stages: Sequence[int] | None) -> Schedule:
-    shown = ",".join(f"{ratio:g}" for ratio in ratios)
+def _lengths(blocks: Sequence[int], depth: int) -> list[int]:
+    """How many blocks each stage serves."""
+    return [end - start for start, end in pairwise((*blocks, depth))]
+
+
+def _exact(ratio: float | Fraction) -> Fraction:
+    return ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
+
+
+def _joined(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def _check_ratios(ratios: Sequence[float]) -> None:
+    shown = _joined(ratios)
     if not ratios or any(not 0 < ratio <= 1 for ratio in ratios):
         raise UsageError(f"ratios are '{shown}', expected numbers in (0, 1]", "for example --ratios 0.8,0.6,0.4")
     if any(later > earlier for earlier, later in pairwise(ratios)):
@@ -266,30 +322,16 @@ def _free_schedule(depth: int, num_patches: int, ratios: Sequence[float], stages
             f"ratios are {shown}, but a token once dropped does not come back",
             "give falling shares of the original tokens, for example --ratios 0.8,0.6,0.4",
         )
-    blocks = default_stages(depth, len(ratios)) if stages is None else tuple(stages)
-    _check_stages(blocks, depth)
-    if len(blocks) != len(ratios):
-        where = ",".join(map(str, blocks))
-        raise UsageError(f"{len(ratios)} ratios ({shown}) for {len(blocks)} stages ({where})", "give one ratio a stage")
-    return _plan(depth, num_patches, blocks, [Fraction(repr(float(ratio))) for ratio in ratios])
-
-
-def _plan(depth: int, num_patches: int, blocks: Sequence[int], ratios: Sequence[Fraction]) -> Schedule:
-    return Schedule(
-        depth,
-        num_patches,
-        tuple(Stage(b, float(r), num_kept(num_patches, r)) for b, r in zip(blocks, ratios, strict=True)),
-    )
 
 
 def _check_stages(blocks: Sequence[int], depth: int) -> None:
-    shown = ",".join(map(str, blocks))
+    shown = _joined(blocks)
     if not blocks:
         raise UsageError("no stages given", f"name at least one block in 1..{depth - 1}, e.g. --stages 3,6,9")
     if any(not 1 <= block < depth for block in blocks):
         raise UsageError(
             f"stages are {shown}, but the model has blocks 0..{depth - 1} and a stage needs a block before it",
-            f"choose from 1..{depth - 1}; the default is {','.join(map(str, default_stages(depth)))}",
+            f"choose from 1..{depth - 1}; the default is {_joined(default_stages(depth))}",
         )
     if any(later <= earlier for earlier, later in pairwise(blocks)):
         raise UsageError(f"stages are {shown}, expected rising block indices", "for example --stages 3,6,9")

@@ -14,7 +14,8 @@ from agreement import calm_attention
 from vitprune.backbones import why_not
 from vitprune.backbones.registry import ADAPTERS, REASONS
 from vitprune.loading.supported import look_up
-from vitprune.model import Sparsity, attach
+from vitprune.model import attach
+from vitprune.schedule import Sparsity
 
 pytestmark = pytest.mark.slow
 

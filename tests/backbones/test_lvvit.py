@@ -230,7 +230,7 @@ def objective(make_vit):
         model = with_statistics(make_vit(**MODELS["7 classes, 1 channel"]))
         weights = LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
         recipe = Recipe(**{"weights": weights, "decision": "gumbel", "train_trunk": True, **settings})
-        return Objective(attach(copy.deepcopy(model)), attach(model, 1.0), recipe).train()
+        return Objective(attach(copy.deepcopy(model), dropped="drop"), attach(model, 1.0), recipe).train()
 
     return make
 

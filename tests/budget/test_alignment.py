@@ -7,7 +7,7 @@ from vitprune.budget import fastest_align
 from vitprune.budget.alignment import choose_align
 from vitprune.errors import UsageError
 from vitprune.measure import Timing
-from vitprune.model import Sparsity
+from vitprune.schedule import Sparsity
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import pytest
 from vitprune.budget import keep_for_gmacs, last_within
 from vitprune.errors import UsageError
 from vitprune.measure import count_macs
-from vitprune.model import Sparsity, attach_as
+from vitprune.model import attach_as
+from vitprune.schedule import Sparsity
 
 SIZE = (3, 96, 96)
 

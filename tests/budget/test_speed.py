@@ -11,7 +11,8 @@ from vitprune.budget.speed import measure_blocks
 from vitprune.cli.app import run
 from vitprune.errors import UsageError
 from vitprune.measure import Timing, ZeroOverheadViT
-from vitprune.model import SparseViT, Sparsity, attach_as
+from vitprune.model import SparseViT, attach_as
+from vitprune.schedule import Sparsity
 
 CPU = torch.device("cpu")
 

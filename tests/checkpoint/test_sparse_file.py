@@ -15,7 +15,8 @@ from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.sparse_file import describe, read_metadata, save
 from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError
-from vitprune.model import Sparsity, attach_as
+from vitprune.model import attach_as
+from vitprune.schedule import Sparsity
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import AttentionRecorder, wrap
-from vitprune.model import Dropped, SparseViT, Tokens
-from vitprune.schedule import Schedule
+from vitprune.model import SparseViT, Tokens
+from vitprune.schedule import Dropped, Schedule
 
 
 class RandomPredictor(nn.Module):

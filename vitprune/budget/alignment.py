@@ -12,7 +12,8 @@ from vitprune.common.devices import Precision
 from vitprune.errors import UsageError
 from vitprune.measure.macs import count_macs
 from vitprune.measure.throughput import benchmark
-from vitprune.model import SparseViT, Sparsity, attach_as
+from vitprune.model import SparseViT, attach_as
+from vitprune.schedule import Sparsity
 
 CANDIDATES = (1, 8, 16, 32)
 _WORTH_IT = 0.01

@@ -10,7 +10,8 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.errors import UsageError
 from vitprune.measure.macs import count_macs
-from vitprune.model import Sparsity, attach, attach_as
+from vitprune.model import attach, attach_as
+from vitprune.schedule import Sparsity
 
 KEEP_STEPS = 1000
 """Keep ratios are tried in steps of a thousandth."""

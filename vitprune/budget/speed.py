@@ -17,8 +17,8 @@ from vitprune.common.devices import Precision
 from vitprune.errors import UsageError
 from vitprune.measure.bound import ZeroOverheadViT
 from vitprune.measure.throughput import benchmark
-from vitprune.model import SparseViT, Sparsity, attach_as
-from vitprune.schedule import NUM_STAGES, Schedule, Stage, default_stages
+from vitprune.model import SparseViT, attach_as
+from vitprune.schedule import NUM_STAGES, Schedule, Sparsity, Stage, default_stages
 
 _SHARES = (0.75, 0.5, 0.25, 0.0625)
 """Of all patch tokens: where the time of blocks is measured; in between it is interpolated."""

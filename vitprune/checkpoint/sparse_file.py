@@ -21,8 +21,8 @@ from vitprune.checkpoint.weight_file import check_exists, read_safetensors
 from vitprune.common.files import replacing, write_json
 from vitprune.common.run_folder import CONFIG
 from vitprune.errors import CheckpointError
-from vitprune.model import SparseViT, Sparsity
-from vitprune.schedule import Schedule
+from vitprune.model import SparseViT
+from vitprune.schedule import Schedule, Sparsity
 
 _Shapes = dict[str, tuple[int, ...]]
 
@@ -40,7 +40,7 @@ def describe(
     Args:
         model: the sparse model.
         name: full timm name with the tag of the weights.
-        sparsity: what was asked for; None for a geometric schedule.
+        sparsity: what was asked for; None for what `attach` was, else a geometric schedule.
         class_names: in output order.
         origin: source and licence of the weights.
 
@@ -62,7 +62,7 @@ def describe(
             "create it with numbers, strings and lists only",
         ) from error
     schedule = model.schedule
-    asked = sparsity or Sparsity(keep=schedule.ratios[0] if schedule.stages else 1.0)
+    asked = sparsity or model.sparsity or Sparsity(schedule.ratios[0] if schedule.stages else 1.0, schedule="geometric")
     free = asked.ratios is not None
     metadata = Metadata(
         model=re.sub(r"[^A-Za-z0-9_.-]+", "_", name or architecture),

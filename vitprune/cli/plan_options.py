@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vitprune.budget import Promise
     from vitprune.common.devices import Precision
-    from vitprune.model import Sparsity
+    from vitprune.schedule import Sparsity
     from vitprune.training import Recipe
 
 DEFAULT_KEEP = 0.7
@@ -48,8 +48,7 @@ def parse_sparsity(
     Raises:
         UsageError: options that cannot be read or do not go together.
     """
-    from vitprune.model import Sparsity
-    from vitprune.schedule import check_keep
+    from vitprune.schedule import Sparsity, check_keep
 
     given = {"--keep": keep, "--target-gmacs": target_gmacs, "--ratios": ratios}
     given |= {} if measuring is None else measuring.targets()

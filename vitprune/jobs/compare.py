@@ -22,7 +22,8 @@ from vitprune.evaluation import Predictions, compared
 from vitprune.jobs.side_by_side import evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, benchmark, count_macs, rates
-from vitprune.model import SparseViT, Sparsity, attach_as
+from vitprune.model import SparseViT, attach_as
+from vitprune.schedule import Sparsity
 from vitprune.training import Recipe, load_recipe
 
 METHODS = {
@@ -189,7 +190,7 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
         return found, "merges " + ",".join(map(str, found.merges))
 
     def ranked(keep: float) -> SparseViT:
-        schedule = Sparsity(keep).plan(backbone)
+        schedule = Sparsity(keep, schedule="geometric").plan(backbone)
         if name == "norm":
             return SparseViT(dense, schedule, [NormPredictor() for _ in schedule.stages])
         return AttentionViT(dense, schedule, "fold" if name == "attention-fold" else "drop")

@@ -25,7 +25,7 @@ from vitprune.data import Data, explain_worker_crash, train_transform
 from vitprune.errors import Interrupted, Preempted, TrainingError, UsageError
 from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
-from vitprune.model import SparseViT, Sparsity, attach, attach_as
+from vitprune.model import SparseViT, attach, attach_as
 from vitprune.report import Report, accuracy_of, build_report, object_coverage, write_results
 from vitprune.training import (
     Checkpoints,

@@ -22,9 +22,9 @@ from vitprune.jobs.side_by_side import bench, evaluate
 from vitprune.jobs.sparsify import RunSettings, describe_run, new_student, num_bytes, run
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_environment
-from vitprune.model import Sparsity
 from vitprune.report.runs import read_run
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
+from vitprune.schedule import Sparsity
 from vitprune.training import Recipe
 
 _RESUME = "vitprune sweep with the same options and --resume goes on"

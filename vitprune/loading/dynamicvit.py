@@ -20,8 +20,8 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, fill
 from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError, UsageError
-from vitprune.model import SparseViT, Sparsity
-from vitprune.schedule import check_keep, default_stages
+from vitprune.model import SparseViT
+from vitprune.schedule import Sparsity, check_keep, default_stages
 
 ORIGIN = {"license": "mit", "origin_url": "https://github.com/raoyongming/DynamicViT"}
 
@@ -77,7 +77,8 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
         raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
     name, model = _build(state, path)
     backbone = wrap(model)
-    sparsity = Sparsity(keep, _stages(path, backbone.depth, len(predictors), stages))
+    stages = _stages(path, backbone.depth, len(predictors), stages)
+    sparsity = Sparsity(keep, stages, "geometric", dropped="drop")
     sparse = SparseViT(model, sparsity.plan(backbone), dropped=sparsity.dropped)
     fill(sparse, _renamed(state), f"'{path}'", name)
     origin = {"source": path.name, **ORIGIN}

@@ -11,7 +11,8 @@ import torch
 from vitprune.backbones import family_of, input_size, why_not, wrap
 from vitprune.errors import UsageError
 from vitprune.measure import count_macs, count_params
-from vitprune.model import Sparsity, attach, attach_as
+from vitprune.model import attach, attach_as
+from vitprune.schedule import Sparsity
 
 
 @dataclass(frozen=True)

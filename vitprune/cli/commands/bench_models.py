@@ -12,7 +12,7 @@ from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.measure import BenchModel
-    from vitprune.model import Sparsity
+    from vitprune.schedule import Sparsity
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
-    from vitprune.model import Sparsity
+    from vitprune.schedule import Sparsity
 
 _CHECKS = "Checks (exit code 3 if missed)"
 
