@@ -50,7 +50,7 @@ def run_training(make_vit, image_folder):
         data.train.transform = train_transform(model, recipe.augmentation)
         torch.manual_seed(recipe.seed)
         progress = Progress() if resume is None else Progress.restored(resume.about["progress"])
-        trained = Trained(attach(copy.deepcopy(model)), model, progress)
+        trained = Trained(attach(copy.deepcopy(model), schedule="geometric", dropped="drop"), model, progress)
         steps = train(
             trained.student,
             attach(model, 1.0),

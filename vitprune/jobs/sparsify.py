@@ -27,6 +27,7 @@ from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach, attach_as
 from vitprune.report import Report, accuracy_of, build_report, object_coverage, write_results
+from vitprune.schedule import Sparsity
 from vitprune.training import (
     Checkpoints,
     Progress,
