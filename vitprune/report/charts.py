@@ -172,7 +172,7 @@ def models_chart(
         axes.set_xlim(left=left)
         if axes.get_ylim()[1] > 100:
             axes.set_ylim(top=100.5)
-        _name(axes, [(point.name, axes.transData.transform((point.x, point.y))) for point in points])
+        _name(axes, points)
         if level is not None:
             height = axes.transData.transform((0, level[1]))[1]
             axes.annotate(level[0], (_LEFT + 6, height + 5), xycoords=_POINTS, color=_SERIES[2], fontsize=_SMALL)
@@ -244,33 +244,27 @@ _Box = tuple[float, float, float, float]
 """Left, bottom, right and top."""
 
 
-def _name(axes: Any, names: Sequence[tuple[str, tuple[float, float]]]) -> None:
-    """Write each name beside its place, where it covers least of the other names and places."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for _, (x, y) in names]
-    for name, place in names:
-        box = _free_box(len(name), place, taken)
+def _name(axes: Any, points: Sequence[ChartPoint]) -> None:
+    """Write each name beside its point, where it covers least of other names and points."""
+    from matplotlib.transforms import Bbox
+
+    places = axes.transData.transform([(point.x, point.y) for point in points])
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in places]
+
+    plot = Bbox.from_extents(_LEFT, _BOTTOM, _WIDTH, _HEIGHT)
+
+    def common(one: Any, other: Any) -> float:
+        both = Bbox.intersection(one, other)
+        return 0.0 if both is None else float(both.width * both.height)
+
+    def cost(box: Any) -> float:
+        outside = common(box, box) - common(box, plot)  # counts much, for there it is cut off
+        return 10 * outside + sum(common(box, other) for other in taken)
+
+    for point, (x, y) in zip(points, places, strict=True):
+        width = _LETTER_WIDTH * len(point.name)
+        moves: list[tuple[float, float]] = [(dx, dy) for dy in (7, -19) for dx in (-width / 2, 6, -6 - width)]
+        moves += [(9, -6), (-9 - width, -6)]  # beside it last: a line may be there
+        box = min((Bbox.from_bounds(x + dx, y + dy, width, 12) for dx, dy in moves), key=cost)
         taken.append(box)
-        axes.annotate(name, (box[0], box[1] + 2), xycoords=_POINTS, fontsize=_SMALL)
-
-
-def _free_box(num_letters: int, place: tuple[float, float], taken: Sequence[_Box]) -> _Box:
-    """Where a name beside a place covers least of what is taken."""
-    x, y = place
-    width, height = _LETTER_WIDTH * num_letters, 12
-    moves: list[tuple[float, float]] = [(dx, dy) for dy in (7, -7 - height) for dx in (-width / 2, 6, -6 - width)]
-    moves += [(9, -6), (-9 - width, -6)]  # beside it last: a line may go there
-    boxes = [(x + dx, y + dy, x + dx + width, y + dy + height) for dx, dy in moves]
-    plot = (_LEFT, _BOTTOM, _WIDTH, _HEIGHT)
-
-    def cost(box: _Box) -> float:
-        outside = width * height - _overlap(box, plot)  # counts much, for there it is cut off
-        return 10 * outside + sum(_overlap(box, other) for other in taken)
-
-    return min(boxes, key=cost)
-
-
-def _overlap(one: _Box, other: _Box) -> float:
-    """Area that two boxes have in common."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, width) * max(0.0, height)
+        axes.annotate(point.name, (box.x0, box.y0 + 2), xycoords=_POINTS, fontsize=_SMALL)

@@ -14,7 +14,7 @@ from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY
-from vitprune.report.schema import Answer, ImageRow, Report
+from vitprune.report.schema import Answer, ImageRow, Report, Step
 from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows, verdict
 
 _LOSSES = {
@@ -154,35 +154,26 @@ def _speed_chart(report: Report) -> Chart | None:
     return models_chart(f"Top-1 (%) against {x_label}", "; ".join(said), points, x_label, level, left=0)
 
 
-def _kept_chart(steps: list[dict[str, Any]], report: Report) -> Chart | None:
+def _kept_chart(steps: Sequence[Step], report: Report) -> Chart | None:
     lines, said = [], []
     for stage, plan in enumerate(report.stages):
-        for key, name in (("kept_ratios", f"stage {stage + 1}"), ("target_ratios", "")):
-            values = ((step["step"], step.get(key)) for step in steps)
-            points = _binned([(x, v[stage]) for x, v in values if isinstance(v, list) and _is_number(v, stage)])
-            if not points:
-                return None
-            lines.append(Series(name, points, stage % 4, dashed=not name))
-        said.append(f"stage {stage + 1} ends at {lines[-2].points[-1][1]:.3f} of a target of {plan.ratio:.3f}")
-    if not lines:
-        return None
-    return line_chart(
-        "Share of patches kept after each stage (lines) and target (dashed)",
-        "; ".join(said),
-        lines,
-        "step",
-        _phases(steps),
-        top=1.0,
-    )
+        known = [step for step in steps if stage < min(len(step.kept_ratios), len(step.target_ratios))]
+        if not known:
+            return None
+        kept = _binned([(step.step, step.kept_ratios[stage]) for step in known])
+        target = _binned([(step.step, step.target_ratios[stage]) for step in known])
+        lines += [Series(f"stage {stage + 1}", kept, stage % 4), Series("", target, stage % 4, dashed=True)]
+        said.append(f"stage {stage + 1} ends at {kept[-1][1]:.3f} of a target of {plan.ratio:.3f}")
+    title = "Share of patches kept after each stage (lines) and target (dashed)"
+    return line_chart(title, "; ".join(said), lines, "step", _phases(steps), top=1.0) if lines else None
 
 
-def _loss_charts(steps: list[dict[str, Any]]) -> list[Chart]:
+def _loss_charts(steps: Sequence[Step]) -> list[Chart]:
     found: dict[str, list[tuple[float, float]]] = {}
     for step in steps:
-        losses = step.get("losses")
-        for name, value in losses.items() if isinstance(losses, dict) else ():
-            if isinstance(value, (int, float)):
-                found.setdefault(str(name), []).append((step["step"], float(value)))
+        for name, value in step.losses.items():
+            if value is not None:
+                found.setdefault(name, []).append((step.step, value))
     charts = []
     for index, (name, points) in enumerate(list(found.items())[: len(_LOSSES)]):
         title = plain(f"{name}: {_LOSSES[name]}" if name in _LOSSES else name)
@@ -192,20 +183,14 @@ def _loss_charts(steps: list[dict[str, Any]]) -> list[Chart]:
     return charts
 
 
-def _phases(steps: list[dict[str, Any]]) -> list[tuple[float, str]]:
+def _phases(steps: Sequence[Step]) -> list[tuple[float, str]]:
     """Where each phase begins."""
-    marks: dict[str, float] = {}
-    for step in steps:
-        marks.setdefault(str(step.get("phase")), step["step"])
-    return [(x, plain(name)) for name, x in marks.items()]
-
-
-def _is_number(values: list[Any], index: int) -> bool:
-    return index < len(values) and isinstance(values[index], (int, float))
+    first = {step.phase: step.step for step in reversed(steps)}
+    return sorted((step, plain(phase)) for phase, step in first.items())
 
 
 def _binned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most 150 points: means over equal numbers of neighbours."""
     size = math.ceil(len(points) / 150)
-    groups = [points[start : start + size] for start in range(0, len(points), size)] if points else []
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.data.source import hub_name
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.report.publishable import publishable
-from vitprune.report.schema import KeepMaps, Report
+from vitprune.report.schema import KeepMaps, Report, Step
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -26,13 +26,13 @@ class FinishedRun:
 
     Attributes:
         report: report.json.
-        steps: log.jsonl, a dict a step; empty where there is none.
+        steps: log.jsonl; empty where there is none.
         keep_maps: keepmaps.json; None where there is none.
         hub_data: the data set of the Hub that its images are of; None where DATA named something else.
     """
 
     report: Report
-    steps: list[dict[str, Any]]
+    steps: list[Step]
     keep_maps: KeepMaps | None
     hub_data: str | None = None
 
@@ -75,17 +75,10 @@ def _checked(model: type[_Model], content: Any, path: Path) -> _Model:
         ) from error
 
 
-def _steps(path: Path) -> list[dict[str, Any]]:
+def _steps(path: Path) -> list[Step]:
     """The lines of a log that can be read; one that a killed process left unfinished is none."""
-    if not path.is_file():
-        return []
     steps = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                step = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                continue
-            if isinstance(step, dict) and isinstance(step.get("step"), int):
-                steps.append(step)
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValidationError):
+            steps.append(Step.model_validate_json(line))
     return steps

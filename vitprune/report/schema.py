@@ -117,7 +117,6 @@ class Training(_Content):
     steps_done: int
     num_steps: int
     num_skipped: int = 0
-    num_restored: int = 0
     num_parts: int = 1
     num_images: int
     num_unreadable: int = 0
@@ -127,7 +126,6 @@ class Training(_Content):
     phases: dict[str, int] = {}
     sampled_ratios: list[float] | None = None
     backbone_lr: float | None = None
-    warm_start_of: str | None = None
 
 
 class DataSummary(_Content):
@@ -168,6 +166,16 @@ class Report(_Content):
     device: str
     wall_s: float
     environment: dict[str, Any] = {}
+
+
+class Step(BaseModel):
+    """What a page shows of one line of log.jsonl, see `vitprune.training.StepRecord`."""
+
+    step: int
+    phase: str = ""
+    losses: dict[str, float | None] = {}
+    kept_ratios: list[float] = []
+    target_ratios: list[float] = []
 
 
 class Answer(BaseModel):
