@@ -14,6 +14,7 @@ from vitprune.errors import Preempted, TrainingError
 from vitprune.jobs.sparsify import run as run_one
 from vitprune.measure import Timing
 from vitprune.model import SparseViT
+from vitprune.report.sweep import dominated_by
 from vitprune.training.objective import Objective
 
 FOLDER = "runs/test_vit-sweep"
@@ -123,29 +124,16 @@ def test_a_sweep_writes_runs_and_page_and_each_run_is_what_sparsify_gives(
     assert rows["test_vit"]["top1_pct"] == other["top1_pct"]
     assert rows["test_vit"]["gmacs"] == rows["dense"]["gmacs"]
     assert all(row["num_images"] == 6 for row in rows.values())
-    check_fronts(result["rows"])
-    page = (folder / "sweep.html").read_text()
-    assert str(swept) not in page
-    assert "<script" not in page
-
-
-def check_fronts(rows):
-    """The rule, written anew."""
     for key, merit in (
         ("by_throughput", lambda row: row["speed"][-1]["images_per_s"]),
         ("by_gmacs", lambda row: -row["gmacs"]),
     ):
-        for row in rows:
-            here = row["top1_pct"], merit(row)
-            better = {
-                rival["label"]
-                for rival in rows
-                if all(a >= b for a, b in zip((rival["top1_pct"], merit(rival)), here, strict=True))
-                and (rival["top1_pct"], merit(rival)) != here
-            }
-            assert row[key]["on_front"] == (not better)
-            assert {rival["label"] for rival in row[key]["beaten_by"]} <= better
-            assert bool(row[key]["beaten_by"]) == bool(better)
+        found = dominated_by({label: (row["top1_pct"], merit(row)) for label, row in rows.items()})
+        assert {label: [rival["label"] for rival in row[key]["beaten_by"]] for label, row in rows.items()} == found
+        assert {label for label, row in rows.items() if row[key]["on_front"]} == {x for x in found if not found[x]}
+    page = (folder / "sweep.html").read_text()
+    assert str(swept) not in page
+    assert "<script" not in page
 
 
 def test_a_finished_sweep_is_printed_without_training_and_takes_further_ratios(
@@ -256,30 +244,23 @@ def test_a_run_that_fails_does_not_lose_the_others(arguments, tmp_path, capsys, 
     assert result["failed"] == []
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "lines"),
-    [
+def test_where_every_run_fails_or_the_machine_is_taken_that_is_the_error(arguments, capsys, monkeypatch):
+    told = "error: the run was told to stop; 0 of 2 runs are complete"
+    for error, code, lines in (
         (TrainingError("out of memory", "try -b 2"), 1, ["error: out of memory", "", "hint: try -b 2"]),
         (
             Preempted("the run was told to stop", "vitprune sparsify ..."),
             143,
-            [
-                "error: the run was told to stop; 0 of 2 runs are complete",
-                "",
-                "hint: vitprune sweep with the same options and --resume goes on",
-            ],
+            [told, "", "hint: vitprune sweep with the same options and --resume goes on"],
         ),
-    ],
-)
-def test_where_every_run_fails_or_the_machine_is_taken_that_is_the_error(
-    arguments, capsys, monkeypatch, error, code, lines
-):
-    def fail(*args):
-        raise error
+    ):
 
-    monkeypatch.setattr("vitprune.jobs.sweep.run", fail)
-    assert run(arguments) == code
-    assert capsys.readouterr().err.splitlines()[-3:] == lines
+        def fail(*args, error=error):
+            raise error
+
+        monkeypatch.setattr("vitprune.jobs.sweep.run", fail)
+        assert run([*arguments, "--overwrite"]) == code
+        assert capsys.readouterr().err.splitlines()[-3:] == lines
 
 
 # Mistakes
