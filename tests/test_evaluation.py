@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitprune.common.progress import Silent
+from vitprune.common.progress import Listener
 from vitprune.data import ImageSet, ModelClasses, eval_transform, open_data
 from vitprune.errors import DataError, VitpruneError
 from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference, predict
@@ -69,7 +69,7 @@ def _images(values, label=None):
     return ImageSet(values, [v if label is None else label for v in values], lambda v: torch.full((1, 1, 1), float(v)))
 
 
-class _Heard(Silent):
+class _Heard(Listener):
     def __init__(self):
         self.counts = []
 

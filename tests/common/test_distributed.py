@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
@@ -23,28 +25,11 @@ def run(count, *arguments, cwd):
 
 @pytest.fixture
 def training(weights_file, image_folder):
-    return [
-        *("sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(image_folder), "--device", "cpu"),
-        *(
-            "--precision",
-            "fp32",
-            "-b",
-            "4",
-            "-j",
-            "0",
-            "--warm-start-steps",
-            "6",
-            "--steps",
-            "14",
-            "--bench-seconds",
-            "0.1",
-            "--json",
-        ),
-    ]
+    command = f"sparsify test_vit --checkpoint {weights_file} --data {image_folder} --device cpu --precision fp32 -b 4"
+    return f"{command} -j 0 --warm-start-steps 6 --steps 14 --bench-seconds 0.1 --json".split()
 
 
-@pytest.mark.slow
-def test_losses_of_two_processes_are_those_of_one_also_in_two_parts_each(training, tmp_path):
+def test_losses_of_two_processes_are_those_of_one_also_in_two_microbatches_each(training, tmp_path):
     logs, tensors = [], []
     for count, options in ((1, []), (2, []), (2, ["--grad-accum", "2"])):
         code, out, err = run(count, *training, *options, "-o", "run", "--overwrite", cwd=tmp_path)
@@ -65,7 +50,6 @@ def test_losses_of_two_processes_are_those_of_one_also_in_two_parts_each(trainin
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_what_any_process_cannot_read_is_counted(training, image_folder, tmp_path):
     (image_folder / "train" / "dog" / "5.png").write_bytes(b"no image")
     code, out, err = run(2, *training, "-o", "run", cwd=tmp_path)
@@ -74,13 +58,12 @@ def test_what_any_process_cannot_read_is_counted(training, image_folder, tmp_pat
     assert json.loads(out)["training"]["num_unreadable"] in (6, 7)
 
 
-@pytest.mark.slow
 def test_every_image_counts_once_in_eval(weights_file, image_folder, tmp_path):
     """Also where the last process has fewer."""
-    command = ["eval", "test_vit", str(image_folder), "--checkpoint", str(weights_file), "--device", "cpu", "-j", "0"]
+    command = f"eval test_vit {image_folder} --checkpoint {weights_file} --device cpu -j 0 --limit 5 --json".split()
     results = []
     for count in (1, 2, 3):
-        code, out, err = run(count, *command, "--limit", "5", "--json", cwd=tmp_path)
+        code, out, err = run(count, *command, cwd=tmp_path)
         assert code == 0, err
         result = json.loads(out)
         results.append((result["num_images"], result["top1_pct"], result["classes"]))
@@ -88,7 +71,6 @@ def test_every_image_counts_once_in_eval(weights_file, image_folder, tmp_path):
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
     code, _, err = run(3, *training, "-o", "run", cwd=tmp_path)
     assert code != 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitprune.common.progress import Silent
+from vitprune.common.progress import Listener
 from vitprune.errors import UsageError, VitpruneError
 from vitprune.measure import benchmark, count_macs, count_params, rates, runner
 from vitprune.measure.bound import BenchModel, ZeroOverheadViT, side_by_side, with_bounds
@@ -41,7 +41,7 @@ class Sleeper(nn.Module):
         return images
 
 
-class Counter(Silent):
+class Counter(Listener):
     """Adds up what it hears."""
 
     done = 0

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vitprune import Recipe, attach
-from vitprune.data import ModelClasses, open_data, train_transform
+from vitprune.data import ModelClasses, open_data
 from vitprune.model import SparseViT
 from vitprune.training import Progress, State, StepRecord, train
 
@@ -41,26 +41,17 @@ class Trained:
 
 @pytest.fixture
 def run_training(make_vit, image_folder):
-    """`run_training(model=None, *, resume=None, stop_after=None, precision="fp32", **what differs from SHORT)`."""
+    """`run_training(model=None, *, resume=None, stop_after=None, **what differs from SHORT)`."""
 
-    def run_training(model=None, *, resume=None, stop_after=None, precision="fp32", **settings):
+    def run_training(model=None, *, resume=None, stop_after=None, **settings):
         recipe = Recipe(**SHORT | settings)
         model = model or make_vit(num_classes=2, img_size=64)
         data = open_data(str(image_folder), ModelClasses(2), training=True)
-        data.train.transform = train_transform(model, recipe.augmentation)
         torch.manual_seed(recipe.seed)
         progress = Progress() if resume is None else Progress.restored(resume.about["progress"])
         trained = Trained(attach(copy.deepcopy(model), schedule="geometric", dropped="drop"), model, progress)
-        steps = train(
-            trained.student,
-            attach(model, 1.0),
-            data.train,
-            recipe,
-            device=torch.device("cpu"),
-            precision=precision,
-            progress=progress,
-            resume=resume,
-        )
+        teacher = attach(model, 1.0)
+        steps = train(trained.student, teacher, data.train, recipe, torch.device("cpu"), progress, resume)
         for record, state in steps:
             trained.records.append(record)
             if record.step == stop_after:

@@ -106,7 +106,7 @@ def test_mixed_images_train_with_and_without_labels(run_training, image_folder, 
     assert not any(record.skipped for record in trained.records)
     progress = trained.progress
     assert progress.num_unreadable > 0
-    assert progress.num_images == 4 * progress.steps_done - 2 * progress.num_unreadable
+    assert progress.num_images == 4 * progress.steps_done - progress.num_unreadable
 
 
 def test_drop_path_acts_in_training_alone(run_training):

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vitprune.cli.output import is_quiet, shows_progress, stderr_console
 from vitprune.common.formatting import duration, plain
+from vitprune.common.progress import Listener
 
 _LINE_EVERY_S = 15.0
 _LINE_EVERY_SHARE = 0.02
@@ -23,7 +24,7 @@ _BESIDE_BAR = 50
 """Characters that the names and numbers beside a bar take."""
 
 
-class RunProgress:
+class RunProgress(Listener):
     """Shows every part of a run: loss components, kept ratio per stage against target, images/s and time left.
 
     With -q nothing of it.

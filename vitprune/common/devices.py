@@ -19,7 +19,7 @@ _OTHER_DEVICE = "use --device cpu, or --device auto for the best one there is"
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, if it is there.
+    """The device of that name.
 
     Args:
         name: "auto" (CUDA, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps". Of several processes each takes
@@ -93,6 +93,6 @@ def _fast_precision(device: torch.device) -> Precision:
 
 
 def _cpu_flag(name: str) -> bool:
-    # Private in torch, so it may go; then the safe answer is no.
+    # Private in torch, so it may vanish; then no is safe.
     query: Callable[[], bool] = getattr(torch.cpu, name, bool)
     return bool(query())

@@ -43,7 +43,7 @@ def start(device: Any) -> None:
 
 
 def finish() -> None:
-    """Take leave of the others, at the end of a command that went well: a process that just ends may be aborted."""
+    """Disconnect from the others at the end of a command that went well: a process that just ends may be aborted."""
     if world_size() > 1:
         import torch.distributed
 

@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_error(path: Path, error: Exception) -> OutputError:
-    """What to tell the user about a failed write."""
+    """The error for a failed write."""
     if "space" in str(error).lower() or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         return OutputError(f"the disk is full: cannot write '{path}'", "free some space or choose another --output")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,4 +1,4 @@
-"""What is said when memory runs out."""
+"""Errors for memory that runs out."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""How anything that takes a while says how far it is: one protocol, whoever shows it."""
+"""How anything that takes a while says how far it is: one interface, whatever shows it."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 
-class Listener(Protocol):
-    """Whoever wants to know how a job goes, such as a progress bar."""
+class Listener:
+    """Hears how a job goes. This one shows nothing; a progress bar derives from it."""
 
     def begin(self, what: str, total: int | None) -> None:
         """A phase of the job begins: `total` images, steps or rows, None where that is not known."""
@@ -21,20 +21,4 @@ class Listener(Protocol):
         """Something worth a line of its own."""
 
 
-class Silent:
-    """A listener that shows nothing."""
-
-    def begin(self, what: str, total: int | None) -> None:
-        """Show nothing."""
-
-    def advance(self, count: int = 1) -> None:
-        """Show nothing."""
-
-    def step(self, record: Any) -> None:
-        """Show nothing."""
-
-    def say(self, sentence: str) -> None:
-        """Show nothing."""
-
-
-SILENT = Silent()
+SILENT = Listener()

@@ -111,7 +111,7 @@ class RunFolder:
         (self.path / ".probe").unlink()
 
     def forget(self) -> None:
-        """Remove what an earlier run left and would be taken for the next one's; its weights are replaced later.
+        """Remove what an earlier run wrote and would be taken for the next one's; its weights are replaced later.
 
         Its README.md too, whose figures would be wrong; but not that of a folder without a complete run.
         """
@@ -127,7 +127,7 @@ def check_file_is_new(path: Path, *, overwrite: bool) -> None:
     """Make sure that a model may be written to `path`, and its config.json beside it.
 
     Raises:
-        OutputError: `path` does not end in .safetensors or is a folder, or a file is there and may not be overwritten.
+        OutputError: `path` does not end in .safetensors or is a folder, or a file exists and may not be overwritten.
     """
     if path.suffix != ".safetensors" or path.is_dir():
         raise OutputError(f"the output '{path}' is not the name of a .safetensors file", f"-o {WEIGHTS}")

@@ -18,10 +18,10 @@ from vitprune.budget import Promise
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.common import distributed
-from vitprune.common.devices import Precision, pick_precision
+from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
-from vitprune.data import Data, explain_worker_crash, train_transform
+from vitprune.data import Data, Images, explain_worker_crash
 from vitprune.errors import Interrupted, Preempted, TrainingError, UsageError
 from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
@@ -32,7 +32,6 @@ from vitprune.training import (
     Checkpoints,
     Progress,
     Recipe,
-    State,
     StepRecord,
     TrainedStep,
     step_log,
@@ -50,7 +49,7 @@ class RunSettings:
         device: where to run.
         output: the run folder.
         eval_precision: precision of accuracy and speed figures.
-        resume: resume the run in `output`, if one is there.
+        resume: resume the run in `output`, if there is a checkpoint.
         checkpoint_every: steps between two training checkpoints; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
         bench_seconds: how long each model is timed at each batch size of the report; None for 2.
@@ -84,7 +83,7 @@ def run(
     Raises:
         Interrupted: the user stopped the run; the model so far is written.
         Preempted: SIGTERM came; a training checkpoint is written.
-        TrainingError: training cannot go on; the model so far is written.
+        TrainingError: training cannot continue; the model so far is written.
         OutputError: the results cannot be written.
     """
     started = time.perf_counter()
@@ -103,8 +102,11 @@ def run(
     state = checkpoints.latest() if settings.resume else None
     progress = Progress() if state is None else Progress.restored(state.about["progress"])
     seconds_before, stopped = progress.seconds, None
+    steps = train(
+        student, attach(loaded.model, keep=1.0), _trainable(student, data), recipe, device, progress, resume=state
+    )
     try:
-        _train(loaded.model, student, data, recipe, settings, listener, checkpoints, progress, state)
+        _train(steps, recipe, settings, listener, checkpoints, progress)
     except (KeyboardInterrupt, TrainingError) as error:
         stopped = error
     metadata.training = {
@@ -152,7 +154,7 @@ def describe_run(student: SparseViT, loaded: Loaded, data: Data, sparsity: Spars
         UsageError: the model has no classifier, or there is nothing to train on.
         CheckpointError: a file could not be loaded again.
     """
-    _check_trainable(student, data)
+    _trainable(student, data)
     return describe(
         student,
         name=loaded.name,
@@ -176,8 +178,9 @@ def fit(
     Raises:
         UsageError: the model has no classifier, or there is nothing to train on.
     """
-    progress = Progress()
-    with explain_worker_crash(), closing(_steps(model, student, data, recipe, device, progress)) as steps:
+    images, progress = _trainable(student, data), Progress()
+    steps = train(student, attach(model, keep=1.0), images, recipe, device, progress)
+    with explain_worker_crash(), closing(steps):
         for step in steps:
             listener.step(step.record)
     return progress
@@ -189,17 +192,14 @@ def num_bytes(model: nn.Module) -> int:
 
 
 def _train(
-    model: nn.Module,
-    student: SparseViT,
-    data: Data,
+    steps: Generator[TrainedStep, None, None],
     recipe: Recipe,
     settings: RunSettings,
     listener: Listener,
     checkpoints: Checkpoints,
     progress: Progress,
-    resume: State | None,
 ) -> None:
-    """Train, with log, checkpoints and tracker."""
+    """Take the steps; log them, show them, and save what a run needs to be resumed."""
     folder, done = RunFolder(settings.output), progress.steps_done
     with ExitStack() as stack:
         terminated = stack.enter_context(_sigterm())
@@ -209,9 +209,7 @@ def _train(
             if settings.track is not None:
                 writers.append(stack.enter_context(tracker_log(settings.track, folder.path, recipe, after=done)))
         stack.enter_context(explain_worker_crash())
-        for step in stack.enter_context(
-            closing(_steps(model, student, data, recipe, settings.device, progress, resume))
-        ):
+        for step in stack.enter_context(closing(steps)):
             for write in writers:
                 write(step.record)
             stop = any(distributed.gather(terminated.is_set()))
@@ -219,34 +217,8 @@ def _train(
             if distributed.is_main() and (stop or last or checkpoints.due(progress.steps_done)):
                 checkpoints.save(step.state(), progress.steps_done)
             if stop:
-                raise Preempted(
-                    "the run was told to stop", "vitprune sparsify with the same options and --resume goes on"
-                )
-
-
-def _steps(
-    model: nn.Module,
-    student: SparseViT,
-    data: Data,
-    recipe: Recipe,
-    device: torch.device,
-    progress: Progress,
-    resume: State | None = None,
-) -> Generator[TrainedStep, None, None]:
-    """The steps of training; see `train`."""
-    _check_trainable(student, data)
-    assert data.train is not None
-    data.train.transform = train_transform(model, recipe.augmentation)
-    return train(
-        student.to(device),
-        attach(model, keep=1.0).to(device),
-        data.train,
-        recipe,
-        device=device,
-        precision=pick_precision(recipe.precision, device, training=True),
-        progress=progress,
-        resume=resume,
-    )
+                hint = "vitprune sparsify with the same options and --resume goes on"
+                raise Preempted("the run was told to stop", hint)
 
 
 def _checkpoints(model: str, recipe: Recipe, settings: RunSettings) -> Checkpoints:
@@ -273,11 +245,13 @@ def _explained(
     return Interrupted(f"stopped {where}", hint)
 
 
-def _check_trainable(student: SparseViT, data: Data) -> None:
+def _trainable(student: SparseViT, data: Data) -> Images:
+    """The images to train on, if that is possible at all."""
     if student.num_classes < 1:
         raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
     if data.train is None:
         raise UsageError(f"'{data.name}' has no images to train on")
+    return data.train
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Recipe, objective, and the loop that trains a sparse model to answer as the dense one."""
+"""Recipe, objective, and the loop that distils a dense model into its sparse copy."""
 
 from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.loop import TrainedStep, train

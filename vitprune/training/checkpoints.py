@@ -92,7 +92,7 @@ class Checkpoints:
         return int(files[-1].stem.removeprefix("step-")) if files else None
 
     def clear(self) -> None:
-        """Remove all of them, and what a killed process left half-written."""
+        """Remove all of them, and the unfinished files of a killed process."""
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 path.unlink(missing_ok=True)

@@ -21,8 +21,8 @@ _VERSIONS = 64
 def compiled_blocks(*models: SparseViT) -> Iterator[None]:
     """In the block, the transformer blocks of the models run compiled, in eager's numbers but for rounding.
 
-    All blocks of a kind share their compiled code. What vitprune computes between them (predictors, choosing, losses)
-    stays as it is, and so do blocks that an adapter takes apart.
+    All blocks of a kind share their compiled code. What vitprune computes between them (predictors, selection, losses)
+    is not compiled, nor are blocks that an adapter takes apart.
 
     Args:
         *models: changed in place while the block lasts.
@@ -30,7 +30,7 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
     Raises:
         TrainingError: this machine cannot compile.
     """
-    blocks = [block for model in models for block in _blocks(model)]
+    blocks: list[Any] = [block for model in models for block in getattr(model.backbone, "blocks", ())]
     device = next(models[0].parameters()).device
     _check(device)
     for block in blocks:
@@ -47,13 +47,8 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
         torch.compiler.reset()
 
 
-def _blocks(model: SparseViT) -> list[Any]:
-    """The transformer blocks; what comes before and after them is small."""
-    return list(getattr(model.backbone, "blocks", ()))
-
-
 def _check(device: torch.device) -> None:
-    """Compile next to nothing, so that a missing compiler is told at once and by name."""
+    """Compile next to nothing, so that a missing compiler is reported at once and by name."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # of the C++ or Triton compiler, each with classes of its own

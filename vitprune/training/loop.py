@@ -17,10 +17,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
+from vitprune.common.devices import Precision, pick_precision
 from vitprune.common.distributed import gather, world_size
 from vitprune.common.oom import explained_out_of_memory
 from vitprune.common.seeding import derive_seed, seed_all
-from vitprune.data import Faults, Images, ImageStream
+from vitprune.data import Faults, Images, ImageStream, train_transform
 from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.checkpoints import State
@@ -52,9 +53,7 @@ def train(
     teacher: SparseViT,
     images: Images,
     recipe: Recipe,
-    *,
     device: torch.device,
-    precision: str,
     progress: Progress,
     resume: State | None = None,
 ) -> Generator[TrainedStep, None, None]:
@@ -63,10 +62,9 @@ def train(
     Args:
         student: the sparse model.
         teacher: the dense model as a SparseViT without stages; not changed.
-        images: with the training transform set.
+        images: to train on; their transform is set.
         recipe: the settings.
-        device: where to train.
-        precision: "fp32", "bf16" or "fp16".
+        device: where to train; both models are moved there.
         progress: kept up to date; of a resumed run, what it had done.
         resume: the state to resume from; None to begin.
 
@@ -74,8 +72,9 @@ def train(
         TrainingError: loss or gradient were not finite for `recipe.max_skipped` steps in a row, or out of memory.
         DataError: more images cannot be read than `recipe.max_unreadable` allows; names one.
     """
-    accelerator = _make_accelerator(device, precision)
+    accelerator = _make_accelerator(device, pick_precision(recipe.precision, device, training=True))
     seed_all(recipe.seed)
+    images.transform = train_transform(teacher.model, recipe.augmentation)
     steps_per_epoch = None if isinstance(images, ImageStream) else max(1, len(images) // recipe.batch_size)
     plan = recipe.plan_steps(steps_per_epoch, has_stages=bool(student.schedule.stages))
     progress.num_steps = sum(map(len, plan))
@@ -83,7 +82,7 @@ def train(
     skipped_in_a_row = 0
     student.backbone.set_drop_path(recipe.drop_path)
     student.requires_grad_(True)  # several processes share the gradients of what has one now
-    objective: Any = accelerator.prepare(Objective(student, teacher, recipe))
+    objective: Any = accelerator.prepare(Objective(student, teacher, recipe).to(device))
     with compiled_blocks(student, teacher) if recipe.compile else nullcontext():
         for number, steps in enumerate(plan):  # first the predictors alone, then predictors and backbone
             if resume is not None and number < resume.about["part"]:
@@ -149,7 +148,7 @@ def train(
 
 
 def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps: list[Step]) -> float | None:
-    """The backbone's peak rate: the further pretraining has left the student from its teacher, the higher.
+    """The backbone's peak rate: the further the student is from its teacher after pretraining, the higher.
 
     Adam's steps are as long as the rate says, however small the gradient: where hardly anything is lost, a rate
     that would mend a greater loss does harm.
@@ -197,7 +196,7 @@ def _memory_advice(recipe: Recipe, device: torch.device, num_microbatches: int) 
     )
 
 
-def _make_accelerator(device: torch.device, precision: str) -> Accelerator:
+def _make_accelerator(device: torch.device, precision: Precision) -> Accelerator:
     # accelerate keeps one state per process and refuses a second precision; ours may follow another run's.
     AcceleratorState._reset_state(reset_partial_state=True)
     if device.type == "cuda" and device.index is not None:

@@ -56,7 +56,7 @@ class Objective(nn.Module):
     def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe) -> None:
         super().__init__()
         self.student = student
-        # In a tuple, or it would be a part of this module: wrapped, and sent from process to process.
+        # In a tuple, or it would belong to this module: wrapped, and sent from process to process.
         self._teacher = (teacher.requires_grad_(False).eval(),)
         self.recipe = recipe
         blocks = student.schedule.blocks
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Objective:
-        """Set the student's mode. The teacher stays in eval mode, and so do the student's batch norms: what is deployed
+        """Set the student's mode, but for its batch norms; the teacher is always in eval mode. What is deployed
         uses running statistics, and few small batches must not replace those that the weights came with.
         """
         self.training = mode

@@ -50,7 +50,7 @@ class LossWeights(BaseModel):
         0.5,
         ge=0,
         description="squared distance of kept tokens' features from the teacher's; in LV-ViT, whose patch tokens "
-        "answer too, KL divergence from the teacher's answers",
+        "are classified too, KL divergence from the teacher's predictions",
     )
 
 
@@ -67,11 +67,11 @@ class Recipe(BaseModel):
 
     name: str = Field("short", description="of the settings file this began with")
     schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
-    dropped: Literal["drop", "fold"] = Field("fold", description="what becomes of the tokens that leave")
+    dropped: Literal["drop", "fold"] = Field("fold", description="what becomes of pruned tokens")
 
-    warm_start_steps: int = Field(200, ge=0, description="steps of the warm start")
+    warm_start_steps: int = Field(200, ge=0, description="steps of predictor pretraining")
     warm_start_target: Target = Field("auto", description="what to rank tokens by")
-    steps: int | None = Field(None, ge=0, description="steps after the warm start; None for 500")
+    steps: int | None = Field(None, ge=0, description="steps after pretraining; None for 500")
     epochs: float | None = Field(None, ge=0, description="the same in passes over the images, instead of steps")
     deployed_share: float = Field(0.75, ge=0, le=1, description="share of those steps on the deployed path, at the end")
     decision: Literal["gumbel", "topk"] = Field(
@@ -84,21 +84,21 @@ class Recipe(BaseModel):
 
     batch_size: int = Field(32, ge=1, description="images a step, of all processes together")
     grad_accum: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        1, description="passes that share a process' part of the batch, to need less memory; auto: as few as fit"
+        1, description="microbatches that share a process' batch, to need less memory; auto: as few as fit"
     )
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the predictors")
     lr_batch_size: int | None = Field(None, ge=1, description="batch size that lr is for; None: lr holds for any")
-    tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after the warm start, as a share of lr")
+    tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after pretraining, as a share of lr")
     backbone_lr_scale: float = Field(0.02, ge=0, description="the backbone's rate as a share of lr")
     rate_reference_kl: float | None = Field(
         0.05,
         gt=0,
-        description="KL after the warm start at which backbone_lr_scale holds; the rate follows it, up to "
+        description="KL after pretraining at which backbone_lr_scale holds; the rate follows it, up to "
         "fourfold and down to half; None: the rate is fixed",
     )
     train_trunk: bool = Field(False, description="also train the blocks before the first stage, where no token is gone")
-    freeze_epochs: float = Field(0.0, ge=0, description="passes after the warm start with the backbone frozen")
-    warmup_share: float = Field(0.05, ge=0, le=1, description="share of each part in which the rate rises")
+    freeze_epochs: float = Field(0.0, ge=0, description="passes after pretraining with the backbone frozen")
+    warmup_share: float = Field(0.05, ge=0, le=1, description="share of each optimiser's steps in which the rate rises")
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(1.0, gt=0, description="largest gradient norm")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="of the exponential moving average of weights; 0 is off")
@@ -183,7 +183,7 @@ class Recipe(BaseModel):
         return [planned for planned in (pretraining, together) if planned]
 
     def num_steps(self, steps_per_epoch: int | None) -> int:
-        """Steps after the warm start.
+        """Steps after pretraining.
 
         Args:
             steps_per_epoch: None where the data is a stream of unknown length.

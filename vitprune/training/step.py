@@ -66,15 +66,20 @@ def training_batches(
         num_classes=num_classes,
     )
     while True:  # an ordinary set's loader never ends, a stream's does
-        for batch, labels in batches(loader, faults):
-            pairs = len(batch) // 2
-            if not augmentation.mixes:
-                yield batch, labels
-            elif pairs:  # timm mixes pairs: beside an unreadable image one more is left out
-                # Unlabelled images are marked -1, which has no one-hot; their mixed labels are not used.
-                yield mixup(batch[: 2 * pairs], labels[: 2 * pairs].clamp(min=0))
+        for batch in batches(loader, faults):
+            yield _mixed(mixup, batch) if augmentation.mixes else batch
         if faults.seen == faults.count:
             raise DataError("no training image could be read", f"the first is '{(*faults.names, '?')[0]}'")
+
+
+def _mixed(mixup: Mixup, batch: Batch) -> Batch:
+    images, labels = batch
+    num_images = len(images)
+    if num_images % 2:  # timm mixes pairs: where an image could not be read, the last one is doubled
+        images, labels = (torch.cat((tensor, tensor[-1:])) for tensor in batch)
+    # Unlabelled images are marked -1, which has no one-hot; their mixed labels are not used.
+    images, labels = mixup(images, labels.clamp(min=0))
+    return images[:num_images], labels[:num_images]
 
 
 def backward(
