@@ -11,7 +11,7 @@ from vitprune.data import UNLABELLED, eval_transform, open_data
 from vitprune.loading.load import load_model
 from vitprune.model import SparseViT, attach
 from vitprune.report.drawing import Legend, dim_pruned, draw_mean, draw_montage, heat_map
-from vitprune.report.keepmaps import keep_maps, kept_shares, object_coverage, seen
+from vitprune.report.keepmaps import as_seen, keep_maps, kept_shares, object_coverage
 from vitprune.schedule import Stage
 
 LEGEND = Legend("a model, keep 0.5", [Stage(block=2, ratio=0.5, num_tokens=8)], True, "dense")
@@ -55,7 +55,7 @@ def test_seen_is_the_image_the_model_saw(make_vit, settings):
     generator = np.random.default_rng(0)
     original = Image.fromarray(generator.integers(0, 256, (170, 230, 3), dtype=np.uint8))
     image = eval_transform(model)(original)
-    shown = seen(model, image)
+    shown = as_seen(model, image)
     assert shown.size == (image.shape[2], image.shape[1])
     again = torch.from_numpy(np.asarray(shown).copy()).permute(2, 0, 1) / 255
     config = model.pretrained_cfg

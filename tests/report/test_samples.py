@@ -67,7 +67,7 @@ def test_chosen_images_are_the_models_and_the_extremes_of_their_group(make_spars
         assert row.label in ("cat", "dog")
 
 
-def test_a_image_that_cannot_be_read_is_left_out(make_sparse, image_folder):
+def test_an_image_that_cannot_be_read_is_left_out(make_sparse, image_folder):
     (image_folder / "val" / "dog" / "1.png").write_bytes(b"no image")
     sparse = make_sparse(num_classes=2, stages=[2])
     data: Data = open_data(str(image_folder), ModelClasses(2))

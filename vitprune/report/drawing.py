@@ -31,19 +31,19 @@ class Legend:
     Attributes:
         model: its name and how much it keeps.
         stages: of the model.
-        folded: whether pruned patches are merged into kept ones.
+        merged: whether pruned patches are merged into kept ones.
         dense: what the answers called dense are of.
     """
 
     model: str
     stages: Sequence[Stage]
-    folded: bool
+    merged: bool
     dense: str
 
     @property
     def dimmed(self) -> str:
         """What a dimmed patch means."""
-        if self.folded:
+        if self.merged:
             return "dimmed patches are folded: each is averaged into the most similar one that stays"
         return "dimmed patches have left the network"
 
@@ -58,10 +58,10 @@ def dim_pruned(image: Image.Image, kept: Sequence[int], grid_size: tuple[int, in
     """
     patches = np.zeros(grid_size, dtype=np.uint8)
     patches.flat[list(kept)] = 1
-    stays = np.asarray(Image.fromarray(patches).resize(image.size, Image.Resampling.NEAREST))  # (H, W)
+    is_kept = np.asarray(Image.fromarray(patches).resize(image.size, Image.Resampling.NEAREST))  # (H, W)
     faded = (1 - _VEIL) * np.asarray(image.convert("L").convert("RGB")) + _VEIL * _GREY
-    pixels = np.where(stays[..., None], np.asarray(image), faded.astype(np.uint8))
-    edge = np.diff(stays, axis=1, prepend=stays[:, :1]) | np.diff(stays, axis=0, prepend=stays[:1])
+    pixels = np.where(is_kept[..., None], np.asarray(image), faded.astype(np.uint8))
+    edge = np.diff(is_kept, axis=1, prepend=is_kept[:, :1]) | np.diff(is_kept, axis=0, prepend=is_kept[:1])
     pixels[edge != 0] = _EDGE
     return Image.fromarray(pixels)
 
@@ -125,13 +125,13 @@ def draw_montage(
         f"sparse: {'; '.join(answer.text for answer in keep_map.sparse)}",
         legend.dimmed,
     ]
-    _write(figure, path, [f"{title} - {legend.model}"], below)
+    _write(figure, path, f"{title} - {legend.model}", below)
 
 
 def draw_mean(
     path: Path, kept_pct: Sequence[Sequence[float]], grid_size: tuple[int, int], num_images: int, legend: Legend
 ) -> None:
-    """Write a PNG of how often each position stays at each stage.
+    """Write a PNG of how often each position is kept at each stage.
 
     Args:
         path: where.
@@ -144,12 +144,10 @@ def draw_mean(
     for number, (axes, shares, stage) in enumerate(zip(places, kept_pct, legend.stages, strict=True)):
         image = axes.imshow(np.array(shares).reshape(grid_size), vmin=0, vmax=100, cmap="viridis")
         mean = sum(shares) / len(shares)
-        axes.set_title(
-            f"stage {number + 1}, before block {stage.block}\n{mean:.1f} % of patches stay", fontsize=_FONT_SIZE
-        )
-        axes.set_axis_off()
+        said = f"stage {number + 1}, before block {stage.block}\n{mean:.1f} % of patches stay"
+        axes.set_title(said, fontsize=_FONT_SIZE)
     figure.colorbar(image, ax=list(places), label="stays on % of the images", shrink=0.8)
-    _write(figure, path, [f"{legend.model}, {num_images} images"], [])
+    _write(figure, path, f"{legend.model}, {num_images} images", [])
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
@@ -163,13 +161,14 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, 
     return figure, places
 
 
-def _write(figure: Any, path: Path, above: Sequence[str], below: Sequence[str]) -> None:
-    """Save a figure with lines of text above and below it, each cut at its width; a $ in them is no formula."""
+def _write(figure: Any, path: Path, title: str, below: Sequence[str]) -> None:
+    """Save a figure with a title and lines of text below it, each cut at its width; a $ in them is no formula."""
     num_letters = int(figure.get_figwidth() * 72 / (0.55 * _FONT_SIZE))
-    for lines, put in ((above, figure.suptitle), (below, figure.supxlabel)):
-        cut = [line if len(line) <= num_letters else f"{line[: num_letters - 3]}..." for line in map(one_line, lines)]
-        if cut:
-            put("\n".join(cut), x=0.01, ha="left", fontsize=_FONT_SIZE, parse_math=False)
+    title, *below = (
+        line if len(line) <= num_letters else f"{line[: num_letters - 3]}..." for line in map(one_line, [title, *below])
+    )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=_FONT_SIZE, parse_math=False)
+    figure.supxlabel("\n".join(below), x=0.01, ha="left", fontsize=_FONT_SIZE, parse_math=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font lacks: they are drawn as boxes
         figure.savefig(path, format="png")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitprune.backbones import preprocessing
 from vitprune.data import UNLABELLED, Data, ImageSet, batches, make_loader
-from vitprune.model import Selection, SparseViT
+from vitprune.model import SparseViT
 from vitprune.report.schema import Answer
 
 NUM_ANSWERS = 3
@@ -26,7 +26,7 @@ class KeepMap:
     Attributes:
         image: as the models saw it, resized and cropped, RGB.
         grid_size: patches (rows, columns); a patch's number counts them in raster order.
-        kept: numbers of the patches that are left after each stage, rising.
+        kept: numbers of the patches kept after each stage, rising.
         scores: log-odds that a stage's predictor gave for keeping each patch that had reached it.
         dense: likeliest classes of the dense model, best first.
         sparse: likewise of the sparse model.
@@ -50,7 +50,7 @@ class KeepMap:
 
     @property
     def kept_pct(self) -> tuple[float, ...]:
-        """Share of the patches that are left after each stage, in percent."""
+        """Share of the patches kept after each stage, in percent."""
         return tuple(100 * len(stage) / self.num_patches for stage in self.kept)
 
     def reached(self, stage: int) -> tuple[int, ...]:
@@ -73,17 +73,19 @@ def keep_maps(
     """
     on_device = images.to(next(sparse.parameters()).device)
     selection = sparse.select(on_device)
-    ours, theirs = (logits.float().log_softmax(dim=-1).cpu() for logits in (selection.logits, dense(on_device)))
-    kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
-    kept, scores = _choices(selection)
+    logits = selection.logits, dense(on_device)
+    of_sparse, of_dense = (each.float().log_softmax(dim=-1).cpu() for each in logits)  # (B, num_classes)
+    kl = F.kl_div(of_sparse, of_dense, reduction="none", log_target=True).sum(dim=-1)
+    kept = [indices.cpu() for indices in selection.indices]
+    scores = [(log_pi[..., 1] - log_pi[..., 0]).float().cpu() for log_pi in selection.log_pi]
     return [
         KeepMap(
-            image=seen(sparse.model, image),
+            image=as_seen(sparse.model, image),
             grid_size=sparse.backbone.grid_size,
             kept=tuple(tuple(stage[i].tolist()) for stage in kept),
             scores=tuple(tuple(stage[i].tolist()) for stage in scores),
-            dense=_answers(theirs[i], names),
-            sparse=_answers(ours[i], names),
+            dense=_answers(of_dense[i], names),
+            sparse=_answers(of_sparse[i], names),
             kl=kl[i].item(),
             label=None if labels[i] == UNLABELLED else int(labels[i]),
         )
@@ -91,7 +93,7 @@ def keep_maps(
     ]
 
 
-def seen(model: nn.Module, image: Tensor) -> Image.Image:
+def as_seen(model: nn.Module, image: Tensor) -> Image.Image:
     """A preprocessed image (C, H, W) as an RGB image again: what the model saw."""
     config = preprocessing(model)
     mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
@@ -131,12 +133,6 @@ def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.d
             kept = model.to(device).eval().select(images.to(device)).indices[-1].cpu()
             shares[name].append(per_patch.gather(1, kept).sum(dim=1) / per_patch.sum(dim=1))
     return {name: 100 * torch.cat(parts).mean().item() for name, parts in shares.items()}
-
-
-def _choices(selection: Selection) -> tuple[list[Tensor], list[Tensor]]:
-    kept = [indices.cpu() for indices in selection.indices]
-    scores = [(log_pi[..., 1] - log_pi[..., 0]).float().cpu() for log_pi in selection.log_pi]
-    return kept, scores
 
 
 def _answers(log_probabilities: Tensor, names: Mapping[int, str]) -> tuple[Answer, ...]:

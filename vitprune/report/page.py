@@ -13,7 +13,7 @@ from vitprune.common.files import replacing
 from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
 from vitprune.report.runs import FinishedRun
-from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY
+from vitprune.report.samples import GROUPS
 from vitprune.report.schema import Answer, ImageRow, Report, Step
 from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows, verdict
 
@@ -24,7 +24,6 @@ _LOSSES = {
     "ce": "cross-entropy with the labels",
     "ratio": "kept share against its target",
 }
-_GROUPS = (BOTH_RIGHT, DENSE_ONLY, SPARSE_ONLY, NEITHER, SAME, OTHER)
 
 
 def write_page(path: Path, run: FinishedRun, *, images: bool = True) -> None:
@@ -92,7 +91,7 @@ def templates() -> Environment:
 def _groups(images: list[ImageRow], grid_size: tuple[int, int]) -> list[dict[str, Any]]:
     """The images by who was right, with what covers the patches that have left."""
     found = []
-    for group in _GROUPS:
+    for group in GROUPS:
         rows = [(index, row) for index, row in enumerate(images) if row.group == group]
         if rows:
             found.append({"name": group, "images": [_image(i, row, grid_size) for i, row in rows]})
@@ -123,10 +122,10 @@ def _cover(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
 def _edges(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
     """Lines between neighbours of which one patch is kept and one is not, likewise."""
     rows, columns = grid_size
-    stays = {divmod(patch, columns) for patch in kept}
+    at = {divmod(patch, columns) for patch in kept}
     places = [(row, column) for row in range(rows) for column in range(columns)]
-    upright = [f"M{x} {y}v1" for y, x in places if x and ((y, x) in stays) != ((y, x - 1) in stays)]
-    level = [f"M{x} {y}h1" for y, x in places if y and ((y, x) in stays) != ((y - 1, x) in stays)]
+    upright = [f"M{x} {y}v1" for y, x in places if x and ((y, x) in at) != ((y, x - 1) in at)]
+    level = [f"M{x} {y}h1" for y, x in places if y and ((y, x) in at) != ((y - 1, x) in at)]
     return "".join(upright + level)
 
 

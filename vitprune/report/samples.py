@@ -25,8 +25,8 @@ BOTH_RIGHT, DENSE_ONLY, SPARSE_ONLY, NEITHER = (
     "both wrong",
 )
 SAME, OTHER = "same answer", "another answer"
-_SHOWN = {BOTH_RIGHT: 3, SAME: 3, OTHER: 3}
-_SHOWN_ELSE = 2
+GROUPS = {BOTH_RIGHT: 3, DENSE_ONLY: 2, SPARSE_ONLY: 2, NEITHER: 2, SAME: 3, OTHER: 3}
+"""How many images of each group are shown, in this order."""
 _SIDE = 256
 _QUALITY = 80
 _BATCH_SIZE = 16
@@ -66,8 +66,8 @@ def choose_images(
         groups.setdefault(group_of(keep_map), []).append(keep_map)
     rows = [
         _row(name, place, keep_map, names)
-        for name in (BOTH_RIGHT, DENSE_ONLY, SPARSE_ONLY, NEITHER, SAME, OTHER)
-        for place, keep_map in _picked(groups.get(name, []), _SHOWN.get(name, _SHOWN_ELSE))
+        for name, count in GROUPS.items()
+        for place, keep_map in _picked(groups.get(name, []), count)
     ]
     return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=len(maps), images=rows)
 
