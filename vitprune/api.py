@@ -6,9 +6,11 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
+from vitprune.budget import PlanRequest, resolve
 from vitprune.common.devices import pick_device
 from vitprune.common.progress import SILENT
 from vitprune.common.run_folder import RunFolder
@@ -22,14 +24,18 @@ from vitprune.training import Recipe, load_recipe
 
 def sparsify(
     model: nn.Module,
-    keep: float = 0.7,
+    keep: float | None = None,
     data: str | Path | None = None,
     *,
     stages: Sequence[int] | None = None,
     ratios: Sequence[float] | None = None,
     schedule: ScheduleName | None = None,
     dropped: Dropped | None = None,
-    align: int = 1,
+    align: int | Literal["auto"] = 1,
+    target_gmacs: float | None = None,
+    target_speedup: float | None = None,
+    target_latency_ms: float | None = None,
+    target_batch_size: int = 32,
     recipe: Recipe | str = "short",
     device: str = "auto",
     output: str | Path | None = None,
@@ -39,14 +45,18 @@ def sparsify(
 
     Args:
         model: a timm model of a supported family; it is the teacher and is not changed.
-        keep: share of patch tokens that one stage keeps, in (0, 1].
+        keep: share of patch tokens that one stage keeps, in (0, 1]; None for 0.7, or for what a target finds.
         data: images to train on: a folder, "imagenet", "hf:owner/name" or "demo". None attaches untrained
             predictors and warns: they rank tokens no better than chance until you train them.
         stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
         ratios: free shares of the original tokens left after each stage, instead of `keep`.
         schedule: "geometric" or "late"; None for the recipe's.
         dropped: "drop" or "fold"; None for the recipe's.
-        align: token counts in multiples of this, prefix tokens included, at the same cost.
+        align: token counts in multiples of this, prefix tokens included, at the same cost; "auto" is measured.
+        target_gmacs: most multiply-accumulates of one image, in billions; instead of `keep`.
+        target_speedup: images per second over the dense model's, measured on `device` in fp32; instead of `keep`.
+        target_latency_ms: time of a pass, measured likewise; instead of `keep`.
+        target_batch_size: images per pass when measuring.
         recipe: training settings, or the name or path of a settings file.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         output: folder for model.safetensors, report.json and log.jsonl, which also takes an evaluation; None writes
@@ -60,7 +70,21 @@ def sparsify(
         VitpruneError: see `vitprune.errors`.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    sparsity = Sparsity(keep, stages, schedule or recipe.schedule, ratios, dropped or recipe.dropped, align)
+    request = PlanRequest(
+        keep,
+        stages,
+        ratios,
+        schedule,
+        dropped,
+        align,
+        target_gmacs,
+        target_speedup,
+        target_latency_ms,
+        target_batch_size,
+        device=device,
+    )
+    defaults = Sparsity(schedule=recipe.schedule, dropped=recipe.dropped)
+    sparsity, prediction = resolve(request, model, defaults)
     if data is None:
         warnings.warn("no data given: the token predictors are attached but not trained", UserWarning, stacklevel=2)
         return attach_as(copy.deepcopy(model), sparsity).eval()
@@ -73,5 +97,5 @@ def sparsify(
         fit(loaded.model, student, images, recipe, where, SILENT)
         return student.eval()
     folder = RunFolder.choose(Path(output), "").path
-    student, _ = run(loaded, images, recipe, RunSettings(sparsity, where, folder), SILENT)
+    student, _ = run(loaded, images, recipe, RunSettings(sparsity, where, folder, prediction=prediction), SILENT)
     return student

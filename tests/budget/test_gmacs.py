@@ -17,9 +17,9 @@ def test_last_within_is_the_last_that_fits():
         assert last_within(budget, lambda n: n * n, 2, 20) == max(fitting, default=2)
 
 
-@pytest.mark.parametrize("sparsity", [Sparsity(), Sparsity(schedule="late", dropped="fold"), Sparsity(stages=[2])])
+@pytest.mark.parametrize("sparsity", [Sparsity(), Sparsity(schedule="late", dropped="fold"), Sparsity(stages=[1])])
 def test_the_ratio_found_fits_and_the_next_does_not(make_vit, sparsity):
-    model = make_vit(img_size=96)
+    model = make_vit(img_size=96, depth=3)
     dense = count_macs(model, SIZE) / 1e9
     target = 0.75 * dense
     found = keep_for_gmacs(model, sparsity, target)
@@ -31,7 +31,7 @@ def test_the_ratio_found_fits_and_the_next_does_not(make_vit, sparsity):
 
 @pytest.mark.parametrize(("share", "message"), [(1.0, "the dense model needs"), (0.1, "still leaves")])
 def test_budgets_out_of_reach_are_refused_with_the_reachable_ones(make_vit, share, message):
-    model = make_vit(img_size=96)
+    model = make_vit(img_size=96, depth=3)
     dense = count_macs(model, SIZE) / 1e9
     with pytest.raises(UsageError, match=message) as caught:
         keep_for_gmacs(model, Sparsity(), share * dense)

@@ -1,14 +1,13 @@
 """A plan for a speed: found by trial on a clock that is known, so that the best plan is known too."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from vitprune.budget import Speed, SpeedTarget, find_plan
-from vitprune.budget.speed import measure_blocks
-from vitprune.cli.app import run
+from vitprune.budget import Speed, SpeedTarget, measure_speed
+from vitprune.budget.speed import find_plan
+from vitprune.common.progress import SILENT
 from vitprune.errors import UsageError
 from vitprune.measure import Timing, ZeroOverheadViT
 from vitprune.model import SparseViT, attach_as
@@ -39,143 +38,95 @@ class Clock:
         return sum(schedule.tokens_per_block()) / schedule.num_patches + choosing
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def vit(make_vit):
     return make_vit(depth=12, img_size=112)  # 49 patches
 
 
-def use(monkeypatch, clock):
-    monkeypatch.setattr("vitprune.budget.speed.benchmark", clock)
-    return clock
+@pytest.fixture
+def find(vit, monkeypatch):
+    """`find(clock, sparsity, speedup or latency_ms)`: a plan by this clock."""
 
+    def find(clock, sparsity=None, **target):
+        monkeypatch.setattr("vitprune.budget.speed.benchmark", clock)
+        target = {"speedup": None, "latency_ms": None} | target
+        return find_plan(
+            vit, sparsity or Sparsity(), SpeedTarget(**target, batch_size=1, precision="fp32"), CPU, SILENT
+        )
 
-def target(speedup=None, latency_ms=None):
-    return SpeedTarget(speedup, latency_ms, 1, "fp32")
+    return find
 
 
 def best_keep(vit, clock, allowed_ms, **plan):
     """By trying them all."""
-    steps = (step / 1000 for step in range(999, 0, -1))
+    steps = (step / 200 for step in range(199, 0, -1))
     return next(k for k in steps if clock.milliseconds(attach_as(vit, Sparsity(k, **plan))) <= allowed_ms)
 
 
-@pytest.mark.parametrize("asked", [{"speedup": 1.5}, {"latency_ms": 8.0}])
-@pytest.mark.parametrize(("stage_ms", "dropped"), [(0.0, "drop"), (0.1, "drop"), (0.1, "fold")])
-def test_it_keeps_what_fits_and_hardly_less(vit, monkeypatch, asked, stage_ms, dropped):
-    clock = use(monkeypatch, Clock(stage_ms))
-    found, promise = find_plan(vit, Sparsity(schedule="late", dropped=dropped), target(**asked), CPU)
-    assert promise.speed.sparse_ms <= 8.0
-    assert promise.speed.sparse_ms == pytest.approx(clock.milliseconds(attach_as(vit, found)))
+@pytest.mark.parametrize("target", [{"speedup": 1.5}, {"latency_ms": 8.0}])
+@pytest.mark.parametrize(("stage_ms", "dropped"), [(0.0, "drop"), (0.1, "fold")])
+def test_it_keeps_what_fits_and_hardly_less(vit, find, target, stage_ms, dropped):
+    clock = Clock(stage_ms)
+    found, prediction = find(clock, Sparsity(schedule="late", dropped=dropped), **target)
+    assert prediction.speed.sparse_ms <= 8.0
+    assert prediction.speed.sparse_ms == pytest.approx(clock.milliseconds(attach_as(vit, found)))
     assert found.keep == pytest.approx(best_keep(vit, clock, 8.0, schedule="late"), abs=0.03)
     assert (found.schedule, found.dropped) == ("late", dropped)
     assert attach_as(vit, found).schedule.blocks == (3, 6, 9)
+    assert clock.num_trials <= 11
 
 
-def test_where_choosing_is_dear_there_are_two_stages(vit, monkeypatch):
-    use(monkeypatch, Clock(stage_ms=1.2))
-    found, _ = find_plan(vit, Sparsity(), target(1.5), CPU)
+def test_fewer_stages_where_choosing_is_dear(find):
+    found, _ = find(Clock(stage_ms=1.2), speedup=1.5)
     assert found.stages == (4, 8)
+    found, _ = find(Clock(stage_ms=1.2), Sparsity(stages=[2, 5, 8]), speedup=1.5)
+    assert found.stages == (2, 5, 8), "stages that are given stay"
+    found, prediction = find(Clock(stage_ms=3.0), speedup=1.2)
+    assert found.stages == (6,), "one stage only where nothing else reaches it"
+    assert prediction.speed.sparse_ms <= 10
 
 
-def test_one_stage_only_where_nothing_else_reaches_it(vit, monkeypatch):
-    clock = use(monkeypatch, Clock(stage_ms=3.0))
-    found, promise = find_plan(vit, Sparsity(), target(1.2), CPU)
-    assert found.stages == (6,)
-    assert promise.speed.sparse_ms <= 10
-    assert clock.num_trials > 3
-
-
-def test_stages_asked_for_stay(vit, monkeypatch):
-    use(monkeypatch, Clock(stage_ms=1.2))
-    found, _ = find_plan(vit, Sparsity(stages=[2, 5, 8]), target(1.5), CPU)
-    assert tuple(found.stages) == (2, 5, 8)
-
-
-def test_a_machine_that_becomes_slower_misleads_nobody(vit, monkeypatch):
-    use(monkeypatch, Clock(stage_ms=0.1, drift=1.3))
-    found, promise = find_plan(vit, Sparsity(), target(1.5), CPU)
-    assert promise.speed.speedup == pytest.approx(1.5, rel=0.04)
+def test_a_machine_that_becomes_slower_misleads_nobody(vit, find):
+    found, prediction = find(Clock(stage_ms=0.1, drift=1.3), speedup=1.5)
+    assert prediction.speed.speedup == pytest.approx(1.5, rel=0.04)
     assert found.keep == pytest.approx(best_keep(vit, Clock(0.1), 8.0), abs=0.03)
 
 
-def test_what_is_promised_is_not_the_luck_of_a_trial(vit, monkeypatch):
+def test_the_prediction_is_not_the_luck_of_a_trial(vit, find):
     class Lucky(Clock):
         """The sparse model is a tenth faster than it is while plans are tried."""
 
         def __call__(self, models, *args, min_seconds, **kwargs):
-            trial = set(models) == {"dense", "sparse"} and min_seconds < 2
+            luck = 0.9 if min_seconds < 2 else 1.0
             timings = super().__call__(models, *args, min_seconds=min_seconds, **kwargs)
-            luck = 0.9 if trial else 1.0
             return [replace(t, latency_ms_p50=t.latency_ms_p50 * (luck if t.model == "sparse" else 1)) for t in timings]
 
-    use(monkeypatch, Lucky())
-    found, promise = find_plan(vit, Sparsity(), target(1.5), CPU)
-    assert promise.speed.sparse_ms == pytest.approx(Clock().milliseconds(attach_as(vit, found)))
-    assert promise.speed.speedup < 1.5
+    found, prediction = find(Lucky(), speedup=1.5)
+    assert prediction.speed.sparse_ms == pytest.approx(Clock().milliseconds(attach_as(vit, found)))
+    assert prediction.speed.speedup < 1.5
 
 
-def test_what_cannot_be_is_told_with_what_can(vit, monkeypatch):
-    use(monkeypatch, Clock(stage_ms=1.0))
-    with pytest.raises(UsageError, match=r"ms 1.5 at batch 1, fp32 cannot be reached on cpu.* about 3.\d+ ms") as error:
-        find_plan(vit, Sparsity(), target(latency_ms=1.5), CPU)
+def test_an_impossible_target_is_refused_with_what_is_possible(find):
+    clock = Clock(stage_ms=1.0)
+    with pytest.raises(UsageError, match=r"1.5 at batch 1, fp32 cannot be reached on cpu.* 4,8: 6.16 ms") as error:
+        find(clock, latency_ms=1.5)
     assert "take a smaller model" in error.value.hint
-    with pytest.raises(UsageError, match=r"cannot be reached on cpu: keep 0.\d+ at stages 3,6,9 takes \d"):
-        find_plan(vit, Sparsity(), target(latency_ms=3.8), CPU)
+    assert clock.num_trials == 3, "one for each number of stages"
     with pytest.raises(UsageError, match=r"what the dense model reaches already: 12 ms"):
-        find_plan(vit, Sparsity(), target(latency_ms=12), CPU)
+        find(clock, latency_ms=12)
 
 
-def test_blocks_are_timed_for_real(vit):
-    blocks = measure_blocks(vit, target(2.0), CPU, seconds=0.01)
-    assert blocks.counts[-1] == 49
-    assert list(blocks.counts) == sorted(blocks.counts)
-    assert list(blocks.saved_ms) == sorted(blocks.saved_ms, reverse=True)
-    assert blocks.saved_ms[-1] == 0
-    assert blocks.share(attach_as(vit, Sparsity(1.0)).schedule) == 1
+def test_prediction_and_outcome_are_kept_apart(find):
+    _, prediction = find(Clock(), speedup=1.5)
+    outcome = prediction.compared_with(Speed(12.0, 8.4))
+    assert (outcome["speedup"], outcome["measured_speedup"], outcome["met"]) == (1.5, pytest.approx(12 / 8.4), False)
+    assert outcome["promised_speedup"] >= 1.5
+    assert prediction.compared_with(Speed(12.0, 7.9))["met"]
 
 
-def test_promise_and_outcome_are_told_apart(vit, monkeypatch):
-    use(monkeypatch, Clock())
-    _, promise = find_plan(vit, Sparsity(), target(1.5), CPU)
-    said = promise.compared_with(Speed(12.0, 8.4))
-    assert (said["speedup"], said["promised_speedup"] >= 1.5, said["measured_speedup"], said["met"]) == (
-        *(1.5, True, pytest.approx(12 / 8.4), False),
-    )
-    assert promise.compared_with(Speed(12.0, 7.9))["met"]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--target-speedup", "0.9"], "--target-speedup is 0.9, expected more than 1"),
-        (["--target-speedup", "nan"], "--target-speedup is nan"),
-        (["--target-latency-ms", "0"], "--target-latency-ms is 0, expected milliseconds above 0"),
-        (["--target-speedup", "1.5", "--keep", "0.7"], "--keep and --target-speedup say the same thing"),
-        (["--target-speedup", "2", "--target-latency-ms", "4"], "--target-speedup and --target-latency-ms say"),
-    ],
-)
-@pytest.mark.parametrize("command", ["sparsify", "bench"])
-def test_targets_that_are_none(command, options, said, capsys):
-    assert run([command, "demo", *options]) == 2
-    assert said in capsys.readouterr().err
-
-
-def test_a_resumed_run_does_not_measure_again(capsys):
-    assert run(["sparsify", "demo", "--resume", "--target-speedup", "1.5"]) == 2
-    assert "--target-speedup may measure something else" in capsys.readouterr().err
-
-
-def test_the_report_holds_promise_and_outcome(tmp_path, monkeypatch, capsys):
-    use(monkeypatch, Clock(stage_ms=0.05))
-    options = ["--limit", "8", "--steps", "1", "--warm-start-steps", "1", "-b", "4", "-j", "0", "--device", "cpu"]
-    monkeypatch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.01)
-    asked = ["--target-speedup", "1.3", "--target-batch-size", "2", "--json"]
-    assert run(["sparsify", "demo", "-o", str(tmp_path / "run"), *options, *asked]) == 0
-    printed = capsys.readouterr()
-    report = json.loads(printed.out)
-    assert report["target"] == json.loads((tmp_path / "run/report.json").read_text())["target"]
-    assert report["target"]["batch_size"] == 2
-    assert report["target"]["speedup"] == 1.3
-    assert report["target"]["promised_speedup"] == pytest.approx(report["target"]["measured_speedup"])
-    assert report["target"]["met"]
-    assert f"keep {report['keep']:g}" in printed.err
+def test_speed_is_measured_for_real(make_vit, monkeypatch):
+    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
+    model = make_vit(img_size=64)
+    speed = measure_speed(model, attach_as(model, Sparsity(0.5)), SpeedTarget(2.0, None, 1, "fp32"), CPU, 0.01)
+    assert speed.dense_ms > 0
+    assert speed.speedup == speed.dense_ms / speed.sparse_ms

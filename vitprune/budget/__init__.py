@@ -1,17 +1,17 @@
-"""From a request (MACs, a speed, whole tiles) to a pruning schedule."""
+"""From a request (a keep ratio, MACs, a speed, whole tiles) to a pruning plan."""
 
-from vitprune.budget.alignment import fastest_align
 from vitprune.budget.gmacs import keep_for_gmacs, keep_within, last_within
-from vitprune.budget.speed import Promise, Speed, SpeedTarget, find_plan, measure_speed
+from vitprune.budget.resolve import PlanRequest, resolve
+from vitprune.budget.speed import Prediction, Speed, SpeedTarget, measure_speed
 
 __all__ = [
-    "Promise",
+    "PlanRequest",
+    "Prediction",
     "Speed",
     "SpeedTarget",
-    "fastest_align",
-    "find_plan",
     "keep_for_gmacs",
     "keep_within",
     "last_within",
     "measure_speed",
+    "resolve",
 ]

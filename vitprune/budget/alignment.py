@@ -9,6 +9,7 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.common.devices import Precision
+from vitprune.common.progress import Listener
 from vitprune.errors import UsageError
 from vitprune.measure.macs import count_macs
 from vitprune.measure.throughput import benchmark
@@ -26,7 +27,7 @@ def fastest_align(
     batch_size: int,
     device: torch.device,
     precision: Precision,
-    seconds: float = 2.0,
+    listener: Listener,
 ) -> int:
     """The alignment with which the untrained sparse model runs fastest per multiply-accumulate, measured.
 
@@ -35,19 +36,13 @@ def fastest_align(
         sparsity: the rest of the plan.
         batch_size: images per pass.
         device: where to run.
-        precision: in which.
-        seconds: how long each candidate is timed.
+        precision: of a pass.
+        listener: shows how far it is.
     """
     built = {str(align): each for align in CANDIDATES if (each := _attach(model, replace(sparsity, align=align)))}
     size = input_size(model)
-    timings = benchmark(
-        built,
-        size,
-        [batch_size],
-        device=device,
-        precision=precision,
-        min_seconds=seconds,
-    )
+    listener.begin("timing alignments", len(built))
+    timings = benchmark(built, size, [batch_size], device=device, precision=precision, listener=listener)
     # Counts can be aligned to the same cost only nearly, so the cost is divided out.
     cost = {int(timing.model): timing.latency_ms_p50 / count_macs(built[timing.model], size) for timing in timings}
     return choose_align(cost)

@@ -1,31 +1,28 @@
-"""From a speed to be reached to the plan that reaches it, by measurement on the device at hand."""
+"""From a target for speed to the plan that meets it, by measurement on the device at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from vitprune.backbones import input_size, wrap
-from vitprune.budget.gmacs import KEEP_STEPS, last_within
 from vitprune.common.devices import Precision
+from vitprune.common.progress import Listener
 from vitprune.errors import UsageError
 from vitprune.measure.bound import ZeroOverheadViT
 from vitprune.measure.throughput import benchmark
 from vitprune.model import SparseViT, attach_as
-from vitprune.schedule import NUM_STAGES, Schedule, Sparsity, Stage, default_stages
+from vitprune.schedule import NUM_STAGES, Sparsity, default_stages
 
-_SHARES = (0.75, 0.5, 0.25, 0.0625)
-"""Of all patch tokens: where the time of blocks is measured; in between it is interpolated."""
-_IN_HAND = 0.01
-"""How much faster than asked the plan is to be, for the next measurement differs by about as much."""
-_NEAR_ENOUGH = 0.02
-_MAX_TRIES = 5
+_KEEP_STEPS = 200
+"""Keep ratios are tried in steps of half a percent: finer ones are noise on the clock."""
+_MARGIN = 0.01
+"""How much faster than the target a plan must be, for the next measurement differs by about as much."""
+_NEAR_ENOUGH = 0.03
 _LAST_LOOK_S = 3.0
 _WORTH_A_STAGE = 0.04
 """How many more tokens, of those of all blocks of the dense model, two stages must keep to be better than three.
@@ -52,7 +49,7 @@ class SpeedTarget:
     precision: Precision
 
     def allowed_share(self, dense_ms: float) -> float:
-        """What share of the dense model's time may be used."""
+        """Share of the dense model's time that may be used."""
         return 1 / self.speedup if self.speedup is not None else (self.latency_ms or 0.0) / dense_ms
 
     def __str__(self) -> str:
@@ -79,14 +76,14 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What a plan was chosen for, and how fast its untrained model ran."""
+class Prediction:
+    """The speed that a plan was chosen for, and how fast its untrained model ran."""
 
     target: SpeedTarget
     speed: Speed
 
     def compared_with(self, outcome: Speed) -> dict[str, Any]:
-        """Promise and outcome in JSON's types, units in the keys."""
+        """Target, prediction and outcome in JSON's types, units in the keys."""
         target = self.target
         share = outcome.sparse_ms / outcome.dense_ms
         return {
@@ -104,186 +101,128 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class BlockTimes:
-    """How much sooner a pass is over for each block that sees fewer tokens.
+class _Trial:
+    """A plan that was measured.
 
     Attributes:
-        dense_ms: a pass of the dense model.
-        counts: rising numbers of patch tokens, the last one all of them.
-        saved_ms: what one block saves that sees so many; the last one 0.
+        sparsity: the plan.
+        model: its untrained model.
+        speed: what was measured.
+        used: its time as a share of what the target allows.
+        tokens_share: tokens that all blocks together see, as a share of the dense model's.
     """
 
-    dense_ms: float
-    counts: tuple[int, ...]
-    saved_ms: tuple[float, ...]
+    sparsity: Sparsity
+    model: SparseViT
+    speed: Speed
+    used: float
+    tokens_share: float
 
-    def share(self, schedule: Schedule) -> float:
-        """What share of the dense model's time a plan needs, choosing the tokens not counted."""
-        saved = np.interp(schedule.tokens_per_block(), self.counts, self.saved_ms).sum()
-        return 1.0 - float(saved) / self.dense_ms
+    def __str__(self) -> str:
+        return (
+            f"{self.sparsity.label} at stages {','.join(map(str, self.model.schedule.blocks))}: "
+            f"{self.speed.sparse_ms:.3g} ms, {self.speed.speedup:.3f} x dense"
+        )
 
 
 def measure_speed(
     dense: nn.Module, sparse: nn.Module, target: SpeedTarget, device: torch.device, seconds: float = 1.0
 ) -> Speed:
     """Time a dense and a sparse model in turns, at the batch size and precision of `target`."""
-    timings = _bench({"dense": dense, "sparse": sparse}, dense, target, device, seconds)
+    timings = _bench({"dense": dense, "sparse": sparse}, target, device, seconds)
     return Speed(timings["dense"], timings["sparse"])
 
 
-def measure_blocks(model: nn.Module, target: SpeedTarget, device: torch.device, seconds: float = 1.0) -> BlockTimes:
-    """Time the model with all tokens, and with fewer of them (for free) from its second block on."""
-    backbone = wrap(model)
-    total, depth = backbone.num_patches, backbone.depth
-    counts = sorted({max(1, int(total * share)) for share in _SHARES} - {total}, reverse=True)
-    models: dict[str, nn.Module] = {str(total): model}
-    for count in counts:
-        schedule = Schedule(depth, total, (Stage(1, count / total, count),))
-        models[str(count)] = ZeroOverheadViT(SparseViT(model, schedule, [nn.Identity()]))
-    timings = _bench(models, model, target, device, seconds)
-    blocks = depth - 1
-    # Fewer tokens never take longer: where they seem to, that is noise, or a tile that is half empty.
-    saved = np.maximum.accumulate([0.0, *((timings[str(total)] - timings[str(count)]) / blocks for count in counts)])
-    return BlockTimes(timings[str(total)], (*reversed(counts), total), tuple(float(each) for each in saved[::-1]))
-
-
 def find_plan(
-    model: nn.Module,
-    sparsity: Sparsity,
-    target: SpeedTarget,
-    device: torch.device,
-    tell: Callable[[str], None] = lambda _: None,
-) -> tuple[Sparsity, Promise]:
-    """The plan that keeps most and is still as fast as asked: a first guess from the time of blocks, then by trial.
+    model: nn.Module, sparsity: Sparsity, target: SpeedTarget, device: torch.device, listener: Listener
+) -> tuple[Sparsity, Prediction]:
+    """The plan that keeps most and is as fast as the target: keep ratios are bisected, each measured beside dense.
 
-    What choosing the tokens costs is what a trial needs more than the guess said; the next guess knows it. Fewer
-    predictors are tried where this cost would rather keep tokens, unless the stages are given.
+    Fewer stages are tried where choosing the tokens takes so long that it would rather keep tokens, unless the stages
+    are given.
 
     Args:
         model: a timm model of a supported family, with weights.
         sparsity: the rest of the plan; its keep ratio is not used.
         target: the speed.
         device: where to run.
-        tell: called with a sentence about each trial.
+        listener: hears of each trial.
 
     Returns:
-        The plan, its keep ratio to a thousandth, and how fast its untrained model ran when looked at once more; on a
-        restless machine that may be slower than asked.
+        The plan, and how fast its untrained model ran when measured once more; on a restless machine that may be
+        slower than the target.
 
     Raises:
         UsageError: the dense model is as fast already, or no plan is.
     """
-    blocks = measure_blocks(model, target, device)
-    if target.allowed_share(blocks.dense_ms) >= 1:
-        raise UsageError(
-            f"{target} is what the dense model reaches already: {blocks.dense_ms:.3g} ms",
-            "ask for more, or use the model as it is",
-        )
-    trials = _Trials(model, target, device, blocks, tell)
-    best: _Found | None = None
-    for stages in _stage_sets(sparsity, trials.backbone.depth):
-        if best is not None and (len(stages) == 1 or not best.overhead_share / len(best.blocks) > _WORTH_A_STAGE):
+    listener.begin("timing plans", None)
+    search = _Search(model, target, device, listener)
+    best: _Trial | None = None
+    for stages in _stage_sets(sparsity, wrap(model).depth):
+        if best is not None and (len(stages) == 1 or search.overhead_share(best) / len(stages) <= _WORTH_A_STAGE):
             break
-        found = trials.search(replace(sparsity, stages=stages))
+        found = search.bisect(replace(sparsity, stages=stages))
         if found is not None and (best is None or found.tokens_share > best.tokens_share + _WORTH_A_STAGE):
             best = found
     if best is None:
         raise UsageError(
-            f"{target} cannot be reached on {device}: {trials.nearest(sparsity)}",
+            f"{target} cannot be reached on {device}; the fastest plan is {search.fastest()}",
             "ask for less, drop tokens earlier with --stages, or take a smaller model",
         )
-    # The plan was chosen for having been fast in its trial, which luck helps: what is promised is measured anew.
-    speed = measure_speed(model, attach_as(model, best.sparsity), target, device, _LAST_LOOK_S)
-    tell(f"{best.sparsity.label} at stages {_listed(best.blocks)}, once more: {speed.speedup:.3f} x dense")
-    return best.sparsity, Promise(target, speed)
+    # The plan was chosen for having been fast in its trial, which luck helps: the prediction is measured anew.
+    best = replace(best, speed=measure_speed(model, best.model, target, device, _LAST_LOOK_S))
+    listener.say(f"once more: {best}")
+    return best.sparsity, Prediction(target, best.speed)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A plan that was tried."""
+class _Search:
+    """Measures plans for one target."""
 
-    sparsity: Sparsity
-    speed: Speed
-    blocks: tuple[int, ...]
-    tokens_share: float
-    overhead_share: float
+    def __init__(self, model: nn.Module, target: SpeedTarget, device: torch.device, listener: Listener) -> None:
+        self.model, self.target, self.device, self.listener = model, target, device, listener
+        self.trials: list[_Trial] = []
 
-
-class _Trials:
-    """Plans tried for one target."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        target: SpeedTarget,
-        device: torch.device,
-        blocks: BlockTimes,
-        tell: Callable[[str], None],
-    ) -> None:
-        self.model, self.target, self.device, self.blocks, self.tell = model, target, device, blocks, tell
-        self.backbone = wrap(model)
-        self.tried: list[_Found] = []
-
-    def search(self, sparsity: Sparsity) -> _Found | None:
-        """The plan that keeps most with these stages and was fast enough; None if none was."""
-        overheads: list[float] = []
+    def bisect(self, sparsity: Sparsity) -> _Trial | None:
+        """The plan with these stages that keeps most and meets the target; None if none does."""
+        low, high, step = 1, _KEEP_STEPS - 1, 1  # the fastest plan first: can the target be met at all?
         best = None
-        allowed = self.target.allowed_share(self.blocks.dense_ms)
-        seen: set[float] = set()
-        for _ in range(_MAX_TRIES):
-            keep = self._guess(sparsity, allowed * (1 - _IN_HAND) - (fmean(overheads) if overheads else 0.0))
-            if keep is None or keep in seen:
-                break
-            seen.add(keep)
-            found = self._try(replace(sparsity, keep=keep))
-            overheads.append(found.overhead_share)
-            allowed = self.target.allowed_share(found.speed.dense_ms)
-            reached = 1 / found.speed.speedup / allowed
-            if reached <= 1 and (best is None or found.tokens_share > best.tokens_share):
-                best = found
-            if 1 - _NEAR_ENOUGH <= reached <= 1:
-                break
+        while low <= high:
+            trial = self.measure(replace(sparsity, keep=step / _KEEP_STEPS))
+            if trial.used > 1 - _MARGIN:
+                high = step - 1
+            else:
+                best, low = trial, step + 1
+                if trial.used >= 1 - _NEAR_ENOUGH:
+                    break
+            step = (low + high + 1) // 2
         return best
 
-    def nearest(self, sparsity: Sparsity) -> str:
-        """How far one comes, for an error: the fastest plan tried, or what the time of blocks says of one token."""
-        if self.tried:
-            found = min(self.tried, key=lambda found: found.speed.sparse_ms)
-            where, speed = f"{found.sparsity.label} at stages {_listed(found.blocks)} takes", found.speed
-        else:
-            dense = self.blocks.dense_ms
-            where = "dropping nearly every token leaves about"
-            speed = Speed(dense, dense * self.blocks.share(self._plan(sparsity, 1)))
-        return f"{where} {speed.sparse_ms:.3g} ms, {speed.speedup:.2f} x as fast as dense"
-
-    def _guess(self, sparsity: Sparsity, share: float) -> float | None:
-        """The largest keep ratio, to a thousandth, that by the blocks needs at most this share; None if none does."""
-
-        def cost(step: int) -> float:
-            return self.blocks.share(self._plan(sparsity, step))
-
-        step = last_within(share, cost, 1, KEEP_STEPS - 1)
-        return step / KEEP_STEPS if cost(step) <= share else None
-
-    def _plan(self, sparsity: Sparsity, step: int) -> Schedule:
-        return replace(sparsity, keep=step / KEEP_STEPS).plan(self.backbone)
-
-    def _try(self, sparsity: Sparsity) -> _Found:
+    def measure(self, sparsity: Sparsity) -> _Trial:
+        """Time a plan beside the dense model."""
         sparse = attach_as(self.model, sparsity)
         speed = measure_speed(self.model, sparse, self.target, self.device)
+        allowed = self.target.allowed_share(speed.dense_ms)
+        if allowed >= 1:
+            raise UsageError(
+                f"{self.target} is what the dense model reaches already: {speed.dense_ms:.3g} ms",
+                "ask for more, or use the model as it is",
+            )
         schedule = sparse.schedule
-        found = _Found(
-            sparsity,
-            speed,
-            schedule.blocks,
-            sum(schedule.tokens_per_block()) / (schedule.num_patches * schedule.depth),
-            1 / speed.speedup - self.blocks.share(schedule),
-        )
-        self.tried.append(found)
-        self.tell(
-            f"{sparsity.label} at stages {_listed(found.blocks)}: {speed.sparse_ms:.3g} ms, {speed.speedup:.3f} x dense"
-        )
-        return found
+        tokens_share = sum(schedule.tokens_per_block()) / (schedule.num_patches * schedule.depth)
+        trial = _Trial(sparsity, sparse, speed, 1 / speed.speedup / allowed, tokens_share)
+        self.trials.append(trial)
+        self.listener.say(str(trial))
+        return trial
+
+    def overhead_share(self, trial: _Trial) -> float:
+        """What choosing the tokens takes, as a share of the dense model's time."""
+        models = {"dense": self.model, "sparse": trial.model, "bound": ZeroOverheadViT(trial.model)}
+        timings = _bench(models, self.target, self.device, 1.0)
+        return (timings["sparse"] - timings["bound"]) / timings["dense"]
+
+    def fastest(self) -> _Trial:
+        """Of all trials, for an error."""
+        return min(self.trials, key=lambda trial: trial.speed.sparse_ms)
 
 
 def _stage_sets(sparsity: Sparsity, depth: int) -> Iterator[tuple[int, ...]]:
@@ -294,17 +233,11 @@ def _stage_sets(sparsity: Sparsity, depth: int) -> Iterator[tuple[int, ...]]:
     yield from dict.fromkeys(default_stages(depth, number) for number in range(NUM_STAGES, 0, -1))
 
 
-def _listed(blocks: tuple[int, ...]) -> str:
-    return ",".join(map(str, blocks))
-
-
-def _bench(
-    models: dict[str, nn.Module], dense: nn.Module, target: SpeedTarget, device: torch.device, seconds: float
-) -> dict[str, float]:
-    """Median time of a pass in milliseconds, by name."""
+def _bench(models: dict[str, nn.Module], target: SpeedTarget, device: torch.device, seconds: float) -> dict[str, float]:
+    """Median time of a pass in milliseconds, by name; the first model is dense."""
     timings = benchmark(
         models,
-        input_size(dense),
+        input_size(models["dense"]),
         [target.batch_size],
         device=device,
         precision=target.precision,

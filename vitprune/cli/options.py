@@ -14,9 +14,6 @@ from vitprune.errors import UsageError
 if TYPE_CHECKING:
     from vitprune.data import DataOptions
 
-_MAX_ALIGN = 4096
-
-
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 ScheduleName = Literal["geometric", "late"]
 DroppedName = Literal["drop", "fold"]
@@ -182,21 +179,6 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} is '{text}', expected whole numbers above 0, such as {example}")
     return [int(part) for part in parts]
-
-
-def parse_align(text: str | None) -> int | None:
-    """`8` to 8; None for `auto`, which is to be measured.
-
-    Raises:
-        UsageError: neither.
-    """
-    if text == "auto":
-        return None
-    if text is None:
-        return 1
-    if not text.isdecimal() or not 1 <= int(text) <= _MAX_ALIGN:
-        raise UsageError(f"--align is '{text}', expected a whole number from 1 to {_MAX_ALIGN}, or auto", "--align 8")
-    return int(text)
 
 
 def parse_ratios(text: str | None, option: str) -> list[float] | None:

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vitprune.cli.output import is_quiet, shows_progress, stderr_console
+from vitprune.cli.output import is_quiet, shows_progress, stderr_console, talk
 from vitprune.common.formatting import duration, plain
 from vitprune.common.progress import Listener
 
@@ -54,8 +54,6 @@ class RunProgress(Listener):
         self.rate: float | None = None
 
     def __enter__(self) -> RunProgress:
-        if self.live:
-            self.display.start()
         return self
 
     def __exit__(
@@ -71,6 +69,7 @@ class RunProgress(Listener):
         self.part, self.total, self.done, self.done_before = what, total, 0, 0
         self.started = self.last_line = time.monotonic()
         if self.live:
+            self.display.start()
             self.task = self.bar.add_task(plain(what), total=total, count=self._count())
         else:
             self._say(what if total is None else f"{what} ({total})")
@@ -91,7 +90,10 @@ class RunProgress(Listener):
 
     def say(self, sentence: str) -> None:
         """A line of its own."""
-        self._say(sentence)
+        if self.part:
+            self._say(sentence)
+        else:
+            talk(sentence)
 
     def _go_on_after(self, done: int) -> None:
         """`done` of the part's steps were taken by the run that this one resumes."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
-from vitprune.budget import Promise, measure_speed
+from vitprune.budget import Prediction, measure_speed
 from vitprune.common import distributed
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
@@ -96,17 +96,17 @@ def bench(
 
 
 def outcome(
-    promise: Promise | None,
+    prediction: Prediction | None,
     models: Mapping[str, nn.Module],
     device: torch.device,
     seconds: float | None,
     listener: Listener,
 ) -> dict[str, Any] | None:
-    """What was predicted before training, beside what is measured now; see `Promise.compared_with`."""
-    if promise is None:
+    """What was predicted before training, beside what is measured now; see `Prediction.compared_with`."""
+    if prediction is None:
         return None
-    listener.begin("measuring what was promised", None)
+    listener.begin("measuring the speed target", None)
     speed = measure_speed(
-        models["dense"], models["sparse"], promise.target, device, BENCH_SECONDS if seconds is None else seconds
+        models["dense"], models["sparse"], prediction.target, device, BENCH_SECONDS if seconds is None else seconds
     )
-    return promise.compared_with(speed)
+    return prediction.compared_with(speed)

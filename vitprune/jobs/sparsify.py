@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vitprune.budget import Promise
+from vitprune.budget import Prediction
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.common import distributed
@@ -53,7 +53,7 @@ class RunSettings:
         checkpoint_every: steps between two training checkpoints; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
         bench_seconds: how long each model is timed at each batch size of the report; None for 2.
-        promise: the speed that the plan was chosen for, to be compared with what comes of it; None where there is none.
+        prediction: of a plan chosen for a speed, to be compared with what is measured after training; else None.
         commands: the command line that began the run, by the command's name; None where none did.
     """
 
@@ -65,7 +65,7 @@ class RunSettings:
     checkpoint_every: int | None = None
     track: str | None = None
     bench_seconds: float | None = None
-    promise: Promise | None = None
+    prediction: Prediction | None = None
     commands: Mapping[str, str] | None = None
 
 
@@ -131,7 +131,7 @@ def run(
         predictions=predictions,
         timings=bench(timed, device, precision, seconds, listener),
         coverage=coverage,
-        target=outcome(settings.promise, models, device, seconds, listener),
+        target=outcome(settings.prediction, models, device, seconds, listener),
         training={"recipe": recipe.model_dump(mode="json")} | asdict(progress),
         data=data,
         precision=precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,7 @@ from vitprune.cli.options import (
     parse_ratios,
 )
 from vitprune.cli.output import enforce, print_json, print_line
-from vitprune.cli.plan_options import Measuring, parse_sparsity
+from vitprune.cli.plan_options import plan_request
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_bench
 from vitprune.common import distributed
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 _DEFAULT_MODEL = "deit_small_patch16_224"
-_DEFAULT_KEEPS = "0.9,0.8,0.7"
+_DEFAULT_KEEPS = (0.9, 0.8, 0.7)
 _CPU_SIZES, _CUDA_SIZES = [1, 8, 32], [1, 8, 32, 128, 256]
 
 
@@ -50,7 +51,7 @@ def bench(
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="RATIOS", help="Keep ratios for timm names.", show_default=f"0.7; {_DEFAULT_KEEPS} without MODEL"
+            metavar="RATIOS", help="Keep ratios for timm names.", show_default="0.7; 0.9,0.8,0.7 without MODEL"
         ),
     ] = None,
     stages: Stages = None,
@@ -118,15 +119,25 @@ def bench(
     modes = [check_mode(name.strip(), where) for name in dict.fromkeys(mode.split(","))]
     number_format = pick_precision(precision, where, training=False)
     sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
-    measuring = Measuring(device, precision, max(sizes), target_speedup, target_latency_ms)
-    targeted = target_speedup is not None or target_latency_ms is not None
-    keeps = parse_ratios(keep or ("0.7" if models else _DEFAULT_KEEPS), "--keep") or []
+    keeps: Sequence[float | None] = parse_ratios(keep, "--keep") or [None]
+    if not models and keep is None and target_speedup is None and target_latency_ms is None:
+        keeps = _DEFAULT_KEEPS
     plans = [
-        parse_sparsity(load_recipe(), each, stages, schedule, None, dropped, None, align, measuring)
-        for each in ([None] if targeted and keep is None else keeps)
+        plan_request(
+            keep=each,
+            stages=stages,
+            schedule=schedule,
+            dropped=dropped,
+            align=align,
+            target_speedup=target_speedup,
+            target_latency_ms=target_latency_ms,
+            target_batch_size=max(sizes),
+            precision=precision,
+            device=device,
+        )
+        for each in keeps
     ]
-    refused = (keep, stages, schedule, dropped, align, target_speedup, target_latency_ms)
-    request = BenchRequest(plans, img_size, refused, floor, align, measuring)
+    request = BenchRequest(plans, load_recipe(), img_size, floor)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprune.cli.plan_options import Measuring, meet_target, refuse_plan, resolve_sparsity
+from vitprune.cli.plan_options import refuse_plan, resolve_plan
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
+    from vitprune.budget import PlanRequest
     from vitprune.measure import BenchModel
-    from vitprune.schedule import Sparsity
+    from vitprune.training import Recipe
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,16 @@ class BenchRequest:
     """What the options ask to be made of a MODEL.
 
     Attributes:
-        plans: of a dense model.
+        plans: of a dense model, one sparse model each.
+        recipe: has the defaults of the plans.
         img_size: or None.
-        refused: options that a file with a plan of its own does not take.
         bounds: whether to add zero-overhead bounds.
-        align: --align.
-        measuring: for --align auto and the targets.
     """
 
-    plans: Sequence[Sparsity]
+    plans: Sequence[PlanRequest]
+    recipe: Recipe
     img_size: tuple[int, int] | None
-    refused: Sequence[object]
     bounds: bool
-    align: str | None
-    measuring: Measuring
 
 
 def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]) -> list[Benchmark]:
@@ -91,17 +88,17 @@ def _variants(spec: str, request: BenchRequest) -> Benchmark:
     from vitprune.model import attach_as
 
     if sparse_file(spec):
-        refuse_plan(spec, *request.refused)
+        for plan in request.plans:
+            refuse_plan(spec, plan)
     loaded = load_model(spec, weights="random", img_size=request.img_size)
     models = {"dense": BenchModel("dense", 1.0, loaded.model)}
     if loaded.sparse is not None and loaded.metadata is not None:
         models[loaded.metadata.label] = BenchModel("sparse", loaded.metadata.keep, loaded.sparse)
     else:
         for asked in request.plans:
-            if asked.keep < 1:
-                plan = resolve_sparsity(loaded.model, asked, None, request.align, request.measuring)
-                plan, _ = meet_target(loaded.model, plan, request.measuring)
-                models[plan.label] = BenchModel("sparse", plan.keep, attach_as(loaded.model, plan))
+            if asked.keep != 1:
+                sparsity, _ = resolve_plan(asked, loaded.model, request.recipe)
+                models[sparsity.label] = BenchModel("sparse", sparsity.keep, attach_as(loaded.model, sparsity))
     models = with_bounds(models) if request.bounds else models
     return Benchmark(loaded.name, models, "dense", input_size(loaded.model))
 

@@ -31,7 +31,7 @@ from vitprune.cli.options import (
     data_options,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
-from vitprune.cli.plan_options import parse_sparsity, refuse_plan, resolve_sparsity
+from vitprune.cli.plan_options import plan_request, refuse_plan, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
@@ -113,14 +113,16 @@ def compare(
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
     plan = CompareSettings(names, where, number_format, batch_size, steps)
-    asked = parse_sparsity(settings, keep, stages, schedule, ratios, dropped, target_gmacs)
+    request = plan_request(
+        keep=keep, stages=stages, schedule=schedule, ratios=ratios, dropped=dropped, target_gmacs=target_gmacs
+    )
     with waiting(f"loading {model}"):
         has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
         loaded = load_model(model, checkpoint=None if has_weights else checkpoint, img_size=img_size)
         if loaded.sparse is None:
-            subject = Subject(loaded.model, resolve_sparsity(loaded.model, asked, target_gmacs))
+            subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
         else:
-            refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs)
+            refuse_plan(model, request)
             trained = (loaded.metadata and loaded.metadata.training) or {}
             dense = load_dense(loaded, checkpoint).model
             subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))

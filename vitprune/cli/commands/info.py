@@ -21,10 +21,9 @@ from vitprune.cli.options import (
     Stages,
     TargetBatchSize,
     TargetGmacs,
-    parse_align,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import Measuring, parse_sparsity, refuse_plan, resolve_sparsity
+from vitprune.cli.plan_options import plan_request, refuse_plan, resolve_plan
 
 
 def info(
@@ -59,20 +58,33 @@ def info(
         from vitprune.measure import count_macs, count_params
         from vitprune.model import attach, attach_as
         from vitprune.training import load_recipe
-    asked = parse_sparsity(load_recipe(recipe), keep, stages, schedule, ratios, dropped, target_gmacs, align)
-    loaded = load_model(model, weights="none" if parse_align(align) else "random", img_size=img_size)
+    settings = load_recipe(recipe)
+    request = plan_request(
+        keep=keep,
+        stages=stages,
+        schedule=schedule,
+        ratios=ratios,
+        dropped=dropped,
+        align=align,
+        target_gmacs=target_gmacs,
+        target_batch_size=target_batch_size,
+        precision=precision,
+        device=device,
+    )
+    loaded = load_model(model, weights="random" if request.align == "auto" else "none", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)
     if loaded.sparse:
-        refuse_plan(model, keep, stages, schedule, ratios, dropped, target_gmacs, align)
-    measuring = Measuring(device, precision, target_batch_size)
-    plan = asked if loaded.sparse else resolve_sparsity(loaded.model, asked, target_gmacs, align, measuring)
-    sparse = loaded.sparse or attach_as(loaded.model, plan)
+        refuse_plan(model, request)
+        sparse, kept = loaded.sparse, loaded.metadata and loaded.metadata.keep
+    else:
+        plan, _ = resolve_plan(request, loaded.model, settings)
+        sparse, kept = attach_as(loaded.model, plan), None if plan.ratios else plan.keep
     size = input_size(loaded.model)
     staged = sparse.schedule
     macs = {"dense": count_macs(dense, size), "sparse": count_macs(sparse, size)}
     result: dict[str, Any] = {
         "model": loaded.name,
-        "keep": loaded.metadata.keep if loaded.metadata else None if plan.ratios else plan.keep,
+        "keep": kept,
         "dropped": sparse.dropped,
         "align": staged.align,
         "input_size": list(size),

@@ -9,7 +9,7 @@ import typer
 
 from vitprune.cli.options import AsJson, Dropped, Keep, Ratios, Schedule, Stages
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import parse_sparsity
+from vitprune.cli.plan_options import plan_defaults, plan_request
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def models(
         from vitprune.loading.names import match_names
         from vitprune.loading.supported import look_up
         from vitprune.training import load_recipe
-    asked = parse_sparsity(load_recipe("short"), keep, stages, schedule, ratios, dropped, None)
+    request = plan_request(keep=keep, stages=stages, schedule=schedule, ratios=ratios, dropped=dropped)
+    asked = request.sparsity(plan_defaults(load_recipe("short")))
     names = match_names(pattern)
     entries: list[Entry] = []
     with RunProgress() as progress:

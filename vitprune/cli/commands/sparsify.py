@@ -35,7 +35,7 @@ from vitprune.cli.options import (
     data_options,
 )
 from vitprune.cli.output import enforce, print_json, talk, waiting
-from vitprune.cli.plan_options import Measuring, meet_target, parse_sparsity, resolve_sparsity
+from vitprune.cli.plan_options import plan_request, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
 from vitprune.cli.training_options import (
@@ -155,16 +155,6 @@ def sparsify(
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
-    measured = {
-        "--align auto": align == "auto",
-        "--target-speedup": target_speedup,
-        "--target-latency-ms": target_latency_ms,
-    }
-    if resume and (named := next((name for name, given in measured.items() if given), None)):
-        raise UsageError(
-            f"{named} may measure something else than the run to resume did",
-            "give what it found: --keep, --stages and --align are in its config.json",
-        )
     settings = {
         **batch_settings(batch_size, grad_accum),
         "num_workers": workers,
@@ -178,8 +168,25 @@ def sparsify(
     }
     with waiting("loading PyTorch"):
         plan = chosen_recipe(model, recipe, settings, changes)
-    measuring = Measuring(device, target_precision, target_batch_size, target_speedup, target_latency_ms)
-    sparsity = parse_sparsity(plan, keep, stages, schedule, ratios, dropped, target_gmacs, align, measuring)
+        request = plan_request(
+            keep=keep,
+            stages=stages,
+            schedule=schedule,
+            ratios=ratios,
+            dropped=dropped,
+            align=align,
+            target_gmacs=target_gmacs,
+            target_speedup=target_speedup,
+            target_latency_ms=target_latency_ms,
+            target_batch_size=target_batch_size,
+            precision=target_precision,
+            device=device,
+        )
+    if resume and request.measured is not None:
+        raise UsageError(
+            f"{request.measured} may measure something else than the run to resume did",
+            "give what it found: --keep, --stages and --align are in its config.json",
+        )
     where = training_device(device, plan)
     options = data_options(splits, columns, streaming, limit)
     if track is not None:
@@ -188,8 +195,7 @@ def sparsify(
         check_tracker(track)
     with waiting(f"loading {model}"):
         loaded = load_dense_model(model, checkpoint, img_size)
-    sparsity = resolve_sparsity(loaded.model, sparsity, target_gmacs, align, measuring)
-    sparsity, promise = meet_target(loaded.model, sparsity, measuring)
+    sparsity, prediction = resolve_plan(request, loaded.model, plan)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
 
     from vitprune.common.run_folder import RunFolder
@@ -217,7 +223,7 @@ def sparsify(
         checkpoint_every=checkpoint_every,
         bench_seconds=bench_seconds,
         track=track,
-        promise=promise,
+        prediction=prediction,
         commands={"sparsify": command_line(context.obj)},
     )
     with RunProgress() as progress:

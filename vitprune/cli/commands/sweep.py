@@ -28,7 +28,7 @@ from vitprune.cli.options import (
     parse_ratios,
 )
 from vitprune.cli.output import print_json, talk
-from vitprune.cli.plan_options import parse_sparsity, resolve_sparsity
+from vitprune.cli.plan_options import plan_request, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_sweep
 from vitprune.cli.training_options import (
@@ -149,11 +149,11 @@ def sweep(
         "labels": False if no_labels else None,
     }
     plan = chosen_recipe(model, recipe, settings, changes)
-    asked = [parse_sparsity(plan, ratio, stages, schedule, None, dropped, None) for ratio in ratios]
+    requests = [plan_request(keep=ratio, stages=stages, schedule=schedule, dropped=dropped) for ratio in ratios]
     where = training_device(device, plan)
     options = data_options(splits, columns, streaming, limit)
     loaded = load_dense_model(model, checkpoint, img_size)
-    plans = [resolve_sparsity(loaded.model, each, None) for each in asked]
+    plans = [resolve_plan(each, loaded.model, plan)[0] for each in requests]
     others = _others(loaded, named, img_size)
 
     from vitprune.common.run_folder import RunFolder

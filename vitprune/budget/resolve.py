@@ -1,0 +1,163 @@
+"""From what a user asks for to a plan: the one way, for the command line and for Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import nn
+
+from vitprune.backbones import wrap
+from vitprune.budget.alignment import fastest_align
+from vitprune.budget.gmacs import keep_for_gmacs
+from vitprune.budget.speed import Prediction, SpeedTarget, find_plan
+from vitprune.common import distributed
+from vitprune.common.devices import pick_device, pick_precision
+from vitprune.common.progress import SILENT, Listener
+from vitprune.errors import UsageError
+from vitprune.schedule import Dropped, ScheduleName, Sparsity
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What is asked of a plan; None leaves it to the defaults. At most one of keep, ratios and the targets is given.
+
+    Attributes:
+        keep: share of patch tokens that one stage keeps, in (0, 1].
+        stages: block indices before which predictors act.
+        ratios: shares of the original tokens left after each stage.
+        schedule: how the stages share the work.
+        dropped: what happens to pruned tokens.
+        align: token counts in multiples of this; "auto" for the multiple that is fastest when measured.
+        target_gmacs: most multiply-accumulates of one image, in billions.
+        target_speedup: images per second over the dense model's, measured; above 1.
+        target_latency_ms: time of a pass, measured.
+        target_batch_size: images per pass in these measurements.
+        precision: of a pass in these measurements: "auto", "fp32", "bf16" or "fp16".
+        device: where to measure: "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        UsageError: a value out of range, or two that exclude each other.
+    """
+
+    keep: float | None = None
+    stages: Sequence[int] | None = None
+    ratios: Sequence[float] | None = None
+    schedule: ScheduleName | None = None
+    dropped: Dropped | None = None
+    align: int | Literal["auto"] = 1
+    target_gmacs: float | None = None
+    target_speedup: float | None = None
+    target_latency_ms: float | None = None
+    target_batch_size: int = 32
+    precision: str = "fp32"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        given = {
+            "--keep": self.keep,
+            "--target-gmacs": self.target_gmacs,
+            "--ratios": self.ratios,
+            "--target-speedup": self.target_speedup,
+            "--target-latency-ms": self.target_latency_ms,
+        }
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise UsageError(f"{' and '.join(named)} say the same thing in two ways", "give one of them")
+        if self.ratios is not None and self.schedule is not None:
+            raise UsageError("--ratios are a schedule of their own; --schedule goes with --keep or --target-gmacs")
+        self.sparsity(Sparsity())  # raises what is wrong with the rest
+        if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
+            raise UsageError(
+                f"--target-speedup is {self.target_speedup:g}, expected more than 1: times as fast as the dense model",
+                "try --target-speedup 1.5",
+            )
+        if self.target_latency_ms is not None and not 0 < self.target_latency_ms < math.inf:
+            raise UsageError(
+                f"--target-latency-ms is {self.target_latency_ms:g}, expected milliseconds above 0",
+                "try --target-latency-ms 10",
+            )
+
+    @property
+    def has_speed_target(self) -> bool:
+        """Whether the plan is chosen for a speed."""
+        return self.target_speedup is not None or self.target_latency_ms is not None
+
+    @property
+    def measured(self) -> str | None:
+        """The option whose value is found by measuring, if there is one."""
+        if self.has_speed_target:
+            return "--target-latency-ms" if self.target_speedup is None else "--target-speedup"
+        return "--align auto" if self.align == "auto" else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything is left to the defaults; how to measure is nothing that is asked of a plan."""
+        how = {name: getattr(self, name) for name in ("target_batch_size", "precision", "device")}
+        return self == PlanRequest(**how)
+
+    def sparsity(self, defaults: Sparsity) -> Sparsity:
+        """The part that needs neither a model nor a measurement.
+
+        Args:
+            defaults: what applies where nothing is asked for.
+        """
+        return Sparsity(
+            keep=defaults.keep if self.keep is None else self.keep,
+            stages=self.stages,
+            schedule=self.schedule or defaults.schedule,
+            ratios=self.ratios,
+            dropped=self.dropped or defaults.dropped,
+            align=1 if self.align == "auto" else self.align,
+        )
+
+
+def resolve(
+    request: PlanRequest, model: nn.Module, defaults: Sparsity, listener: Listener = SILENT
+) -> tuple[Sparsity, Prediction | None]:
+    """The plan for a model; what is to be measured is measured by one process, or several might disagree.
+
+    Args:
+        request: what is asked for.
+        model: a timm model of a supported family; with weights where something is measured.
+        defaults: what applies where nothing is asked for.
+        listener: shows how measuring goes.
+
+    Returns:
+        The plan, and with a target for speed how fast its untrained model ran.
+
+    Raises:
+        UsageError: it does not fit the model, or a target cannot be met.
+    """
+    sparsity = request.sparsity(defaults)
+    if request.target_gmacs is not None:
+        sparsity = keep_for_gmacs(model, sparsity, request.target_gmacs)
+        listener.say(f"--target-gmacs {request.target_gmacs:g}: keep ratio {sparsity.keep:g}")
+    sparsity.plan(wrap(model))
+    if request.measured is None:
+        return sparsity, None
+    found = _measured(request, model, sparsity, listener) if distributed.is_main() else None
+    result: tuple[Sparsity, Prediction | None] = distributed.from_main(found)
+    return result
+
+
+def _measured(
+    request: PlanRequest, model: nn.Module, sparsity: Sparsity, listener: Listener
+) -> tuple[Sparsity, Prediction | None]:
+    device = pick_device(request.device)
+    precision = pick_precision(request.precision, device, training=False)
+    batch_size = request.target_batch_size
+    if request.align == "auto":
+        listener.say(f"--align auto: measuring on {device}, {precision}, batch size {batch_size}")
+        align = fastest_align(model, sparsity, batch_size, device, precision, listener)
+        listener.say(f"--align auto: {align}")
+        sparsity = replace(sparsity, align=align)
+    if not request.has_speed_target:
+        return sparsity, None
+    target = SpeedTarget(request.target_speedup, request.target_latency_ms, batch_size, precision)
+    listener.say(f"{target}: measuring on {device}")
+    sparsity, prediction = find_plan(model, sparsity, target, device, listener)
+    listener.say(f"{target}: {sparsity.label}, stages {','.join(map(str, sparsity.plan(wrap(model)).blocks))}")
+    return sparsity, prediction
