@@ -5,7 +5,6 @@ import argparse
 import pytest
 import timm
 import torch
-from torch.nn import functional as F
 
 import vitprune
 from vitprune.checkpoint.sparse_file import describe, save
@@ -86,51 +85,18 @@ def test_images_are_prepared_as_published(name, crop_pct):
     assert not config.has_weights
 
 
-# The formula
+# The model; its formula, written out: tests/loading/test_dynamicvit.py
 
 
-def by_formula(state, images, *, depth, heads, skip_lam):
-    """LV-ViT from its weights alone, layer by layer."""
-    x = images
-    for layer, (stride, padding) in enumerate([(2, 3), (1, 1), (1, 1)], start=1):
-        x = F.conv2d(x, state[f"patch_embed.conv{layer}.weight"], stride=stride, padding=padding)
-        bn = {n: state[f"patch_embed.bn{layer}.{n}"] for n in ("running_mean", "running_var", "weight", "bias")}
-        x = F.batch_norm(x, **bn).relu()
-    x = F.conv2d(x, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=8)
-    x = x.flatten(2).transpose(1, 2)
-    x = torch.cat((state["cls_token"].expand(len(x), -1, -1), x), dim=1) + state["pos_embed"]
-    width = x.shape[-1]
-
-    def norm(name, x):
-        return F.layer_norm(x, (width,), state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
-
-    def linear(name, x):
-        return F.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
-
-    for index in range(depth):
-        block = f"blocks.{index}"
-        qkv = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x))
-        q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        attention = (q @ k.transpose(-2, -1) * (width // heads) ** -0.5).softmax(dim=-1)
-        x = x + linear(f"{block}.attn.proj", (attention @ v).transpose(1, 2).flatten(2)) / skip_lam
-        hidden = F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x)))
-        x = x + linear(f"{block}.mlp.fc2", hidden) / skip_lam
-    x = norm("norm", x)
-    return linear("head", x[:, 0]) + 0.5 * linear("aux_head", x[:, 1:]).max(dim=1).values
-
-
-@pytest.mark.parametrize(("name", "skip_lam"), [("lvvit_t", 1.0), ("lvvit_s", 2.0), ("lvvit_m", 2.0), ("lvvit_l", 3.0)])
-def test_forward_is_the_published_formula(name, skip_lam, make_vit, make_images):
-    model = make_vit(name, **TINY)
-    for layer in (1, 2, 3):
-        bn = getattr(model.patch_embed, f"bn{layer}")
-        torch.nn.init.normal_(bn.running_mean, std=0.1)
-        torch.nn.init.uniform_(bn.running_var, 0.5, 2.0)
-    model, images = model.double(), make_images(model).double()
-    expected = by_formula(model.state_dict(), images, depth=4, heads=2, skip_lam=skip_lam)
-    torch.testing.assert_close(model(images), expected)
-    assert model.forward_features(images).shape == (2, 17, 48)
-    assert model.forward_head(model.forward_features(images), pre_logits=True).shape == (2, 48)
+def test_shapes_of_the_published_models_and_what_comes_out(tiny, make_images):
+    shapes = {}
+    for name in ("lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l"):
+        model = on_meta(name)
+        shapes[name] = (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads, model.blocks[0].skip_lam)
+    assert list(shapes.values()) == [(240, 12, 4, 1), (384, 16, 6, 2), (512, 20, 8, 2), (768, 24, 12, 3)]
+    features = tiny.forward_features(make_images(tiny))
+    assert features.shape == (2, 17, 48)
+    assert torch.equal(tiny.forward_head(features, pre_logits=True), features[:, 0])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 32), (70, 65), (79, 95)])
@@ -250,6 +216,7 @@ def test_a_sparse_model_comes_back_from_its_file(make_sparse, make_images, tmp_p
 # The whole job
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"train_trunk": True, "decision": "gumbel", "ema_decay": 0.9}])
 def test_it_is_sparsified_saved_and_loaded(make_vit, make_images, image_folder, tmp_path, quick_bench, settings):
     model = make_vit("lvvit_s", **TINY | {"num_classes": 2})

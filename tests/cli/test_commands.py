@@ -117,7 +117,7 @@ MISTAKES = {
     "no model": (["sparsify"], 2, "vitprune sparsify needs MODEL"),
     "unknown model": (["sparsify", "deit_smal"], 2, "there is no model or file 'deit_smal'"),
     "ambiguous model": (["info", "vit_base_r50"], 2, "could be several models"),
-    "unsupported family": (["sparsify", "swin_tiny"], 1, "hierarchical"),
+    "unsupported family": (["sparsify", "swin_tiny"], 1, "plain sequence of tokens"),
     "keep 0": (["sparsify", "demo", "--keep", "0"], 2, "keep ratio is 0, expected a number in (0, 1]"),
     "keep 1.5": (["info", "demo", "--keep", "1.5"], 2, "keep ratio is 1.5"),
     "keep nan": (["sparsify", "demo", "--keep", "nan"], 2, "keep ratio is nan"),

@@ -111,7 +111,7 @@ MISTAKES = {
     "limit without data": (["export", ".", "--limit", "3"], 2, "there is no --data"),
     "no such data": (["export", ".", "-o", "b.onnx", "--data", "nowhere"], 1, "the data 'nowhere' is not there"),
     "no such model": (["export", "xyzzy"], 2, "there is no model or file 'xyzzy'"),
-    "unsupported family": (["export", "swin_tiny"], 1, "hierarchical"),
+    "unsupported family": (["export", "swin_tiny"], 1, "plain sequence of tokens"),
     "of an exported file": (["export", "model.onnx"], 2, "'model.onnx' is an exported file"),
     "sparsify an exported file": (["sparsify", "model.onnx", "--data", "images"], 2, "is an exported file"),
     "info of an exported file": (["info", "model.onnx"], 2, "is an exported file"),

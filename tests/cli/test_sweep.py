@@ -275,7 +275,7 @@ MISTAKES = [
     (["--keep", ""], 2, "--keep is ''"),
     (["--stages", "9,3"], 2, "stages are 9,3"),
     (["--also", "deit_smal"], 2, "there is no model or file 'deit_smal'"),
-    (["--also", "swin_tiny"], 1, "hierarchical"),
+    (["--also", "swin_tiny"], 1, "plain sequence of tokens"),
     (["--also", "a,,b"], 2, "--also is 'a,,b'"),
     (["--also", "a="], 2, "--also is 'a='"),
     (["--also", "deit_tiny,deit_tiny"], 2, "--also names 'deit_tiny' twice"),

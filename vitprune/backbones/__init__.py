@@ -1,7 +1,6 @@
 """The one place that knows timm's insides: a file per kind of attention, and `wrap`, which picks one or refuses."""
 
-from vitprune.backbones.base import Backbone
-from vitprune.backbones.preprocessing import input_size, preprocessing
+from vitprune.backbones.base import Backbone, input_size, preprocessing
 from vitprune.backbones.recorder import AttentionRecorder
 from vitprune.backbones.registry import family_of, why_not, wrap
 

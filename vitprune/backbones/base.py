@@ -1,20 +1,52 @@
-"""What the rest of vitprune may ask of a vision transformer, whatever its family."""
+"""What the rest of vitprune may ask of a vision transformer, and how timm's plain ones answer."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal
 
+import timm.data
+import torch
+from timm.layers import DropPath
+from timm.models import get_model_input_config
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from vitprune.errors import UnsupportedModelError
+from vitprune.backbones.pooling import weighted_pool
+from vitprune.errors import UnsupportedModelError, UsageError
+
+_PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """Timm's data configuration of a timm model, at the image size it was built for.
+
+    timm's own `resolve_model_data_config` gives the size the weights came with, which differs after
+    `create_model(..., img_size=...)`.
+    """
+    size = {"input_size": get_model_input_config(model)["input_size"]}
+    config = timm.data.resolve_model_data_config(model, args=size)
+    if config["input_size"][0] == 1:  # grey: timm keeps the three colours' figures
+        config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
+    return {key: config[key] for key in _PREPROCESSING}
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(channels, height, width) that a timm model takes."""
+    channels, height, width = preprocessing(model)["input_size"]
+    return int(channels), int(height), int(width)
 
 
 class Backbone(ABC):
     """A timm model seen as embed > blocks > norm > head over a plain sequence of tokens.
 
-    An adapter, not a module: it owns no weights and keeps a reference to `model`, whose own code does the work.
-    Token sequences are (B, P + N, C): P prefix tokens (class, distillation, register) in front of N patch tokens.
+    An adapter, not a module: it owns no weights and keeps a reference to `model`, whose own code does the work. Token
+    sequences are (B, P + N, C): P prefix tokens (class, distillation, register) in front of N patch tokens. What timm's
+    plain transformers have in common is here; a family's file holds what differs.
+
+    Against timm's own forward, random token dropout in training (`patch_drop`) is not applied: the predictors decide
+    which tokens are pruned.
 
     Attributes:
         model: the timm model.
@@ -25,22 +57,34 @@ class Backbone(ABC):
         num_classes: width of the classifier, 0 for a headless model.
     """
 
-    model: nn.Module
-    embed_dim: int
-    depth: int
-    num_prefix_tokens: int
-    grid_size: tuple[int, int]
-    num_classes: int
+    pools_prefix = False
+    """Whether pooling sees prefix tokens too."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.embed_dim: int = model.embed_dim
+        self.depth = len(self.blocks)
+        self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
+        rows, columns = self._grid()
+        self.grid_size = (int(rows), int(columns))
+        self.num_classes: int = model.num_classes
+
+    @property
+    def blocks(self) -> Any:
+        """The model's blocks."""
+        return self.model.blocks
 
     @property
     def num_patches(self) -> int:
-        """N, patch tokens before anything is dropped."""
+        """N, patch tokens before anything is pruned."""
         return self.grid_size[0] * self.grid_size[1]
 
     @property
-    @abstractmethod
     def pooling(self) -> Literal["class token", "patches", "attention pool"]:
-        """What the classifier looks at."""
+        """What the classifier looks at; timm's parameter-free pool ("prr") has no query of its own."""
+        if getattr(self.model, "attn_pool", None) is not None and self.model.global_pool != "prr":
+            return "attention pool"
+        return "class token" if self.model.global_pool == "token" else "patches"
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -60,10 +104,10 @@ class Backbone(ABC):
     def positions_of(self, present: Tensor | None = None) -> Any:
         """What `block` needs to know of where tokens sit; None in models whose tokens carry it themselves.
 
-        To be asked once, and again whenever tokens have left: what it gives serves all blocks until then.
+        To be asked once, and again after every stage: what it gives serves all blocks until the next.
 
         Args:
-            present: original positions of the patch tokens still there, (B, K); None for all.
+            present: original positions of the patch tokens kept so far, (B, K); None for all.
         """
         return None
 
@@ -83,23 +127,26 @@ class Backbone(ABC):
         """The second half of `block`: MLP and its residual."""
         raise NotImplementedError
 
-    @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
-        """The final norm before pooling (identity in models that norm after pooling)."""
+        """The final norm before pooling; identity where timm norms after pooling."""
+        return self.model.norm(x)
 
-    @abstractmethod
     def token_features(self, x: Tensor) -> Tensor:
-        """Normalised patch tokens (B, N, C) out of `norm`'s output, for the token loss."""
+        """Normalised patch tokens (B, N, C) out of `norm`'s output, for the token loss.
+
+        Through `fc_norm` where that is the model's only norm, so that their scale is bounded.
+        """
+        patches = x[:, self.num_prefix_tokens :]
+        return self.model.fc_norm(patches) if isinstance(self.model.norm, nn.Identity) else patches
 
     def token_logits(self, features: Tensor) -> Tensor | None:
-        """The model's own answer for each patch token, out of `token_features`: (B, N, C) to (B, N, num_classes).
+        """The logits of each patch token, out of `token_features`: (B, N, C) to (B, N, num_classes).
 
-        None where patch tokens have no classifier of their own. Where they have, the token loss compares these answers
-        with the teacher's instead of features.
+        None where patch tokens have no classifier of their own. Where they have, the token loss compares these with
+        the teacher's instead of features.
         """
         return None
 
-    @abstractmethod
     def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
         """Pool `norm`'s output and classify.
 
@@ -107,16 +154,53 @@ class Backbone(ABC):
             x: (B, P + N, C).
             kept: D-hat (B, N) of the patch tokens in a masked pass: pooling then sees kept tokens only, as it will
                 when the others are really gone. None when all tokens of `x` count.
-            sizes: with folding, how many patches each patch token stands for, (B, N): it counts as many times.
+            sizes: with merging, how many patches each patch token stands for, (B, N): it counts as many times.
 
         Returns:
             Logits (B, num_classes).
         """
+        model, uneven = self.model, kept is not None or sizes is not None
+        if uneven and (getattr(model, "attn_pool", None) is not None or model.global_pool != "token"):
+            pooled = weighted_pool(model, x, self.num_prefix_tokens, kept, sizes, self.pools_prefix)
+            return model.head(model.head_drop(model.fc_norm(pooled)))
+        logits = model.forward_head(x)  # reads prefix tokens only, or all tokens count
+        if isinstance(logits, tuple):  # a distilled model in its own training mode gives both heads
+            return (logits[0] + logits[1]) / 2
+        return logits
 
-    @abstractmethod
     def tail(self, first_block: int) -> list[nn.Module]:
-        """The modules that run from block `first_block` on, classifier included."""
+        """The modules that run from block `first_block` on, norms, pooling and classifiers included."""
+        ends = [getattr(self.model, name, None) for name in ("norm", "attn_pool", "fc_norm", "head", "head_dist")]
+        return [*self.blocks[first_block:], *(module for module in ends if module is not None)]
 
-    @abstractmethod
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth, rising from 0 at the first block to `rate` at the last; acts in training mode only."""
+        for index, block in enumerate(self.blocks):
+            share = rate * index / max(1, self.depth - 1)
+            for module in list(block.modules()):
+                for name, _ in list(module.named_children()):
+                    if name.startswith("drop_path"):
+                        setattr(module, name, DropPath(share) if share else nn.Identity())
+
+    def _grid(self) -> tuple[int, int]:
+        return self.model.patch_embed.grid_size
+
+    def _check_grid(self, grid: tuple[int, int]) -> None:
+        """Raise UsageError where images have another patch grid than the model's fixed positions are for."""
+        if tuple(grid) != self.grid_size:
+            raise UsageError(
+                f"the model's rotary positions are for {self.grid_size[0]}x{self.grid_size[1]} patches, "
+                f"the images have {grid[0]}x{grid[1]}",
+                "build the model for this size: --img-size, or timm.create_model(..., img_size=...)",
+            )
+
+    def _run(self, function: Callable[..., Tensor], x: Tensor, **arguments: Any) -> Tensor:
+        """Call a block; honours `model.set_grad_checkpointing()`."""
+        if getattr(self.model, "encoder", self.model).grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, x, use_reentrant=False, **arguments)
+        return function(x, **arguments)
+
+
+def in_dtype_of(x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
+    """The mask in the dtype of the tokens, which fused attention asks for."""
+    return None if attn_mask is None else attn_mask.to(x.dtype)

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitprune.backbones.base import Backbone
 from vitprune.backbones.pooling import weighted_pool
-from vitprune.backbones.standard import StandardBackbone
 from vitprune.tokens import key_bias, size_bias
 
 
-class CaitBackbone(StandardBackbone):
+class CaitBackbone(Backbone):
     """timm.models.cait.Cait.
 
     The class token joins after all blocks, so the sequence has no prefix here and the class attention layers are part
@@ -27,14 +27,11 @@ class CaitBackbone(StandardBackbone):
     @property
     def pooling(self) -> Literal["class token", "patches", "attention pool"]:
         """The class attention is a pool with the class token as its query."""
-        model: Any = self.model
-        return "attention pool" if model.global_pool == "token" else "patches"
+        return "attention pool" if self.model.global_pool == "token" else "patches"
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding and position embedding."""
-        cait: Any = self.model
-        out: Tensor = cait.pos_drop(cait.patch_embed(images) + cait.pos_embed)
-        return out
+        return self.model.pos_drop(self.model.patch_embed(images) + self.model.pos_embed)
 
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Timm's own block, or with a mask its parts around talking heads that heed it."""
@@ -49,39 +46,32 @@ class CaitBackbone(StandardBackbone):
 
     def token_features(self, x: Tensor) -> Tensor:
         """Patch tokens, normed."""
-        cait: Any = self.model
-        out: Tensor = cait.norm(x)
-        return out
+        return self.model.norm(x)
 
     def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
         """Class attention over kept tokens, each counted as often as its size says, norm and classifier."""
-        cait: Any = self.model
         if kept is None and sizes is None:
-            dense: Tensor = cait.forward_head(cait.norm(cait.forward_cls(x)))
-            return dense
-        if cait.global_pool == "token":
+            return self.model.forward_head(self.model.norm(self.model.forward_cls(x)))
+        if self.model.global_pool == "token":
             mask = key_bias(x.new_ones(x.shape[:2]) if kept is None else kept)
             if sizes is not None:
                 mask = mask + size_bias(sizes)[:, 0, 0]
-            token = cait.cls_token.expand(x.shape[0], -1, -1)
-            for layer in cait.blocks_token_only:
+            token = self.model.cls_token.expand(x.shape[0], -1, -1)
+            for layer in self.model.blocks_token_only:
                 token = _class_attention_layer(layer, x, token, F.pad(mask, (1, 0)))
-            pooled = cait.norm(token)[:, 0]
+            pooled = self.model.norm(token)[:, 0]
         else:
-            pooled = weighted_pool(cait, cait.norm(x), 0, kept, sizes, include_prefix=False)
-        logits: Tensor = cait.head(cait.head_drop(pooled))
-        return logits
+            pooled = weighted_pool(self.model, self.model.norm(x), 0, kept, sizes, include_prefix=False)
+        return self.model.head(self.model.head_drop(pooled))
 
     def tail(self, first_block: int) -> list[nn.Module]:
         """Blocks, class attention layers, norm and classifier."""
-        cait: Any = self.model
-        return [*cait.blocks[first_block:], cait.blocks_token_only, cait.norm, cait.head]
+        return [*self.model.blocks[first_block:], self.model.blocks_token_only, self.model.norm, self.model.head]
 
 
 def _masked_block(x: Tensor, block: Any, mask: Tensor) -> Tensor:
     x = x + block.drop_path(block.gamma_1 * _talking_heads(block.attn, block.norm1(x), mask))
-    out: Tensor = x + block.drop_path(block.gamma_2 * block.mlp(block.norm2(x)))
-    return out
+    return x + block.drop_path(block.gamma_2 * block.mlp(block.norm2(x)))
 
 
 def _talking_heads(attention: Any, x: Tensor, mask: Tensor) -> Tensor:
@@ -99,8 +89,7 @@ def _talking_heads(attention: Any, x: Tensor, mask: Tensor) -> Tensor:
     constant = attention.proj_w.bias.view(1, -1, 1, 1)
     weights = weights + (constant * mask.exp()).to(weights.dtype)
     out = (attention.attn_drop(weights) @ value).transpose(1, 2).flatten(2)
-    projected: Tensor = attention.proj_drop(attention.proj(out))
-    return projected
+    return attention.proj_drop(attention.proj(out))
 
 
 def _class_attention_layer(layer: Any, x: Tensor, token: Tensor, mask: Tensor) -> Tensor:
@@ -116,5 +105,4 @@ def _class_attention_layer(layer: Any, x: Tensor, token: Tensor, mask: Tensor) -
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     attended = attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
     token = token + layer.drop_path(layer.gamma_1 * attended)
-    new: Tensor = token + layer.drop_path(layer.gamma_2 * layer.mlp(layer.norm2(token)))
-    return new
+    return token + layer.drop_path(layer.gamma_2 * layer.mlp(layer.norm2(token)))

@@ -59,8 +59,7 @@ class Stem(nn.Module):
         x = self.bn1(self.conv1(images)).relu()
         x = self.bn2(self.conv2(x)).relu()
         x = self.bn3(self.conv3(x)).relu()
-        tokens: Tensor = self.proj(x).flatten(2).transpose(1, 2)
-        return tokens
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class Block(nn.Module):
@@ -82,13 +81,11 @@ class Block(nn.Module):
 
     def attention_half(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Attention and its residual."""
-        out: Tensor = x + self.drop_path1(self.attn(self.norm1(x), attn_mask=attn_mask)) / self.skip_lam
-        return out
+        return x + self.drop_path1(self.attn(self.norm1(x), attn_mask=attn_mask)) / self.skip_lam
 
     def mlp_half(self, x: Tensor) -> Tensor:
         """MLP and its residual."""
-        out: Tensor = x + self.drop_path2(self.mlp(self.norm2(x))) / self.skip_lam
-        return out
+        return x + self.drop_path2(self.mlp(self.norm2(x))) / self.skip_lam
 
 
 class LvVit(nn.Module):
@@ -160,15 +157,13 @@ class LvVit(nn.Module):
         """Images to normed tokens (B, 1 + N, C)."""
         x = self.forward_embed(images)
         x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing and torch.is_grad_enabled() else self.blocks(x)
-        normed: Tensor = self.norm(x)
-        return normed
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Normed tokens (B, 1 + N, C) to logits, or with `pre_logits` to the class token (B, C)."""
         if pre_logits or not self.num_classes:
             return x[:, 0]
-        logits: Tensor = self.head(x[:, 0]) + AUX_WEIGHT * self.aux_head(x[:, 1:]).amax(dim=1)
-        return logits
+        return self.head(x[:, 0]) + AUX_WEIGHT * self.aux_head(x[:, 1:]).amax(dim=1)
 
     def get_classifier(self) -> tuple[nn.Module, nn.Module]:
         """The class token's head and the patch tokens'."""
@@ -231,10 +226,9 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any], given: dict[str, Any]) -> LvVit:
-    model: LvVit = build_model_with_cfg(
+    return build_model_with_cfg(
         LvVit, name, pretrained, pretrained_filter_fn=_resample_positions, **{**arguments, **given}
     )
-    return model
 
 
 @register_model  # type: ignore[untyped-decorator]

@@ -6,27 +6,23 @@ language model's projector or pooler, which join neighbouring tokens, all of the
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any, Literal
 
 from timm.layers import apply_keep_indices_nlc
 from timm.models.deepseek_vit import DeepseekVitBlock
 from torch import Tensor, nn
 
+from vitprune.backbones.base import Backbone, in_dtype_of, input_size
 from vitprune.backbones.pooling import weighted_pool
-from vitprune.backbones.preprocessing import input_size
-from vitprune.backbones.standard import StandardBackbone
-from vitprune.errors import UsageError
 
 
-class EncoderBackbone(StandardBackbone):
+class EncoderBackbone(Backbone):
     """An encoder with rotary positions, then mean, norm and classifier."""
 
     @property
     def encoder(self) -> Any:
         """The part that holds the blocks."""
-        model: Any = self.model
-        return model.encoder
+        return self.model.encoder
 
     @property
     def blocks(self) -> Any:
@@ -43,21 +39,7 @@ class EncoderBackbone(StandardBackbone):
         return self._grid_of(height, width)
 
     def _grid_of(self, height: int, width: int) -> tuple[int, int]:
-        grid: tuple[int, int] = self.encoder.patch_embed.dynamic_feat_size((height, width))
-        return grid
-
-    def _check_grid(self, images: Tensor) -> None:
-        grid = self._grid_of(images.shape[-2], images.shape[-1])
-        if tuple(grid) != self.grid_size:
-            raise UsageError(
-                f"the model's rotary positions are for {self.grid_size[0]}x{self.grid_size[1]} patches, "
-                f"the images have {grid[0]}x{grid[1]}",
-                "build the model for this size: --img-size, or timm.create_model(..., img_size=...)",
-            )
-
-    @abstractmethod
-    def embed(self, images: Tensor) -> Tensor:
-        """Patch embedding and absolute position embedding."""
+        return self.encoder.patch_embed.dynamic_feat_size((height, width))
 
     def norm(self, x: Tensor) -> Tensor:
         """The encoder's norm, in those that have one."""
@@ -66,23 +48,18 @@ class EncoderBackbone(StandardBackbone):
 
     def token_features(self, x: Tensor) -> Tensor:
         """Patch tokens through the classifier's norm, so that their scale is bounded."""
-        model: Any = self.model
-        out: Tensor = model.norm(x)
-        return out
+        return self.model.norm(x)
 
     def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
         """Mean, norm and classifier."""
-        model: Any = self.model
         uneven = kept is not None or sizes is not None
-        pooled = weighted_pool(model, x, 0, kept, sizes, include_prefix=False) if uneven else x.mean(dim=1)
-        logits: Tensor = model.head(model.head_drop(model.norm(pooled)))
-        return logits
+        pooled = weighted_pool(self.model, x, 0, kept, sizes, include_prefix=False) if uneven else x.mean(dim=1)
+        return self.model.head(self.model.head_drop(self.model.norm(pooled)))
 
     def tail(self, first_block: int) -> list[nn.Module]:
         """Blocks, norms and classifier."""
-        model: Any = self.model
         norm = getattr(self.encoder, "norm", None)
-        return [*self.blocks[first_block:], *([] if norm is None else [norm]), model.norm, model.head]
+        return [*self.blocks[first_block:], *([] if norm is None else [norm]), self.model.norm, self.model.head]
 
 
 class AxialBackbone(EncoderBackbone):
@@ -90,9 +67,8 @@ class AxialBackbone(EncoderBackbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding and, in Qwen3, the absolute position embedding."""
-        self._check_grid(images)
-        x: Tensor = self.encoder._pos_embed(self.encoder.patch_embed(images))[0]
-        return x
+        self._check_grid(self._grid_of(images.shape[-2], images.shape[-1]))
+        return self.encoder._pos_embed(self.encoder.patch_embed(images))[0]
 
     def positions_of(self, present: Tensor | None = None) -> Tensor:
         """Sines and cosines, (N, D); of given tokens (B, 1, K, D)."""
@@ -112,8 +88,7 @@ class AxialBackbone(EncoderBackbone):
 
 def _masked_deepseek_block(x: Tensor, block: Any, rope: Tensor, mask: Tensor) -> Tensor:
     x = x + block.drop_path1(block.attn(block.norm1(x), rope=rope, attn_mask=mask))
-    out: Tensor = x + block.drop_path2(block.mlp(block.norm2(x)))
-    return out
+    return x + block.drop_path2(block.mlp(block.norm2(x)))
 
 
 class GemmaBackbone(EncoderBackbone):
@@ -125,9 +100,8 @@ class GemmaBackbone(EncoderBackbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding and absolute position embedding."""
-        self._check_grid(images)
-        x: Tensor = self.encoder.patch_embed(images)[0]
-        return x
+        self._check_grid(self._grid_of(images.shape[-2], images.shape[-1]))
+        return self.encoder.patch_embed(images)[0]
 
     def positions_of(self, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (1, N, D) each; of given tokens (B, K, D)."""
@@ -137,13 +111,12 @@ class GemmaBackbone(EncoderBackbone):
         if present is not None:
             positions = positions.expand(present.shape[0], -1, -1)
             positions = positions.gather(1, present.unsqueeze(-1).expand(-1, -1, 2))
-        table: tuple[Tensor, Tensor] = self.encoder.rotary_emb(weight, positions)
-        return table
+        return self.encoder.rotary_emb(weight, positions)
 
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Run timm's own block."""
         cosines, sines = self.positions_of() if positions is None else positions
-        mask = None if attn_mask is None else attn_mask.to(x.dtype)
+        mask = in_dtype_of(x, attn_mask)
         return self._run(
             self.blocks[index], x, rope_cos=cosines.to(x.dtype), rope_sin=sines.to(x.dtype), attn_mask=mask
         )

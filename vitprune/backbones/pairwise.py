@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 from torch import Tensor
 
-from vitprune.backbones.standard import StandardBackbone
+from vitprune.backbones.base import Backbone
 
 
-class PairwiseBackbone(StandardBackbone):
+class PairwiseBackbone(Backbone):
     """The bias of a pair of tokens is gathered with them: rows for queries, columns for keys."""
 
     def positions_of(self, present: Tensor | None = None) -> Tensor | None:
@@ -77,8 +77,7 @@ def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor, bias: Ten
     dropout = attention.attn_drop.p if attention.training else 0.0
     mask = None if bias is None else bias.to(query.dtype)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    projected: Tensor = attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
-    return projected
+    return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
 
 
 class BeitBackbone(PairwiseBackbone):
@@ -88,17 +87,14 @@ class BeitBackbone(PairwiseBackbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding, class token and, where there is one, absolute position embedding."""
-        beit: Any = self.model
-        x = beit.patch_embed(images)
-        x = torch.cat((beit.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
-        if beit.pos_embed is not None:
-            x = x + beit.pos_embed
-        out: Tensor = beit.pos_drop(x)
-        return out
+        x = self.model.patch_embed(images)
+        x = torch.cat((self.model.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        if self.model.pos_embed is not None:
+            x = x + self.model.pos_embed
+        return self.model.pos_drop(x)
 
     def _shared_bias(self) -> Tensor | None:
-        beit: Any = self.model
-        return None if beit.rel_pos_bias is None else beit.rel_pos_bias()
+        return None if self.model.rel_pos_bias is None else self.model.rel_pos_bias()
 
     def _bias(self, attention: Any, shared: Tensor | None) -> Tensor | None:
         if attention.relative_position_bias_table is None:
@@ -116,8 +112,7 @@ class BeitBackbone(PairwiseBackbone):
         attended = attend(block.norm1(x))
         x = x + block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
         mixed = block.mlp(block.norm2(x))
-        out: Tensor = x + block.drop_path2(mixed if block.gamma_2 is None else block.gamma_2 * mixed)
-        return out
+        return x + block.drop_path2(mixed if block.gamma_2 is None else block.gamma_2 * mixed)
 
 
 class RelPosBackbone(PairwiseBackbone):
@@ -127,15 +122,13 @@ class RelPosBackbone(PairwiseBackbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding and, where there is one, the class token; positions are in the bias alone."""
-        vit: Any = self.model
-        x: Tensor = vit.patch_embed(images)
-        if vit.cls_token is not None:
-            x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
+        x: Tensor = self.model.patch_embed(images)
+        if self.model.cls_token is not None:
+            x = torch.cat((self.model.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         return x
 
     def _shared_bias(self) -> Tensor | None:
-        vit: Any = self.model
-        return None if vit.shared_rel_pos is None else vit.shared_rel_pos.get_bias()
+        return None if self.model.shared_rel_pos is None else self.model.shared_rel_pos.get_bias()
 
     def _bias(self, attention: Any, shared: Tensor | None) -> Tensor | None:
         return shared if attention.rel_pos is None else attention.rel_pos.get_bias()

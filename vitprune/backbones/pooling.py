@@ -36,8 +36,7 @@ def weighted_pool(
     attention_pool = getattr(model, "attn_pool", None)
     if attention_pool is not None and model.global_pool != "prr":
         bias = key_bias(kept)[:, None, None, :] + size_bias(sizes)
-        pooled: Tensor = attention_pool(x, attn_mask=bias.to(x.dtype))
-        return pooled
+        return attention_pool(x, attn_mask=bias.to(x.dtype))
     if model.global_pool == "prr":
         return _prr_pool(attention_pool, x, kept, sizes)
     return reduce_tokens(x, kept * sizes, model.global_pool)

@@ -42,38 +42,10 @@ ADAPTERS: Mapping[type[nn.Module], Callable[[Any], Backbone]] = {
 }
 """By exact type: a subclass may carry a forward of its own that an adapter would silently skip."""
 
-_CONVOLUTIONAL = "it is convolutional: there are no tokens to drop"
-_HIERARCHICAL = "it is hierarchical: its stages need a full grid of tokens, so single tokens cannot leave"
-_GRID = "its blocks convolve or pool the grid of tokens, so single tokens cannot leave"
-_MIXER = "its token-mixing layers have one weight per position, so tokens cannot leave"
-_ENCODER = "it is an encoder whose projector joins neighbouring tokens, and has no classifier"
-
-_FAMILIES_BY_REASON = {
-    _CONVOLUTIONAL: """
-        convmixer convnext cspnet cspnext densenet dla dpn efficientnet fasternet focalnet ghostnet hgnet hrnet
-        inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 mobilenetv5 nasnet
-        nfnet pnasnet rdnet regnet repghost repvit resnet resnetv2 rexnet selecsls senet starnet tresnet vgg vovnet
-        xception xception_aligned
-    """,
-    _HIERARCHICAL: """
-        coat cpubone davit edgenext efficientformer efficientformer_v2 efficientvim efficientvit_mit efficientvit_msra
-        fastvit gcvit hiera hieradet_sam2 iformer levit lowformer maxxvit metaformer mvitv2 nest nextvit pit
-        pvt_v2 shvit swiftformer swin_transformer swin_transformer_v2 swin_transformer_v2_cr tiny_vit twins volo
-    """,
-    _GRID: "csatv2 visformer xcit",
-    _MIXER: "mlp_mixer",
-    _ENCODER: "deepseek_vit gemma4_vit qwen3_vit",
-    "its attention, where it has any, sits between convolutions that need the full grid": "byobnet",
-    "its two branches of different patch sizes exchange tokens": "crossvit",
-    "each of its tokens carries a sequence of pixel tokens of its own through the blocks": "tnt",
-    "its gated attention mixes in positions after the softmax, and its class token joins half-way": "convit",
-    "its windowed attention needs a full grid of tokens": "vision_transformer_sam",
-    "its recurrent layers run along rows and columns of the full grid": "sequencer",
-}
-REASONS: Mapping[str, str] = {
-    family: reason for reason, families in _FAMILIES_BY_REASON.items() for family in families.split()
-}
-"""Why the tokens of a family cannot be dropped, by the name of timm's module."""
+_NO_SEQUENCE = (
+    "its blocks do not run over a plain sequence of tokens from which single ones can be removed: they convolve, pool "
+    "or window a full grid, or give every position weights of its own"
+)
 
 
 def wrap(model: nn.Module) -> Backbone:
@@ -95,8 +67,7 @@ def wrap(model: nn.Module) -> Backbone:
 def why_not(model: nn.Module) -> str | None:
     """Why the tokens of a model cannot be dropped; None if they can."""
     if type(model) not in ADAPTERS:
-        plain = "only plain vision transformers can lose single tokens"
-        return REASONS.get(family_of(model), plain) if _is_timms(model) else plain
+        return _NO_SEQUENCE if _is_timms(model) else "only plain vision transformers of timm can lose single tokens"
     inner, pool = getattr(model, "encoder_pool", ""), model.global_pool
     if inner not in ("", "none"):
         return f"encoder_pool='{inner}' joins neighbouring tokens, so single tokens cannot leave"

@@ -7,11 +7,10 @@ from typing import Any
 from timm.layers import apply_keep_indices_nlc
 from torch import Tensor
 
-from vitprune.backbones.standard import StandardBackbone
-from vitprune.errors import UsageError
+from vitprune.backbones.base import Backbone, input_size
 
 
-class RotaryBackbone(StandardBackbone):
+class RotaryBackbone(Backbone):
     """Rotary positions are gathered with their tokens, those of one table per block ("mixed") too.
 
     They depend on the patch grid, so the images must have the size that the model was built for. timm's random shifts
@@ -23,10 +22,9 @@ class RotaryBackbone(StandardBackbone):
 
         Of given tokens (B, 1, K, D), or (depth, B, heads, K, D).
         """
-        model: Any = self.model
-        if model.rope is None:
+        if self.model.rope is None:
             return None
-        table = self._table(model.rope)
+        table = self._table(self.model.rope)
         if present is None:
             return table
         kept: Tensor = apply_keep_indices_nlc(present, table, present)
@@ -54,17 +52,11 @@ class RotaryBackbone(StandardBackbone):
 
     @property
     def _per_block(self) -> bool:
-        model: Any = self.model
-        return bool(getattr(model, "rope_mixed", False) or getattr(model, "rope_is_mixed", False))
+        return bool(getattr(self.model, "rope_mixed", False) or getattr(self.model, "rope_is_mixed", False))
 
     def _check_grid(self, grid: tuple[int, int]) -> None:
-        model: Any = self.model
-        if model.rope is not None and tuple(grid) != self.grid_size:
-            raise UsageError(
-                f"the model's rotary positions are for {self.grid_size[0]}x{self.grid_size[1]} patches, "
-                f"the images have {grid[0]}x{grid[1]}",
-                "build the model for this size: --img-size, or timm.create_model(..., img_size=...)",
-            )
+        if self.model.rope is not None:
+            super()._check_grid(grid)
 
 
 class EvaBackbone(RotaryBackbone):
@@ -78,16 +70,14 @@ class EvaBackbone(RotaryBackbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding, prefix tokens, absolute position embedding and, in some, the norm before the blocks."""
-        eva: Any = self.model
-        height, width = eva.patch_embed.dynamic_feat_size(images.shape[-2:])
+        height, width = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])
         self._check_grid((height, width))
-        dropout, eva.patch_drop = eva.patch_drop, None
+        dropout, self.model.patch_drop = self.model.patch_drop, None
         try:
-            x, _ = eva._pos_embed(eva.patch_embed(images))
+            x, _ = self.model._pos_embed(self.model.patch_embed(images))
         finally:
-            eva.patch_drop = dropout
-        out: Tensor = eva.norm_pre(x)
-        return out
+            self.model.patch_drop = dropout
+        return self.model.norm_pre(x)
 
 
 class NaFlexBackbone(RotaryBackbone):
@@ -98,17 +88,11 @@ class NaFlexBackbone(RotaryBackbone):
         self.pools_prefix = model.pool_include_prefix
 
     def _grid(self) -> tuple[int, int]:
-        from vitprune.backbones.preprocessing import input_size
-
-        naflex: Any = self.model
-        _, height, width = input_size(naflex)
-        grid: tuple[int, int] = naflex.embeds.dynamic_feat_size((height, width))
-        return grid
+        _, height, width = input_size(self.model)
+        return self.model.embeds.dynamic_feat_size((height, width))
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding, prefix tokens and absolute position embedding, resampled to the image's grid."""
-        naflex: Any = self.model
-        self._check_grid(naflex.embeds.dynamic_feat_size(images.shape[-2:]))
-        x, _ = naflex.embeds(images)
-        out: Tensor = naflex.norm_pre(x)
-        return out
+        self._check_grid(self.model.embeds.dynamic_feat_size(images.shape[-2:]))
+        x, _ = self.model.embeds(images)
+        return self.model.norm_pre(x)

@@ -7,11 +7,11 @@ from typing import Any
 from timm.models.vision_transformer import Block
 from torch import Tensor
 
-from vitprune.backbones.standard import StandardBackbone
+from vitprune.backbones.base import Backbone, in_dtype_of
 from vitprune.errors import UnsupportedModelError
 
 
-class VisionTransformerBackbone(StandardBackbone):
+class VisionTransformerBackbone(Backbone):
     """timm.models.vision_transformer.VisionTransformer and timm.models.deit.VisionTransformerDistilled."""
 
     def __init__(self, model: Any) -> None:
@@ -20,16 +20,11 @@ class VisionTransformerBackbone(StandardBackbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding, prefix tokens, position embedding and, in CLIP, the norm before the blocks."""
-        vit: Any = self.model
-        x: Tensor = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
-        return x
+        return self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(images)))
 
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Run timm's own block."""
-        if attn_mask is None:
-            return self._run(self.blocks[index], x)
-        # Fused attention wants the mask in the dtype of the queries.
-        return self._run(self.blocks[index], x, attn_mask=attn_mask.to(x.dtype))
+        return self._run(self.blocks[index], x, attn_mask=in_dtype_of(x, attn_mask))
 
     def check_halves(self) -> None:
         """Timm's plain `Block` only; its variants order or fuse the parts otherwise."""
@@ -41,12 +36,10 @@ class VisionTransformerBackbone(StandardBackbone):
     def attention_half(self, index: int, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """As timm's `Block.forward` begins."""
         block = self.blocks[index]
-        mask = None if attn_mask is None else attn_mask.to(x.dtype)
-        out: Tensor = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))
-        return out
+        attended = block.attn(block.norm1(x), attn_mask=in_dtype_of(x, attn_mask))
+        return x + block.drop_path1(block.ls1(attended))
 
     def mlp_half(self, index: int, x: Tensor) -> Tensor:
         """As timm's `Block.forward` ends."""
         block = self.blocks[index]
-        out: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-        return out
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
