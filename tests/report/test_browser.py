@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from vitprune.report.page import write_page
+from vitprune.report.page import render_page
 from vitprune.report.runs import read_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -43,7 +43,7 @@ def site(make_run, tmp_path):
     """A server with the report and the page around it; `site.asked` is what was requested."""
     folder = make_run()
     (tmp_path / "site").mkdir()
-    write_page(tmp_path / "site" / "report.html", read_run(folder))
+    (tmp_path / "site" / "report.html").write_text(render_page(read_run(folder)))
     (tmp_path / "site" / "host.html").write_text(HOST)
 
     class Handler(http.server.SimpleHTTPRequestHandler):

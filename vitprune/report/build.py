@@ -12,7 +12,7 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.common.files import write_json
+from vitprune.common.files import write_json, write_text
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, count_images, readable_names
@@ -20,7 +20,7 @@ from vitprune.evaluation import Predictions, class_accuracy, compared, paired_di
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.model import SparseViT
 from vitprune.report.card import KEPT_CARD, write_card
-from vitprune.report.page import write_page
+from vitprune.report.page import render_page
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import read_run
 from vitprune.report.samples import choose_images
@@ -145,7 +145,7 @@ def write_results(
         write_json(files.keep_maps, chosen.model_dump(mode="json", by_alias=True))
     write_json(files.report, report.as_json())
     run = read_run(folder)
-    write_page(files.page, run)
+    write_text(files.page, render_page(run))
     if not write_card(folder, run, metadata):
         listener.say(KEPT_CARD.format(files.card))
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.common.files import replacing
+from vitprune.common.files import write_text
 from vitprune.common.formatting import number, one_line, plain
 from vitprune.common.run_folder import CARD
 from vitprune.report.publishable import publishable
@@ -59,8 +59,7 @@ def write_card(folder: Path, run: FinishedRun, metadata: Metadata) -> bool:
     path = folder / CARD
     if os.path.lexists(path):
         return False
-    with replacing(path) as temporary:
-        temporary.write_text(render_card(run, metadata), encoding="utf-8")
+    write_text(path, render_card(run, metadata))
     return True
 
 

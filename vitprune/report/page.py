@@ -9,7 +9,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vitprune.common.files import replacing
 from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
 from vitprune.report.runs import FinishedRun
@@ -26,24 +25,13 @@ _LOSSES = {
 }
 
 
-def write_page(path: Path, run: FinishedRun, *, images: bool = True) -> None:
-    """Draw report.html, whole or not at all.
+def render_page(run: FinishedRun, *, images: bool = True) -> str:
+    """The page as HTML. Everything that comes from the run is escaped.
 
     Args:
-        path: of the file.
         run: what to draw.
         images: also show the images that the run kept.
-
-    Raises:
-        OutputError: it cannot be written.
     """
-    text = render_page(run, images=images)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def render_page(run: FinishedRun, *, images: bool = True) -> str:
-    """The page as HTML. Everything that comes from the run is escaped."""
     report = run.report
     fig = figures(report)
     maps = run.keep_maps

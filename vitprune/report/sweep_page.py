@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vitprune.common.files import replacing
+from vitprune.common.files import write_text
 from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
@@ -24,9 +24,7 @@ def write_sweep_page(path: Path, result: Mapping[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    text = render_sweep_page(result)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, render_sweep_page(result))
 
 
 def render_sweep_page(result: Mapping[str, Any]) -> str:

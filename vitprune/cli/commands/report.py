@@ -36,9 +36,10 @@ def report(
       vitprune report runs/deit_small_patch16_224-keep0.7 --no-images -o page.html
     """
     from vitprune.checkpoint.sparse_file import read_metadata
+    from vitprune.common.files import write_text
     from vitprune.common.run_folder import RunFolder
     from vitprune.report.card import KEPT_CARD, write_card
-    from vitprune.report.page import write_page
+    from vitprune.report.page import render_page
     from vitprune.report.runs import read_run
 
     if output is not None and (output.is_dir() or (output.exists() and not overwrite)):
@@ -46,7 +47,7 @@ def report(
     found = read_run(run)
     files = RunFolder(run)
     path = output or files.page
-    write_page(path, found, images=not no_images)
+    write_text(path, render_page(found, images=not no_images))
     card: Path | None = None
     if output is None and not files.weights.is_file():
         talk(f"{files.card.name} was not written: it tells what is in {files.weights.name}, which is not in '{run}'")
