@@ -141,7 +141,7 @@ def test_families_are_right_at_full_size(tmp_path):
 def test_int8_keeps_the_demos_predictions_in_half_the_space(tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     from vitprune import attach, export_model
-    from vitprune.export import open_program
+    from vitprune.checkpoint.onnx_program import read_onnx
     from vitprune.loading.load import load_model
 
     demo = load_model("demo")
@@ -153,9 +153,9 @@ def test_int8_keeps_the_demos_predictions_in_half_the_space(tmp_path):
     assert (exact[0], quantised[0]) == ("fp32", "int8")
     assert float(quantised[3].removesuffix(" %")) > 90, "the same answer as in fp32"
     assert float(quantised[5]) < 0.6 * float(exact[5]), "MiB"
-    program = open_program(tmp_path / "m-int8.onnx")
+    program = read_onnx(tmp_path / "m-int8.onnx")
     assert program.precision == "int8"
-    assert program.metadata == open_program(made.output).metadata
+    assert program.metadata == read_onnx(made.output).metadata
 
 
 @pytest.mark.slow
