@@ -13,6 +13,12 @@ from vitprune.data.classes import ModelClasses
 from vitprune.data.tables import Columns, Images, read_table
 from vitprune.errors import DataError, HubError
 
+HUB_SETS: dict[str, tuple[str, str | None]] = {
+    "imagenet": ("ILSVRC/imagenet-1k", None),
+    "imagenette": ("frgfm/imagenette", "320px"),
+}
+"""Repository and configuration of the data sets that have a name of their own."""
+
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "test")
 _MOST_SHARDS = 100_000
@@ -37,25 +43,53 @@ class DataOptions:
     limit: int | None = None
 
 
-def read_hub(
-    repository: str,
-    classes: ModelClasses | None,
-    options: DataOptions,
-    config: str | None = None,
-) -> tuple[Images | None, Images | None]:
+def hub_name(spec: str) -> str | None:
+    """The data set of the Hub whose images a DATA argument names, `owner/name`; None of any other argument."""
+    return _hub_set(spec)[0] if spec in HUB_SETS or spec.startswith("hf:") else None
+
+
+def _hub_set(spec: str) -> tuple[str, str | None]:
+    """Repository and configuration of a data set of the Hub."""
+    name, _, config = spec.removeprefix("hf:").partition(":")
+    return HUB_SETS.get(spec, (name, config or None))
+
+
+def read_hub(spec: str, classes: ModelClasses | None, options: DataOptions) -> tuple[Images | None, Images | None]:
     """Training and validation images of a Hub data set; downloads what is not cached.
 
     Args:
-        repository: `owner/name`.
+        spec: one of HUB_SETS, or `hf:owner/name`, or `hf:owner/name:config` where it has several configurations.
         classes: the model's classes, None for unlabelled use.
         options: splits, columns, and whether it is read over the network as it goes, storing nothing.
-        config: configuration of the data set, where it has several.
 
     Raises:
         HubError: the Hub is out of reach, or the data set is gated or absent.
         DataError: the data set has no such split or no images, or its classes do not fit the model.
     """
-    tables = _load(repository, config, options.streaming)
+    from datasets import DownloadConfig, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import GatedRepoError
+
+    repository, config = _hub_set(spec)
+    try:
+        # Never `trust_remote_code`: a data set is data.
+        once = DownloadConfig(max_retries=1)
+        tables = load_dataset(repository, config, download_config=once, streaming=options.streaming)
+    except (DatasetNotFoundError, GatedRepoError) as error:
+        if "gated" in str(error).lower():
+            raise HubError(
+                f"the data set '{repository}' is gated",
+                f"accept its terms on https://huggingface.co/datasets/{repository}, then run: hf auth login; "
+                "or pass a local folder as DATA",
+            ) from error
+        raise HubError(
+            f"there is no data set '{repository}' on the Hugging Face Hub", "check the name, or pass a folder"
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:  # no connection, offline mode, HTTP errors
+        raise HubError(
+            f"cannot load '{repository}' from the Hugging Face Hub: {str(error).splitlines()[0]}",
+            "check the connection, or pass a local folder as DATA (for ImageNet also by $VITPRUNE_IMAGENET)",
+        ) from error
     return _read_splits(tables, classes, repository, options)
 
 
@@ -167,28 +201,3 @@ def _read_splits(
             "name them: --splits TRAIN,VAL",
         )
     return found[0], found[1]
-
-
-def _load(repository: str, config: str | None, streaming: bool) -> Any:
-    from datasets import DownloadConfig, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import GatedRepoError
-
-    try:
-        # Never `trust_remote_code`: a data set is data.
-        return load_dataset(repository, config, download_config=DownloadConfig(max_retries=1), streaming=streaming)
-    except (DatasetNotFoundError, GatedRepoError) as error:
-        if "gated" in str(error).lower():
-            raise HubError(
-                f"the data set '{repository}' is gated",
-                f"accept its terms on https://huggingface.co/datasets/{repository}, then run: hf auth login; "
-                "or pass a local folder as DATA",
-            ) from error
-        raise HubError(
-            f"there is no data set '{repository}' on the Hugging Face Hub", "check the name, or pass a folder"
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:  # no connection, offline mode, HTTP errors
-        raise HubError(
-            f"cannot load '{repository}' from the Hugging Face Hub: {str(error).splitlines()[0]}",
-            "check the connection, or pass a local folder as DATA (for ImageNet also by $VITPRUNE_IMAGENET)",
-        ) from error

@@ -13,16 +13,12 @@ from numpy.typing import NDArray
 from vitprune.common.formatting import close_match
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
-from vitprune.data.hub import DataOptions, find_shards, missing_shards, read_hub, read_shards
+from vitprune.data.hub import HUB_SETS, DataOptions, find_shards, hub_name, missing_shards, read_hub, read_shards
 from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
 from vitprune.data.tables import Images, ImageStream
 from vitprune.errors import DataError
 
-_HUB_NAMES: dict[str, tuple[str, str | None]] = {
-    "imagenet": ("ILSVRC/imagenet-1k", None),
-    "imagenette": ("frgfm/imagenette", "320px"),
-}
 HELD_OUT = 0.1
 
 
@@ -79,20 +75,22 @@ def open_data(
         HubError: the data set cannot be had from the Hub.
     """
     options = options or DataOptions()
-    shards = find_shards(spec)
-    of_tables = bool(shards) or spec in _HUB_NAMES or spec.startswith("hf:")
-    if not of_tables and (options.streaming or options.splits != (None, None) or options.columns != (None, None)):
+    shards, repository = find_shards(spec), hub_name(spec)
+    of_tables = (options.streaming, options.splits, options.columns) != (False, (None, None), (None, None))
+    if of_tables and not shards and not repository:
         raise DataError(
             f"--streaming, --splits and --columns say how tables are read, and '{spec}' is none",
             "leave them out, or use a data set of the Hub, parquet or tar files",
         )
-    folder = None if spec == "demo" or shards else _local_folder(spec)
+    folder = os.environ.get("VITPRUNE_IMAGENET") if spec == "imagenet" else None
     if spec == "demo":
         data = _demo()
-    elif folder is not None:
-        data = _complete(spec, *_read_folders(folder, classes, training, labels), training)
+    elif shards:
+        data = _complete(spec, *read_shards(shards, classes if labels else None, options, spec), training)
+    elif repository and not folder:
+        data = _complete(spec, *read_hub(spec, classes if labels else None, options), training)
     else:
-        data = _complete(spec, *_read_tables(spec, shards, classes if labels else None, options), training)
+        data = _complete(spec, *_read_folders(_existing(folder or spec), classes, training, labels), training)
     if missing := missing_shards(shards):
         note = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
         data.note = note if data.note is None else f"{note}; {data.note}"
@@ -100,28 +98,6 @@ def open_data(
         data.train = data.train and data.train.sample(options.limit)
         data.val = data.val.sample(options.limit)
     return data
-
-
-def _read_tables(
-    spec: str, shards: list[Path], classes: ModelClasses | None, options: DataOptions
-) -> tuple[Images | None, Images | None]:
-    if shards:
-        return read_shards(shards, classes, options, spec)
-    name, config = _hub_set(spec)
-    return read_hub(name, classes, options, config)
-
-
-def hub_name(spec: str) -> str | None:
-    """The data set of the Hub whose images a DATA argument names, `owner/name`; None of any other argument."""
-    return _hub_set(spec)[0] if spec in _HUB_NAMES or spec.startswith("hf:") else None
-
-
-def _hub_set(spec: str) -> tuple[str, str | None]:
-    """Name and configuration of a data set of the Hub."""
-    if spec in _HUB_NAMES:
-        return _HUB_NAMES[spec]
-    name, _, config = spec.removeprefix("hf:").partition(":")
-    return name, config or None
 
 
 def _read_folders(
@@ -163,20 +139,14 @@ def _complete(spec: str, train: Images | None, val: Images | None, training: boo
     return Data(spec, rest, held_out, f"no train and val folders: {len(held_out)} of {len(everything)} held out")
 
 
-def _local_folder(spec: str) -> Path | None:
-    """The folder that `spec` names; None where it is for the Hub."""
-    if spec == "imagenet" and (from_env := os.environ.get("VITPRUNE_IMAGENET")):
-        if not Path(from_env).is_dir():
-            raise DataError(f"there is no folder '{from_env}'", "check $VITPRUNE_IMAGENET")
-        return Path(from_env)
-    if hub_name(spec):
-        return None
-    folder = Path(spec).expanduser()
+def _existing(name: str) -> Path:
+    """The folder of that name."""
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         what = "is a file, not a folder of images" if folder.exists() else "is not there"
-        close = close_match(spec, ("demo", *_HUB_NAMES))
+        close = close_match(name, ("demo", *HUB_SETS))
         words = "give a folder, parquet or tar files, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'"
-        raise DataError(f"the data '{spec}' {what}", f"did you mean {close}?" if close else words)
+        raise DataError(f"the data '{name}' {what}", f"did you mean {close}?" if close else words)
     return folder
 
 

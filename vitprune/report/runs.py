@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from vitprune.common.files import read_json
 from vitprune.common.formatting import first_fault
 from vitprune.common.run_folder import RunFolder
-from vitprune.data.source import hub_name
+from vitprune.data.hub import hub_name
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.report.publishable import publishable
 from vitprune.report.schema import KeepMaps, Report, Step
