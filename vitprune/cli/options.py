@@ -13,6 +13,7 @@ from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.data import DataOptions
+    from vitprune.loading.load import Loaded
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 ScheduleName = Literal["geometric", "late"]
@@ -217,3 +218,8 @@ def data_options(splits: str | None, columns: str | None, streaming: bool, limit
 
     pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
     return DataOptions(splits=pair[0], columns=pair[1], streaming=streaming, limit=limit)
+
+
+def data_spec(data: str | None, loaded: Loaded) -> str:
+    """DATA, or where it was not given what goes with the model."""
+    return data or ("demo" if loaded.name == "demo" else "imagenet")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli import completion
+from vitprune.cli.options import data_spec
+from vitprune.cli.output import talk, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
 
@@ -175,8 +177,18 @@ def load_dense_model(model: str, checkpoint: Path | None, img_size: tuple[int, i
     return loaded
 
 
-def training_images(loaded: Loaded, data: str | None, options: DataOptions, recipe: Recipe) -> Data:
-    """The images to train and evaluate on.
+def training_images(
+    loaded: Loaded, data: str | None, options: DataOptions, recipe: Recipe, plans: str, device: Any
+) -> Data:
+    """Open the images to train and evaluate on, and say what is about to run.
+
+    Args:
+        loaded: the model.
+        data: --data.
+        options: how it is read.
+        recipe: says whether labels are needed.
+        plans: what the model is to keep, for people.
+        device: where to train.
 
     Raises:
         DataError: there are none, or they do not fit the model.
@@ -185,12 +197,18 @@ def training_images(loaded: Loaded, data: str | None, options: DataOptions, reci
     from vitprune.data import ModelClasses, open_data
 
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    spec = data or ("demo" if loaded.spec == "demo" else "imagenet")
-    return open_data(spec, classes, options, training=True, labels=recipe.labels)
+    with waiting("opening the images"):
+        images = open_data(data_spec(data, loaded), classes, options, training=True, labels=recipe.labels)
+    talk(
+        f"{loaded.name}, {plans}, on {device}: "
+        f"{_counted(images.train)} to train on, {_counted(images.val)} to evaluate on"
+    )
+    if images.note:
+        talk(images.note)
+    return images
 
 
-def counted(images: Images | None) -> str:
-    """How many images there are, for people."""
+def _counted(images: Images | None) -> str:
     from vitprune.data import count_images
 
     count = count_images(images)

@@ -29,6 +29,7 @@ from vitprune.cli.options import (
     TargetGmacs,
     Workers,
     data_options,
+    data_spec,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
 from vitprune.cli.plan_options import plan_request, refuse_plan, resolve_plan
@@ -129,7 +130,7 @@ def compare(
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
     options = data_options(splits, columns, streaming, limit)
-    spec = data or ("demo" if loaded.name == "demo" else "imagenet")
+    spec = data_spec(data, loaded)
     with waiting(f"opening {spec}"):
         images = open_data(spec, classes, options, training=trains)
     if images.note:

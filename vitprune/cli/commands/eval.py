@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from vitprune.cli.options import (
     Streaming,
     Workers,
     data_options,
+    data_spec,
 )
 from vitprune.cli.output import enforce, number, print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
@@ -81,11 +82,11 @@ def evaluate(
     with waiting(f"loading {model}"):
         loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, exported=True)
     subject = loaded.sparse or loaded.model
-    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    model_classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     options = data_options(splits, columns, streaming, limit)
-    spec = data or ("demo" if loaded.name == "demo" else "imagenet")
+    spec = data_spec(data, loaded)
     with waiting(f"opening {spec}"):
-        images = open_data(spec, classes, options)
+        images = open_data(spec, model_classes, options)
     val = images.val
     val.transform = eval_transform(loaded.model)
     if images.note:
@@ -105,7 +106,10 @@ def evaluate(
         )
     predictions = found["model"]
     names = val.class_names | dict(enumerate(loaded.class_names or ()))
-    by_class = class_accuracy(predictions)
+    classes = [
+        {"index": row.index, "name": names.get(row.index), "num_images": row.num_images, "top1_pct": row.top1_pct[0]}
+        for row in class_accuracy(predictions)
+    ]
     result = {
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
@@ -116,29 +120,27 @@ def evaluate(
         "note": images.note,
         "precision": getattr(subject, "precision", number_format),
         "device": str(where),
-        "classes": [
-            {
-                "index": row.index,
-                "name": names.get(row.index),
-                "num_images": row.num_images,
-                "top1_pct": row.top1_pct[0],
-            }
-            for row in by_class
-        ],
+        "classes": classes,
     }
     if as_json:
         print_json(result)
     else:
-        if per_class:
-            rows = [
-                [names.get(row.index, str(row.index)), str(row.num_images), number(row.top1_pct[0])] for row in by_class
-            ]
-            print_table("by class", ["class", "images", "top-1 (%)"], rows)
-        label = loaded.metadata.label if loaded.metadata else "dense"
-        print_line(
-            f"{loaded.name}, {label}: top-1 {predictions.top1_pct:.2f} %, "
-            f"top-5 {predictions.top5_pct:.2f} % on {predictions.num_images} images"
-        )
-        if faults.count:
-            print_line(f"{faults.count} unreadable image(s) were left out: {', '.join(faults.names[:3])}")
+        _print(result, loaded.metadata.label if loaded.metadata else "dense", per_class)
     enforce([("--min-top1", predictions.top1_pct, min_top1)])
+
+
+def _print(result: dict[str, Any], label: str, per_class: bool) -> None:
+    if per_class:
+        rows = [
+            [row["name"] or str(row["index"]), str(row["num_images"]), number(row["top1_pct"])]
+            for row in result["classes"]
+        ]
+        print_table("by class", ["class", "images", "top-1 (%)"], rows)
+    print_line(
+        f"{result['model']}, {label}: top-1 {result['top1_pct']:.2f} %, "
+        f"top-5 {result['top5_pct']:.2f} % on {result['num_images']} images"
+    )
+    if result["num_unreadable"]:
+        print_line(
+            f"{result['num_unreadable']} unreadable image(s) were left out: {', '.join(result['unreadable'][:3])}"
+        )

@@ -53,7 +53,6 @@ from vitprune.cli.training_options import (
     WarmStartSteps,
     batch_settings,
     chosen_recipe,
-    counted,
     load_dense_model,
     training_device,
     training_images,
@@ -167,7 +166,7 @@ def sparsify(
         "compile": True if compiled else None,
     }
     with waiting("loading PyTorch"):
-        plan = chosen_recipe(model, recipe, settings, changes)
+        chosen = chosen_recipe(model, recipe, settings, changes)
         request = plan_request(
             keep=keep,
             stages=stages,
@@ -187,7 +186,7 @@ def sparsify(
             f"{request.measured} may measure something else than the run to resume did",
             "give what it found: --keep, --stages and --align are in its config.json",
         )
-    where = training_device(device, plan)
+    where = training_device(device, chosen)
     options = data_options(splits, columns, streaming, limit)
     if track is not None:
         from vitprune.training import check_tracker
@@ -195,27 +194,14 @@ def sparsify(
         check_tracker(track)
     with waiting(f"loading {model}"):
         loaded = load_dense_model(model, checkpoint, img_size)
-    sparsity, prediction = resolve_plan(request, loaded.model, plan)
+    sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
-
-    from vitprune.common.run_folder import RunFolder
-    from vitprune.training import Checkpoints
-
-    if resume and Checkpoints(RunFolder(folder).checkpoints, {}).latest_step() is None:
-        talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
-    with waiting("opening the images"):
-        images = training_images(loaded, data, options, plan)
+    images = training_images(loaded, data, options, chosen, sparsity.label, where)
 
     from vitprune.jobs.sparsify import RunSettings, run
     from vitprune.report.publishable import command_line
 
-    talk(
-        f"{loaded.name}, {sparsity.label}, on {where}: "
-        f"{counted(images.train)} to train on, {counted(images.val)} to evaluate on"
-    )
-    if images.note:
-        talk(images.note)
-    settled = RunSettings(
+    run_settings = RunSettings(
         sparsity,
         where,
         folder,
@@ -227,7 +213,7 @@ def sparsify(
         commands={"sparsify": command_line(context.obj)},
     )
     with RunProgress() as progress:
-        _, report = run(loaded, images, plan, settled, progress)
+        _, report = run(loaded, images, chosen, run_settings, progress)
     if as_json:
         print_json(report.as_json())
     else:
@@ -245,8 +231,12 @@ def sparsify(
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
     """The run folder, not made yet."""
     from vitprune.common.run_folder import RunFolder
+    from vitprune.training import Checkpoints
 
     name = f"{loaded.short_name}-{sparsity.slug}"
     # One process chooses: another may be so late that the folder is there already.
-    chosen = RunFolder.choose(output, name, overwrite=overwrite, resume=resume).path if distributed.is_main() else None
-    return distributed.from_main(chosen)
+    chosen = RunFolder.choose(output, name, overwrite=overwrite, resume=resume) if distributed.is_main() else None
+    folder = distributed.from_main(chosen)
+    if resume and Checkpoints(folder.checkpoints, {}).latest_step() is None:
+        talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
+    return folder.path

@@ -45,7 +45,6 @@ from vitprune.cli.training_options import (
     WarmStartSteps,
     batch_settings,
     chosen_recipe,
-    counted,
     load_dense_model,
     training_device,
     training_images,
@@ -163,13 +162,8 @@ def sweep(
     from vitprune.report.publishable import command_line
 
     folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume).path
-    images = training_images(loaded, data, options, plan)
-    talk(
-        f"{loaded.name}, keep {', '.join(f'{ratio:g}' for ratio in ratios)}, on {where}: "
-        f"{counted(images.train)} to train on, {counted(images.val)} to evaluate on"
-    )
-    if images.note:
-        talk(images.note)
+    keeps = f"keep {', '.join(f'{ratio:g}' for ratio in ratios)}"
+    images = training_images(loaded, data, options, plan, keeps, where)
     common = RunSettings(
         plans[0],
         where,
