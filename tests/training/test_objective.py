@@ -34,11 +34,12 @@ def test_the_teacher_is_no_part_of_it_but_moves_along(build):
     assert not any("teacher" in name for name in objective.state_dict())
     objective.to(torch.float64)
     assert {parameter.dtype for parameter in objective.teacher.parameters()} == {torch.float64}
-    assert not any(parameter.requires_grad for parameter in objective.train().teacher.parameters())
+    assert objective.train().student.training
+    assert not any(parameter.requires_grad for parameter in objective.teacher.parameters())
     assert not objective.teacher.training
 
 
-def test_warm_start_trains_predictors_alone(build, batch):
+def test_pretraining_trains_predictors_alone(build, batch):
     objective = build()
     objective.student.model.requires_grad_(False)
     loss = objective(*batch, "warm")
@@ -161,9 +162,3 @@ def test_without_labels_labels_do_not_matter(build, batch):
         other = objective(images, torch.full_like(labels, -1), phase)
         assert "ce" not in one.components
         assert torch.equal(one.total, other.total)
-
-
-def test_teacher_stays_in_eval_mode(build):
-    objective = build().train()
-    assert objective.student.training
-    assert not objective.teacher.training

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitprune.common.seeding import derive_seed, isolated_rng
 from vitprune.errors import OutputError, UsageError
 from vitprune.training import Checkpoints, Progress, State
 
@@ -105,18 +104,6 @@ def test_about_every_two_minutes_by_default(checkpoints, monkeypatch):
     now = checkpoints._saved_at
     monkeypatch.setattr("time.monotonic", lambda: now + 121)
     assert checkpoints.due(6)
-
-
-def test_seeds_are_unlike_and_a_block_leaves_no_trace():
-    assert len({derive_seed(a, b) for a in range(30) for b in range(30)}) == 900
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    with isolated_rng(3, 4):
-        first = torch.rand(2)
-    with isolated_rng(3, 4):
-        assert torch.equal(torch.rand(2), first)
-    assert torch.equal(torch.rand(2), expected)
 
 
 def test_state_is_json(checkpoints):

@@ -29,7 +29,7 @@ from vitprune.training.compiling import compiled_blocks
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, set_trainable
 from vitprune.training.progress import Progress, StepRecord
-from vitprune.training.recipe import Recipe, Step
+from vitprune.training.recipe import PlannedStep, Recipe
 from vitprune.training.step import backward, find_num_microbatches, training_batches, update
 
 _RATE_BATCHES = 8
@@ -147,7 +147,7 @@ def train(
     accelerator.free_memory()
 
 
-def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps: list[Step]) -> float | None:
+def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps: list[PlannedStep]) -> float | None:
     """The backbone's peak rate: the further the student is from its teacher after pretraining, the higher.
 
     Adam's steps are as long as the rate says, however small the gradient: where hardly anything is lost, a rate

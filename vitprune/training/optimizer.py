@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitprune.model import SparseViT
 from vitprune.training.checkpoints import State
-from vitprune.training.recipe import Phase, Recipe, Step
+from vitprune.training.recipe import Phase, PlannedStep, Recipe
 
 
 def set_trainable(student: SparseViT, recipe: Recipe, phase: Phase, train_backbone: bool) -> None:
@@ -36,7 +36,9 @@ class Optimization:
         backbone_lr: peak rate of the backbone; None if it does not train.
     """
 
-    def __init__(self, student: SparseViT, recipe: Recipe, steps: Sequence[Step], backbone_lr: float | None) -> None:
+    def __init__(
+        self, student: SparseViT, recipe: Recipe, steps: Sequence[PlannedStep], backbone_lr: float | None
+    ) -> None:
         self.student = student
         predictor_lr = recipe.peak_lr * (1.0 if steps[0].phase == "warm" else recipe.tune_lr_scale)
         self.optimizer: Any = _make_optimizer(student, recipe, predictor_lr, backbone_lr)

@@ -24,7 +24,7 @@ _LENGTHS = ("steps", "epochs")
 """Two ways to say how long to train."""
 
 
-class Step(NamedTuple):
+class PlannedStep(NamedTuple):
     """A step that is planned.
 
     Attributes:
@@ -160,7 +160,7 @@ class Recipe(BaseModel):
             return self.num_workers
         return min(8, (os.cpu_count() or 1) // 2)
 
-    def plan_steps(self, steps_per_epoch: int | None, *, has_stages: bool) -> list[list[Step]]:
+    def plan_steps(self, steps_per_epoch: int | None, *, has_stages: bool) -> list[list[PlannedStep]]:
         """All steps of a run, a list for each optimiser; no list is empty.
 
         Args:
@@ -174,12 +174,15 @@ class Recipe(BaseModel):
         num_warm, num_sampled = (self.warm_start_steps, steps - deployed) if has_stages else (0, 0)
         num_deployed = deployed if tunes else 0
         frozen = round(self.freeze_epochs * (steps_per_epoch or 0))
-        pretraining = [Step("warm", 1.0, False) for _ in range(num_warm)]
+        pretraining = [PlannedStep("warm", 1.0, False) for _ in range(num_warm)]
         together = [
-            Step("sampled", 1.0 + (self.noise_end - 1.0) * (step / max(1, num_sampled - 1)), tunes and step >= frozen)
-            for step in range(num_sampled)
+            PlannedStep(
+                phase="sampled" if step < num_sampled else "deployed",
+                noise=1.0 + (self.noise_end - 1.0) * min(1.0, step / max(1, num_sampled - 1)),
+                trains_backbone=tunes and step >= frozen,
+            )
+            for step in range(num_sampled + num_deployed)
         ]
-        together += [Step("deployed", 0.0, step >= frozen) for step in range(num_sampled, num_sampled + num_deployed)]
         return [planned for planned in (pretraining, together) if planned]
 
     def num_steps(self, steps_per_epoch: int | None) -> int:

@@ -20,7 +20,7 @@ from vitprune.data import Faults, Images, ImageStream, batches, training_loader
 from vitprune.errors import DataError, TrainingError
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import set_trainable
-from vitprune.training.recipe import Phase, Recipe, Step
+from vitprune.training.recipe import Phase, PlannedStep, Recipe
 
 Batch = tuple[Tensor, Tensor]
 """Images (B, C, H, W) and class indices (B,) or, of mixed images, probabilities (B, num_classes)."""
@@ -148,7 +148,9 @@ def update(accelerator: Accelerator, optimizer: Any, student: torch.nn.Module, c
     return not accelerator.optimizer_step_was_skipped
 
 
-def find_num_microbatches(accelerator: Accelerator, objective: Any, images: Images, steps: Sequence[Step]) -> int:
+def find_num_microbatches(
+    accelerator: Accelerator, objective: Any, images: Images, steps: Sequence[PlannedStep]
+) -> int:
     """How many microbatches fit a batch into memory: as the recipe says or, if that is "auto", 1, 2, 4 and so on.
 
     Args:
