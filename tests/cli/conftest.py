@@ -8,8 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from vitprune.cli import output
@@ -57,19 +55,13 @@ def not_quiet():
 
 
 @pytest.fixture(scope="session")
-def finished(make_vit, tmp_path_factory):
+def finished(make_vit, make_image_folder, tmp_path_factory):
     """One run of six steps on 12 + 6 images of cats and dogs; it misses --min-top1.
 
     Attributes: `root`, where it was begun, `folder`, its `arguments` (without the checks), `code`, `out` and `err`.
     """
     root = tmp_path_factory.mktemp("finished")
-    generator = torch.Generator().manual_seed(0)
-    for part, count in (("train", 6), ("val", 3)):
-        for label, name in enumerate(("cat", "dog")):
-            (root / "images" / part / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = torch.randint(0, 128, (48, 64, 3), generator=generator) + 120 * label
-                Image.fromarray(pixels.to(torch.uint8).numpy()).save(root / "images" / part / name / f"{index}.png")
+    make_image_folder(root / "images")
     save_file(make_vit(num_classes=2).state_dict(), root / "weights.safetensors")
     arguments = [
         *("sparsify", "test_vit", "--checkpoint", str(root / "weights.safetensors"), "--data", str(root / "images")),
