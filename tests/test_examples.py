@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vitprune.training import load_recipe
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
 QUICK = ["--device", "cpu", "--bench-seconds", "0.1", "--warm-start-steps", "2"]
@@ -77,8 +79,10 @@ def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
     assert _run("ablation.py", *options, cwd=tmp_path) == out, "finished runs are read, not repeated"
 
 
-def test_ablation_holds_out_training_images(tmp_path, image_folder):
-    hold_out = runpy.run_path(str(EXAMPLES / "ablation.py"))["hold_out"]
+def test_ablation_varies_settings_that_exist_and_holds_out_training_images(tmp_path, image_folder):
+    ablation = runpy.run_path(str(EXAMPLES / "ablation.py"))
+    assert all(load_recipe(**changes) for changes in ablation["VARIANTS"].values())
+    hold_out = ablation["hold_out"]
     total = len(list((image_folder / "train").glob("*/*")))
     made = hold_out(image_folder, tmp_path / "split", 3)
     train, val = ({path.resolve() for path in (made / split).glob("*/*")} for split in ("train", "val"))
