@@ -1,4 +1,4 @@
-"""vitprune makes a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens.
+"""vitprune makes a pretrained timm vision transformer cheaper and faster by pruning uninformative tokens.
 
 model = timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
 sparse = vitprune.sparsify(model, keep=0.7, data="path/to/images")
@@ -12,48 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 from vitprune._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from vitprune.api import sparsify
-    from vitprune.errors import VitpruneError
-    from vitprune.export import export_model
-    from vitprune.loading.hub import load
-    from vitprune.model import SparseViT, attach
-    from vitprune.schedule import Schedule, Stage, make_schedule
-    from vitprune.tokens import TokenPredictor
-    from vitprune.training import LossWeights, Objective, Recipe
+if TYPE_CHECKING:  # for type checkers; a test holds that these are the names below
+    from vitprune.api import sparsify as sparsify
+    from vitprune.errors import VitpruneError as VitpruneError
+    from vitprune.export import export_model as export_model
+    from vitprune.loading.hub import load as load
+    from vitprune.model import SparseViT as SparseViT
+    from vitprune.model import attach as attach
+    from vitprune.schedule import Schedule as Schedule
+    from vitprune.schedule import Sparsity as Sparsity
+    from vitprune.schedule import Stage as Stage
+    from vitprune.schedule import make_schedule as make_schedule
+    from vitprune.tokens import TokenPredictor as TokenPredictor
+    from vitprune.training import LossWeights as LossWeights
+    from vitprune.training import Objective as Objective
+    from vitprune.training import Recipe as Recipe
 
 # Imported when first used, so that `vitprune --help` does not wait for torch.
-_HOMES = {
-    "LossWeights": "vitprune.training",
-    "Objective": "vitprune.training",
-    "Recipe": "vitprune.training",
-    "Schedule": "vitprune.schedule",
-    "SparseViT": "vitprune.model",
-    "Stage": "vitprune.schedule",
-    "TokenPredictor": "vitprune.tokens",
-    "VitpruneError": "vitprune.errors",
-    "attach": "vitprune.model",
-    "export_model": "vitprune.export",
-    "load": "vitprune.loading.hub",
-    "make_schedule": "vitprune.schedule",
-    "sparsify": "vitprune.api",
+_NAMES = {
+    "api": ("sparsify",),
+    "errors": ("VitpruneError",),
+    "export": ("export_model",),
+    "loading.hub": ("load",),
+    "model": ("SparseViT", "attach"),
+    "schedule": ("Schedule", "Sparsity", "Stage", "make_schedule"),
+    "tokens": ("TokenPredictor",),
+    "training": ("LossWeights", "Objective", "Recipe"),
 }
-
-__all__ = [
-    "LossWeights",
-    "Objective",
-    "Recipe",
-    "Schedule",
-    "SparseViT",
-    "Stage",
-    "TokenPredictor",
-    "VitpruneError",
-    "attach",
-    "export_model",
-    "load",
-    "make_schedule",
-    "sparsify",
-]
+_HOMES = {name: f"vitprune.{home}" for home, names in _NAMES.items() for name in names}
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

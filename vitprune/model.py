@@ -92,7 +92,7 @@ class SparseViT(nn.Module):
     """A vision transformer that drops its least informative patch tokens on the way.
 
     `forward` is what is deployed: the same, constant number of tokens for every image, really removed.
-    `forward_masked` is what is trained: all tokens stay, dropped ones are hidden from attention and pooling.
+    `forward_masked` is what is trained: all tokens are there, pruned ones are hidden from attention and pooling.
     Both agree when the masked pass decides by `topk_decide`.
 
     Args:
@@ -100,7 +100,7 @@ class SparseViT(nn.Module):
         schedule: the plan; no stages means dense.
         predictors: one module per stage, called as `predictor(x, kept)` on patch tokens (B, N, C) and D-hat (B, N)
             or None, giving log_pi (B, N, 2). None for new, untrained TokenPredictors.
-        dropped: what becomes of the tokens that leave.
+        dropped: what happens to pruned tokens, see `vitprune.Sparsity`.
 
     Raises:
         UnsupportedModelError: see `vitprune.backbones.wrap`.
@@ -205,7 +205,7 @@ class SparseViT(nn.Module):
         return x, self.backbone.head(x, sizes=sizes), sizes
 
     def forward_masked(self, images: Tensor, decide: Decide = topk_decide) -> MaskedOutput:
-        """The training pass: all tokens stay, dropped ones are hidden from the others (DynamicViT section 3.3).
+        """The training pass: all tokens are there, pruned ones are hidden from the others (DynamicViT section 3.3).
 
         Args:
             images: (B, in_chans, H, W).

@@ -20,7 +20,7 @@ from vitprune.schedule import Sparsity
 pytestmark = pytest.mark.slow
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-OWN = ("lvvit",)
+OWN = ("lvvit_model",)
 """Modules of this project that register models with timm."""
 
 

@@ -25,19 +25,14 @@ def test_decision_is_torchs_gumbel_softmax_bit_for_bit(tau):
     assert torch.equal(gumbel_decision(log_pi, tau), expected.round())  # torch's own is off by an ulp
 
 
-def test_sampling_frequency_matches_pi():
+@pytest.mark.parametrize("tau", [0.1, 1.0])
+def test_sampling_frequency_matches_pi_at_any_temperature(tau):
     keep = torch.tensor([0.02, 0.3, 0.5, 0.77, 0.99])
-    samples = 200_000
+    samples = 100_000
     log_pi = torch.stack((1 - keep, keep), dim=-1).log().expand(samples, -1, -1)
     torch.manual_seed(0)
-    frequency = gumbel_decision(log_pi).mean(dim=0)
+    frequency = gumbel_decision(log_pi, tau).mean(dim=0)
     assert ((frequency - keep).abs() < 5 * (keep * (1 - keep) / samples).sqrt()).all()
-
-
-def test_frequency_does_not_depend_on_temperature():
-    log_pi = torch.tensor([0.3, 0.7]).log().expand(100_000, 1, 2)
-    torch.manual_seed(0)
-    assert gumbel_decision(log_pi, tau=0.1).mean() == pytest.approx(0.7, abs=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -132,13 +127,7 @@ def test_gate_gives_the_gradient_of_the_papers_formula_for_kept_and_dropped_toke
         assert wanted.any()
         torch.testing.assert_close(results["ours"][1][wanted], results["exact"][1][wanted], rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(results["ours"][1][wanted], results["pure"][1][wanted], rtol=1e-3, atol=1e-4)
-
-
-def test_dropped_tokens_still_receive_gradient(gated):
-    kept, results = gated
-    gradient = results["ours"][1]
-    assert (gradient[kept == 0].abs() > 1e-3).all()
-    assert gradient[kept == 0].abs().mean() > 0.1 * gradient[kept == 1].abs().mean()
+        assert (results["ours"][1][wanted].abs() > 1e-3).all()
 
 
 def test_a_clamped_gate_would_leave_dropped_tokens_without_gradient():
@@ -189,31 +178,18 @@ def test_a_dropped_token_still_attends_to_itself():
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 2, 5])
-def test_prefix_tokens_are_never_masked(prefix):
+def test_prefix_tokens_are_never_masked_and_kept_ones_hardly(prefix):
+    assert attention_bias(torch.ones(2, 6), prefix).abs().max() < 2 * GATE_EPS
     bias = attention_bias(torch.zeros(2, 6), prefix)
     assert bias.shape == (2, 1, 6 + prefix, 6 + prefix)
     assert bias[..., :prefix].abs().sum() <= prefix * 12 * 2e-6 * (6 + prefix)
     assert (bias[:, :, :prefix, prefix:] < -10).all()  # the class token does not see dropped tokens
 
 
-def test_keeping_everything_is_next_to_no_mask():
-    assert attention_bias(torch.ones(2, 6), 1).abs().max() < 2 * GATE_EPS
-
-
-def test_every_image_has_its_own_gate():
-    bias = attention_bias(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 1)
-    assert bias[0, 0, 0, 1] > -1e-5 > -10 > bias[0, 0, 0, 2]
-    assert bias[1, 0, 0, 2] > -1e-5 > -10 > bias[1, 0, 0, 1]
-
-
-def test_key_bias_is_the_logarithm_of_the_shifted_mask():
-    kept = torch.tensor([[1.0, 0.0, 0.5]], dtype=torch.float64)
-    assert torch.equal(key_bias(kept), (kept + 1e-6).log())
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_gate_is_computed_in_fp32_at_least(dtype):
     kept = torch.tensor([[1.0, 0.0]], dtype=dtype)
     assert key_bias(kept).dtype == torch.float32
+    assert torch.equal(key_bias(kept.double()), (kept.double() + 1e-6).log())
     assert torch.equal(key_bias(kept), key_bias(kept.float()))
     assert attention_bias(kept.double()).dtype == torch.float64

@@ -1,4 +1,4 @@
-"""Folding: by hand, gathered against masked, and what it must not change."""
+"""Merging: by hand, gathered against masked, and what it must not change."""
 
 import pytest
 import torch
@@ -27,22 +27,22 @@ def scores():
 
 
 def test_split_is_top_k_and_the_rest(scores):
-    stays, leaves = split_tokens(scores, 13)
-    assert torch.equal(stays, topk_tokens(scores, 13))
-    assert leaves.shape == (3, 7)
+    kept, pruned = split_tokens(scores, 13)
+    assert torch.equal(kept, topk_tokens(scores, 13))
+    assert pruned.shape == (3, 7)
     for image in range(3):
-        assert sorted(stays[image].tolist() + leaves[image].tolist()) == list(range(20))
+        assert sorted(kept[image].tolist() + pruned[image].tolist()) == list(range(20))
 
 
-def test_each_leaving_token_joins_its_most_similar_by_weighted_average(x, scores):
+def test_each_pruned_token_joins_its_most_similar_by_weighted_average(x, scores):
     sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
-    stays, leaves = split_tokens(scores, 13)
-    tokens, new_sizes = merge_tokens(x, sizes, stays, leaves)
+    kept, pruned = split_tokens(scores, 13)
+    tokens, new_sizes = merge_tokens(x, sizes, kept, pruned)
     for image in range(3):
-        groups = {token: [token] for token in stays[image].tolist()}
-        for leaving in leaves[image].tolist():
-            nearest = max(groups, key=lambda s: torch.cosine_similarity(x[image, leaving], x[image, s], dim=0).item())
-            groups[nearest].append(leaving)
+        groups = {token: [token] for token in kept[image].tolist()}
+        for token in pruned[image].tolist():
+            nearest = max(groups, key=lambda s: torch.cosine_similarity(x[image, token], x[image, s], dim=0).item())
+            groups[nearest].append(token)
         for row, members in enumerate(groups.values()):
             weight = sizes[image, members]
             torch.testing.assert_close(new_sizes[image, row], weight.sum())
@@ -53,23 +53,23 @@ def test_each_leaving_token_joins_its_most_similar_by_weighted_average(x, scores
 
 @pytest.mark.parametrize("prefix", [1, 5])
 def test_prefix_tokens_stay_as_they_are(x, scores, prefix):
-    stays, leaves = split_tokens(scores, 13)
+    kept, pruned = split_tokens(scores, 13)
     before = torch.randn(3, prefix, 8, dtype=torch.float64)
     sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
     ones = torch.ones(3, prefix, dtype=torch.float64)
     tokens, new_sizes = merge_tokens(
-        torch.cat((before, x), dim=1), torch.cat((ones, sizes), dim=1), stays, leaves, prefix
+        torch.cat((before, x), dim=1), torch.cat((ones, sizes), dim=1), kept, pruned, prefix
     )
-    expected, expected_sizes = merge_tokens(x, sizes, stays, leaves)
+    expected, expected_sizes = merge_tokens(x, sizes, kept, pruned)
     torch.testing.assert_close(tokens, torch.cat((before, expected), dim=1))
     torch.testing.assert_close(new_sizes, torch.cat((ones, expected_sizes), dim=1))
 
 
 def test_no_sizes_are_sizes_of_one(x, scores):
-    stays, leaves = split_tokens(scores, 13)
+    kept, pruned = split_tokens(scores, 13)
     for given, expected in zip(
-        merge_tokens(x, None, stays, leaves),
-        merge_tokens(x, torch.ones(3, 20, dtype=torch.float64), stays, leaves),
+        merge_tokens(x, None, kept, pruned),
+        merge_tokens(x, torch.ones(3, 20, dtype=torch.float64), kept, pruned),
         strict=True,
     ):
         torch.testing.assert_close(given, expected)
@@ -82,24 +82,24 @@ def test_a_token_of_zeros_spoils_nothing(x, scores):
     assert sizes[0].sum() == 20
 
 
-def test_masked_folding_is_gathered_folding(x, scores):
+def test_masked_merging_is_gathered_merging(x, scores):
     sizes = torch.ones(3, 20, dtype=torch.float64)
-    stays, leaves = split_tokens(scores, 13)
-    tokens, new_sizes = merge_tokens(x, sizes, stays, leaves)
+    kept, pruned = split_tokens(scores, 13)
+    tokens, new_sizes = merge_tokens(x, sizes, kept, pruned)
     masked, masked_sizes = merge_masked(x, sizes, torch.ones_like(sizes), topk_decision(scores, 13))
-    torch.testing.assert_close(gather_tokens(masked, stays), tokens)
-    torch.testing.assert_close(masked_sizes.gather(1, stays), new_sizes)
-    assert torch.equal(gather_tokens(masked, leaves), gather_tokens(x, leaves)), "nobody sees them: let them be"
+    torch.testing.assert_close(gather_tokens(masked, kept), tokens)
+    torch.testing.assert_close(masked_sizes.gather(1, kept), new_sizes)
+    assert torch.equal(gather_tokens(masked, pruned), gather_tokens(x, pruned)), "nobody sees them: let them be"
 
 
-def test_folding_where_nobody_stays_changes_nothing(x):
+def test_merging_where_no_token_is_kept_changes_nothing(x):
     sizes = torch.ones(3, 20, dtype=torch.float64)
     tokens, new_sizes = merge_masked(x, sizes, torch.ones_like(sizes), torch.zeros_like(sizes))
     assert torch.equal(tokens, x)
     assert torch.equal(new_sizes, sizes)
 
 
-def test_tokens_dropped_before_do_not_fold_again(x, scores):
+def test_tokens_dropped_before_do_not_merge_again(x, scores):
     sizes = torch.ones(3, 20, dtype=torch.float64)
     kept = topk_decision(scores, 13)
     _, sizes = merge_masked(x, sizes, torch.ones_like(kept), kept)
@@ -108,18 +108,18 @@ def test_tokens_dropped_before_do_not_fold_again(x, scores):
     torch.testing.assert_close((later * kept * decision).sum(1), torch.full((3,), 20.0, dtype=torch.float64))
 
 
-def test_gradient_reaches_folded_tokens_and_not_the_choice(x, scores):
+def test_gradient_reaches_merged_tokens_and_not_the_choice(x, scores):
     x.requires_grad_(True)
     decision = topk_decision(scores, 13).requires_grad_(True)
     tokens, _ = merge_masked(x, torch.ones(3, 20, dtype=torch.float64), torch.ones_like(decision), decision)
     (tokens * decision.detach().unsqueeze(-1)).sum().backward()
-    assert (x.grad.abs().sum(-1) > 0).all(), "what leaves is felt through the token that it joined"
+    assert (x.grad.abs().sum(-1) > 0).all(), "a pruned token is felt through the token that it joined"
     assert decision.grad is None
 
 
 def test_bf16_tokens_stay_bf16_and_sizes_exact(x, scores):
-    stays, leaves = split_tokens(scores, 3)
-    tokens, sizes = merge_tokens(x.bfloat16(), torch.ones(3, 20), stays, leaves)
+    kept, pruned = split_tokens(scores, 3)
+    tokens, sizes = merge_tokens(x.bfloat16(), torch.ones(3, 20), kept, pruned)
     assert tokens.dtype == torch.bfloat16
     assert sizes.dtype == torch.float32
     assert torch.equal(sizes.sum(1), torch.full((3,), 20.0))

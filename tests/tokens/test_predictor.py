@@ -70,12 +70,6 @@ def test_certain_tokens_are_still_told_apart():
     assert keep_scores(logits).argsort(dim=1).tolist() == keep_scores(log_pi).argsort(dim=1).tolist() == [[0, 2, 1]]
 
 
-def test_probabilities_of_dropping_and_keeping_sum_to_one(predictor, tokens):
-    log_pi = predictor(tokens)
-    assert log_pi.shape == (3, 20, 2)
-    torch.testing.assert_close(log_pi.exp().sum(-1), torch.ones(3, 20))
-
-
 def test_permuting_the_tokens_permutes_the_scores(predictor, tokens):
     order = torch.randperm(20, generator=torch.Generator().manual_seed(2))
     kept = mask_of(range(0, 20, 2), range(7), [4])
@@ -106,9 +100,6 @@ def test_masked_and_gathered_tokens_score_alike(predictor, tokens):
     chosen = [0, 2, 3, 11, 19]
     kept = mask_of(*[chosen] * 3)
     torch.testing.assert_close(predictor(tokens, kept)[:, chosen], predictor(tokens[:, chosen]))
-
-
-def test_a_mask_of_ones_is_no_mask(predictor, tokens):
     torch.testing.assert_close(predictor(tokens, torch.ones(3, 20)), predictor(tokens))
 
 
@@ -138,13 +129,17 @@ def test_scores_are_fp32_and_unchanged_under_bf16_autocast(predictor, tokens):
 
 
 @pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16])
-def test_casting_to_half_precision_leaves_parameters_and_scores_in_fp32(predictor, tokens, cast):
+def test_casting_a_model_to_half_precision_leaves_its_predictors_in_fp32(predictor, tokens, cast):
     before = copy.deepcopy(predictor.state_dict())
-    cast(predictor)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), predictor)
+    cast(model)
+    assert model[0].weight.dtype.itemsize == 2
     for name, parameter in predictor.state_dict().items():
-        assert torch.equal(parameter, before[name]), name
         assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, before[name]), name
     assert predictor(tokens).dtype == torch.float32
+    predictor.to("meta", torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in predictor.parameters()} == {("meta", torch.float32)}
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2e-3), (torch.float16, 3e-4)])
@@ -155,19 +150,6 @@ def test_of_low_precision_tokens_only_the_inner_products_are_in_it(predictor, to
     torch.testing.assert_close(log_pi, expected, atol=error, rtol=0)
     assert not torch.equal(log_pi, expected), "or nothing is gained"
     assert log_pi[..., 1].unique().numel() == expected[..., 1].unique().numel(), "scores do not tie"
-
-
-@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16])
-def test_casting_the_model_around_it_leaves_it_in_fp32(predictor, cast):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), predictor)
-    cast(model)
-    assert model[0].weight.dtype.itemsize == 2
-    assert {parameter.dtype for parameter in predictor.parameters()} == {torch.float32}
-
-
-def test_to_a_device_and_half_precision_at_once_moves_but_keeps_fp32(predictor):
-    predictor.to("meta", torch.bfloat16)
-    assert {(p.device.type, p.dtype) for p in predictor.parameters()} == {("meta", torch.float32)}
 
 
 def test_double_is_float64(predictor, tokens):

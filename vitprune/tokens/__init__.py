@@ -3,11 +3,12 @@
 Nothing here knows timm, files or commands. Names and the paper's symbols:
 
 ==========  ======================================================================
-keep        rho, the share of tokens that one stage keeps
+keep        rho, the keep ratio of one stage
 log_pi      log of pi, (B, N, 2): [..., 0] drop, [..., 1] keep (the authors' code has them swapped)
 decision    D, (B, N): 1 keep, 0 drop, of one stage
 kept        D-hat, (B, N): the product of the decisions so far
 gate        G, (B, 1, T, T): 1 on the diagonal, else D-hat of the key token
+sizes       how many patches a token stands for, (B, N); not in the paper
 ==========  ======================================================================
 
 B images, N patch tokens, P prefix tokens (class, distillation, register), T = P + N, C channels.

@@ -62,7 +62,7 @@ def token_loss(
         teacher_features: teacher's, at the same positions, (B, N, C).
         kept: the student's final D-hat (B, N); None when all N tokens are kept ones.
         relative: divide by the mean square of the teacher's features in each image, so that a backbone with large ones
-            does not drown the other losses: 1 is then as wrong as answering zero.
+            does not drown the other losses: 1 is then as wrong as all zeros.
     """
     target = teacher_features.detach().float()
     error = (features.float() - target).square().mean(dim=-1)  # (B, N)

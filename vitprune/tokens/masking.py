@@ -100,7 +100,7 @@ def attention_bias(kept: Tensor, num_prefix_tokens: int = 0, sizes: Tensor | Non
     Args:
         kept: D-hat of the patch tokens (B, N).
         num_prefix_tokens: P, the number of tokens in front that are never dropped.
-        sizes: with folding, how many patches each patch token stands for, (B, N).
+        sizes: with merging, how many patches each patch token stands for, (B, N).
 
     Returns:
         log(G + eps), (B, 1, P + N, P + N), to be passed as `attn_mask`; with `sizes`, their logarithm added.

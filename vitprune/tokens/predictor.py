@@ -1,4 +1,4 @@
-"""The token predictor: a light MLP that says of each patch token how likely it is worth keeping."""
+"""The token predictor: a light MLP that gives each patch token a probability of being kept."""
 
 from __future__ import annotations
 

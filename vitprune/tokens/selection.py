@@ -82,5 +82,5 @@ def topk_decision(scores: Tensor, num_tokens: int, kept: Tensor | None = None) -
         scores = scores.masked_fill(kept < 0.5, -torch.inf)
     chosen = scores.topk(num_tokens, dim=1, sorted=False).indices
     decision = torch.zeros_like(scores).scatter_(1, chosen, 1.0)
-    # Sampled decisions may have left fewer than num_tokens.
+    # Sampled decisions may have kept fewer than num_tokens.
     return decision if kept is None else decision.masked_fill(kept < 0.5, 0.0)
