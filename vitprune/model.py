@@ -171,7 +171,7 @@ class SparseViT(nn.Module):
             if block in stages:
                 tokens = self.prune(tokens, *stages[block])
                 # Once per stage, not in every block.
-                bias = None if tokens.sizes is None else size_bias(tokens.sizes).to(x.dtype)
+                bias = None if tokens.sizes is None else size_bias(tokens.sizes).to(tokens.x.dtype)
                 positions = self.backbone.positions_of(tokens.indices[-1])
             if block < end:
                 tokens = tokens._replace(x=self.backbone.block(block, tokens.x, bias, positions))
