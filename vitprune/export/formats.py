@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
 from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
 from vitprune.common.formatting import first_line
+from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import ExportError
 
 Format = Literal["onnx", "pt2", "timm"]
 
-TIMM_FILES = ("model.safetensors", "config.json")
+TIMM_FILES = (WEIGHTS, CONFIG)
 TRACED_BATCH_SIZE = 3
 """Not one: a batch of one would be taken for a constant."""
 

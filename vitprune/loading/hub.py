@@ -93,7 +93,7 @@ def from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:
     return model
 
 
-def check_hub(repository: str, revision: str | None = None, names: Sequence[str] = ("config.json",)) -> None:
+def check_hub(repository: str, revision: str | None = None, names: Sequence[str] = (CONFIG,)) -> None:
     """Ask the Hub for a repository, briefly, unless one of the files of these `names` is cached: the download itself
     retries for a minute before it says that there is no connection.
 
