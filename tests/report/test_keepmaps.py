@@ -32,7 +32,7 @@ def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
             torch.testing.assert_close(torch.tensor(each.scores[stage]), expected)
             assert len(each.reached(stage)) == len(each.scores[stage])
         assert set(each.kept[1]) <= set(each.reached(1)) == set(each.kept[0])
-        assert each.kept_pct == tuple(100 * len(kept) / 100 for kept in each.kept), "a grid of 10 x 10"
+        assert each.kept_pct == [100 * len(kept) / 100 for kept in each.kept], "a grid of 10 x 10"
         for side, answer in ((each.dense, dense[i]), (each.sparse, ours[i])):
             best = answer.exp().topk(3)
             assert [a.index for a in side] == best.indices.tolist()
@@ -101,9 +101,9 @@ def test_shares_count_images():
 def test_hostile_and_long_names_are_drawn(make_sparse, make_images, tmp_path):
     sparse = make_sparse(keep=0.5, stages=[2], num_classes=3)
     names = {0: "\x1b[31m$x^" + "long " * 100, 1: "<b>", 2: "木"}
-    one, other = keep_maps(sparse, sparse.model, make_images(sparse), torch.tensor([0, 1]), names)
-    draw_montage(tmp_path / "plain.png", one, "\n\x00name" * 50, LEGEND, names[0])
-    draw_montage(tmp_path / "heat.png", other, "b", LEGEND, None, heat=True)
+    one, other = keep_maps(sparse, sparse.model, make_images(sparse), torch.tensor([0, UNLABELLED]), names)
+    draw_montage(tmp_path / "plain.png", one, "\n\x00name" * 50, LEGEND)
+    draw_montage(tmp_path / "heat.png", other, "b", LEGEND, heat=True)
     draw_mean(tmp_path / "mean.png", [[50.0] * 100], (10, 10), 3, Legend("$a_{b$ \x1b", LEGEND.stages, False, "dense"))
     sizes = {}
     for path in tmp_path.iterdir():

@@ -10,26 +10,26 @@ from PIL import Image
 from vitprune.data import Data, ModelClasses, eval_transform, open_data
 from vitprune.report.keepmaps import KeepMap
 from vitprune.report.publishable import command_line, data_name, publishable
-from vitprune.report.samples import BOTH_RIGHT, DENSE_ONLY, NEITHER, OTHER, SAME, SPARSE_ONLY, choose_images, group_of
+from vitprune.report.samples import choose_images, group_of
 from vitprune.report.schema import Answer
 
 
 def _map(label, dense, sparse):
     blank = Image.new("RGB", (8, 8))
-    answers = [(Answer(index=index, probability_pct=50.0),) for index in (dense, sparse)]
-    return KeepMap(blank, (2, 2), ((0,),), ((0.0,) * 4,), *answers, kl=0.0, label=label)
+    answers = [[Answer(index=index, probability_pct=50.0)] for index in (dense, sparse)]
+    return KeepMap(blank, (2, 2), [[0]], [[0.0] * 4], *answers, kl=0.0, label=label)
 
 
 @pytest.mark.parametrize(
     ("label", "dense", "sparse", "group"),
     [
-        (1, 1, 1, BOTH_RIGHT),
-        (1, 1, 0, DENSE_ONLY),
-        (1, 0, 1, SPARSE_ONLY),
-        (1, 0, 2, NEITHER),
-        (1, 0, 0, NEITHER),
-        (None, 0, 0, SAME),
-        (None, 0, 1, OTHER),
+        (1, 1, 1, "both right"),
+        (1, 1, 0, "dense right, sparse wrong"),
+        (1, 0, 1, "dense wrong, sparse right"),
+        (1, 0, 2, "both wrong"),
+        (1, 0, 0, "both wrong"),
+        (None, 0, 0, "same answer"),
+        (None, 0, 1, "another answer"),
     ],
 )
 def test_groups(label, dense, sparse, group):
@@ -49,11 +49,16 @@ def test_chosen_images_are_the_models_and_the_extremes_of_their_group(make_spars
     kl = (dense.exp() * (dense - ours)).sum(-1)
     labels = torch.tensor(data.val.labels)
     right = torch.stack([dense.argmax(-1) == labels, ours.argmax(-1) == labels], dim=1)
-    groups = {BOTH_RIGHT: (True, True), DENSE_ONLY: (True, False), SPARSE_ONLY: (False, True), NEITHER: (False, False)}
+    groups = {
+        "both right": (True, True),
+        "dense right, sparse wrong": (True, False),
+        "dense wrong, sparse right": (False, True),
+        "both wrong": (False, False),
+    }
     for name, pattern in groups.items():
         members = kl[(right == torch.tensor(pattern)).all(dim=1)]
         rows = [row for row in found.images if row.group == name]
-        assert len(rows) == min(len(members), 3 if name == BOTH_RIGHT else 2)
+        assert len(rows) == min(len(members), 3 if name == "both right" else 2)
         if len(rows) > 1:
             assert rows[0].place == "nearest"
             assert rows[0].kl == pytest.approx(members.min().item(), rel=1e-3, abs=1e-6)

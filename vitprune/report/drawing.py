@@ -49,12 +49,9 @@ class Legend:
 
 
 def dim_pruned(image: Image.Image, kept: Sequence[int], grid_size: tuple[int, int]) -> Image.Image:
-    """The image with all but the kept patches faded, and a line where the two meet: white images fade to little else.
+    """The image, RGB, with all but the kept patches faded, and a line where the two meet: white fades to little else.
 
-    Args:
-        image: RGB.
-        kept: numbers of patches, in raster order.
-        grid_size: patches (rows, columns).
+    Patches of a grid (rows, columns) are numbered in raster order.
     """
     patches = np.zeros(grid_size, dtype=np.uint8)
     patches.flat[list(kept)] = 1
@@ -71,11 +68,7 @@ def heat_map(
 ) -> Image.Image:
     """The image in grey under the colours of its patches' scores, dark blue for the lowest, yellow for the highest.
 
-    Args:
-        image: RGB.
-        where: numbers of the patches that have a score; others fade.
-        scores: one for each of them.
-        grid_size: patches (rows, columns).
+    Patches other than `where`, which have no score, fade.
     """
     import matplotlib
 
@@ -88,19 +81,8 @@ def heat_map(
     return dim_pruned(over, where, grid_size)
 
 
-def draw_montage(
-    path: Path, keep_map: KeepMap, title: str, legend: Legend, label: str | None, heat: bool = False
-) -> None:
-    """Write a PNG of one image: itself and every stage side by side, the predictors' scores below, answers under them.
-
-    Args:
-        path: where.
-        keep_map: of the image.
-        title: its name.
-        legend: what captions say of the model.
-        label: name of the true class; None where not known.
-        heat: add heat maps of the predictors' keep scores.
-    """
+def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat: bool = False) -> None:
+    """Write a PNG of one image: itself and every stage side by side, with `heat` scores below, answers under them."""
     image, grid_size, total = keep_map.image, keep_map.grid_size, keep_map.num_patches
     tiles = [(image, f"as the model sees it\n{grid_size[0]} x {grid_size[1]} = {total} patches")]
     for number, (stage, kept) in enumerate(zip(legend.stages, keep_map.kept, strict=True)):
@@ -118,7 +100,7 @@ def draw_montage(
     for axes, (tile, said) in zip(places, tiles, strict=True):
         axes.imshow(tile)
         axes.set_title(said, loc="left", y=0, pad=-2, verticalalignment="top", fontsize=_FONT_SIZE)
-    truth = [] if label is None else [f"true class: {label}"]
+    truth = [] if keep_map.label_name is None else [f"true class: {keep_map.label_name}"]
     below = [
         *truth,
         f"{legend.dense}: {'; '.join(answer.text for answer in keep_map.dense)}",
@@ -131,15 +113,7 @@ def draw_montage(
 def draw_mean(
     path: Path, kept_pct: Sequence[Sequence[float]], grid_size: tuple[int, int], num_images: int, legend: Legend
 ) -> None:
-    """Write a PNG of how often each position is kept at each stage.
-
-    Args:
-        path: where.
-        kept_pct: by stage and position, in percent.
-        grid_size: patches (rows, columns).
-        num_images: images that were counted.
-        legend: what captions say of the model.
-    """
+    """Write a PNG of how often each position is kept at each stage, `kept_pct` by stage and position, in percent."""
     figure, places = _figure(1, len(kept_pct), _SIDE, 3.2)
     for number, (axes, shares, stage) in enumerate(zip(places, kept_pct, legend.stages, strict=True)):
         image = axes.imshow(np.array(shares).reshape(grid_size), vmin=0, vmax=100, cmap="viridis")

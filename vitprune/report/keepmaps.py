@@ -32,16 +32,18 @@ class KeepMap:
         sparse: likewise of the sparse model.
         kl: KL divergence of the sparse model's answer from the dense one's, in nats.
         label: index of the true class; None where not known.
+        label_name: what it is called.
     """
 
     image: Image.Image
     grid_size: tuple[int, int]
-    kept: tuple[tuple[int, ...], ...]
-    scores: tuple[tuple[float, ...], ...]
-    dense: tuple[Answer, ...]
-    sparse: tuple[Answer, ...]
+    kept: list[list[int]]
+    scores: list[list[float]]
+    dense: list[Answer]
+    sparse: list[Answer]
     kl: float
     label: int | None = None
+    label_name: str | None = None
 
     @property
     def num_patches(self) -> int:
@@ -49,13 +51,13 @@ class KeepMap:
         return self.grid_size[0] * self.grid_size[1]
 
     @property
-    def kept_pct(self) -> tuple[float, ...]:
+    def kept_pct(self) -> list[float]:
         """Share of the patches kept after each stage, in percent."""
-        return tuple(100 * len(stage) / self.num_patches for stage in self.kept)
+        return [100 * len(stage) / self.num_patches for stage in self.kept]
 
-    def reached(self, stage: int) -> tuple[int, ...]:
+    def reached(self, stage: int) -> Sequence[int]:
         """Numbers of the patches that stage `stage` chose among."""
-        return self.kept[stage - 1] if stage else tuple(range(self.num_patches))
+        return self.kept[stage - 1] if stage else range(self.num_patches)
 
 
 @torch.inference_mode()
@@ -76,20 +78,20 @@ def keep_maps(
     logits = selection.logits, dense(on_device)
     of_sparse, of_dense = (each.float().log_softmax(dim=-1).cpu() for each in logits)  # (B, num_classes)
     kl = F.kl_div(of_sparse, of_dense, reduction="none", log_target=True).sum(dim=-1)
-    kept = [indices.cpu() for indices in selection.indices]
-    scores = [(log_pi[..., 1] - log_pi[..., 0]).float().cpu() for log_pi in selection.log_pi]
+    scores = [log_pi[..., 1] - log_pi[..., 0] for log_pi in selection.log_pi]
     return [
         KeepMap(
             image=as_seen(sparse.model, image),
             grid_size=sparse.backbone.grid_size,
-            kept=tuple(tuple(stage[i].tolist()) for stage in kept),
-            scores=tuple(tuple(stage[i].tolist()) for stage in scores),
+            kept=[stage[i].tolist() for stage in selection.indices],
+            scores=[stage[i].float().tolist() for stage in scores],
             dense=_answers(of_dense[i], names),
             sparse=_answers(of_sparse[i], names),
             kl=kl[i].item(),
-            label=None if labels[i] == UNLABELLED else int(labels[i]),
+            label=None if label == UNLABELLED else label,
+            label_name=None if label == UNLABELLED else names.get(label, f"class {label}"),
         )
-        for i, image in enumerate(images)
+        for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
     ]
 
 
@@ -101,12 +103,12 @@ def as_seen(model: nn.Module, image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
-def kept_shares(images: Sequence[Sequence[Sequence[int]]], num_patches: int) -> list[list[float]]:
+def kept_shares(images: Sequence[Sequence[list[int]]], num_patches: int) -> list[list[float]]:
     """How often each patch is kept, by stage, in percent of the images; these by the kept patches of each stage."""
-    counts = torch.zeros(len(images[0]), num_patches)
+    counts = torch.zeros(len(images[0]), num_patches)  # (stages, N)
     for image in images:
         for stage, kept in enumerate(image):
-            counts[stage, list(kept)] += 1
+            counts[stage, kept] += 1
     shares: list[list[float]] = (100 * counts / len(images)).tolist()
     return shares
 
@@ -126,27 +128,22 @@ def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.d
     shares: dict[str, list[Tensor]] = {name: [] for name in sparse}
     done = 0
     for images, _ in batches(make_loader(data.val, 64)):
-        masks = np.stack([data.object_mask(item) for item in data.val.items[done : done + len(images)]])
+        items = data.val.items[done : done + len(images)]
+        masks = torch.from_numpy(np.stack([data.object_mask(item) for item in items])).float()  # (B, H, W)
         done += len(images)
         for name, model in sparse.items():
-            per_patch = _per_patch(torch.from_numpy(masks), model.backbone.grid_size)  # (B, N)
+            rows, columns = model.backbone.grid_size
+            cells = masks.reshape(len(images), rows, masks.shape[1] // rows, columns, masks.shape[2] // columns)
+            per_patch = cells.sum(dim=(2, 4)).flatten(1)  # (B, N)
             kept = model.to(device).eval().select(images.to(device)).indices[-1].cpu()
             shares[name].append(per_patch.gather(1, kept).sum(dim=1) / per_patch.sum(dim=1))
     return {name: 100 * torch.cat(parts).mean().item() for name, parts in shares.items()}
 
 
-def _answers(log_probabilities: Tensor, names: Mapping[int, str]) -> tuple[Answer, ...]:
+def _answers(log_probabilities: Tensor, names: Mapping[int, str]) -> list[Answer]:
     best = log_probabilities.topk(min(NUM_ANSWERS, len(log_probabilities)))
-    shares = 100 * best.values.exp()
-    return tuple(
+    shares = (100 * best.values.exp()).tolist()
+    return [
         Answer(index=index, name=names.get(index), probability_pct=share)
-        for index, share in zip(best.indices.tolist(), shares.tolist(), strict=True)
-    )
-
-
-def _per_patch(masks: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Number of object pixels under each patch: (B, H, W) to (B, N)."""
-    batch, height, width = masks.shape
-    rows, columns = grid_size
-    cells = masks.float().reshape(batch, rows, height // rows, columns, width // columns)
-    return cells.sum(dim=(2, 4)).reshape(batch, rows * columns)
+        for index, share in zip(best.indices.tolist(), shares, strict=True)
+    ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -67,55 +68,6 @@ class Subject:
         return Legend(f"{self.loaded.name}, {about.label}", about.stages, about.dropped == "fold", dense)
 
 
-@dataclass(frozen=True)
-class DrawOptions:
-    """What to draw.
-
-    Attributes:
-        folder: where files go; it is made where it does not exist.
-        heat: add heat maps of the predictors' keep scores.
-        mean: how often each position stays, over all images, instead of a montage for each.
-        limit: at most so many images, chosen at random; None for all.
-    """
-
-    folder: Path
-    heat: bool = False
-    mean: bool = False
-    limit: int | None = None
-
-
-@dataclass
-class DrawResult:
-    """What was found and written.
-
-    Attributes:
-        images: one entry an image, for JSON.
-        mean: how often each position stays, if that was drawn.
-        files: all that were written, in order.
-    """
-
-    images: list[dict[str, Any]] = field(default_factory=list)
-    mean: dict[str, Any] | None = None
-    files: list[Path] = field(default_factory=list)
-
-    def as_json(self, subject: Subject, folder: Path) -> dict[str, Any]:
-        """The same with what it is of, for JSON."""
-        about = subject.metadata
-        return {
-            "model": subject.loaded.name,
-            "keep": about.keep,
-            "label": about.label,
-            "dropped": about.dropped,
-            "grid_size": list(subject.sparse.backbone.grid_size),
-            "stages": [asdict(stage) for stage in about.stages],
-            "dense": subject.legend.dense,
-            "pictures": self.images,
-            "mean": self.mean,
-            "files": [str(file) for file in self.files],
-            "output": str(folder),
-        }
-
-
 def load_subject(model: str, checkpoint: Path | None) -> Subject:
     """The sparse model `model` and what to compare it with: the dense model if its weights are in `checkpoint`.
 
@@ -161,73 +113,110 @@ def open_images(subject: Subject, files: Sequence[Path], data: str | None, optio
         return open_data(spec, classes, options, labels=False).val, True
 
 
-def visualize(subject: Subject, images: Images, options: DrawOptions, listener: Listener) -> DrawResult:
+def visualize(
+    subject: Subject,
+    images: Images,
+    folder: Path,
+    listener: Listener,
+    *,
+    heat: bool = False,
+    mean: bool = False,
+    limit: int | None = None,
+) -> dict[str, Any]:
     """Draw which patches stay.
 
     Args:
         subject: the models; the sparse one says the device.
         images: what to draw; the transform is set here.
-        options: which files.
-        listener: told of every image.
+        folder: where files go; it is made where it does not exist.
+        listener: hears of every image.
+        heat: add heat maps of the predictors' keep scores.
+        mean: how often each position stays, over all images, instead of a montage for each.
+        limit: at most so many images, chosen at random; None for all.
+
+    Returns:
+        What was found and written, for JSON.
 
     Raises:
         DataError: an image cannot be read; names it. What came before it is written.
         OutputError: a file cannot be written.
     """
     total = count_images(images)
-    if options.limit is not None:
-        if total is not None and options.limit < total:
-            listener.say(f"{options.limit} of {total} images, chosen at random; --limit N for another number")
-        images = images.sample(options.limit)
-    RunFolder(options.folder).create(needed_bytes=2**20)
+    if limit is not None:
+        if total is not None and limit < total:
+            listener.say(f"{limit} of {total} images, chosen at random; --limit N for another number")
+        images = images.sample(limit)
+    images.transform = eval_transform(subject.sparse.model)
+    RunFolder(folder).create(needed_bytes=2**20)
     listener.begin("drawing", count_images(images))
     try:
-        return _drawn(subject, images, options, listener)
+        entries = list(_entries(subject, images, None if mean else folder, heat, listener))
+        drawn = _mean(subject, [entry["kept"] for entry in entries], folder / "mean.png") if mean else None
     except BaseException:
         with suppress(OSError):  # it holds something, then
-            options.folder.rmdir()
+            folder.rmdir()
         raise
+    about = subject.metadata
+    return {
+        "model": subject.loaded.name,
+        "keep": about.keep,
+        "label": about.label,
+        "dropped": about.dropped,
+        "grid_size": list(subject.sparse.backbone.grid_size),
+        "stages": [asdict(stage) for stage in about.stages],
+        "dense": subject.legend.dense,
+        "pictures": entries,
+        "mean": drawn,
+        "files": [each["file"] for each in ([drawn] if drawn else entries)],
+        "output": str(folder),
+    }
 
 
-def _drawn(subject: Subject, images: Images, options: DrawOptions, listener: Listener) -> DrawResult:
-    sparse, legend = subject.sparse.eval(), subject.legend
-    images.transform = eval_transform(sparse.model)
-    result = DrawResult()
+def _entries(
+    subject: Subject, images: Images, folder: Path | None, heat: bool, listener: Listener
+) -> Iterator[dict[str, Any]]:
+    """What is said of every image; its montage goes into `folder`, if there is one."""
     taken: set[str] = set()
-    for name, label, keep_map in _keep_maps(subject, images):
-        entry = _entry(name, keep_map, label, options.heat)
-        if not options.mean:
-            path = options.folder / _file_name(name, taken)
+    for name, keep_map in _keep_maps(subject, images):
+        path = None
+        if folder is not None:
+            path = folder / _file_name(name, taken)
             with replacing(path) as temporary:
-                draw_montage(temporary, keep_map, Path(name).name, legend, label, options.heat)
-            result.files.append(path)
-            entry["file"] = str(path)
-        result.images.append(entry)
+                draw_montage(temporary, keep_map, Path(name).name, subject.legend, heat)
+        entry = {
+            "name": name,
+            "label": None if keep_map.label is None else {"index": keep_map.label, "name": keep_map.label_name},
+            "kept": keep_map.kept,
+            "kept_pct": keep_map.kept_pct,
+            "dense": [answer.model_dump() for answer in keep_map.dense],
+            "sparse": [answer.model_dump() for answer in keep_map.sparse],
+            "kl": keep_map.kl,
+            "file": None if path is None else str(path),
+        }
+        yield entry | {"scores": keep_map.scores} if heat else entry
         listener.advance(1)
-    if options.mean:
-        path = options.folder / "mean.png"
-        num_images = len(result.images)
-        kept_pct = kept_shares([entry["kept"] for entry in result.images], sparse.backbone.num_patches)
-        with replacing(path) as temporary:
-            draw_mean(temporary, kept_pct, sparse.backbone.grid_size, num_images, legend)
-        result.files.append(path)
-        result.mean = {"num_images": num_images, "kept_pct": kept_pct, "file": str(path)}
-    return result
 
 
-def _keep_maps(subject: Subject, images: Images) -> Iterator[tuple[str, str | None, KeepMap]]:
-    """Every image's name, which a stream does not tell, its class where that is known, and its keep map."""
-    sparse = subject.sparse
+def _mean(subject: Subject, kept: list[list[list[int]]], path: Path) -> dict[str, Any]:
+    """Draw how often each position is kept."""
+    backbone = subject.sparse.backbone
+    kept_pct = kept_shares(kept, backbone.num_patches)
+    with replacing(path) as temporary:
+        draw_mean(temporary, kept_pct, backbone.grid_size, len(kept), subject.legend)
+    return {"num_images": len(kept), "kept_pct": kept_pct, "file": str(path)}
+
+
+def _keep_maps(subject: Subject, images: Images) -> Iterator[tuple[str, KeepMap]]:
+    """Every image's name, which a stream does not tell, and its keep map."""
+    sparse = subject.sparse.eval()
     dense = subject.dense.to(next(sparse.parameters()).device).eval()
     known = images.class_names | dict(enumerate(subject.loaded.class_names or ()))
     names = readable_names(known, sparse.num_classes)
-    number = 0
+    number = count()
     for batch, labels in batches(make_loader(images, _BATCH_SIZE)):
         for keep_map in keep_maps(sparse, dense, batch, labels, names):
-            name = images.name(images.items[number]) if isinstance(images, ImageSet) else f"image {number}"
-            label = None if keep_map.label is None else names.get(keep_map.label, f"class {keep_map.label}")
-            yield name, label, keep_map
-            number += 1
+            index = next(number)
+            yield images.name(images.items[index]) if isinstance(images, ImageSet) else f"image {index}", keep_map
 
 
 def _from_files(files: Sequence[Path]) -> ImageSet:
@@ -243,27 +232,10 @@ def _from_files(files: Sequence[Path]) -> ImageSet:
     return ImageSet(paths, [UNLABELLED] * len(paths), open_image)
 
 
-def _entry(name: str, keep_map: KeepMap, label: str | None, scores: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": name,
-        "label": None if keep_map.label is None else {"index": keep_map.label, "name": label},
-        "kept": [list(stage) for stage in keep_map.kept],
-        "kept_pct": list(keep_map.kept_pct),
-        "dense": [answer.model_dump() for answer in keep_map.dense],
-        "sparse": [answer.model_dump() for answer in keep_map.sparse],
-        "kl": keep_map.kl,
-        "file": None,
-    }
-    if scores:
-        entry["scores"] = [list(stage) for stage in keep_map.scores]
-    return entry
-
-
 def _file_name(name: str, taken: set[str]) -> str:
     """A name for the montage of an image: the image's, made safe, numbered where another has it."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(name).stem)[:100].strip(".") or "image"
-    chosen, number = f"{stem}.png", 2
-    while chosen.lower() in taken:
-        chosen, number = f"{stem}-{number}.png", number + 1
+    names = chain([f"{stem}.png"], (f"{stem}-{number}.png" for number in count(2)))
+    chosen = next(each for each in names if each.lower() not in taken)
     taken.add(chosen.lower())
     return chosen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 
 if TYPE_CHECKING:
-    from vitprune.report.visualize import DrawResult, Subject
+    from vitprune.report.visualize import Subject
 
 
 def visualize(
@@ -96,7 +96,7 @@ def visualize(
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device
         from vitprune.common.run_folder import RunFolder
-        from vitprune.report.visualize import NUM_DRAWN, DrawOptions, load_subject, open_images
+        from vitprune.report.visualize import NUM_DRAWN, load_subject, open_images
         from vitprune.report.visualize import visualize as draw
         from vitprune.schedule import plan_slug
     where = pick_device(device)
@@ -105,30 +105,30 @@ def visualize(
     found, many = open_images(subject, images or [], data, data_options(splits, columns, streaming, None))
     name = f"{subject.loaded.short_name}-{plan_slug(subject.metadata.label)}-keepmaps"
     folder = RunFolder.choose(output, name, overwrite=overwrite).path
-    options = DrawOptions(folder, heatmap, mean, NUM_DRAWN if limit is None and many and not mean else limit)
+    limit = NUM_DRAWN if limit is None and many and not mean else limit
     with RunProgress() as progress:
-        drawn = draw(subject, found, options, progress)
+        drawn = draw(subject, found, folder, progress, heat=heatmap, mean=mean, limit=limit)
     if as_json:
-        print_json(drawn.as_json(subject, folder))
+        print_json(drawn)
         return
     if not subject.is_dense:
         talk("dense answers are of the fine-tuned backbone with all tokens; --checkpoint FILE gives the dense model's")
     _print(drawn, subject)
-    print_line(f"{len(drawn.files)} file(s) written to {folder}")
+    print_line(f"{len(drawn['files'])} file(s) written to {folder}")
 
 
-def _print(drawn: DrawResult, subject: Subject) -> None:
+def _print(drawn: dict[str, Any], subject: Subject) -> None:
     from vitprune.report.schema import Answer
 
-    if drawn.mean is None:
+    if drawn["mean"] is None:
         rows = [
             [Path(each["name"]).name, *(Answer(**each[side][0]).text for side in ("dense", "sparse"))]
-            for each in drawn.images
+            for each in drawn["pictures"]
         ]
         print_table(subject.legend.model, ["image", "dense" if subject.is_dense else "all tokens", "sparse"], rows)
         return
-    for number, (shares, stage) in enumerate(zip(drawn.mean["kept_pct"], subject.legend.stages, strict=True)):
+    for number, (shares, stage) in enumerate(zip(drawn["mean"]["kept_pct"], subject.legend.stages, strict=True)):
         print_line(
             f"stage {number + 1}, before block {stage.block}: positions stay on {min(shares):.0f} to "
-            f"{max(shares):.0f} % of {drawn.mean['num_images']} images"
+            f"{max(shares):.0f} % of {drawn['mean']['num_images']} images"
         )
