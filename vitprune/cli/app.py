@@ -30,6 +30,7 @@ from vitprune.cli.commands import (
     visualize,
 )
 from vitprune.cli.commands import eval as evaluate
+from vitprune.cli.options import grouped
 from vitprune.cli.output import prepare, print_error
 from vitprune.cli.usage_errors import explain
 from vitprune.common import distributed
@@ -67,7 +68,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _name, _command in _COMMANDS.items():
-    app.command(_name, help=_help(_command))(_command)
+    app.command(_name, help=_help(_command))(grouped(_command))
 
 
 def _version(asked: bool) -> None:

@@ -1,10 +1,13 @@
-"""Options that several commands share, and how their text becomes values."""
+"""Options that several commands share, in groups, and how their text becomes values."""
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import typer
 
@@ -16,8 +19,34 @@ if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
-ScheduleName = Literal["geometric", "late"]
-DroppedName = Literal["drop", "fold"]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer wants it: a parameter that is a dataclass of options becomes one parameter per field."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            annotations = get_type_hints(groups[name], include_extras=True)
+            options = [(field.name, annotations[field.name], field.default) for field in fields(groups[name])]
+        else:
+            options = [(name, hints[name], parameter.default)]
+        parameters += [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+            for option, hint, default in options
+        ]
+
+    def call(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})  # type: ignore[operator]
+        command(**values)
+
+    call.__doc__ = command.__doc__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
 
 Model = Annotated[
     str,
@@ -41,14 +70,6 @@ Workers = Annotated[
 Seed = Annotated[
     int | None, typer.Option(min=0, help="Same seed, same result, on the CPU.", show_default="by recipe: 0")
 ]
-Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="At most N images of each part, chosen at random, always the same.", metavar="N"),
-]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Weights for a timm name: .safetensors, .pth, .bin or .npz, not from the Hub."),
-]
 
 
 class ImageSize(NamedTuple):
@@ -65,96 +86,6 @@ def _image_size(text: str) -> ImageSize:
     return ImageSize(int(found[1]), int(found[2] or found[1]))
 
 
-ImgSize = Annotated[
-    ImageSize | None,
-    typer.Option(
-        parser=_image_size,
-        metavar="PIXELS",
-        help="Another image size, 384 or 256x320 (height, width); position embeddings are resampled.",
-    ),
-]
-Splits = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TRAIN,VAL",
-        help="Splits of a table: their names, or what shards' names begin with.",
-        show_default="found",
-    ),
-]
-Columns = Annotated[
-    str | None,
-    typer.Option(metavar="IMAGE,LABEL", help="Columns of a table with images and classes.", show_default="found"),
-]
-Streaming = Annotated[
-    bool, typer.Option("--streaming", help="Read a Hub data set or parquet files as they come, storing nothing.")
-]
-Keep = Annotated[
-    float | None,
-    typer.Option(metavar="RATIO", help="Share of patch tokens that one stage keeps, in (0, 1].", show_default="0.7"),
-]
-Stages = Annotated[
-    str | None,
-    typer.Option(
-        metavar="BLOCKS", help="Blocks before which tokens are dropped, such as 3,6,9.", show_default="by depth"
-    ),
-]
-Schedule = Annotated[
-    ScheduleName | None,
-    typer.Option(
-        help="How stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
-        show_default="by recipe",
-    ),
-]
-Ratios = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RATIOS",
-        help="Shares of all tokens left after each stage, such as .8,.6,.4, instead of --keep.",
-        show_default=False,
-    ),
-]
-Dropped = Annotated[
-    DroppedName | None,
-    typer.Option(
-        help="What becomes of the tokens that leave: gone, or folded into the most similar that stay.",
-        show_default="by recipe",
-    ),
-]
-Align = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N",
-        help="Token counts that fill tiles of N, prefix tokens included, at the same MACs: 8, or auto: measured here.",
-        show_default="1",
-    ),
-]
-TargetBatchSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", help="Images per pass where a target or --align auto is measured.", show_default="32"
-    ),
-]
-TargetGmacs = Annotated[
-    float | None,
-    typer.Option(metavar="G", help="Find the keep ratio that costs at most this, in GMACs.", show_default=False),
-]
-TargetSpeedup = Annotated[
-    float | None,
-    typer.Option(
-        metavar="X",
-        help="Find, by measuring here, the keep ratio and stages that are this many times as fast as dense.",
-        show_default=False,
-    ),
-]
-TargetLatency = Annotated[
-    float | None,
-    typer.Option(
-        "--target-latency-ms",
-        metavar="MS",
-        help="The same by the time of a pass, in milliseconds.",
-        show_default=False,
-    ),
-]
 RecipeName = Annotated[
     str,
     typer.Option(
@@ -165,6 +96,85 @@ RecipeName = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; talk goes to stderr.")]
+
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="At most N images of each part, chosen at random, always the same.", metavar="N"),
+]
+ImgSize = Annotated[
+    ImageSize | None,
+    typer.Option(
+        parser=_image_size,
+        metavar="PIXELS",
+        help="Another image size, 384 or 256x320 (height, width); position embeddings are resampled.",
+    ),
+]
+DataArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DATA",
+        autocompletion=completion.data,
+        help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ with a folder per "
+        "class, or class folders alone), or demo.",
+        show_default="imagenet; demo for the demo model",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Of MODEL."""
+
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Weights for a timm name: .safetensors, .pth, .bin or .npz, not from the Hub."
+        ),
+    ] = None
+    img_size: ImgSize = None
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Of DATA that is a table."""
+
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRAIN,VAL",
+            help="Splits of a table: their names, or what shards' names begin with.",
+            show_default="found",
+        ),
+    ] = None
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGE,LABEL", help="Columns of a table with images and classes.", show_default="found"),
+    ] = None
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Read a Hub data set or parquet files as they come, storing nothing.")
+    ] = False
+
+    def parsed(self, limit: int | None = None) -> DataOptions:
+        """The same for `vitprune.data.open_data`.
+
+        Raises:
+            UsageError: --splits or --columns holds more than two names.
+        """
+        from vitprune.data import DataOptions
+
+        pairs = parse_pair(self.splits, "--splits"), parse_pair(self.columns, "--columns")
+        return DataOptions(splits=pairs[0], columns=pairs[1], streaming=self.streaming, limit=limit)
+
+
+@dataclass(frozen=True)
+class ImageOptions(TableOptions):
+    """Of DATA."""
+
+    limit: Limit = None
+
+    def parsed(self, limit: int | None = None) -> DataOptions:
+        """As in TableOptions, with --limit."""
+        return super().parsed(limit or self.limit)
 
 
 def parse_numbers(text: str | None, option: str) -> list[int] | None:
@@ -206,18 +216,6 @@ def parse_pair(text: str | None, option: str) -> tuple[str | None, str | None]:
     if len(names) > 2:
         raise UsageError(f"{option} takes two names, got '{text}'", f"for example {option} train,validation")
     return names[0], names[1] if len(names) == 2 else None
-
-
-def data_options(splits: str | None, columns: str | None, streaming: bool, limit: int | None) -> DataOptions:
-    """What the options say of DATA.
-
-    Raises:
-        UsageError: --splits or --columns holds more than two names.
-    """
-    from vitprune.data import DataOptions
-
-    pair = parse_pair(splits, "--splits"), parse_pair(columns, "--columns")
-    return DataOptions(splits=pair[0], columns=pair[1], streaming=streaming, limit=limit)
 
 
 def data_spec(data: str | None, loaded: Loaded) -> str:

@@ -1,10 +1,13 @@
-"""From the options of a plan, --keep, --stages, --ratios, --align, the targets and so on, to a plan."""
+"""The options of a plan, --keep, --stages, --ratios, --align, the targets and so on, and what they ask for."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from vitprune.cli.options import DroppedName, ScheduleName, parse_numbers, parse_ratios
+import typer
+
+from vitprune.cli.options import PrecisionName, parse_numbers, parse_ratios
 from vitprune.cli.progress import RunProgress
 from vitprune.errors import UsageError
 
@@ -17,43 +20,127 @@ if TYPE_CHECKING:
 
 _MAX_ALIGN = 4096
 
+Align = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Token counts that fill tiles of N, prefix tokens included, at the same MACs: 8, or auto: measured here.",
+        show_default="1",
+    ),
+]
+TargetBatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Images per pass where a target or --align auto is measured.", show_default="32"
+    ),
+]
 
-def plan_request(
-    *,
-    keep: float | None = None,
-    stages: str | None = None,
-    schedule: ScheduleName | None = None,
-    ratios: str | None = None,
-    dropped: DroppedName | None = None,
-    align: str | None = None,
-    target_gmacs: float | None = None,
-    target_speedup: float | None = None,
-    target_latency_ms: float | None = None,
-    target_batch_size: int | None = None,
-    precision: str = "fp32",
-    device: str = "auto",
-) -> PlanRequest:
-    """What the options of these names ask for.
 
-    Raises:
-        UsageError: options that cannot be read or do not go together.
-    """
-    from vitprune.budget import PlanRequest
+@dataclass(frozen=True)
+class KeepOptions:
+    """How many tokens are kept."""
 
-    return PlanRequest(
-        keep=keep,
-        stages=parse_numbers(stages, "--stages"),
-        ratios=parse_ratios(ratios, "--ratios"),
-        schedule=schedule,
-        dropped=dropped,
-        align=_parse_align(align),
-        target_gmacs=target_gmacs,
-        target_speedup=target_speedup,
-        target_latency_ms=target_latency_ms,
-        target_batch_size=target_batch_size or PlanRequest.target_batch_size,
-        precision=precision,
-        device=device,
-    )
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO", help="Share of patch tokens that one stage keeps, in (0, 1].", show_default="0.7"
+        ),
+    ] = None
+    ratios: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIOS",
+            help="Shares of all tokens left after each stage, such as .8,.6,.4, instead of --keep.",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """Where tokens are pruned and what happens to them; the groups below have these too."""
+
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BLOCKS", help="Blocks before which tokens are dropped, such as 3,6,9.", show_default="by depth"
+        ),
+    ] = None
+    schedule: Annotated[
+        Literal["geometric", "late"] | None,
+        typer.Option(
+            help="How stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
+            show_default="by recipe",
+        ),
+    ] = None
+    dropped: Annotated[
+        Literal["drop", "fold"] | None,
+        typer.Option(
+            help="What becomes of the tokens that leave: gone, or folded into the most similar that stay.",
+            show_default="by recipe",
+        ),
+    ] = None
+
+    def request(self, **more: Any) -> PlanRequest:
+        """What these options and `more`, fields of `PlanRequest`, ask for.
+
+        Raises:
+            UsageError: options that cannot be read or do not go together.
+        """
+        from vitprune.budget import PlanRequest
+
+        given: dict[str, Any] = {**vars(self), **more}
+        given["stages"] = parse_numbers(given["stages"], "--stages")
+        given["ratios"] = parse_ratios(given.get("ratios"), "--ratios")
+        given["align"] = _parse_align(given.get("align"))
+        given["target_batch_size"] = given.get("target_batch_size") or PlanRequest.target_batch_size
+        if "target_precision" in given:
+            given["precision"] = given.pop("target_precision")
+        return PlanRequest(**given)
+
+
+@dataclass(frozen=True)
+class PlanOptions(StageOptions, KeepOptions):
+    """A plan without a target."""
+
+
+@dataclass(frozen=True)
+class MacsOptions(PlanOptions):
+    """Or what that may cost."""
+
+    target_gmacs: Annotated[
+        float | None,
+        typer.Option(metavar="G", help="Find the keep ratio that costs at most this, in GMACs.", show_default=False),
+    ] = None
+
+
+@dataclass(frozen=True)
+class SpeedOptions(StageOptions):
+    """Or how fast it is to be."""
+
+    align: Align = None
+    target_speedup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Find, by measuring here, the keep ratio and stages that are this many times as fast as dense.",
+            show_default=False,
+        ),
+    ] = None
+    target_latency_ms: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="The same by the time of a pass, in milliseconds.", show_default=False),
+    ] = None
+
+
+@dataclass(frozen=True)
+class AllPlanOptions(SpeedOptions, MacsOptions):
+    """All that a plan can be chosen by."""
+
+    target_batch_size: TargetBatchSize = None
+    target_precision: Annotated[
+        PrecisionName, typer.Option(help="Precision of a pass where a target or --align auto is measured.")
+    ] = "fp32"
 
 
 def plan_defaults(recipe: Recipe) -> Sparsity:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.options import data_spec
+from vitprune.cli.options import Precision, RecipeName, Seed, Workers, data_spec
 from vitprune.cli.output import talk, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 PANEL = "Training"
 
 
-def setting(help_text: str, **limits: Any) -> Any:
+def _setting(help_text: str, **limits: Any) -> Any:
     """An option that replaces a setting of the recipe."""
     return typer.Option(help=help_text, rich_help_panel=PANEL, show_default="by recipe", **limits)
 
@@ -38,27 +39,6 @@ TrainingData = Annotated[
         show_default="imagenet; demo for the model demo",
     ),
 ]
-StepBatchSize = Annotated[
-    str | None,
-    typer.Option(
-        "--batch-size",
-        "-b",
-        metavar="N|auto",
-        help="Images per step, of all processes together. auto: the recipe's number, in as many passes "
-        "(--grad-accum) as memory asks for.",
-        show_default="by recipe",
-    ),
-]
-GradAccum = Annotated[
-    int | None, setting("Passes that share a step's images: less memory, the same result but for rounding.", min=1)
-]
-NoLabels = Annotated[
-    bool,
-    typer.Option("--no-labels", help="Distillation alone: any folder of images will do.", rich_help_panel=PANEL),
-]
-WarmStartSteps = Annotated[int | None, setting("Steps of the warm start.", min=0)]
-Steps = Annotated[int | None, setting("Steps after the warm start.", min=0)]
-Epochs = Annotated[float | None, setting("The same as --steps, in passes over the images.", min=0)]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -69,21 +49,85 @@ Settings = Annotated[
         show_default=False,
     ),
 ]
-CheckpointEvery = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="STEPS",
-        help="Steps between two training checkpoints.",
-        rich_help_panel=PANEL,
-        show_default="about every two minutes",
-    ),
-]
-BenchSeconds = Annotated[
-    float | None,
-    typer.Option(min=0, metavar="S", help="How long the report times each model at each batch size.", show_default="2"),
-]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")]
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """The recipe, and what replaces its settings."""
+
+    recipe: RecipeName = "short"
+    precision: Precision = "auto"
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-size",
+            "-b",
+            metavar="N|auto",
+            help="Images per step, of all processes together. auto: the recipe's number, in as many passes "
+            "(--grad-accum) as memory asks for.",
+            show_default="by recipe",
+        ),
+    ] = None
+    workers: Workers = None
+    seed: Seed = None
+    grad_accum: Annotated[
+        int | None,
+        _setting("Passes that share a step's images: less memory, the same result but for rounding.", min=1),
+    ] = None
+    no_labels: Annotated[
+        bool,
+        typer.Option("--no-labels", help="Distillation alone: any folder of images will do.", rich_help_panel=PANEL),
+    ] = False
+    warm_start_steps: Annotated[int | None, _setting("Steps of the warm start.", min=0)] = None
+    steps: Annotated[int | None, _setting("Steps after the warm start.", min=0)] = None
+    epochs: Annotated[float | None, _setting("The same as --steps, in passes over the images.", min=0)] = None
+    changes: Settings = None
+
+    def chosen(self, model: str, **more: Any) -> Recipe:
+        """The recipe with what the options replace.
+
+        Args:
+            model: MODEL; the demo model trains for fewer steps.
+            more: further settings of the recipe; None where an option was not given.
+
+        Raises:
+            UsageError: a setting out of range, or one that would do nothing.
+        """
+        settings = {
+            **batch_settings(self.batch_size, self.grad_accum),
+            "num_workers": self.workers,
+            "warm_start_steps": self.warm_start_steps,
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "precision": None if self.precision == "auto" else self.precision,
+            "labels": False if self.no_labels else None,
+            **more,
+        }
+        return chosen_recipe(model, self.recipe, settings, self.changes)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept and timed."""
+
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="Steps between two training checkpoints.",
+            rich_help_panel=PANEL,
+            show_default="about every two minutes",
+        ),
+    ] = None
+    bench_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="S", help="How long the report times each model at each batch size.", show_default="2"
+        ),
+    ] = None
 
 
 def batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, Any]:

@@ -9,22 +9,9 @@ import typer
 
 from vitprune.cli import completion
 from vitprune.cli.commands.bench_models import BenchRequest, benchmarks
-from vitprune.cli.options import (
-    Align,
-    AsJson,
-    Device,
-    Dropped,
-    ImgSize,
-    Precision,
-    Schedule,
-    Stages,
-    TargetLatency,
-    TargetSpeedup,
-    parse_numbers,
-    parse_ratios,
-)
+from vitprune.cli.options import AsJson, Device, ImgSize, Precision, parse_numbers, parse_ratios
 from vitprune.cli.output import enforce, print_json, print_line
-from vitprune.cli.plan_options import plan_request
+from vitprune.cli.plan_options import SpeedOptions
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_bench
 from vitprune.common import distributed
@@ -38,6 +25,7 @@ _CPU_SIZES, _CUDA_SIZES = [1, 8, 32], [1, 8, 32, 128, 256]
 
 
 def bench(
+    plan: SpeedOptions,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -54,12 +42,6 @@ def bench(
             metavar="RATIOS", help="Keep ratios for timm names.", show_default="0.7; 0.9,0.8,0.7 without MODEL"
         ),
     ] = None,
-    stages: Stages = None,
-    schedule: Schedule = None,
-    dropped: Dropped = None,
-    align: Align = None,
-    target_speedup: TargetSpeedup = None,
-    target_latency_ms: TargetLatency = None,
     img_size: ImgSize = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -120,23 +102,10 @@ def bench(
     number_format = pick_precision(precision, where, training=False)
     sizes = sizes or (_CUDA_SIZES if where.type == "cuda" else _CPU_SIZES)
     keeps: Sequence[float | None] = parse_ratios(keep, "--keep") or [None]
-    if not models and keep is None and target_speedup is None and target_latency_ms is None:
+    if not models and keep is None and plan.target_speedup is None and plan.target_latency_ms is None:
         keeps = _DEFAULT_KEEPS
-    plans = [
-        plan_request(
-            keep=each,
-            stages=stages,
-            schedule=schedule,
-            dropped=dropped,
-            align=align,
-            target_speedup=target_speedup,
-            target_latency_ms=target_latency_ms,
-            target_batch_size=max(sizes),
-            precision=precision,
-            device=device,
-        )
-        for each in keeps
-    ]
+    asked = {"target_batch_size": max(sizes), "precision": precision, "device": device}
+    plans = [plan.request(keep=each, **asked) for each in keeps]
     request = BenchRequest(plans, load_recipe(), img_size, floor)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
     rows: list[dict[str, Any]] = []

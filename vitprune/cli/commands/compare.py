@@ -10,29 +10,19 @@ from vitprune.cli import completion
 from vitprune.cli.options import (
     AsJson,
     BatchSize,
-    Checkpoint,
-    Columns,
+    DataArgument,
     Device,
-    Dropped,
-    ImgSize,
-    Keep,
-    Limit,
+    ImageOptions,
     Model,
+    ModelOptions,
     Precision,
-    Ratios,
     RecipeName,
-    Schedule,
     Seed,
-    Splits,
-    Stages,
-    Streaming,
-    TargetGmacs,
     Workers,
-    data_options,
     data_spec,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
-from vitprune.cli.plan_options import plan_request, refuse_plan, resolve_plan
+from vitprune.cli.plan_options import MacsOptions, refuse_plan, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
@@ -42,16 +32,10 @@ _DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ou
 
 def compare(
     model: Model,
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="DATA",
-            autocompletion=completion.data,
-            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (with train/ to "
-            "train on), or demo.",
-            show_default="imagenet; demo for the demo model",
-        ),
-    ] = None,
+    plan: MacsOptions,
+    weights: ModelOptions,
+    images: ImageOptions,
+    data: DataArgument = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -60,22 +44,10 @@ def compare(
             help="Which, of all these. 'paper', and 'ours' of a timm name, are trained.",
         ),
     ] = _DEFAULT_METHODS,
-    keep: Keep = None,
-    stages: Stages = None,
-    schedule: Schedule = None,
-    ratios: Ratios = None,
-    dropped: Dropped = None,
-    target_gmacs: TargetGmacs = None,
     recipe: RecipeName = "short",
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of the paper's recipe.", show_default="as many as ours")
     ] = None,
-    checkpoint: Checkpoint = None,
-    img_size: ImgSize = None,
-    limit: Limit = None,
-    splits: Splits = None,
-    columns: Columns = None,
-    streaming: Streaming = False,
     device: Device = "auto",
     precision: Precision = "fp32",
     batch_size: BatchSize = 32,
@@ -113,35 +85,32 @@ def compare(
     settings = settings.with_settings(parse_settings(changes))
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
-    plan = CompareSettings(names, where, number_format, batch_size, steps)
-    request = plan_request(
-        keep=keep, stages=stages, schedule=schedule, ratios=ratios, dropped=dropped, target_gmacs=target_gmacs
-    )
+    comparison = CompareSettings(names, where, number_format, batch_size, steps)
+    request = plan.request()
     with waiting(f"loading {model}"):
         has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
-        loaded = load_model(model, checkpoint=None if has_weights else checkpoint, img_size=img_size)
+        loaded = load_model(model, checkpoint=None if has_weights else weights.checkpoint, img_size=weights.img_size)
         if loaded.sparse is None:
             subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
         else:
             refuse_plan(model, request)
             trained = (loaded.metadata and loaded.metadata.training) or {}
-            dense = load_dense(loaded, checkpoint).model
+            dense = load_dense(loaded, weights.checkpoint).model
             subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
-    options = data_options(splits, columns, streaming, limit)
     spec = data_spec(data, loaded)
     with waiting(f"opening {spec}"):
-        images = open_data(spec, classes, options, training=trains)
-    if images.note:
-        talk(images.note)
+        opened = open_data(spec, classes, images.parsed(), training=trains)
+    if opened.note:
+        talk(opened.note)
     with RunProgress() as progress:
-        result = run(subject, images, settings, plan, progress)
+        result = run(subject, opened, settings, comparison, progress)
     result = {
         "model": loaded.name,
-        "data": images.name,
+        "data": opened.name,
         "num_images": result["rows"][0]["num_images"],
-        "num_unreadable": images.faults.count,
+        "num_unreadable": opened.faults.count,
         **result,
         "precision": number_format,
         "device": str(where),

@@ -6,21 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from vitprune.cli import completion
 from vitprune.cli.options import (
     AsJson,
     BatchSize,
-    Checkpoint,
-    Columns,
+    DataArgument,
     Device,
-    ImgSize,
-    Limit,
+    ImageOptions,
     Model,
+    ModelOptions,
     Precision,
-    Splits,
-    Streaming,
     Workers,
-    data_options,
     data_spec,
 )
 from vitprune.cli.output import enforce, number, print_json, print_line, print_table, talk, waiting
@@ -30,22 +25,9 @@ from vitprune.common import distributed
 
 def evaluate(
     model: Model,
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="DATA",
-            autocompletion=completion.data,
-            help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder of class "
-            "folders (or with val/), or demo.",
-            show_default="imagenet; demo for the demo model",
-        ),
-    ] = None,
-    checkpoint: Checkpoint = None,
-    img_size: ImgSize = None,
-    limit: Limit = None,
-    splits: Splits = None,
-    columns: Columns = None,
-    streaming: Streaming = False,
+    weights: ModelOptions,
+    images: ImageOptions,
+    data: DataArgument = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
@@ -80,17 +62,16 @@ def evaluate(
     distributed.start(where)
     number_format = pick_precision(precision, where, training=False)
     with waiting(f"loading {model}"):
-        loaded = load_model(model, checkpoint=checkpoint, img_size=img_size, exported=True)
+        loaded = load_model(model, checkpoint=weights.checkpoint, img_size=weights.img_size, exported=True)
     subject = loaded.sparse or loaded.model
     model_classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    options = data_options(splits, columns, streaming, limit)
     spec = data_spec(data, loaded)
     with waiting(f"opening {spec}"):
-        images = open_data(spec, model_classes, options)
-    val = images.val
+        opened = open_data(spec, model_classes, images.parsed())
+    val = opened.val
     val.transform = eval_transform(loaded.model)
-    if images.note:
-        talk(images.note)
+    if opened.note:
+        talk(opened.note)
     workers = Recipe(num_workers=workers).workers()
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
@@ -113,11 +94,11 @@ def evaluate(
     result = {
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
-        "data": images.name,
+        "data": opened.name,
         **predictions.summary(),
         "num_unreadable": faults.count,
         "unreadable": faults.names,
-        "note": images.note,
+        "note": opened.note,
         "precision": getattr(subject, "precision", number_format),
         "device": str(where),
         "classes": classes,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.options import AsJson, Checkpoint, ImgSize, Limit, Model, data_options
+from vitprune.cli.options import AsJson, Limit, Model, ModelOptions, TableOptions
 from vitprune.cli.output import print_json, print_line, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
@@ -26,6 +26,7 @@ _DEFAULT_LIMIT = 100
 
 def export(
     model: Model,
+    weights: ModelOptions,
     kind: Annotated[
         Literal["onnx", "pt2", "timm"],
         typer.Option("--format", "-f", help="ONNX, torch.export, or a timm folder of the backbone alone."),
@@ -54,8 +55,6 @@ def export(
         ),
     ] = None,
     limit: Limit = None,
-    checkpoint: Checkpoint = None,
-    img_size: ImgSize = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an output that exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +83,7 @@ def export(
         from vitprune.model import attach
     if kind == "onnx":
         require_onnx()
-    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
+    loaded = load_model(model, checkpoint=weights.checkpoint, img_size=weights.img_size)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin
@@ -134,7 +133,7 @@ def _images(loaded: Loaded, data: str | None, limit: int) -> tuple[Iterable[Tens
 
     if data is None:
         return (), 0
-    dataset = open_data(data, None, data_options(None, None, False, limit), labels=False).val
+    dataset = open_data(data, None, TableOptions().parsed(limit), labels=False).val
     dataset.transform = eval_transform(loaded.model)
     return (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch), count_images(dataset)
 

@@ -6,34 +6,14 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-from vitprune.cli.options import (
-    Align,
-    AsJson,
-    Device,
-    Dropped,
-    ImgSize,
-    Keep,
-    Model,
-    Precision,
-    Ratios,
-    RecipeName,
-    Schedule,
-    Stages,
-    TargetBatchSize,
-    TargetGmacs,
-)
+from vitprune.cli.options import AsJson, Device, ImgSize, Model, Precision, RecipeName
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import plan_request, refuse_plan, resolve_plan
+from vitprune.cli.plan_options import Align, MacsOptions, TargetBatchSize, refuse_plan, resolve_plan
 
 
 def info(
     model: Model,
-    keep: Keep = None,
-    stages: Stages = None,
-    schedule: Schedule = None,
-    ratios: Ratios = None,
-    dropped: Dropped = None,
-    target_gmacs: TargetGmacs = None,
+    plan: MacsOptions,
     align: Align = None,
     target_batch_size: TargetBatchSize = None,
     device: Device = "auto",
@@ -59,26 +39,15 @@ def info(
         from vitprune.model import attach, attach_as
         from vitprune.training import load_recipe
     settings = load_recipe(recipe)
-    request = plan_request(
-        keep=keep,
-        stages=stages,
-        schedule=schedule,
-        ratios=ratios,
-        dropped=dropped,
-        align=align,
-        target_gmacs=target_gmacs,
-        target_batch_size=target_batch_size,
-        precision=precision,
-        device=device,
-    )
+    request = plan.request(align=align, target_batch_size=target_batch_size, precision=precision, device=device)
     loaded = load_model(model, weights="random" if request.align == "auto" else "none", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)
     if loaded.sparse:
         refuse_plan(model, request)
         sparse, kept = loaded.sparse, loaded.metadata and loaded.metadata.keep
     else:
-        plan, _ = resolve_plan(request, loaded.model, settings)
-        sparse, kept = attach_as(loaded.model, plan), None if plan.ratios else plan.keep
+        sparsity, _ = resolve_plan(request, loaded.model, settings)
+        sparse, kept = attach_as(loaded.model, sparsity), None if sparsity.ratios else sparsity.keep
     size = input_size(loaded.model)
     staged = sparse.schedule
     macs = {"dense": count_macs(dense, size), "sparse": count_macs(sparse, size)}

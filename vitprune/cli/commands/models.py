@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson, Dropped, Keep, Ratios, Schedule, Stages
+from vitprune.cli.options import AsJson
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import plan_defaults, plan_request
+from vitprune.cli.plan_options import PlanOptions, plan_defaults
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def models(
+    plan: PlanOptions,
     pattern: Annotated[
         str | None,
         typer.Argument(
@@ -25,11 +26,6 @@ def models(
             show_default="all",
         ),
     ] = None,
-    keep: Keep = None,
-    stages: Stages = None,
-    schedule: Schedule = None,
-    ratios: Ratios = None,
-    dropped: Dropped = None,
     as_json: AsJson = False,
 ) -> None:
     """What is supported: timm's architectures, their tokens and their cost, dense and sparse. Needs no weights.
@@ -44,8 +40,7 @@ def models(
         from vitprune.loading.names import match_names
         from vitprune.loading.supported import look_up
         from vitprune.training import load_recipe
-    request = plan_request(keep=keep, stages=stages, schedule=schedule, ratios=ratios, dropped=dropped)
-    asked = request.sparsity(plan_defaults(load_recipe("short")))
+    asked = plan.request().sparsity(plan_defaults(load_recipe("short")))
     names = match_names(pattern)
     entries: list[Entry] = []
     with RunProgress() as progress:

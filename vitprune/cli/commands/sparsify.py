@@ -7,52 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.options import (
-    Align,
-    AsJson,
-    Checkpoint,
-    Columns,
-    Device,
-    Dropped,
-    ImgSize,
-    Keep,
-    Limit,
-    Model,
-    Precision,
-    PrecisionName,
-    Ratios,
-    RecipeName,
-    Schedule,
-    Seed,
-    Splits,
-    Stages,
-    Streaming,
-    TargetBatchSize,
-    TargetGmacs,
-    TargetLatency,
-    TargetSpeedup,
-    Workers,
-    data_options,
-)
+from vitprune.cli.options import AsJson, Device, ImageOptions, Model, ModelOptions
 from vitprune.cli.output import enforce, print_json, talk, waiting
-from vitprune.cli.plan_options import plan_request, resolve_plan
+from vitprune.cli.plan_options import AllPlanOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
 from vitprune.cli.training_options import (
     PANEL,
-    BenchSeconds,
-    CheckpointEvery,
-    Epochs,
-    GradAccum,
-    NoLabels,
     Overwrite,
-    Settings,
-    StepBatchSize,
-    Steps,
+    RecipeOptions,
+    RunOptions,
     TrainingData,
-    WarmStartSteps,
-    batch_settings,
-    chosen_recipe,
     load_dense_model,
     training_device,
     training_images,
@@ -74,7 +39,11 @@ def _check(help_text: str) -> Any:
 def sparsify(
     context: typer.Context,
     model: Model,
-    keep: Keep = None,
+    plan: AllPlanOptions,
+    recipe: RecipeOptions,
+    weights: ModelOptions,
+    images: ImageOptions,
+    running: RunOptions,
     data: TrainingData = None,
     output: Annotated[
         Path | None,
@@ -85,31 +54,7 @@ def sparsify(
         bool,
         typer.Option("--resume", help="Go on with the run in --output, or the last of its name, where it was cut."),
     ] = False,
-    stages: Stages = None,
-    schedule: Schedule = None,
-    ratios: Ratios = None,
-    dropped: Dropped = None,
-    target_gmacs: TargetGmacs = None,
-    align: Align = None,
-    target_speedup: TargetSpeedup = None,
-    target_latency_ms: TargetLatency = None,
-    target_batch_size: TargetBatchSize = None,
-    target_precision: Annotated[
-        PrecisionName, typer.Option(help="Precision of a pass where a target or --align auto is measured.")
-    ] = "fp32",
-    recipe: RecipeName = "short",
-    checkpoint: Checkpoint = None,
-    img_size: ImgSize = None,
-    limit: Limit = None,
-    splits: Splits = None,
-    columns: Columns = None,
-    streaming: Streaming = False,
     device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: StepBatchSize = None,
-    grad_accum: GradAccum = None,
-    workers: Workers = None,
-    seed: Seed = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -118,11 +63,6 @@ def sparsify(
             rich_help_panel=PANEL,
         ),
     ] = False,
-    no_labels: NoLabels = False,
-    warm_start_steps: WarmStartSteps = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    changes: Settings = None,
     track: Annotated[
         str | None,
         typer.Option(
@@ -131,8 +71,6 @@ def sparsify(
             rich_help_panel=PANEL,
         ),
     ] = None,
-    checkpoint_every: CheckpointEvery = None,
-    bench_seconds: BenchSeconds = None,
     max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.")] = None,
     min_top1: Annotated[float | None, _check("Lowest top-1, in percent.")] = None,
     min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.")] = None,
@@ -154,49 +92,25 @@ def sparsify(
     """
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
-    settings = {
-        **batch_settings(batch_size, grad_accum),
-        "num_workers": workers,
-        "warm_start_steps": warm_start_steps,
-        "steps": steps,
-        "epochs": epochs,
-        "seed": seed,
-        "precision": None if precision == "auto" else precision,
-        "labels": False if no_labels else None,
-        "compile": True if compiled else None,
-    }
     with waiting("loading PyTorch"):
-        chosen = chosen_recipe(model, recipe, settings, changes)
-        request = plan_request(
-            keep=keep,
-            stages=stages,
-            schedule=schedule,
-            ratios=ratios,
-            dropped=dropped,
-            align=align,
-            target_gmacs=target_gmacs,
-            target_speedup=target_speedup,
-            target_latency_ms=target_latency_ms,
-            target_batch_size=target_batch_size,
-            precision=target_precision,
-            device=device,
-        )
+        chosen = recipe.chosen(model, compile=True if compiled else None)
+        request = plan.request(device=device)
     if resume and request.measured is not None:
         raise UsageError(
             f"{request.measured} may measure something else than the run to resume did",
             "give what it found: --keep, --stages and --align are in its config.json",
         )
     where = training_device(device, chosen)
-    options = data_options(splits, columns, streaming, limit)
+    options = images.parsed()
     if track is not None:
         from vitprune.training import check_tracker
 
         check_tracker(track)
     with waiting(f"loading {model}"):
-        loaded = load_dense_model(model, checkpoint, img_size)
+        loaded = load_dense_model(model, weights.checkpoint, weights.img_size)
     sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
-    images = training_images(loaded, data, options, chosen, sparsity.label, where)
+    opened = training_images(loaded, data, options, chosen, sparsity.label, where)
 
     from vitprune.jobs.sparsify import RunSettings, run
     from vitprune.report.publishable import command_line
@@ -206,14 +120,14 @@ def sparsify(
         where,
         folder,
         resume=resume,
-        checkpoint_every=checkpoint_every,
-        bench_seconds=bench_seconds,
+        checkpoint_every=running.checkpoint_every,
+        bench_seconds=running.bench_seconds,
         track=track,
         prediction=prediction,
         commands={"sparsify": command_line(context.obj)},
     )
     with RunProgress() as progress:
-        _, report = run(loaded, images, chosen, run_settings, progress)
+        _, report = run(loaded, opened, chosen, run_settings, progress)
     if as_json:
         print_json(report.as_json())
     else:

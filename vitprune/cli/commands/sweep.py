@@ -7,44 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import (
-    AsJson,
-    Checkpoint,
-    Columns,
-    Device,
-    Dropped,
-    ImgSize,
-    Limit,
-    Model,
-    Precision,
-    RecipeName,
-    Schedule,
-    Seed,
-    Splits,
-    Stages,
-    Streaming,
-    Workers,
-    data_options,
-    parse_ratios,
-)
+from vitprune.cli.options import AsJson, Device, ImageOptions, Model, ModelOptions, parse_ratios
 from vitprune.cli.output import print_json, talk
-from vitprune.cli.plan_options import plan_request, resolve_plan
+from vitprune.cli.plan_options import StageOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_sweep
 from vitprune.cli.training_options import (
-    BenchSeconds,
-    CheckpointEvery,
-    Epochs,
-    GradAccum,
-    NoLabels,
     Overwrite,
-    Settings,
-    StepBatchSize,
-    Steps,
+    RecipeOptions,
+    RunOptions,
     TrainingData,
-    WarmStartSteps,
-    batch_settings,
-    chosen_recipe,
     load_dense_model,
     training_device,
     training_images,
@@ -61,6 +33,11 @@ _EXIT_FAILED = 1
 def sweep(
     context: typer.Context,
     model: Model,
+    stages: StageOptions,
+    recipe: RecipeOptions,
+    weights: ModelOptions,
+    images: ImageOptions,
+    running: RunOptions,
     keep: Annotated[
         str, typer.Option(metavar="RATIOS", help="Shares of patch tokens that one stage keeps, a run each, in (0, 1).")
     ] = ".9,.8,.7,.6,.5",
@@ -93,29 +70,7 @@ def sweep(
             "other ratios and --also models may be added.",
         ),
     ] = False,
-    stages: Stages = None,
-    schedule: Schedule = None,
-    dropped: Dropped = None,
-    recipe: RecipeName = "short",
-    checkpoint: Checkpoint = None,
-    img_size: ImgSize = None,
-    limit: Limit = None,
-    splits: Splits = None,
-    columns: Columns = None,
-    streaming: Streaming = False,
     device: Device = "auto",
-    precision: Precision = "auto",
-    batch_size: StepBatchSize = None,
-    grad_accum: GradAccum = None,
-    workers: Workers = None,
-    seed: Seed = None,
-    no_labels: NoLabels = False,
-    warm_start_steps: WarmStartSteps = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    changes: Settings = None,
-    checkpoint_every: CheckpointEvery = None,
-    bench_seconds: BenchSeconds = None,
     as_json: AsJson = False,
 ) -> None:
     """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
@@ -137,23 +92,13 @@ def sweep(
         raise UsageError("--resume goes on with a sweep, --overwrite replaces it", "give one of them")
     ratios = _ratios(keep)
     named = _named(also)
-    settings = {
-        **batch_settings(batch_size, grad_accum),
-        "num_workers": workers,
-        "warm_start_steps": warm_start_steps,
-        "steps": steps,
-        "epochs": epochs,
-        "seed": seed,
-        "precision": None if precision == "auto" else precision,
-        "labels": False if no_labels else None,
-    }
-    plan = chosen_recipe(model, recipe, settings, changes)
-    requests = [plan_request(keep=ratio, stages=stages, schedule=schedule, dropped=dropped) for ratio in ratios]
+    plan = recipe.chosen(model)
+    requests = [stages.request(keep=ratio) for ratio in ratios]
     where = training_device(device, plan)
-    options = data_options(splits, columns, streaming, limit)
-    loaded = load_dense_model(model, checkpoint, img_size)
+    options = images.parsed()
+    loaded = load_dense_model(model, weights.checkpoint, weights.img_size)
     plans = [resolve_plan(each, loaded.model, plan)[0] for each in requests]
-    others = _others(loaded, named, img_size)
+    others = _others(loaded, named, weights.img_size)
 
     from vitprune.common.run_folder import RunFolder
     from vitprune.jobs.sparsify import RunSettings
@@ -163,18 +108,18 @@ def sweep(
 
     folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume).path
     keeps = f"keep {', '.join(f'{ratio:g}' for ratio in ratios)}"
-    images = training_images(loaded, data, options, plan, keeps, where)
+    opened = training_images(loaded, data, options, plan, keeps, where)
     common = RunSettings(
         plans[0],
         where,
         folder,
         resume=resume,
-        checkpoint_every=checkpoint_every,
-        bench_seconds=bench_seconds,
+        checkpoint_every=running.checkpoint_every,
+        bench_seconds=running.bench_seconds,
         commands={"sweep": command_line(context.obj)},
     )
     with RunProgress() as progress:
-        result = run(loaded, images, plan, SweepSettings(plans, others, common), progress)
+        result = run(loaded, opened, plan, SweepSettings(plans, others, common), progress)
     if as_json:
         print_json(result)
     else:

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.options import (
-    AsJson,
-    Columns,
-    Device,
-    Splits,
-    Streaming,
-    data_options,
-)
+from vitprune.cli.options import AsJson, Device, TableOptions
 from vitprune.cli.output import print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
@@ -31,6 +24,7 @@ def visualize(
             metavar="MODEL", help="A model.safetensors that vitprune wrote, or its run folder.", show_default=False
         ),
     ],
+    tables: TableOptions,
     images: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -73,9 +67,6 @@ def visualize(
             show_default="16 of folders and data sets; all with --mean",
         ),
     ] = None,
-    splits: Splits = None,
-    columns: Columns = None,
-    streaming: Streaming = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -102,7 +93,7 @@ def visualize(
     where = pick_device(device)
     subject = load_subject(model, checkpoint)
     subject.sparse.to(where)
-    found, many = open_images(subject, images or [], data, data_options(splits, columns, streaming, None))
+    found, many = open_images(subject, images or [], data, tables.parsed())
     name = f"{subject.loaded.short_name}-{plan_slug(subject.metadata.label)}-keepmaps"
     folder = RunFolder.choose(output, name, overwrite=overwrite).path
     limit = NUM_DRAWN if limit is None and many and not mean else limit
