@@ -29,7 +29,7 @@ def test_without_labels_there_is_no_accuracy_but_agreement():
     assert one.summary() == {"top1_pct": None, "top5_pct": None, "num_images": 2}
     assert one.agreement_pct(other) == 50.0
     assert paired_difference(one, other) == {"top1_points": None, "top1_points_ci95": None}
-    assert class_accuracy(one) == []
+    assert class_accuracy({}, one=one) == []
 
 
 def test_paired_interval_is_that_of_the_differences():
@@ -46,7 +46,8 @@ def test_paired_interval_is_that_of_the_differences():
 
 def test_a_model_is_compared_with_dense_at_each_batch_size():
     dense, model = _predictions([0, 1, 2, 3], [0, 1, 2, 4]), _predictions([0, 1, 3, 4], [0, 1, 2, 4])
-    assert compared(model, dense, {1: 9.0, 32: 30.0}, {1: 10.0, 32: 20.0, 64: 20.0}) == {
+    rates = {"model": {1: 9.0, 32: 30.0}, "dense": {1: 10.0, 32: 20.0, 64: 20.0}}
+    assert compared("model", {"model": model, "dense": dense}, rates) == {
         **paired_difference(model, dense),
         "agreement_pct": 50.0,
         "kl": None,
@@ -142,9 +143,11 @@ def test_dense_accuracy_is_timms_own(make_vit, image_folder):
 def test_accuracy_by_class_counts_images_of_each():
     labels = [0, 0, 2, 2, 2, 5]
     dense, sparse = _predictions([0, 1, 2, 2, 2, 5], labels), _predictions([0, 0, 2, 2, 1, 4], labels)
-    rows = class_accuracy(dense, sparse)
-    assert [(row.index, row.num_images) for row in rows] == [(0, 2), (2, 3), (5, 1)]
-    assert [row.top1_pct for row in rows] == [(50.0, 100.0), (100.0, pytest.approx(200 / 3)), (100.0, 0.0)]
+    assert class_accuracy({2: "cat"}, dense_pct=dense, sparse_pct=sparse) == [
+        {"index": 0, "name": None, "num_images": 2, "dense_pct": 50.0, "sparse_pct": 100.0},
+        {"index": 2, "name": "cat", "num_images": 3, "dense_pct": 100.0, "sparse_pct": pytest.approx(200 / 3)},
+        {"index": 5, "name": None, "num_images": 1, "dense_pct": 100.0, "sparse_pct": 0.0},
+    ]
 
 
 class _Hungry(nn.Module):

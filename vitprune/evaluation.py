@@ -77,31 +77,21 @@ class Predictions:
         return {"top1_pct": self.top1_pct, "top5_pct": self.top5_pct, "num_images": self.num_images}
 
 
-@dataclass(frozen=True)
-class ClassAccuracy:
-    """How often images of one class are recognised.
+def class_accuracy(names: Mapping[int, str], **models: Predictions) -> list[dict[str, Any]]:
+    """Top-1 accuracy in percent of several models on the same images, a row a class, for JSON; empty without labels.
 
-    Attributes:
-        index: of the model's output.
-        num_images: images of the class.
-        top1_pct: of each model.
+    Args:
+        names: of the classes, by index of the models' output, where known.
+        **models: by the key that their accuracy has in a row.
     """
-
-    index: int
-    num_images: int
-    top1_pct: tuple[float, ...]
-
-
-def class_accuracy(*models: Predictions) -> list[ClassAccuracy]:
-    """Top-1 accuracy of several models on the same images, class by class; empty without labels."""
-    if not all(model.labelled for model in models):
+    if not all(model.labelled for model in models.values()):
         return []
-    labels, found = models[0].labels, []
+    labels, rows = next(iter(models.values())).labels, []
     for index in sorted(set(labels.tolist())):
         members = labels == index
-        shares = tuple(_percent(model.correct[members]) for model in models)
-        found.append(ClassAccuracy(index, int(members.sum()), shares))
-    return found
+        shares = {key: _percent(model.correct[members]) for key, model in models.items()}
+        rows.append({"index": index, "name": names.get(index), "num_images": int(members.sum()), **shares})
+    return rows
 
 
 def paired_difference(model: Predictions, baseline: Predictions) -> dict[str, Any]:
@@ -120,17 +110,17 @@ def paired_difference(model: Predictions, baseline: Predictions) -> dict[str, An
 
 
 def compared(
-    model: Predictions, dense: Predictions, rates: Mapping[int, float], dense_rates: Mapping[int, float]
+    name: str, predictions: Mapping[str, Predictions], rates: Mapping[str, Mapping[int, float]]
 ) -> dict[str, Any]:
-    """How a model differs from the dense one, for JSON: accuracy, same predictions, divergence and speed.
+    """How a model differs from the one called "dense", for JSON: accuracy, same predictions, divergence and speed.
 
     Args:
-        model: its predictions.
-        dense: those of the dense model, on the same images.
-        rates: images per second by batch size.
-        dense_rates: the dense model's, at these batch sizes at least.
+        name: of the model.
+        predictions: by name, on the same images.
+        rates: images per second by name and batch size.
     """
-    ratios = {size: rate / dense_rates[size] for size, rate in rates.items()}
+    model, dense = predictions[name], predictions["dense"]
+    ratios = {size: rate / rates["dense"][size] for size, rate in rates[name].items()}
     return {
         **paired_difference(model, dense),
         "agreement_pct": model.agreement_pct(dense),

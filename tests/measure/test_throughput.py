@@ -62,7 +62,7 @@ def test_every_model_and_batch_size_gets_a_row(dense):
         assert row.peak_memory_mib is None, "only CUDA tells"
         assert row.num_single_passes == row.num_runs >= 2, "on the CPU every pass is timed by itself"
         assert row.mode == "eager"
-    assert rates(rows, "sparse") == {1: rows[1].images_per_s, 4: rows[3].images_per_s}
+    assert rates(rows)["sparse"] == {1: rows[1].images_per_s, 4: rows[3].images_per_s}
 
 
 def test_order_alternates_from_round_to_round(monkeypatch):

@@ -152,8 +152,7 @@ def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 
 
 
 def _measured(name: str, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> dict[str, Any]:
-    own = rates(timings, name)
-    against = compared(predictions[name], predictions["dense"], own, rates(timings, "dense"))
+    against = compared(name, predictions, rates(timings))
     (speed,) = against["speedup"]
     return {
         **predictions[name].summary(),
@@ -161,7 +160,7 @@ def _measured(name: str, predictions: Mapping[str, Predictions], timings: Sequen
         "delta_points_ci95": against["top1_points_ci95"],
         "agreement_pct": against["agreement_pct"],
         "kl": against["kl"],
-        "images_per_s": own[speed["batch_size"]],
+        "images_per_s": rates(timings)[name][speed["batch_size"]],
         **speed,
     }
 

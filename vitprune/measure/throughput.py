@@ -54,9 +54,12 @@ class Timing:
     mode: Mode = "eager"
 
 
-def rates(timings: Sequence[Timing], model: str) -> dict[int, float]:
-    """Images per second of one model by batch size."""
-    return {timing.batch_size: timing.images_per_s for timing in timings if timing.model == model}
+def rates(timings: Sequence[Timing]) -> dict[str, dict[int, float]]:
+    """Images per second by model and batch size."""
+    found: dict[str, dict[int, float]] = {}
+    for timing in timings:
+        found.setdefault(timing.model, {})[timing.batch_size] = timing.images_per_s
+    return found
 
 
 def benchmark(

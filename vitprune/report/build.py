@@ -17,7 +17,7 @@ from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, count_images, readable_names
 from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference
-from vitprune.measure import Timing, count_macs, count_params, describe_environment
+from vitprune.measure import Timing, count_macs, count_params, describe_environment, rates
 from vitprune.model import SparseViT
 from vitprune.report.card import KEPT_CARD, write_card
 from vitprune.report.page import render_page
@@ -33,7 +33,6 @@ from vitprune.report.schema import (
     Report,
     RightAnswers,
     Side,
-    Speed,
     Target,
     Training,
 )
@@ -56,22 +55,17 @@ def build_report(
 ) -> Report:
     """Everything that was measured, as one report.
 
-    Args:
-        metadata: of the sparse model.
-        models: "dense", "random" (the same number of tokens, at random) and "sparse".
-        predictions: of the same three, on the same images.
-        timings: of "dense" and "sparse", from one benchmark.
-        coverage: object coverage in percent by model, where known.
-        target: a speed that was promised, and what came of it.
-        training: recipe and what was done.
-        data: the images.
-        precision: of the accuracy and speed figures.
-        device: of the accuracy and speed figures.
-        wall_s: duration of the run so far, in seconds.
-        commands: the command line that began the run, by the command's name; None where none did.
+    Models and predictions are "dense", "random" (the same number of tokens, at random) and "sparse", on the same
+    images; timings are of "dense" and "sparse", from one benchmark. `coverage` is that of the object in percent by
+    model, `target` a speed that was promised and what came of it, `training` the recipe and what was done. Precision
+    and device are those of accuracy and speed; `wall_s` is the duration of the run so far, in seconds.
     """
     size = input_size(models["dense"])  # of LV-ViT, the sparse model does not say
-    dense, sparse = (_side(name, models[name], size, predictions[name], timings) for name in ("dense", "sparse"))
+    dense, sparse = (
+        Side(**model_figures(name, models[name], size, predictions, timings)) for name in ("dense", "sparse")
+    )
+    by_class = {"dense_top1_pct": predictions["dense"], "sparse_top1_pct": predictions["sparse"]}
+    names = data.val.class_names | dict(enumerate(metadata.class_names or []))
     return Report(
         schema_version=SCHEMA_VERSION,
         model=metadata.model,
@@ -85,9 +79,9 @@ def build_report(
         dense=dense,
         sparse=sparse,
         random=Accuracy(**predictions["random"].summary()),
-        delta=_delta(dense, sparse, predictions),
+        delta=_delta(dense, sparse, predictions, timings),
         answers=_right_answers(predictions["dense"], predictions["sparse"]),
-        classes=_classes(predictions, data.val.class_names | dict(enumerate(metadata.class_names or []))),
+        classes=[ClassRow(**row) for row in class_accuracy(names, **by_class)],
         coverage=None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
         target=None if target is None else Target(**target),
         training=Training(**training),
@@ -125,13 +119,7 @@ def write_results(
 
     Page and card come last: whatever goes wrong with them, `vitprune report` makes them again.
 
-    Args:
-        folder: of the run.
-        report: see `build_report`.
-        models: "dense" and "sparse", on one device.
-        data: the images, the transform of `val` set.
-        metadata: of the sparse model, complete.
-        listener: hears of a README.md that is kept.
+    The models, "dense" and "sparse", are on one device; the transform of `data.val` is set; the metadata is complete.
 
     Raises:
         OutputError: a file cannot be written.
@@ -150,26 +138,27 @@ def write_results(
         listener.say(KEPT_CARD.format(files.card))
 
 
-def _side(
-    name: str, model: nn.Module, size: tuple[int, int, int], predictions: Predictions, timings: Sequence[Timing]
-) -> Side:
-    return Side(
-        **predictions.summary(),
-        gmacs=count_macs(model, size) / 1e9,
-        params_m=count_params(model) / 1e6,
-        speed=[Speed(**_without_model(row)) for row in timings if row.model == name],
-    )
+def model_figures(
+    name: str,
+    model: nn.Module,
+    size: tuple[int, int, int],
+    predictions: Mapping[str, Predictions],
+    timings: Sequence[Timing],
+) -> dict[str, Any]:
+    """Accuracy, cost on images of `size` (C, H, W), and speed of one of several models, for JSON."""
+    rows = [asdict(timing) for timing in timings if timing.model == name]
+    return {
+        **predictions[name].summary(),
+        "gmacs": count_macs(model, size) / 1e9,
+        "params_m": count_params(model) / 1e6,
+        "speed": [{key: value for key, value in row.items() if key != "model"} for row in rows],
+    }
 
 
-def _without_model(row: Timing) -> dict[str, Any]:
-    return {key: value for key, value in asdict(row).items() if key != "model"}
-
-
-def _delta(dense: Side, sparse: Side, predictions: Mapping[str, Predictions]) -> Delta:
-    rates = ({row.batch_size: row.images_per_s for row in side.speed} for side in (sparse, dense))
+def _delta(dense: Side, sparse: Side, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> Delta:
     to_random = paired_difference(predictions["sparse"], predictions["random"])
     return Delta(
-        **compared(predictions["sparse"], predictions["dense"], *rates),
+        **compared("sparse", predictions, rates(timings)),
         top1_points_over_random=to_random["top1_points"],
         top1_points_over_random_ci95=to_random["top1_points_ci95"],
         kl_random=predictions["random"].mean_kl,
@@ -187,16 +176,3 @@ def _right_answers(dense: Predictions, sparse: Predictions) -> RightAnswers | No
         sparse_only=int((~dense.correct & sparse.correct).sum()),
         neither=int((~dense.correct & ~sparse.correct).sum()),
     )
-
-
-def _classes(predictions: Mapping[str, Predictions], names: Mapping[int, str]) -> list[ClassRow]:
-    return [
-        ClassRow(
-            index=row.index,
-            name=names.get(row.index),
-            num_images=row.num_images,
-            dense_top1_pct=row.top1_pct[0],
-            sparse_top1_pct=row.top1_pct[1],
-        )
-        for row in class_accuracy(predictions["dense"], predictions["sparse"])
-    ]

@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is there for all that
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import write_text
-from vitprune.common.formatting import number, one_line, plain
+from vitprune.common.formatting import one_line, plain
 from vitprune.common.run_folder import CARD
+from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import FinishedRun
 from vitprune.report.schema import Report
@@ -43,15 +42,7 @@ _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz")
 
 
 def write_card(folder: Path, run: FinishedRun, metadata: Metadata) -> bool:
-    """Write README.md, unless there is one: it may hold the user's own words.
-
-    Args:
-        folder: of the run.
-        run: what it did.
-        metadata: header of its model.safetensors.
-
-    Returns:
-        Whether it was written.
+    """Write README.md, unless there is one: it may hold the user's own words. Returns whether it was written.
 
     Raises:
         OutputError: it cannot be written.
@@ -64,22 +55,12 @@ def write_card(folder: Path, run: FinishedRun, metadata: Metadata) -> bool:
 
 
 def render_card(run: FinishedRun, metadata: Metadata) -> str:
-    """The model card as Markdown with its YAML, for the repository `PLACEHOLDER`.
+    """The model card as Markdown with its YAML, for the repository `PLACEHOLDER`; `metadata` heads the run's weights.
 
     Everything that comes from the run is escaped.
-
-    Args:
-        run: what it did.
-        metadata: header of the run's model.safetensors.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # so that what has not been through a filter of ours cannot be markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"md": markdown, "code": code, "number": number}
+    environment = templates().overlay(trim_blocks=True)
+    environment.filters |= {"md": markdown, "code": code}
     origin = _origin(metadata)
     body = environment.get_template("card.md.j2").render(_content(run, metadata, origin))
     body = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
@@ -109,18 +90,11 @@ def is_repository(name: str) -> bool:
     return name.count("/") == 1
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where the dense weights come from, as the file's header says it.
+class _Origin(NamedTuple):
+    """Where the dense weights come from, as the file's header says it."""
 
-    Attributes:
-        base: their repository on the Hub; None where that is not known.
-        source: what the header calls them, without a path.
-        licence: of the weights; None where timm does not know it, or nobody knows what file they came from.
-    """
-
-    base: str | None
-    source: str
+    base: str | None  # their repository on the Hub
+    source: str  # what the header calls them, without a path
     licence: str | None
 
 

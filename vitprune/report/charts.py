@@ -108,15 +108,9 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     top: float | None = None,
 ) -> Chart:
-    """Lines over a common x axis, y from 0.
+    """Lines over a common x axis, y from 0 to `top`; `marks` are x and text of places where something begins.
 
-    Args:
-        title: what it shows.
-        description: the same in words, for who cannot see it.
-        series: the lines.
-        x_label: under the axis.
-        marks: x and text of places where something begins.
-        top: highest y; None to fit.
+    The description says in words what is seen, for who cannot see it.
     """
 
     def paint(axes: Any) -> None:
@@ -145,15 +139,9 @@ def models_chart(
     level: tuple[str, float] | None = None,
     left: float | None = None,
 ) -> Chart:
-    """Models by cost or speed and accuracy; a dashed line joins those on the front.
+    """Models by cost or speed, from `left` on, and accuracy; a dashed line joins those on the front.
 
-    Args:
-        title: what it shows.
-        description: the same in words, for who cannot see it.
-        points: the models.
-        x_label: under the axis.
-        level: name and accuracy of what is drawn as a line across; None for nothing.
-        left: where the x axis begins; None to fit.
+    `level` is name and accuracy of what is drawn as a line across. The description is as in `line_chart`.
     """
 
     def paint(axes: Any) -> None:
@@ -240,17 +228,12 @@ def _spread(heights: Sequence[float]) -> list[float]:
     return result
 
 
-_Box = tuple[float, float, float, float]
-"""Left, bottom, right and top."""
-
-
 def _name(axes: Any, points: Sequence[ChartPoint]) -> None:
     """Write each name beside its point, where it covers least of other names and points."""
     from matplotlib.transforms import Bbox
 
     places = axes.transData.transform([(point.x, point.y) for point in points])
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in places]
-
     plot = Bbox.from_extents(_LEFT, _BOTTOM, _WIDTH, _HEIGHT)
 
     def common(one: Any, other: Any) -> float:

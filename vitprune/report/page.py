@@ -26,12 +26,7 @@ _LOSSES = {
 
 
 def render_page(run: FinishedRun, *, images: bool = True) -> str:
-    """The page as HTML. Everything that comes from the run is escaped.
-
-    Args:
-        run: what to draw.
-        images: also show the images that the run kept.
-    """
+    """The page as HTML, with `images` the run kept or without. Everything that comes from the run is escaped."""
     report = run.report
     fig = figures(report)
     maps = run.keep_maps
@@ -65,7 +60,10 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
 
 
 def templates() -> Environment:
-    """The templates beside this module; what they insert is escaped, and what is missing is an error."""
+    """The templates beside this module; what they insert is escaped, and what is missing is an error.
+
+    What has been through no filter of ours cannot be markup.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

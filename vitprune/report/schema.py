@@ -179,13 +179,7 @@ class Step(BaseModel):
 
 
 class Answer(BaseModel):
-    """One class that a model names for an image.
-
-    Attributes:
-        index: of the model's output.
-        name: of the class; None where it is not known.
-        probability_pct: after the softmax, in percent.
-    """
+    """One class that a model names for an image, by the index of its output."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -195,7 +189,7 @@ class Answer(BaseModel):
 
     @property
     def text(self) -> str:
-        """For people: "tench 93.1 %"."""
+        """Such as "tench 93.1 %"."""
         return f"{self.name or f'class {self.index}'} {self.probability_pct:.1f} %"
 
 
@@ -204,9 +198,8 @@ class ImageRow(BaseModel):
 
     Attributes:
         group: who was right, one of `vitprune.report.samples`' groups.
-        place: where the image stands in its group, by how far the sparse answer is from the dense one.
-        jpeg: the image as the models saw it, made smaller, as base64.
-        width, height: of the JPEG, in pixels.
+        place: where the image stands in its group, by `kl`.
+        jpeg: the image as the models saw it, made smaller, as base64; `width` and `height` are its own, in pixels.
         label: the true class; None where not known.
         kept: numbers of the patches that are left after each stage, in raster order.
         dense, sparse: the likeliest classes, best first.

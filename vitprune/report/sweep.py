@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from vitprune.backbones import input_size
 from vitprune.common.files import write_json
 from vitprune.common.formatting import number, signed
 from vitprune.evaluation import Predictions, compared, paired_difference
-from vitprune.measure import Timing, count_macs, count_params, rates
+from vitprune.measure import Timing, rates
+from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
 from vitprune.report.sweep_page import accuracy, write_sweep_page
 
@@ -53,13 +54,9 @@ def build_sweep(
     timings: Sequence[Timing],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of sweep.json.
+    """The content of sweep.json: what is known of all entries by label, dense first, and other keys.
 
-    Args:
-        entries: by label, dense first; all of one input size.
-        predictions: of all of them, on the same images.
-        timings: of all of them, from one benchmark.
-        about: other entries, such as data and device.
+    The models are of one input size, predictions on the same images, timings from one benchmark.
     """
     size = input_size(entries["dense"].model)
     rows = {label: _row(label, entry, predictions, timings, size) for label, entry in entries.items()}
@@ -89,18 +86,14 @@ def _row(
     timings: Sequence[Timing],
     size: tuple[int, int, int],
 ) -> dict[str, Any]:
-    speed = [asdict(timing) for timing in timings if timing.model == label]
     return {
         "label": label,
         "kind": entry.kind,
         "model": entry.name,
         "keep": entry.keep,
         "run": entry.run,
-        **predictions[label].summary(),
-        "gmacs": count_macs(entry.model, size) / 1e9,
-        "params_m": count_params(entry.model) / 1e6,
-        "speed": [{key: value for key, value in row.items() if key != "model"} for row in speed],
-        "delta": compared(predictions[label], predictions["dense"], rates(timings, label), rates(timings, "dense")),
+        **model_figures(label, entry.model, size, predictions, timings),
+        "delta": compared(label, predictions, rates(timings)),
         "training": entry.report and entry.report.training.model_dump(include=_OF_TRAINING),
     }
 
@@ -136,12 +129,7 @@ def dominated_by(points: Mapping[str, tuple[float, float]]) -> dict[str, list[st
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
-    """Sentences on the rows of sweep.json.
-
-    Args:
-        rows: dense first.
-        batch_size: the largest that was timed.
-    """
+    """Sentences on the rows of sweep.json, dense first; `batch_size` is the largest that was timed."""
     sentences = [_choice(rows, batch_size)]
     names = {row["label"]: f"{row['label']} (dense)" if row["kind"] == "other" else row["label"] for row in rows}
     dominated: dict[str, list[str]] = {}

@@ -87,10 +87,6 @@ def evaluate(
         )
     predictions = found["model"]
     names = val.class_names | dict(enumerate(loaded.class_names or ()))
-    classes = [
-        {"index": row.index, "name": names.get(row.index), "num_images": row.num_images, "top1_pct": row.top1_pct[0]}
-        for row in class_accuracy(predictions)
-    ]
     result = {
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
@@ -101,7 +97,7 @@ def evaluate(
         "note": opened.note,
         "precision": getattr(subject, "precision", number_format),
         "device": str(where),
-        "classes": classes,
+        "classes": class_accuracy(names, top1_pct=predictions),
     }
     if as_json:
         print_json(result)
