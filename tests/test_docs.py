@@ -1,4 +1,4 @@
-"""The README's commands run, its file map and its numbers of commands are true."""
+"""The commands of README, cookbook and results run or exist, and the file map is true."""
 
 import json
 import re
@@ -8,14 +8,26 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from vitprune.cli.app import run
+from vitprune.cli.app import app, run
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+README, COOKBOOK, RESULTS = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "examples/README.md", "examples/RESULTS.md")
+)
+
+
+def _commands(text):
+    """Lines of the bash blocks, those that go on with a backslash joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+LINES = [*_commands(README), *_commands(COOKBOOK)]
 RUNNABLE = [line for line in LINES if line.startswith("vitprune") and "# needs:" not in line]
+NEEDING = [line for line in LINES if "# needs:" in line]
+MEASURED = [line for line in _commands(RESULTS) if line.startswith("vitprune")]
 QUICK = ("vitprune env", "vitprune info deit_small --keep")
 
 
@@ -28,19 +40,16 @@ def test_readme_command_runs_offline(line, tmp_path, monkeypatch, capsys, no_hub
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if "# needs:" in line])
-def test_readme_command_with_needs_has_options_that_exist(line, tmp_path, monkeypatch, capsys, no_hub):
-    """It stops at what it needs: images, weights, the network or a GPU; not at an option or a command."""
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("line", [*NEEDING, *MEASURED])
+def test_command_that_needs_something_has_options_that_exist(line):
+    """Parsed, not run: images, weights, the network or a GPU are what it needs."""
     words = shlex.split(line, comments=True)
-    command, *arguments = words[words.index("vitprune") + 1 :]
-    quick = {"bench": ["-b", "1"], "convert": [], "report": [], "push": []}.get(command, ["--limit", "1"])
-    run([command, *arguments, *quick])
-    error = capsys.readouterr().err
-    assert "has no option" not in error
-    assert "there is no command" not in error
-    assert "does not know what to do" not in error
-    assert "unexpected" not in error
+    name, *arguments = words[words.index("vitprune") + 1 :]
+    command = typer.main.get_command(app).commands[name]
+    with command.make_context(name, [word for word in arguments if word != "..."]):
+        pass
+    with pytest.raises(typer.exceptions.TyperException, match="No such option"):
+        command.make_context(name, [*arguments, "--no-such-option"])
 
 
 def test_set_up_commands_are_the_promised_ones():
@@ -61,8 +70,19 @@ def test_the_demo_is_done_within_a_point_of_dense(tmp_path):
     assert report["wall_s"] < 300, "two minutes on two idle cores; some room for a busy machine"
 
 
+def test_readme_is_short():
+    assert len(README.split()) <= 900
+    assert [line for line in README.splitlines() if len(line) > 100 and not line.startswith("|")] == []
+
+
+def test_examples_that_are_named_exist():
+    named = set(re.findall(r"examples/(\w+\.py)", README + COOKBOOK + RESULTS))
+    assert named
+    assert all((ROOT / "examples" / name).is_file() for name in named)
+
+
 def test_file_map_names_every_module():
-    block = re.search(r"```\nvitprune/\n(.*?)```", README, flags=re.DOTALL).group(1)
+    block = re.search(r"```\nvitprune/\n(.*?)```", COOKBOOK, flags=re.DOTALL).group(1)
     named = set(re.findall(r"^  (\S+)", block, flags=re.MULTILINE))
     there = {
         entry.name + ("/" if entry.is_dir() else "")
