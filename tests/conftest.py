@@ -134,9 +134,11 @@ def no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-@pytest.fixture
-def quick_bench(monkeypatch):
-    """Runs whose speed figures nobody reads: each model is timed twice, for a moment."""
-    monkeypatch.setattr("vitprune.jobs.side_by_side.benchmark", partial(benchmark, rounds=2))
-    monkeypatch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)
-    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
+@pytest.fixture(scope="session", autouse=True)
+def quick_bench():
+    """Nobody reads the speeds that tests measure: no warm-up, and a run times each model twice, for a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitprune.jobs.side_by_side.benchmark", partial(benchmark, rounds=2))
+        patch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)
+        patch.setattr("vitprune.measure.runner.MAX_WARM_UP_S", 0.0)
+        yield

@@ -4,7 +4,9 @@ import base64
 import io
 import json
 
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.report import Report, accuracy_of
@@ -157,3 +159,9 @@ def write_whole_run(folder, sparse, origin=None, class_names=None, **changes):
     metadata.accuracy = accuracy_of(Report.model_validate_json((folder / "report.json").read_text()))
     save(sparse, folder / "model.safetensors", metadata)
     return folder
+
+
+def same_weights(one, other):
+    """Whether the models of two run folders are equal bit for bit."""
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

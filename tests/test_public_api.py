@@ -42,9 +42,7 @@ def test_sparsify_without_data_warns_and_leaves_the_model_alone(make_vit, make_i
     assert torch.equal(model(images), before)
 
 
-def test_sparsify_with_data_trains_and_writes_a_loadable_run(
-    make_vit, make_images, image_folder, tmp_path, quick_bench
-):
+def test_sparsify_with_data_trains_and_writes_a_loadable_run(make_vit, make_images, image_folder, tmp_path):
     model = make_vit(num_classes=2)
     images = make_images(model)
     before = model(images)

@@ -124,8 +124,7 @@ def test_prediction_and_outcome_are_kept_apart(find):
     assert prediction.compared_with(Speed(12.0, 7.9))["met"]
 
 
-def test_speed_is_measured_for_real(make_vit, monkeypatch):
-    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
+def test_speed_is_measured_for_real(make_vit):
     model = make_vit(img_size=64)
     speed = measure_speed(model, attach_as(model, Sparsity(0.5)), SpeedTarget(2.0, None, 1, "fp32"), CPU, 0.01)
     assert speed.dense_ms > 0

@@ -2,16 +2,19 @@
 
 import io
 import re
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from vitprune.cli import output
 from vitprune.cli.app import run
+from vitprune.training.objective import Objective
 
 
 class Screen(io.TextIOWrapper):
@@ -66,7 +69,6 @@ def finished(make_vit, make_image_folder, tmp_path_factory):
     arguments = [
         *("sparsify", "test_vit", "--checkpoint", str(root / "weights.safetensors"), "--data", str(root / "images")),
         *("--device", "cpu", "--precision", "fp32", "-j", "0", "-b", "4", "--warm-start-steps", "2", "--steps", "4"),
-        *("--bench-seconds", "0.01"),
     ]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -76,3 +78,26 @@ def finished(make_vit, make_image_folder, tmp_path_factory):
     return SimpleNamespace(
         root=root, folder=folder, arguments=arguments, code=code, out=out.getvalue(), err=err.getvalue()
     )
+
+
+@pytest.fixture
+def images(finished, tmp_path):
+    """A copy of its images, to be spoilt."""
+    return shutil.copytree(finished.root / "images", tmp_path / "images")
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(step, action)`: once, in training, `action()` is called in the forward pass of that step, from 1."""
+
+    def patch(step, action):
+        real, steps = Objective.forward, iter(range(1, 1000))
+
+        def forward(*args):
+            if torch.is_grad_enabled() and next(steps) == step:  # without gradient it is no step
+                action()
+            return real(*args)
+
+        monkeypatch.setattr(Objective, "forward", forward)
+
+    return patch

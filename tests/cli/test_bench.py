@@ -31,9 +31,7 @@ def untimed(monkeypatch):
     monkeypatch.setattr("vitprune.measure.bound.benchmark", benchmark)
 
 
-def test_rows_carry_units_and_marks_and_bounds_are_apart_from_models_one_can_use(sparse_file, capsys, monkeypatch):
-    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
-    monkeypatch.setattr("vitprune.measure.runner.MAX_WARM_UP_S", 0.1)
+def test_rows_carry_units_and_marks_and_bounds_are_apart_from_models_one_can_use(sparse_file, capsys):
     assert run(["bench", sparse_file, "--device", "cpu", "--seconds", "0.01", "-b", "1,2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     rows, floors = result["rows"], result["floors"]

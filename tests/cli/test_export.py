@@ -153,8 +153,7 @@ def test_without_the_extra_the_way_out_is_said(place, monkeypatch, capsys):
 QUICK = ["--seconds", "0.01", "--json"]
 
 
-def test_exported_files_are_timed_beside_others_and_alone(place, monkeypatch, capsys):
-    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
+def test_exported_files_are_timed_beside_others_and_alone(place, capsys):
     assert run(["bench", "model.safetensors", "model.onnx", "-b", "2", *QUICK]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["label"] for row in rows] == ["dense", "keep 0.5", "model.onnx fp32"]
@@ -171,8 +170,7 @@ def test_exported_files_are_timed_beside_others_and_alone(place, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_a_dense_file_is_what_others_are_compared_with(place, weights_file, monkeypatch, capsys):
-    monkeypatch.setattr("vitprune.measure.runner.MIN_WARM_UP_S", 0.0)
+def test_a_dense_file_is_what_others_are_compared_with(place, weights_file, capsys):
     size = ["--img-size", "64", "-o", "dense.onnx"]
     assert run(["export", "test_vit", "--checkpoint", str(weights_file), *size]) == 0
     capsys.readouterr()

@@ -3,15 +3,8 @@
 import json
 import shutil
 
-import pytest
-
 from vitprune.checkpoint.sparse_file import read_metadata
 from vitprune.cli.app import run
-
-
-@pytest.fixture
-def images(finished, tmp_path):
-    return shutil.copytree(finished.root / "images", tmp_path / "images")
 
 
 def test_names_travel_in_the_file_and_come_back(finished, images, capsys):

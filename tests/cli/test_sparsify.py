@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 import typer
-from safetensors.torch import load_file
+from finished_run import same_weights
 
 import vitprune
 from vitprune.cli.app import run
@@ -26,17 +26,6 @@ def arguments(finished, monkeypatch, tmp_path):
     """The arguments of the finished run; others' folders go to tmp_path/runs."""
     monkeypatch.chdir(tmp_path)
     return finished.arguments
-
-
-@pytest.fixture
-def images(finished, tmp_path):
-    """A copy of its images, to be spoilt."""
-    return shutil.copytree(finished.root / "images", tmp_path / "images")
-
-
-def _weights_are_equal(one, other):
-    tensors, others = (load_file(folder / "model.safetensors") for folder in (one, other))
-    return tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
 # A complete run
@@ -66,6 +55,9 @@ def test_run_writes_checkpoint_report_log_and_summary(finished):
     metadata = json.loads((folder / "config.json").read_text())
     assert metadata["accuracy"]["sparse"]["top1_pct"] == report["sparse"]["top1_pct"]
     assert metadata["training"]["completed"] is True
+    assert finished.code == 3
+    assert "--min-top1: missed" in finished.err
+    assert "--max-drop" not in finished.err
 
 
 def test_run_names_no_path_of_this_machine(finished):
@@ -96,13 +88,6 @@ def test_report_agrees_with_eval_of_the_file(finished, capsys):
         assert result[key] == report["sparse"][key]
 
 
-def test_a_missed_limit_is_an_exit_code_and_the_results_are_written(finished):
-    assert finished.code == 3
-    assert "--min-top1: missed" in finished.err
-    assert "--max-drop" not in finished.err
-    assert (finished.folder / "report.json").is_file()
-
-
 def test_limits(capsys):
     enforce([("--min-top1", 80.0, 80.0), ("--max-drop", None, None), ("--min-speedup", 1.0, None)])
     assert capsys.readouterr().err == ""
@@ -131,7 +116,7 @@ def test_existing_output_is_kept_and_overwritten_on_request(finished, arguments,
     assert run([*arguments, "-o", "mine", "--seed", "1", "--overwrite"]) == 0
     assert mine / "report.json" not in seen[0]
     assert mine / "checkpoints" / "step-000009999.safetensors" not in seen[0]
-    assert not _weights_are_equal(mine, finished.folder)
+    assert not same_weights(mine, finished.folder)
     assert (mine / "README.md").read_text() != "# My own words\n", "it told of the old run"
 
 
@@ -149,64 +134,55 @@ def test_recipe_takes_options_and_settings():
     assert chosen_recipe("demo", "short", {}, ["epochs=2"]).epochs == 2
 
 
-def test_paper_recipe_with_other_settings(arguments, capsys):
-    changed = ["--set", "weights.ratio=0.2", "--set", "weights.ce=0.1", "--warm-start-steps", "0"]
-    plan = ["--stages", "2,4", "--limit", "5", "--seed", "5"]
-    assert run([*arguments, "--recipe", "paper", *changed, *plan, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def test_paper_recipe_with_other_settings_and_plan(arguments, tmp_path, capsys):
+    changed = ["--set", "weights.ratio=0.2", "--set", "weights.ce=0.1", "--warm-start-steps", "0", "--grad-accum", "2"]
+    plan = ["--keep", "0.6", "--stages", "2,4", "--align", "8", "--limit", "5", "--seed", "5"]
+    assert run([*arguments, "--recipe", "paper", *changed, *plan]) == 0
+    assert "in 2 passes" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "test_vit-keep0.6align8"
+    report = json.loads((folder / "report.json").read_text())
     recipe = report["training"]["recipe"]
     assert (recipe["weights"]["ratio"], recipe["weights"]["ce"], recipe["seed"]) == (0.2, 0.1, 5)
     assert report["training"]["phases"] == {"sampled": 4}
-    assert (report["schedule"], report["dropped"]) == ("geometric", "drop")
-    assert [stage["block"] for stage in report["stages"]] == [2, 4]
+    assert (report["schedule"], report["dropped"], report["align"]) == ("geometric", "drop", 8)
     assert report["data"]["num_train_images"] == report["data"]["num_val_images"] == 5
+    sparse = vitprune.load(folder)
+    assert (sparse.dropped, sparse.schedule.align, sparse.schedule.blocks) == ("drop", 8, (2, 4))
+    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
 
 
-def test_a_recipe_of_your_own_with_free_ratios(arguments, tmp_path, capsys):
+def test_a_recipe_of_your_own_with_free_ratios_and_unreadable_images(arguments, images, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(
         "decision: gumbel\nema_decay: 0.5\ndropped: drop\ntrain_trunk: true\n"
         "augmentation: {mixup: 0.8, cutmix: 1.0, smoothing: 0.1}\nweights: {ce: 1.0, token: 0.5}\n"
     )
+    victims = [images / part / "dog" / "1.png" for part in ("train", "val")]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:50])
+    arguments = [*arguments, "--data", str(images)]
+    assert run([*arguments, "--set", "max_unreadable=0"]) == 1
+    assert f"cannot read image '{victims[0]}'" in capsys.readouterr().err
     options = ["--recipe", "mine.yaml", "--set", "weights.kl=0.25", "--ratios", ".8,.5", "-b", "auto"]
-    assert run([*arguments, *options, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    recipe = report["training"]["recipe"]
+    assert run([*arguments, *options]) == 0
+    assert f"1 unreadable image(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
+    folder = tmp_path / "runs" / "test_vit-ratios0.8-0.5"
+    report = json.loads((folder / "report.json").read_text())
+    training, recipe = report["training"], report["training"]["recipe"]
     assert (recipe["name"], recipe["decision"], recipe["ema_decay"]) == ("mine", "gumbel", 0.5)
     assert recipe["weights"] == {"ce": 1.0, "ratio": 2.0, "kl": 0.25, "token": 0.5}
-    assert (recipe["grad_accum"], recipe["batch_size"], report["training"]["num_parts"]) == ("auto", 32, 1)
+    assert (recipe["grad_accum"], recipe["batch_size"], training["num_parts"]) == ("auto", 32, 1)
+    assert (training["unreadable"], training["num_unreadable"] >= 1) == ([str(victims[0])], True)
+    assert (report["data"]["unreadable_val"], report["data"]["num_unreadable_val"]) == ([str(victims[1])], 1)
+    assert report["sparse"]["num_images"] == 5
     assert (report["keep"], report["schedule"], report["dropped"]) == (None, None, "drop")
-    sparse = vitprune.load(tmp_path / "runs" / "test_vit-ratios0.8-0.5")
-    assert sparse.schedule.ratios == (0.8, 0.5)
-    assert sparse.dropped == "drop"
-
-
-def test_plan_options_reach_the_file(arguments, tmp_path, capsys):
-    plan = ["--keep", "0.6", "--schedule", "geometric", "--align", "8", "--grad-accum", "2", "--no-labels"]
-    assert run([*arguments, *plan]) == 0
-    assert "in 2 passes" in capsys.readouterr().out
-    folder = tmp_path / "runs" / "test_vit-keep0.6align8"
-    report = json.loads((folder / "report.json").read_text())
-    assert (report["schedule"], report["dropped"], report["align"]) == ("geometric", "fold", 8)
     sparse = vitprune.load(folder)
-    assert (sparse.dropped, sparse.schedule.align) == ("fold", 8)
-    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
+    assert (sparse.schedule.ratios, sparse.dropped) == ((0.8, 0.5), "drop")
 
 
 @pytest.mark.slow
 def test_demo_reports_object_coverage(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = [
-        "--warm-start-steps",
-        "1",
-        "--steps",
-        "0",
-        "--limit",
-        "100",
-        "--device",
-        "cpu",
-        "--bench-seconds",
-        "0.01",
-    ]
+    options = ["--warm-start-steps", "1", "--steps", "0", "--limit", "100", "--device", "cpu"]
     assert run(["sparsify", "demo", *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "demo"
@@ -230,23 +206,6 @@ def test_no_labels_takes_any_folder(arguments, images, capsys):
     assert 0 <= report["delta"]["agreement_pct"] <= 100
 
 
-def test_unreadable_images_are_skipped_named_and_counted(arguments, images, capsys):
-    victims = [images / part / "dog" / "1.png" for part in ("train", "val")]
-    for victim in victims:
-        victim.write_bytes(victim.read_bytes()[:50])
-    arguments = [*arguments, "--data", str(images)]
-    assert run([*arguments, "--set", "max_unreadable=0"]) == 1
-    assert f"cannot read image '{victims[0]}'" in capsys.readouterr().err
-    assert run([*arguments, "-o", "out"]) == 0
-    assert f"1 unreadable image(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
-    report = json.loads((images.parent / "out" / "report.json").read_text())
-    assert report["training"]["unreadable"] == [str(victims[0])]
-    assert report["training"]["num_unreadable"] >= 1
-    assert report["data"]["unreadable_val"] == [str(victims[1])]
-    assert report["data"]["num_unreadable_val"] == 1
-    assert report["sparse"]["num_images"] == 5
-
-
 def test_a_folder_of_broken_images_ends_at_once(arguments, images, capsys):
     for victim in (images / "train").glob("*/*.png"):
         victim.write_bytes(b"no image")
@@ -260,25 +219,13 @@ def test_a_folder_of_broken_images_ends_at_once(arguments, images, capsys):
 # Stopped, and resumed
 
 
-def _at_step(step, monkeypatch, action):
-    real, calls = Objective.forward, iter(range(100))
-
-    def forward(*args):
-        if torch.is_grad_enabled() and next(calls) == step:  # without gradient it is no step
-            action()
-        return real(*args)
-
-    monkeypatch.setattr(Objective, "forward", forward)
-
-
 def _interrupt():
     raise KeyboardInterrupt
 
 
-def test_interrupted_and_resumed_is_the_same_file(finished, arguments, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as once:
-        _at_step(3, once, _interrupt)
-        assert run([*arguments, "--checkpoint-every", "2"]) == 130
+def test_interrupted_and_resumed_is_the_same_file(finished, arguments, tmp_path, at_step, capsys):
+    at_step(4, _interrupt)
+    assert run([*arguments, "--checkpoint-every", "2"]) == 130
     err = capsys.readouterr().err
     assert "stopped after 3 of 6 steps; the model so far is in runs/" in err
     assert "the same command with --resume goes on after step 2" in err
@@ -290,7 +237,7 @@ def test_interrupted_and_resumed_is_the_same_file(finished, arguments, tmp_path,
         "completed": False,
     }
     assert run([*arguments, "--checkpoint-every", "2", "--resume"]) == 0
-    assert _weights_are_equal(folder, finished.folder)
+    assert same_weights(folder, finished.folder)
     assert not (folder / "checkpoints").exists()
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -298,20 +245,20 @@ def test_interrupted_and_resumed_is_the_same_file(finished, arguments, tmp_path,
     assert "is complete" in capsys.readouterr().err
 
 
-def test_without_a_checkpoint_the_run_begins_anew(arguments, monkeypatch, capsys):
+def test_without_a_checkpoint_the_run_begins_anew(arguments, at_step, capsys):
     assert run([*arguments, "--resume"]) == 1
     assert "there is no run to resume in 'runs/test_vit-keep0.7'" in capsys.readouterr().err
-    _at_step(1, monkeypatch, _interrupt)
+    at_step(2, _interrupt)
     assert run(arguments) == 130
     assert "--resume" not in capsys.readouterr().err
-    _at_step(1, monkeypatch, _interrupt)
+    at_step(2, _interrupt)
     assert run([*arguments, "--resume"]) == 130
     assert "holds no training checkpoint to go on from: the run begins anew" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
-def test_sigterm_ends_the_step_and_writes_a_checkpoint(arguments, tmp_path, monkeypatch, capsys):
-    _at_step(3, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+def test_sigterm_ends_the_step_and_writes_a_checkpoint(arguments, tmp_path, at_step, capsys):
+    at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert run(arguments) == 143
     err = capsys.readouterr().err
     assert "error: the run was told to stop" in err
@@ -355,7 +302,7 @@ def test_stopped_in_a_process_of_its_own_and_resumed(finished, arguments, tmp_pa
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert run([*more, "--resume"]) == 0
-    assert _weights_are_equal(tmp_path / "cut", finished.folder)
+    assert same_weights(tmp_path / "cut", finished.folder)
 
 
 _SLOWED = """import time

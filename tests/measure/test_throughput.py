@@ -17,12 +17,6 @@ HERE = {"device": torch.device("cpu"), "precision": "fp32"}
 QUICK = {**HERE, "rounds": 2, "min_seconds": 0.001}
 
 
-@pytest.fixture(autouse=True)
-def short_warm_up(monkeypatch):
-    monkeypatch.setattr(runner, "MIN_WARM_UP_S", 0.0)
-    monkeypatch.setattr(runner, "MAX_WARM_UP_S", 0.1)
-
-
 @pytest.fixture
 def dense(make_vit):
     return make_vit(img_size=32, patch_size=8)
