@@ -13,7 +13,7 @@ from agreement import calm_attention
 
 from vitprune.backbones import why_not
 from vitprune.backbones.registry import ADAPTERS
-from vitprune.loading.supported import look_up
+from vitprune.loading.names import describe_architecture
 from vitprune.model import attach
 from vitprune.schedule import Sparsity
 
@@ -105,6 +105,6 @@ def test_readme_states_the_counts(classes, verdicts):
 def test_cost_of_one_of_each_family(classes):
     first = {family(cls): name for name, cls in reversed(classes.items()) if cls in ADAPTERS}
     for name in first.values():
-        entry = next(look_up([name], Sparsity(0.7)))
-        assert entry.reason is None
-        assert 0.4 * entry.gmacs < entry.gmacs_sparse < 0.9 * entry.gmacs, name
+        entry = describe_architecture(name, Sparsity(0.7))
+        assert entry["reason"] is None
+        assert 0.4 * entry["gmacs"] < entry["gmacs_sparse"] < 0.9 * entry["gmacs"], name

@@ -22,7 +22,7 @@ def untimed():
         return [Timing(name, size, *[1.0] * 3, rate[name], None, 1) for size in batch_sizes for name in models]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitprune.jobs.compare.benchmark", benchmark)
+        patch.setattr("vitprune.jobs.side_by_side.benchmark", benchmark)
         patch.setattr("vitprune.jobs.side_by_side.benchmark", benchmark)
         yield
 

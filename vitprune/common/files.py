@@ -55,7 +55,12 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         OutputError: see `replacing`.
     """
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """`content` as readable JSON."""
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

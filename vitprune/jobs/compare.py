@@ -19,9 +19,9 @@ from vitprune.common.progress import Listener
 from vitprune.data import Data, count_images
 from vitprune.errors import UnsupportedModelError, UsageError
 from vitprune.evaluation import Predictions, compared
-from vitprune.jobs.side_by_side import evaluate, random_baseline
+from vitprune.jobs.side_by_side import bench, evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
-from vitprune.measure import Timing, benchmark, count_macs, rates
+from vitprune.measure import Timing, count_macs, rates
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Sparsity
 from vitprune.training import Recipe, load_recipe
@@ -91,12 +91,7 @@ def compare(
 ) -> dict[str, Any]:
     """Every method at the MACs of ours: accuracy on the same images, difference to dense, MACs, speed.
 
-    Args:
-        subject: the models.
-        data: the images; those to train on are needed for methods in TRAINED that are not trained yet.
-        recipe: for training ours, where that is still to be done.
-        settings: which methods, and where.
-        listener: follows the progress.
+    Images to train on are needed for methods in TRAINED that are not trained yet; the recipe is that of ours.
 
     Returns:
         `budget_gmacs` and `rows`, one per method, dense first, in JSON's types.
@@ -120,19 +115,9 @@ def compare(
                 rows[name] = _row(name, note)
             except UnsupportedModelError as error:
                 rows[name] = _row(name, error.message) | {"available": False}
-    predictions = evaluate(
-        models, data, recipe, settings.device, settings.precision, listener, batch_size=settings.batch_size
-    )
-    listener.begin("measuring speed", len(models))
-    timings = benchmark(
-        models,
-        size,
-        [settings.batch_size],
-        device=settings.device,
-        precision=settings.precision,
-        min_seconds=_BENCH_SECONDS,
-        listener=listener,
-    )
+    device, precision, batch_size = settings.device, settings.precision, settings.batch_size
+    predictions = evaluate(models, data, recipe, device, precision, listener, batch_size=batch_size)
+    timings = bench(models, device, precision, _BENCH_SECONDS, listener, [batch_size])
     for name, model in models.items():
         rows[name] |= _measured(name, predictions, timings) | {"gmacs": count_macs(model, size) / 1e9}
     return {"budget_gmacs": budget / 1e9, "rows": [rows[name] for name in ("dense", *settings.methods)]}
@@ -140,10 +125,9 @@ def compare(
 
 def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 0) -> dict[str, Any]:
     """What is known of a method before it is measured; seconds and steps are of training it here."""
-    what = "the untouched model" if name == "dense" else METHODS[name]
     return {
         "method": name,
-        "what": what,
+        "what": METHODS.get(name, "the untouched model"),
         "note": note,
         "available": True,
         "train_s": seconds,
@@ -241,6 +225,6 @@ def _trained(
     student = new_student(dense, sparsity, recipe.seed)
     started = time.perf_counter()
     progress = fit(dense, student, data, recipe, device, listener)
-    ours = f"{sparsity.label}, {sparsity.schedule}, {sparsity.dropped}"
-    note = f"{sparsity.label}, {recipe.steps} steps" if name == "paper" else ours
+    how = f"{recipe.steps} steps" if name == "paper" else f"{sparsity.schedule}, {sparsity.dropped}"
+    note = f"{sparsity.label}, {how}"
     return student.eval(), _row(name, note, time.perf_counter() - started, progress.steps_done)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import read_metadata
+from vitprune.common.files import json_text
 from vitprune.common.formatting import one_line
 from vitprune.common.run_folder import CARD, CONFIG, PAGE, REPORT, WEIGHTS
 from vitprune.errors import CheckpointError, HubError, UsageError
@@ -25,18 +24,13 @@ _NEW_TOKEN = "make one that may write on https://huggingface.co/settings/tokens,
 
 @dataclass(frozen=True)
 class Upload:
-    """The files of a run as they leave this machine, without its paths.
-
-    Attributes:
-        repository: `owner/name`.
-        files: content, or the file that holds it, by name in the repository.
-        num_images: how many images of the data set report.html shows.
-        message: of the commit.
-    """
+    """The files of a run as they leave this machine, without its paths."""
 
     repository: str
     files: Mapping[str, bytes | Path]
+    """Content, or the file that holds it, by name in the repository."""
     num_images: int
+    """Images of the data set that report.html shows."""
     message: str
 
     def sizes(self) -> dict[str, int]:
@@ -49,32 +43,24 @@ class Upload:
 
 @dataclass(frozen=True)
 class Target:
-    """The repository as it is before the commit.
-
-    Attributes:
-        url: of its page.
-        user: who the token belongs to.
-        exists: whether it has been made.
-        private: whether it is, or will be.
-        there: names of the files it holds.
-        commit: its last one; None of a new repository.
-    """
+    """The repository as it is before the commit."""
 
     url: str
     user: str
-    exists: bool
+    """Who the token belongs to."""
     private: bool
-    there: frozenset[str]
-    commit: str | None
+    """Whether it is, or will be."""
+    exists: bool = False
+    there: frozenset[str] = frozenset()
+    """Names of the files it holds."""
+    commit: str | None = None
+    """Its last one."""
 
 
 def prepare(folder: Path, repository: str, *, images: bool = True) -> Upload:
-    """What of a run would be uploaded; asks nothing of the network.
+    """What of a complete run would go to `owner/name`, with images of the data set or without; asks no network.
 
-    Args:
-        folder: of a complete run. Its README.md goes as it is, but for the repository's name.
-        repository: `owner/name`.
-        images: also show images of the data set in report.html.
+    README.md goes as it is, but for the repository's name.
 
     Raises:
         UsageError: no such name is possible, or the folder is no complete run.
@@ -94,10 +80,10 @@ def prepare(folder: Path, repository: str, *, images: bool = True) -> Upload:
     text = card.read_bytes() if card.is_file() else render_card(run, metadata).encode()
     files: dict[str, bytes | Path] = {
         WEIGHTS: weights,
-        CONFIG: _json(metadata.model_dump(mode="json")),
+        CONFIG: json_text(metadata.model_dump(mode="json")).encode(),
         CARD: text.replace(PLACEHOLDER.encode(), repository.encode()),
         PAGE: render_page(run, images=images).encode(),
-        REPORT: _json(run.report.as_json()),
+        REPORT: json_text(run.report.as_json()).encode(),
     }
     num_images = len(run.keep_maps.images) if run.keep_maps is not None and images else 0
     return Upload(repository, files, num_images, f"{run.report.model}, {run.report.label}, by vitprune")
@@ -119,14 +105,14 @@ def look_up(repository: str, *, private: bool) -> Target:
         try:
             found = api.model_info(repository, timeout=HUB_TIMEOUT_S)
         except RepositoryNotFoundError:
-            return Target(url, user, exists=False, private=private, there=frozenset(), commit=None)
+            return Target(url, user, private)
     if private and not found.private:
         raise UsageError(
             f"'{repository}' exists and is public, so nothing in it would be private",
             f"choose another name, or make it private first: {url}/settings",
         )
     there = frozenset(sibling.rfilename for sibling in found.siblings or [])
-    return Target(url, user, exists=True, private=bool(found.private), there=there, commit=found.sha)
+    return Target(url, user, bool(found.private), exists=True, there=there, commit=found.sha)
 
 
 def upload(prepared: Upload, target: Target) -> str:
@@ -169,10 +155,6 @@ def _check_one_run(run: FinishedRun, metadata: Metadata, folder: Path) -> None:
             f"{REPORT} in '{folder}' is not of the {WEIGHTS} beside it: the file's header says something else",
             "one of them was replaced; push the folder as sparsify wrote it",
         )
-
-
-def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
 
 
 @contextmanager

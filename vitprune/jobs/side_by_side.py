@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,16 +47,8 @@ def evaluate(
     """Predictions of several models on the same images of `data.val`, prepared as the first model needs them.
 
     Where one is called "dense", the others' divergence is from its predictions. What cannot be read is left out and
-    set as `data.faults`: an hour of training is not lost to one bad image.
-
-    Args:
-        models: by name.
-        data: the images.
-        recipe: for the number of workers.
-        device: where to run.
-        precision: of the predictions.
-        listener: follows the progress.
-        batch_size: of one process; None for the recipe's, but at most EVAL_BATCH_SIZE.
+    set as `data.faults`: an hour of training is not lost to one bad image. The batch size, of one process, is the
+    recipe's if none is given, but at most EVAL_BATCH_SIZE.
     """
     data.val.transform = eval_transform(next(iter(models.values())))
     total = count_images(data.val)
@@ -81,13 +73,14 @@ def bench(
     precision: Precision,
     seconds: float | None,
     listener: Listener,
+    batch_sizes: Sequence[int] = BENCH_BATCH_SIZES,
 ) -> list[Timing]:
-    """Time models of one input size in turns, each so many seconds (None: 2) at each batch size of a run's report."""
-    listener.begin("measuring speed", len(models) * len(BENCH_BATCH_SIZES))
+    """Time models of one input size in turns, each so many seconds (None: 2) at each batch size."""
+    listener.begin("measuring speed", len(models) * len(batch_sizes))
     return benchmark(
         models,
         input_size(next(iter(models.values()))),
-        BENCH_BATCH_SIZES,
+        batch_sizes,
         device=device,
         precision=precision,
         min_seconds=BENCH_SECONDS if seconds is None else seconds,

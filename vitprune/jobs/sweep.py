@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,21 +28,6 @@ from vitprune.schedule import Sparsity
 from vitprune.training import Recipe
 
 _RESUME = "vitprune sweep with the same options and --resume goes on"
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """What a sweep needs beside the model, the data and the recipe.
-
-    Attributes:
-        plans: one a run, the highest keep ratio first.
-        others: dense models to compare with, by label.
-        settings: of every run but for its plan and folder; `output` is the folder of the sweep.
-    """
-
-    plans: Sequence[Sparsity]
-    others: Mapping[str, Loaded]
-    settings: RunSettings
 
 
 def _check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
@@ -75,11 +60,28 @@ def _check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
             )
 
 
-def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, listener: Listener) -> dict[str, Any]:
+def sweep(
+    loaded: Loaded,
+    data: Data,
+    recipe: Recipe,
+    plans: Sequence[Sparsity],
+    others: Mapping[str, Loaded],
+    settings: RunSettings,
+    listener: Listener,
+) -> dict[str, Any]:
     """Train a sparse model for each plan, then measure all models together: writes the sweep's folder.
 
     Everything that can be wrong with the input is found before the folder is made. A run that fails does not end the
     others. When a sweep is resumed, a run whose folder holds a report is kept as it is.
+
+    Args:
+        loaded: the dense model.
+        data: the images.
+        recipe: of every run.
+        plans: one a run, the highest keep ratio first.
+        others: dense models to compare with, by label.
+        settings: of every run but for its plan and folder; `output` is the folder of the sweep.
+        listener: hears how far it is.
 
     Returns:
         The content of sweep.json.
@@ -90,9 +92,9 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
         Preempted: SIGTERM came; a training checkpoint is written.
         VitpruneError: every run failed.
     """
-    _check_others(loaded, this.others)
-    folder, num_runs = this.settings.output, len(this.plans)
-    runs = [replace(this.settings, sparsity=plan, output=folder / plan.slug) for plan in this.plans]
+    _check_others(loaded, others)
+    folder, num_runs = settings.output, len(plans)
+    runs = [replace(settings, sparsity=plan, output=folder / plan.slug) for plan in plans]
     for each in runs:
         describe_run(new_student(loaded.model, each.sparsity, recipe.seed), loaded, data, each.sparsity)
     RunFolder(folder).create(needed_bytes=2 * num_runs * num_bytes(loaded.model))
@@ -106,15 +108,17 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
             try:
                 if not complete:
                     run(loaded, data, recipe, each, listener)
-                entries[label] = _trained(loaded.name, each)
+                sparse, _ = load_sparse(RunFolder(each.output).weights)
+                report = read_run(each.output).report
+                entries[label] = Entry("sparse", sparse, loaded.name, each.sparsity.keep, each.output.name, report)
             except (Interrupted, Preempted, UsageError):
                 raise
             except VitpruneError as error:
                 failed[label] = error
         if len(failed) == num_runs:
             raise next(iter(failed.values()))
-        entries |= {label: Entry("other", other.model, other.name) for label, other in this.others.items()}
-        result = _measured(entries, data, recipe, this.settings, listener)
+        entries |= {label: Entry("other", other.model, other.name) for label, other in others.items()}
+        result = _measured(entries, data, recipe, settings, listener)
     except (Interrupted, KeyboardInterrupt, Preempted) as error:
         said = "stopped" if isinstance(error, KeyboardInterrupt) else error.message
         kind = Preempted if isinstance(error, Preempted) else Interrupted
@@ -122,18 +126,11 @@ def sweep(loaded: Loaded, data: Data, recipe: Recipe, this: SweepSettings, liste
         raise kind(f"{said}; {num_complete} of {num_runs} runs are complete", _RESUME) from error
     result["failed"] = [
         {"label": plan.label, "keep": plan.keep, "error": failed[plan.label].message}
-        for plan in this.plans
+        for plan in plans
         if plan.label in failed
     ]
     write_sweep(folder, result)
     return result
-
-
-def _trained(name: str, settings: RunSettings) -> Entry:
-    """The sparse model in the folder of a complete run."""
-    files = RunFolder(settings.output)
-    sparse, _ = load_sparse(files.weights)
-    return Entry("sparse", sparse, name, settings.sparsity.keep, settings.output.name, read_run(settings.output).report)
 
 
 def _measured(

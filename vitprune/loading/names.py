@@ -1,13 +1,19 @@
-"""Names of timm's architectures: the one that a short name means, and those that match a pattern."""
+"""Architectures of timm: the one that a short name means, those that match a pattern, and what one costs."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from typing import Any
 
 import timm
+import torch
 
-from vitprune.errors import UnknownModelError
+from vitprune.backbones import family_of, input_size, why_not, wrap
+from vitprune.errors import UnknownModelError, UsageError
+from vitprune.measure import count_macs, count_params
+from vitprune.model import attach, attach_as
+from vitprune.schedule import Sparsity
 
 
 def resolve_name(spec: str) -> str:
@@ -65,3 +71,29 @@ def match_names(pattern: str | None = None) -> list[str]:
         hint = f"did you mean {' or '.join(close)}?" if close else "try a wildcard: vitprune models 'vit*'"
         raise UnknownModelError(f"timm has no model that matches '{pattern}'", hint)
     return names
+
+
+def describe_architecture(name: str, sparsity: Sparsity) -> dict[str, Any]:
+    """One architecture at the input size of its default weights, built without them: what it costs, for JSON.
+
+    Where its tokens cannot be dropped, `reason` says why, and there is no cost; else that is None.
+    """
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    row = {"name": name, "family": family_of(model), "reason": why_not(model)}
+    if row["reason"] is not None:
+        return row
+    try:
+        sparse = attach_as(model, sparsity)
+    except UsageError as error:  # stages that this depth does not have
+        return row | {"reason": error.message}
+    backbone, size = wrap(model), input_size(model)
+    return row | {
+        "num_patches": backbone.num_patches,
+        "num_prefix_tokens": backbone.num_prefix_tokens,
+        "num_classes": backbone.num_classes,  # 0 without a classifier, which training needs
+        "input_size": size,
+        "params_m": count_params(model) / 1e6,
+        "gmacs": count_macs(attach(model, keep=1.0), size) / 1e9,
+        "gmacs_sparse": count_macs(sparse, size) / 1e9,
+    }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +10,6 @@ from vitprune.cli.options import AsJson
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
 from vitprune.cli.plan_options import PlanOptions, plan_defaults
 from vitprune.cli.progress import RunProgress
-
-if TYPE_CHECKING:
-    from vitprune.loading.supported import Entry
 
 
 def models(
@@ -37,47 +33,46 @@ def models(
       vitprune models 'vit_*dinov3*' --keep 0.5
     """
     with waiting("loading PyTorch"):
-        from vitprune.loading.names import match_names
-        from vitprune.loading.supported import look_up
+        from vitprune.loading.names import describe_architecture, match_names
         from vitprune.training import load_recipe
     asked = plan.request().sparsity(plan_defaults(load_recipe("short")))
     names = match_names(pattern)
-    entries: list[Entry] = []
+    entries = []
     with RunProgress() as progress:
         progress.begin("building models", len(names))
-        for entry in look_up(names, asked):
-            entries.append(entry)
+        for name in names:
+            entries.append(describe_architecture(name, asked))
             progress.advance(1)
-    supported = [entry for entry in entries if entry.reason is None]
+    supported = [entry for entry in entries if entry["reason"] is None]
     if as_json:
         print_json(
             {
                 "plan": asked.label,
                 "num_supported": len(supported),
                 "num_refused": len(entries) - len(supported),
-                "models": [asdict(entry) for entry in supported],
+                "models": supported,
             }
         )
         return
-    names_of_families = sorted({entry.family for entry in supported})
-    families = {family: [entry for entry in supported if entry.family == family] for family in names_of_families}
+    names_of_families = sorted({entry["family"] for entry in supported})
+    families = {family: [entry for entry in supported if entry["family"] == family] for family in names_of_families}
     for family, members in families.items():
         _print(family, members, asked.label)
     print_line(f"{len(supported)} of {len(entries)} architectures can be sparsified")
     if families:
         print_line("shown: " + ", ".join(f"{family} {len(members)}" for family, members in families.items()))
     else:
-        print_line(f"{entries[0].name}: {entries[0].reason}")
+        print_line(f"{entries[0]['name']}: {entries[0]['reason']}")
 
 
-def _print(family: str, entries: list[Entry], plan: str) -> None:
+def _print(family: str, entries: list[dict[str, Any]], plan: str) -> None:
     rows = [
         [
-            entry.name,
-            f"{entry.num_prefix_tokens}+{entry.num_patches}",
-            number(entry.params_m, 1),
-            number(entry.gmacs, 2),
-            number(entry.gmacs_sparse, 2),
+            entry["name"],
+            f"{entry['num_prefix_tokens']}+{entry['num_patches']}",
+            number(entry["params_m"], 1),
+            number(entry["gmacs"], 2),
+            number(entry["gmacs_sparse"], 2),
         ]
         for entry in entries
     ]

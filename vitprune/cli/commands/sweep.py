@@ -102,7 +102,6 @@ def sweep(
 
     from vitprune.common.run_folder import RunFolder
     from vitprune.jobs.sparsify import RunSettings
-    from vitprune.jobs.sweep import SweepSettings
     from vitprune.jobs.sweep import sweep as run
     from vitprune.report.publishable import command_line
 
@@ -119,7 +118,7 @@ def sweep(
         commands={"sweep": command_line(context.obj)},
     )
     with RunProgress() as progress:
-        result = run(loaded, opened, plan, SweepSettings(plans, others, common), progress)
+        result = run(loaded, opened, plan, plans, others, common, progress)
     if as_json:
         print_json(result)
     else:
