@@ -20,17 +20,8 @@ from vitprune.errors import CheckpointError, ExportError, UsageError, VitpruneEr
 class OnnxProgram(nn.Module):
     """An ONNX file as a module: images (B, C, H, W) to logits (B, num_classes), both fp32.
 
-    It runs on the CPU, in the precision it was exported in: moving and casting it does nothing, and a copy is itself.
-
-    Args:
-        session: of onnxruntime, one tensor in and one out.
-        metadata: of the file.
-        num_classes: width of the classifier.
-        precision: "fp32", "fp16" or "int8".
-        path: the file, for errors.
-
-    Attributes:
-        pretrained_cfg: the preprocessing, under the name by which timm's data helpers ask for it.
+    It runs on the CPU, in the precision it was exported in ("fp32", "fp16" or "int8"): moving and casting it does
+    nothing, and a copy is itself. The preprocessing is its `pretrained_cfg`, where timm's data helpers look for it.
     """
 
     def __init__(self, session: Any, metadata: Metadata, num_classes: int, precision: str, path: Path) -> None:
@@ -108,7 +99,8 @@ def read_onnx(path: Path) -> OnnxProgram:
     except Exception as error:  # protobuf's own class, which depends on how it is built
         raise CheckpointError(f"'{path}' is damaged or no ONNX file: {first_line(error)}", "copy it again") from error
     metadata = _metadata(graph, path)
-    kinds = {tensor.data_type for tensor in _tensors(graph, path)}
+    kind, kinds = onnx.TensorProto, {tensor.data_type for tensor in _tensors(graph, path)}
+    precision = "int8" if kinds & {kind.INT8, kind.UINT8} else "fp16" if kind.FLOAT16 in kinds else "fp32"
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; its warnings are about the optimiser
@@ -117,7 +109,7 @@ def read_onnx(path: Path) -> OnnxProgram:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
         raise CheckpointError(f"onnxruntime cannot open '{path}': {first_line(error)}") from error
-    return OnnxProgram(session, metadata, _num_classes(session, metadata, path), _precision(onnx, kinds), path)
+    return OnnxProgram(session, metadata, _num_classes(session, metadata, path), precision, path)
 
 
 def _metadata(graph: Any, path: Path) -> Metadata:
@@ -176,13 +168,6 @@ def _num_classes(session: Any, metadata: Metadata, path: Path) -> int:
     if metadata.class_names is not None and len(metadata.class_names) != gives[1]:
         raise CheckpointError(f"'{path}' has {gives[1]} classes and its metadata names {len(metadata.class_names)}")
     return gives[1]
-
-
-def _precision(onnx: Any, kinds: set[int]) -> str:
-    kind = onnx.TensorProto
-    if kinds & {kind.INT8, kind.UINT8}:
-        return "int8"
-    return "fp16" if kind.FLOAT16 in kinds else "fp32"
 
 
 def _text(shape: Any) -> str:

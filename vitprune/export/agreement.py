@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,7 @@ def compare(
 
     A single image may differ visibly with nothing wrong: where two tokens' scores are equal to the last bits,
     rounding decides which one is kept. So the typical image has to agree closely, and every clear prediction be the
-    same.
-
-    Args:
-        model: the one that was exported, in fp32 and eval mode.
-        program: what was made of it.
-        batches: images (B, C, H, W).
-        precision: that of the program.
-        listener: hears of every image.
+    same. The model is in fp32 and eval mode, the program, made of it, in `precision`; images are (B, C, H, W).
 
     Raises:
         ExportError: they differ by more than rounding.
@@ -78,24 +72,21 @@ def compare(
     return agreement
 
 
-def random_batches(input_size: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Normal noise, dealt out as `BATCH_SIZES` says; always the same."""
+def random_images(input_size: tuple[int, int, int]) -> Iterator[Tensor]:
+    """Normal noise (C, H, W), one round of `BATCH_SIZES`; always the same."""
     generator = torch.Generator().manual_seed(0)
-    for size in BATCH_SIZES:
-        yield torch.randn(size, *input_size, generator=generator)
+    for _ in range(sum(BATCH_SIZES)):
+        yield torch.randn(input_size, generator=generator)
 
 
 def in_batches(images: Iterable[Tensor]) -> Iterator[Tensor]:
     """Images (C, H, W) dealt out as `BATCH_SIZES` says, over and over."""
-    waiting: list[Tensor] = []
-    turn = 0
-    for image in images:
-        waiting.append(image)
-        if len(waiting) == BATCH_SIZES[turn % len(BATCH_SIZES)]:
-            yield torch.stack(waiting)
-            waiting, turn = [], turn + 1
-    if waiting:
-        yield torch.stack(waiting)
+    remaining = iter(images)
+    for size in cycle(BATCH_SIZES):
+        batch = list(islice(remaining, size))
+        if not batch:
+            return
+        yield torch.stack(batch)
 
 
 def _agreement(expected: Tensor, found: Tensor, sizes: list[int], precision: str) -> Agreement:

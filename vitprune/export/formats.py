@@ -26,6 +26,7 @@ Format = Literal["onnx", "pt2", "timm"]
 TIMM_FILES = (WEIGHTS, CONFIG)
 TRACED_BATCH_SIZE = 3
 """Not one: a batch of one would be taken for a constant."""
+_ANY_BATCH_SIZE = ({0: torch.export.Dim("batch")},)
 
 _OPSET = 20
 """The first that knows GELU, and old enough for runtimes of the last years."""
@@ -39,10 +40,8 @@ _OF_THE_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", 
 def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
     """Write a model as one ONNX file with any batch size: `images` (batch, C, H, W) to `logits` (batch, num_classes).
 
-    Args:
-        model: in eval mode, on the CPU.
-        metadata: goes into the file's metadata_props, as the JSON that model.safetensors carries.
-        path: what to write.
+    The model is in eval mode, on the CPU. The metadata goes into the file's metadata_props, as the JSON that
+    model.safetensors carries.
 
     Raises:
         ExportError: a package is missing, torch cannot export the model, or it is larger than an ONNX file may be.
@@ -78,17 +77,14 @@ def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
 def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
     """Write a model as torch.export's program with any batch size, for Python, AOTInductor and ExecuTorch.
 
-    Args:
-        model: in eval mode, on the CPU.
-        metadata: goes beside the program as the extra file vitprune.json.
-        path: what to write.
+    The model is in eval mode, on the CPU. The metadata goes beside the program as the extra file vitprune.json.
 
     Raises:
         ExportError: torch cannot export the model.
     """
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(model, (_example(metadata),), dynamic_shapes=_any_batch_size())
+            program = torch.export.export(model, (_example(metadata),), dynamic_shapes=_ANY_BATCH_SIZE)
     except Exception as error:  # whatever torch stumbles over
         raise ExportError(f"torch.export cannot export the model: {first_line(error)}") from error
     for node in program.graph.nodes:
@@ -100,10 +96,7 @@ def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
 def write_timm(model: nn.Module, metadata: Metadata, folder: Path) -> None:
     """Write `config.json` and `model.safetensors` for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-    Args:
-        model: a timm model.
-        metadata: of the sparse model whose backbone it is; gives class names, preprocessing, licence and origin.
-        folder: where to.
+    The metadata, of the sparse model whose backbone it is, gives class names, preprocessing, licence and origin.
 
     Raises:
         ExportError: the model's arguments cannot be stored.
@@ -149,16 +142,12 @@ def _example(metadata: Metadata) -> Tensor:
     return torch.zeros(TRACED_BATCH_SIZE, *metadata.preprocessing.input_size)
 
 
-def _any_batch_size() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim("batch")},)
-
-
 def _graph(model: nn.Module, metadata: Metadata, *, optimize: bool) -> Any:
     program: Any = torch.onnx.export(
         model,
         (_example(metadata),),
         dynamo=True,
-        dynamic_shapes=_any_batch_size(),
+        dynamic_shapes=_ANY_BATCH_SIZE,
         input_names=["images"],
         output_names=["logits"],
         opset_version=_OPSET,

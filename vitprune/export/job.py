@@ -22,7 +22,7 @@ from vitprune.common.formatting import first_line
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import ExportError, OutputError, UsageError
-from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_batches
+from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
 from vitprune.export.formats import FORMATS, TIMM_FILES, Format
 from vitprune.model import SparseViT, attach
 
@@ -31,15 +31,7 @@ ExportPrecision = Literal["fp32", "fp16"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Attributes:
-        format: "onnx", "pt2" or "timm".
-        precision: "fp32" or "fp16"; of the weights.
-        output: the file or folder.
-        size_mib: how large it is.
-        agreement: beside the model, on the same images.
-    """
+    """The file or folder that was written, and how it agrees with the model on the same images."""
 
     format: Format
     precision: ExportPrecision
@@ -136,15 +128,8 @@ def export(
 ) -> Exported:
     """As `export_model`, with everything known and the output checked.
 
-    Args:
-        sparse: what to export, in eval mode, on the CPU; without stages it is dense.
-        metadata: what the file says of it.
-        output: the file or folder.
-        kind: its format.
-        precision: of the weights.
-        images: (C, H, W), to compare on beside random ones.
-        num_images: how many they are; None where that is not known.
-        listener: hears how far it is.
+    The model is in eval mode, on the CPU; without stages it is dense. It is compared on random images and on `images`,
+    (C, H, W) each; `num_images` is None where it is not known how many these are.
 
     Raises:
         ExportError: the model cannot be exported, or the result differs; nothing is kept.
@@ -152,7 +137,7 @@ def export(
     """
     model = sparse.model if kind == "timm" else sparse
     deployed = model if precision == "fp32" else _Cast(copy.deepcopy(model), torch.float16).eval()
-    batches = chain(random_batches(metadata.preprocessing.input_size), in_batches(images))
+    batches = in_batches(chain(random_images(metadata.preprocessing.input_size), images))
     listener.begin(f"exporting {metadata.model}", None)
     with (_filling if kind == "timm" else replacing)(output) as temporary:
         FORMATS[kind].write(deployed, metadata, temporary)

@@ -29,8 +29,6 @@ _PREDICTOR = re.compile(r"score_predictor\.(\d+)\.(in|out)_conv\.(.+)")
 _LAST_LAYER = "out_conv.4."
 _PATCH = 16
 """Pixels of a patch's side, in all of them."""
-
-
 _ARCHITECTURES = {  # by family, width and depth, which tell what shapes cannot, such as the number of heads
     ("deit", 192, 12): "deit_tiny_patch16_224",
     ("deit", 256, 12): "deit_256_patch16_224",

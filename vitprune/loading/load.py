@@ -129,14 +129,6 @@ def device_for(spec: str, device: str, precision: str) -> str:
     return "cpu"
 
 
-def _is_weights_alone(spec: str) -> bool:
-    return spec.endswith(_WEIGHTS_ALONE) and not Path(spec).is_dir()
-
-
-def _is_file(spec: str) -> bool:
-    return spec.endswith(".safetensors") or Path(spec).is_file()
-
-
 def _load_exported(spec: str, options: _Options) -> Loaded:
     if not spec.endswith(".onnx"):
         raise UsageError(
@@ -150,7 +142,9 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
         )
     _refuse_size(spec, options)
     program = read_onnx(Path(spec))
-    return _loaded_file(spec, program, program.metadata)
+    metadata = program.metadata
+    names = _tuple(metadata.class_names)
+    return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata)
 
 
 def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
@@ -164,7 +158,8 @@ def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
 def _load_file(spec: str, options: _Options) -> Loaded:
     _refuse_size(spec, options)
     sparse, metadata = load_sparse(Path(spec))
-    return _loaded_file(spec, sparse.model, metadata, sparse)
+    names = _tuple(metadata.class_names)
+    return Loaded(spec, metadata.model, sparse.model, sparse, names, metadata.origin, metadata)
 
 
 def _refuse_size(spec: str, options: _Options) -> None:
@@ -225,8 +220,8 @@ def _load_name(spec: str, options: _Options) -> Loaded:
 
 _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]], ...] = (
     (is_exported, _load_exported),
-    (_is_weights_alone, _refuse_weights_alone),
-    (_is_file, _load_file),
+    (lambda spec: spec.endswith(_WEIGHTS_ALONE) and not Path(spec).is_dir(), _refuse_weights_alone),
+    (lambda spec: spec.endswith(".safetensors") or Path(spec).is_file(), _load_file),
     (lambda spec: spec == "demo", _load_demo),
     (lambda spec: Path(spec).is_dir(), _load_folder),
     (lambda spec: spec.startswith(HUB_PREFIX), _load_hub),
@@ -236,14 +231,10 @@ _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]],
 
 
 def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
-    """The dense model that a sparse file was made from, at the file's image size.
-
-    Args:
-        sparse: what `load_model` gave for one of our files.
-        checkpoint: weights of the dense model; None to get them by name.
+    """The dense model that a sparse file was made from, at the file's image size; without `checkpoint` by its name.
 
     Raises:
-        UnknownModelError: without `checkpoint`, the name in the file is not timm's.
+        UnknownModelError: the name in the file is not timm's.
         CheckpointError: `checkpoint` does not fit.
     """
     metadata = sparse.metadata
@@ -280,10 +271,6 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
     }
     names = _tuple(labels) if labels and len(labels) == getattr(model, "num_classes", 0) else None
     return Loaded(spec, name, model.eval(), class_names=names, origin=about | origin)
-
-
-def _loaded_file(spec: str, model: nn.Module, metadata: Metadata, sparse: SparseViT | None = None) -> Loaded:
-    return Loaded(spec, metadata.model, model, sparse, _tuple(metadata.class_names), metadata.origin, metadata)
 
 
 def _with_weights(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
