@@ -144,16 +144,9 @@ def predict(
 ) -> tuple[dict[str, Predictions], Faults]:
     """Run every model over every image once; of several processes each reads a part, and all know the result.
 
-    Args:
-        models: by name; moved to `device` and left in eval mode.
-        images: with the evaluation transform set.
-        device: where to run.
-        precision: "fp32", or "bf16"/"fp16" by autocast.
-        batch_size: of one process.
-        num_workers: of one process.
-        reference: name of the model from whose predictions the others' divergence is measured.
-        allowed_share: of the images that may be unreadable, in [0, 1]; those are left out.
-        listener: advances by the number of images of each batch of this process.
+    Models are moved to the device and left in eval mode; the transform of the images is set. Batch size and number of
+    workers are of one process. The others' divergence is measured from the predictions of the model `reference`. At
+    most `allowed_share` of the images, in [0, 1], may be unreadable; those are left out.
 
     Returns:
         Predictions by name, and the unreadable images.

@@ -40,19 +40,13 @@ class ZeroOverheadViT(SparseViT):
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A model to be timed beside others.
-
-    Attributes:
-        kind: "floor" is the zero-overhead bound of a sparse model, and no model one can use.
-        keep: its keep ratio; None where ratios were chosen freely.
-        model: what runs.
-        bound_of: of a bound, the label of its sparse model.
-    """
+    """A model to be timed beside others; a "floor" is the zero-overhead bound of a sparse one, and none one can use."""
 
     kind: Kind
     keep: float | None
     model: nn.Module
     bound_of: str | None = None
+    """The label of a bound's sparse model."""
 
 
 def with_bounds(models: Mapping[str, BenchModel]) -> dict[str, BenchModel]:
@@ -77,14 +71,8 @@ def side_by_side(
 ) -> list[dict[str, Any]]:
     """Time all models in turns, mode by mode, and compare each with the baseline of its mode and batch size.
 
-    Args:
-        name: of the model that they are variants of, for the rows.
-        models: by label.
-        size: (C, H, W).
-        batch_sizes: images per pass.
-        modes: how to run.
-        baseline: label of the model to compare with, the dense one if there is one.
-        **settings: the other arguments of `benchmark`.
+    Models, variants of the one called `name`, are by label, as is the baseline; the size is (C, H, W), and settings are
+    the other arguments of `benchmark`.
 
     Returns:
         A row per mode, batch size and model, in JSON's types, with units in the keys. Of `Timing` all entries;

@@ -36,12 +36,9 @@ def check_mode(name: str, device: torch.device) -> Mode:
 
 
 def prepare(model: nn.Module, images: Tensor, mode: Mode) -> Callable[[], object]:
-    """The forward pass over these images in a mode; takes as long as compiling takes.
+    """The forward pass over these images (B, C, H, W) in a mode; takes as long as compiling takes.
 
-    Args:
-        model: in eval mode, on the device of `images`.
-        images: (B, C, H, W).
-        mode: how to run.
+    The model is in eval mode, on the device of the images.
 
     Raises:
         VitpruneError: the model does not compile here.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import timeit
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from typing import Any
@@ -22,30 +21,25 @@ _SINGLE_PASSES = 20
 
 @dataclass
 class Runner:
-    """One model during the rounds of one batch size.
-
-    Attributes:
-        name: of the model.
-        forward: its pass, see `vitprune.measure.modes.prepare`.
-        device: where that runs.
-        num_calls: passes per block.
-        seconds: per pass of passes back to back, one entry per block.
-        single_seconds: of passes one by one, from the call to the result.
-        peak_memory_mib: see `cuda_peak_mib`.
-    """
+    """One model during the rounds of one batch size."""
 
     name: str
     forward: Callable[[], object]
     device: torch.device
     num_calls: int
+    """Per block."""
     seconds: list[float] = field(default_factory=list)
+    """Per pass of passes back to back, one entry per block."""
     single_seconds: list[float] = field(default_factory=list)
+    """Of passes one by one, from the call to the result."""
     peak_memory_mib: float | None = None
 
     def time_block(self) -> float:
         """Time one block of passes, and return how long that took."""
         started = timeit.default_timer()
-        with _undisturbed():
+        was_on = gc.isenabled()
+        gc.disable()  # as timeit does
+        try:
             if self.num_calls > 1:
                 self.forward()  # the caches hold the model before; a single call that fills a block hides that
             if self.device.type == "cpu":
@@ -54,6 +48,9 @@ class Runner:
             else:
                 total = time_together(self.forward, self.num_calls, self.device)
                 single = time_calls(self.forward, min(self.num_calls, _SINGLE_PASSES), self.device)
+        finally:
+            if was_on:
+                gc.enable()
         self.seconds.append(total / self.num_calls)
         self.single_seconds += single
         return timeit.default_timer() - started
@@ -62,11 +59,7 @@ class Runner:
 def warmed_up(name: str, forward: Callable[[], object], device: torch.device, block_seconds: float) -> Runner:
     """Run until three passes in a row agree, within bounds, then choose how many fill a block.
 
-    Args:
-        name: of the model.
-        forward: compiled already, if at all.
-        device: where it runs.
-        block_seconds: how long a block is to take; a single pass may take longer.
+    A single pass may take longer than a block is to take.
     """
     # Not torch.utils.benchmark.Timer: its two warm-up calls per block triple the time where a call takes seconds,
     # and it waits for the current CUDA device only.
@@ -113,15 +106,9 @@ def time_together(run: Callable[[], object], num_calls: int, device: torch.devic
 
 
 def cuda_peak_mib(run: Callable[[], object], model: nn.Module, images: Tensor) -> float | None:
-    """Weights, images, and what a pass allocates at most on CUDA, in MiB, other models not counted.
+    """Weights, images, and what the pass `run` allocates at most on CUDA, in MiB, other models not counted.
 
-    Args:
-        run: the pass.
-        model: whose weights count.
-        images: what it reads.
-
-    Returns:
-        None on other devices: PyTorch does not count what it allocates on them.
+    None on other devices: PyTorch does not count what it allocates on them.
     """
     if images.device.type != "cuda":
         return None
@@ -143,15 +130,3 @@ def _synchronised_clock(device: torch.device) -> Callable[[], float]:
         return timeit.default_timer()
 
     return synchronised
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Without Python's garbage collector, as timeit does it."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

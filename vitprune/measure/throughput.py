@@ -23,19 +23,14 @@ class Timing:
     """How fast one model ran at one batch size.
 
     Attributes:
-        model: its name in the benchmark.
-        batch_size: images per forward pass.
-        latency_ms_p50: median over the rounds of the mean time of a forward pass, passes back to back.
-        latency_ms_p25: lower quartile of the same.
-        latency_ms_p75: upper quartile of the same.
+        latency_ms_p50: median over the rounds of the mean time of a forward pass, passes back to back; beside it its
+            quartiles.
         images_per_s: from the median.
         peak_memory_mib: what PyTorch allocates on CUDA for this model alone (weights, images, activations), of a CUDA
             graph in an eager pass; None on other devices.
         num_runs: timed forward passes in all rounds together.
-        single_pass_ms_p50: median time of one pass alone, from its call to its result.
-        single_pass_ms_p90: 90th percentile of the same.
-        single_pass_ms_p99: 99th percentile of the same; of few passes about the slowest.
-        num_single_passes: number of such passes.
+        single_pass_ms_p50: median time of one pass alone, from its call to its result; percentiles beside it, of few
+            passes the 99th is about the slowest.
         mode: how it ran, see `vitprune.measure.modes`.
     """
 
@@ -104,7 +99,12 @@ def benchmark(
         UsageError: nothing to time, or a number is out of range.
         VitpruneError: out of memory, or a model does not compile.
     """
-    _check(models, batch_sizes, rounds)
+    if not models or not batch_sizes:
+        raise UsageError(f"nothing to time: {len(models)} model(s), {len(batch_sizes)} batch size(s)")
+    if min(batch_sizes) < 1:
+        raise UsageError(f"batch size is {min(batch_sizes)}, expected at least 1", "try --batch-size 1,32")
+    if rounds < 2:
+        raise UsageError(f"number of rounds is {rounds}, expected at least 2")
     dtype = DTYPES[precision]
     with explained_out_of_memory(f"loading {len(models)} model(s) on {device}", "name fewer models at once"):
         # Copied together: models that share a backbone still share it, and a large one is in memory once.
@@ -162,12 +162,3 @@ def _timing(runner: Runner, batch_size: int, mode: Mode) -> Timing:
         num_single_passes=len(runner.single_seconds),
         mode=mode,
     )
-
-
-def _check(models: Mapping[str, nn.Module], batch_sizes: Sequence[int], rounds: int) -> None:
-    if not models or not batch_sizes:
-        raise UsageError(f"nothing to time: {len(models)} model(s), {len(batch_sizes)} batch size(s)")
-    if min(batch_sizes) < 1:
-        raise UsageError(f"batch size is {min(batch_sizes)}, expected at least 1", "try --batch-size 1,32")
-    if rounds < 2:
-        raise UsageError(f"number of rounds is {rounds}, expected at least 2")
