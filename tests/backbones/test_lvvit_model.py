@@ -92,7 +92,7 @@ def test_shapes_of_the_published_models_and_what_comes_out(tiny, make_images):
     shapes = {}
     for name in ("lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l"):
         model = on_meta(name)
-        shapes[name] = (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads, model.blocks[0].skip_lam)
+        shapes[name] = (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads, model.blocks[0].ls1.by)
     assert list(shapes.values()) == [(240, 12, 4, 1), (384, 16, 6, 2), (512, 20, 8, 2), (768, 24, 12, 3)]
     features = tiny.forward_features(make_images(tiny))
     assert features.shape == (2, 17, 48)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -10,11 +9,12 @@ import timm.data
 import torch
 from timm.layers import DropPath
 from timm.models import get_model_input_config
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitprune.backbones.pooling import weighted_pool
-from vitprune.errors import UnsupportedModelError, UsageError
+from vitprune.errors import UnsupportedModelError
 
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
@@ -38,30 +38,32 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     return int(channels), int(height), int(width)
 
 
-class Backbone(ABC):
+class Backbone:
     """A timm model seen as embed > blocks > norm > head over a plain sequence of tokens.
 
     An adapter, not a module: it owns no weights and keeps a reference to `model`, whose own code does the work. Token
-    sequences are (B, P + N, C): P prefix tokens (class, distillation, register) in front of N patch tokens. What timm's
-    plain transformers have in common is here; a family's file holds what differs.
+    sequences are (B, P + N, C): P prefix tokens (class, distillation, register) in front of N patch tokens. This class
+    serves timm's VisionTransformer (ViT, DeiT, DeiT-III, CLIP, DINOv2, SigLIP, AugReg ...) and
+    VisionTransformerDistilled; a family's file holds what differs.
 
     Against timm's own forward, random token dropout in training (`patch_drop`) is not applied: the predictors decide
     which tokens are pruned.
 
     Attributes:
         model: the timm model.
+        encoder: the part of it that holds the blocks.
         embed_dim: C.
         depth: number of blocks.
         num_prefix_tokens: P.
         grid_size: patch grid (rows, columns); N is their product.
         num_classes: width of the classifier, 0 for a headless model.
+        pools_prefix: whether pooling sees prefix tokens too.
     """
-
-    pools_prefix = False
-    """Whether pooling sees prefix tokens too."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.encoder: Any = getattr(model, "encoder", model)
+        self.pools_prefix: bool = getattr(model, "pool_include_prefix", False)
         self.embed_dim: int = model.embed_dim
         self.depth = len(self.blocks)
         self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
@@ -72,7 +74,7 @@ class Backbone(ABC):
     @property
     def blocks(self) -> Any:
         """The model's blocks."""
-        return self.model.blocks
+        return self.encoder.blocks
 
     @property
     def num_patches(self) -> int:
@@ -86,11 +88,10 @@ class Backbone(ABC):
             return "attention pool"
         return "class token" if self.model.global_pool == "token" else "patches"
 
-    @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to tokens (B, P + N, C), ready for block 0."""
+        return self.model.norm_pre(self.model._pos_embed(self.model.patch_embed(images)))
 
-    @abstractmethod
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Run one block.
 
@@ -100,6 +101,7 @@ class Backbone(ABC):
             attn_mask: added to the attention logits, broadcastable to (B, heads, P + K, P + K).
             positions: what `positions_of` gave for the tokens of `x`; None is for all tokens.
         """
+        return self._run(self.blocks[index], x, attn_mask)
 
     def positions_of(self, present: Tensor | None = None) -> Any:
         """What `block` needs to know of where tokens sit; None in models whose tokens carry it themselves.
@@ -115,17 +117,22 @@ class Backbone(ABC):
         """Make sure that `attention_half` and `mlp_half` can be used.
 
         Raises:
-            UnsupportedModelError: a block is not attention and then MLP, each with a residual.
+            UnsupportedModelError: a block is not timm's plain one, whose variants order or fuse the parts otherwise.
         """
-        raise UnsupportedModelError(f"the blocks of a {type(self.model).__name__} cannot be run in halves")
+        kinds = {type(block) for block in self.blocks}
+        if kinds != {Block}:
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
+            raise UnsupportedModelError(f"blocks of the kind {names} cannot be run in halves, as merging needs")
 
     def attention_half(self, index: int, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """The first half of `block`: attention and its residual."""
-        raise NotImplementedError
+        block, mask = self.blocks[index], None if attn_mask is None else attn_mask.to(x.dtype)
+        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=mask)))
 
     def mlp_half(self, index: int, x: Tensor) -> Tensor:
         """The second half of `block`: MLP and its residual."""
-        raise NotImplementedError
+        block = self.blocks[index]
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
     def norm(self, x: Tensor) -> Tensor:
         """The final norm before pooling; identity where timm norms after pooling."""
@@ -170,7 +177,8 @@ class Backbone(ABC):
 
     def tail(self, first_block: int) -> list[nn.Module]:
         """The modules that run from block `first_block` on, norms, pooling and classifiers included."""
-        ends = [getattr(self.model, name, None) for name in ("norm", "attn_pool", "fc_norm", "head", "head_dist")]
+        names = ("norm", "attn_pool", "blocks_token_only", "fc_norm", "head", "head_dist", "aux_head")
+        ends = [getattr(self.encoder, "norm", None), *(getattr(self.model, name, None) for name in names)]
         return [*self.blocks[first_block:], *(module for module in ends if module is not None)]
 
     def set_drop_path(self, rate: float) -> None:
@@ -185,22 +193,10 @@ class Backbone(ABC):
     def _grid(self) -> tuple[int, int]:
         return self.model.patch_embed.grid_size
 
-    def _check_grid(self, grid: tuple[int, int]) -> None:
-        """Raise UsageError where images have another patch grid than the model's fixed positions are for."""
-        if tuple(grid) != self.grid_size:
-            raise UsageError(
-                f"the model's rotary positions are for {self.grid_size[0]}x{self.grid_size[1]} patches, "
-                f"the images have {grid[0]}x{grid[1]}",
-                "build the model for this size: --img-size, or timm.create_model(..., img_size=...)",
-            )
-
-    def _run(self, function: Callable[..., Tensor], x: Tensor, **arguments: Any) -> Tensor:
-        """Call a block; honours `model.set_grad_checkpointing()`."""
-        if getattr(self.model, "encoder", self.model).grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, x, use_reentrant=False, **arguments)
-        return function(x, **arguments)
-
-
-def in_dtype_of(x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
-    """The mask in the dtype of the tokens, which fused attention asks for."""
-    return None if attn_mask is None else attn_mask.to(x.dtype)
+    def _run(self, function: Callable[..., Tensor], x: Tensor, attn_mask: Tensor | None = None, **more: Any) -> Tensor:
+        """Call a block, the mask in the dtype of the tokens; honours `model.set_grad_checkpointing()`."""
+        if attn_mask is not None:
+            more["attn_mask"] = attn_mask.to(x.dtype)
+        if self.encoder.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, x, use_reentrant=False, **more)
+        return function(x, **more)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitprune.backbones.base import Backbone
 from vitprune.backbones.pooling import weighted_pool
@@ -63,10 +63,6 @@ class CaitBackbone(Backbone):
         else:
             pooled = weighted_pool(self.model, self.model.norm(x), 0, kept, sizes, include_prefix=False)
         return self.model.head(self.model.head_drop(pooled))
-
-    def tail(self, first_block: int) -> list[nn.Module]:
-        """Blocks, class attention layers, norm and classifier."""
-        return [*self.model.blocks[first_block:], self.model.blocks_token_only, self.model.norm, self.model.head]
 
 
 def _masked_block(x: Tensor, block: Any, mask: Tensor) -> Tensor:

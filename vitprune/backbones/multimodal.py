@@ -6,40 +6,17 @@ language model's projector or pooler, which join neighbouring tokens, all of the
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from timm.layers import apply_keep_indices_nlc
 from timm.models.deepseek_vit import DeepseekVitBlock
-from torch import Tensor, nn
+from torch import Tensor
 
-from vitprune.backbones.base import Backbone, in_dtype_of, input_size
 from vitprune.backbones.pooling import weighted_pool
+from vitprune.backbones.rotary import RotaryBackbone
 
 
-class EncoderBackbone(Backbone):
+class EncoderBackbone(RotaryBackbone):
     """An encoder with rotary positions, then mean, norm and classifier."""
-
-    @property
-    def encoder(self) -> Any:
-        """The part that holds the blocks."""
-        return self.model.encoder
-
-    @property
-    def blocks(self) -> Any:
-        """The encoder's blocks."""
-        return self.encoder.blocks
-
-    @property
-    def pooling(self) -> Literal["class token", "patches", "attention pool"]:
-        """The classifier averages patches."""
-        return "patches"
-
-    def _grid(self) -> tuple[int, int]:
-        _, height, width = input_size(self.model)
-        return self._grid_of(height, width)
-
-    def _grid_of(self, height: int, width: int) -> tuple[int, int]:
-        return self.encoder.patch_embed.dynamic_feat_size((height, width))
 
     def norm(self, x: Tensor) -> Tensor:
         """The encoder's norm, in those that have one."""
@@ -56,38 +33,26 @@ class EncoderBackbone(Backbone):
         pooled = weighted_pool(self.model, x, 0, kept, sizes, include_prefix=False) if uneven else x.mean(dim=1)
         return self.model.head(self.model.head_drop(self.model.norm(pooled)))
 
-    def tail(self, first_block: int) -> list[nn.Module]:
-        """Blocks, norms and classifier."""
-        norm = getattr(self.encoder, "norm", None)
-        return [*self.blocks[first_block:], *([] if norm is None else [norm]), self.model.norm, self.model.head]
-
 
 class AxialBackbone(EncoderBackbone):
     """timm.models.qwen3_vit.Qwen3VitClassifier and timm.models.deepseek_vit.DeepseekVitClassifier."""
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding and, in Qwen3, the absolute position embedding."""
-        self._check_grid(self._grid_of(images.shape[-2], images.shape[-1]))
+        self._check_size(images)
         return self.encoder._pos_embed(self.encoder.patch_embed(images))[0]
-
-    def positions_of(self, present: Tensor | None = None) -> Tensor:
-        """Sines and cosines, (N, D); of given tokens (B, 1, K, D)."""
-        table: Tensor = self.encoder.rope.get_embed(shape=list(self.grid_size))
-        return table if present is None else apply_keep_indices_nlc(present, table, present).unsqueeze(1)
 
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Timm's own block; DeepSeek's takes no mask, so with one its parts are run from here."""
-        block, table = self.blocks[index], self.positions_of() if positions is None else positions
-        if attn_mask is None:
-            return self._run(block, x, rope=table)
-        mask = attn_mask.to(x.dtype)
-        if isinstance(block, DeepseekVitBlock):
-            return self._run(_masked_deepseek_block, x, block=block, rope=table, mask=mask)
-        return self._run(block, x, rope=table, attn_mask=mask)
+        block = self.blocks[index]
+        if attn_mask is None or not isinstance(block, DeepseekVitBlock):
+            return super().block(index, x, attn_mask, positions)
+        table = self.positions_of() if positions is None else positions
+        return self._run(_masked_deepseek_block, x, attn_mask, block=block, rope=table)
 
 
-def _masked_deepseek_block(x: Tensor, block: Any, rope: Tensor, mask: Tensor) -> Tensor:
-    x = x + block.drop_path1(block.attn(block.norm1(x), rope=rope, attn_mask=mask))
+def _masked_deepseek_block(x: Tensor, block: Any, rope: Tensor, attn_mask: Tensor) -> Tensor:
+    x = x + block.drop_path1(block.attn(block.norm1(x), rope=rope, attn_mask=attn_mask))
     return x + block.drop_path2(block.mlp(block.norm2(x)))
 
 
@@ -100,7 +65,7 @@ class GemmaBackbone(EncoderBackbone):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding and absolute position embedding."""
-        self._check_grid(self._grid_of(images.shape[-2], images.shape[-1]))
+        self._check_size(images)
         return self.encoder.patch_embed(images)[0]
 
     def positions_of(self, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -116,7 +81,5 @@ class GemmaBackbone(EncoderBackbone):
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Run timm's own block."""
         cosines, sines = self.positions_of() if positions is None else positions
-        mask = in_dtype_of(x, attn_mask)
-        return self._run(
-            self.blocks[index], x, rope_cos=cosines.to(x.dtype), rope_sin=sines.to(x.dtype), attn_mask=mask
-        )
+        rope = {"rope_cos": cosines.to(x.dtype), "rope_sin": sines.to(x.dtype)}
+        return self._run(self.blocks[index], x, attn_mask, **rope)

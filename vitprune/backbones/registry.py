@@ -19,17 +19,15 @@ from torch import nn
 
 from vitprune.backbones.base import Backbone
 from vitprune.backbones.cait import CaitBackbone
-from vitprune.backbones.lvvit import LvVitBackbone
-from vitprune.backbones.lvvit_model import LvVit  # its import also makes the models known to timm
+from vitprune.backbones.lvvit_model import LvVit, LvVitBackbone  # its import also makes the models known to timm
 from vitprune.backbones.multimodal import AxialBackbone, GemmaBackbone
 from vitprune.backbones.pairwise import BeitBackbone, RelPosBackbone
 from vitprune.backbones.rotary import EvaBackbone, NaFlexBackbone
-from vitprune.backbones.vision_transformer import VisionTransformerBackbone
 from vitprune.errors import UnsupportedModelError
 
 ADAPTERS: Mapping[type[nn.Module], Callable[[Any], Backbone]] = {
-    VisionTransformer: VisionTransformerBackbone,
-    VisionTransformerDistilled: VisionTransformerBackbone,
+    VisionTransformer: Backbone,
+    VisionTransformerDistilled: Backbone,
     Eva: EvaBackbone,
     NaFlexVit: NaFlexBackbone,
     Beit: BeitBackbone,

@@ -8,6 +8,7 @@ from timm.layers import apply_keep_indices_nlc
 from torch import Tensor
 
 from vitprune.backbones.base import Backbone, input_size
+from vitprune.errors import UsageError
 
 
 class RotaryBackbone(Backbone):
@@ -17,14 +18,14 @@ class RotaryBackbone(Backbone):
     and scalings of the coordinates in training are not applied: teacher and student would see different ones.
     """
 
-    def positions_of(self, present: Tensor | None = None) -> Tensor | None:
+    def positions_of(self, present: Tensor | None = None) -> Any:
         """Sines and cosines: (N, D), or per block (depth, heads, N, D).
 
         Of given tokens (B, 1, K, D), or (depth, B, heads, K, D).
         """
-        if self.model.rope is None:
+        if self.encoder.rope is None:
             return None
-        table = self._table(self.model.rope)
+        table = self._table(self.encoder.rope)
         if present is None:
             return table
         kept: Tensor = apply_keep_indices_nlc(present, table, present)
@@ -42,36 +43,48 @@ class RotaryBackbone(Backbone):
 
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Run timm's own block."""
-        arguments: dict[str, Any] = {}
         table = self.positions_of() if positions is None else positions
-        if table is not None:
-            arguments["rope"] = table[index] if self._per_block else table
-        if attn_mask is not None:
-            arguments["attn_mask"] = attn_mask.to(x.dtype)
-        return self._run(self.blocks[index], x, **arguments)
+        rope = {} if table is None else {"rope": table[index] if self._per_block else table}
+        return self._run(self.blocks[index], x, attn_mask, **rope)
 
     @property
     def _per_block(self) -> bool:
         return bool(getattr(self.model, "rope_mixed", False) or getattr(self.model, "rope_is_mixed", False))
 
-    def _check_grid(self, grid: tuple[int, int]) -> None:
-        if self.model.rope is not None:
-            super()._check_grid(grid)
+    @property
+    def _patches(self) -> Any:
+        return self.encoder.patch_embed
+
+    def _grid(self) -> tuple[int, int]:
+        return self._grid_of(*input_size(self.model)[1:])
+
+    def _grid_of(self, height: int, width: int) -> tuple[int, int]:
+        return self._patches.dynamic_feat_size((height, width))
+
+    def _check_size(self, images: Tensor) -> None:
+        """Raise UsageError where images have another patch grid than the model's fixed positions are for."""
+        rows, columns = self._grid_of(*images.shape[-2:])
+        if (rows, columns) != self.grid_size and getattr(self.encoder, "rope", self) is not None:
+            raise UsageError(
+                f"the model's rotary positions are for {self.grid_size[0]}x{self.grid_size[1]} patches, "
+                f"the images have {rows}x{columns}",
+                "build the model for this size: --img-size, or timm.create_model(..., img_size=...)",
+            )
 
 
 class EvaBackbone(RotaryBackbone):
     """timm.models.eva.Eva: EVA, EVA-02, DINOv3, Perception Encoder, RoPE ViTs."""
 
-    pools_prefix = False
-
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.pools_prefix = model.attn_pool is not None  # its attention pool sees all tokens, its averages patches
 
+    def _grid(self) -> tuple[int, int]:
+        return self.model.patch_embed.grid_size
+
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding, prefix tokens, absolute position embedding and, in some, the norm before the blocks."""
-        height, width = self.model.patch_embed.dynamic_feat_size(images.shape[-2:])
-        self._check_grid((height, width))
+        self._check_size(images)
         dropout, self.model.patch_drop = self.model.patch_drop, None
         try:
             x, _ = self.model._pos_embed(self.model.patch_embed(images))
@@ -83,16 +96,12 @@ class EvaBackbone(RotaryBackbone):
 class NaFlexBackbone(RotaryBackbone):
     """timm.models.naflexvit.NaFlexVit on ordinary batches of images of one size."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.pools_prefix = model.pool_include_prefix
-
-    def _grid(self) -> tuple[int, int]:
-        _, height, width = input_size(self.model)
-        return self.model.embeds.dynamic_feat_size((height, width))
+    @property
+    def _patches(self) -> Any:
+        return self.model.embeds
 
     def embed(self, images: Tensor) -> Tensor:
         """Patch embedding, prefix tokens and absolute position embedding, resampled to the image's grid."""
-        self._check_grid(self.model.embeds.dynamic_feat_size(images.shape[-2:]))
+        self._check_size(images)
         x, _ = self.model.embeds(images)
         return self.model.norm_pre(x)
