@@ -1,6 +1,5 @@
 """What the counter counts, against the paper's numbers and against arithmetic on shapes."""
 
-import pytest
 import timm
 import torch
 from torch import nn
@@ -8,22 +7,19 @@ from torch import nn
 from vitprune.measure import count_macs, count_params
 from vitprune.model import attach
 
-IMAGE = (3, 224, 224)
-
 
 def make_vit():
-    sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 64, "depth": 8, "num_heads": 4, "num_classes": 10}
+    sizes = {"img_size": 48, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4, "num_classes": 10}
     return timm.create_model("vit_tiny_patch16_224", **sizes)
 
 
-def test_published_macs_of_deit_dense_and_at_keep_07():
-    for size, dense_gmacs, sparse_gmacs in (("tiny", 1.254, 0.801), ("small", 4.599, 2.981), ("base", 17.564, 11.476)):
-        with torch.device("meta"):
-            model = timm.create_model(f"deit_{size}_patch16_224")
-        assert round(count_macs(model, IMAGE) / 1e9, 3) == dense_gmacs
-        assert (
-            round(count_macs(attach(model, 0.7, schedule="geometric", dropped="drop"), IMAGE) / 1e9, 3) == sparse_gmacs
-        )
+def test_published_macs_of_deit_small_dense_and_at_keep_07():
+    """Of other sizes: see below."""
+    with torch.device("meta"):
+        model = timm.create_model("deit_small_patch16_224")
+    assert round(count_macs(model, (3, 224, 224)) / 1e9, 3) == 4.599
+    sparse = attach(model, 0.7, schedule="geometric", dropped="drop")
+    assert round(count_macs(sparse, (3, 224, 224)) / 1e9, 3) == 2.981
 
 
 def by_hand(model):
@@ -43,19 +39,17 @@ def by_hand(model):
     return total + width * backbone.num_classes
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.7, 0.45])
-@pytest.mark.parametrize("fused", [True, False])
-def test_macs_are_the_sum_over_shapes(keep, fused):
-    model = make_vit()
-    for block in model.blocks:
-        block.attn.fused_attn = fused
-    sparse = attach(model, keep, dropped="drop")
-    assert count_macs(sparse, (3, 48, 48)) == by_hand(sparse)
+def test_macs_are_the_sum_over_shapes():
+    for keep, fused in ((1.0, True), (0.7, False), (0.45, True)):
+        model = make_vit()
+        for block in model.blocks:
+            block.attn.fused_attn = fused
+        sparse = attach(model, keep, dropped="drop")
+        assert count_macs(sparse, (3, 48, 48)) == by_hand(sparse)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_counter_leaves_the_model_as_it_is(dtype):
-    model = attach(make_vit(), 0.7).to(dtype).train()
+def test_counter_leaves_the_model_as_it_is():
+    model = attach(make_vit(), 0.7).to(torch.bfloat16).train()
     before = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
     count_macs(model, (3, 48, 48))
     after = model.state_dict(keep_vars=True)
@@ -69,10 +63,9 @@ def test_counter_leaves_the_model_as_it_is(dtype):
 
 def test_macs_do_not_depend_on_device_or_surrounding_mode():
     expected = count_macs(attach(make_vit(), 0.7), (3, 48, 48))
-    with torch.device("meta"):
-        assert count_macs(attach(make_vit(), 0.7), (3, 48, 48)) == expected
-    with torch.inference_mode():
-        assert count_macs(attach(make_vit(), 0.7), (3, 48, 48)) == expected
+    for mode in (torch.device("meta"), torch.inference_mode()):
+        with mode:
+            assert count_macs(attach(make_vit(), 0.7), (3, 48, 48)) == expected
 
 
 class WithTable(nn.Module):
