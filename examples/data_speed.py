@@ -160,13 +160,13 @@ def originals(data: Path, output: Path) -> Iterator[Path]:
     if str(data) != "demo":
         yield from sorted(path for path in data.glob("*/*/*") if path.is_file())
         return
-    from vitprune.data.demo import CLASS_NAMES, DemoImages
+    from vitprune.data.demo import CLASS_NAMES, demo_images
 
-    images = DemoImages("val")
+    images = demo_images("val")
     for index in range(40):
         path = output / "originals" / CLASS_NAMES[images.labels[index]] / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        images.image(index).save(path)
+        images.read(index).save(path)
         yield path
 
 

@@ -290,14 +290,15 @@ def sample(data: Path, folder: Path, count: int = 64) -> Path:
 
 def demo_images(folder: Path) -> Path:
     """The embedded demo set as files."""
-    from vitprune.data.demo import CLASS_NAMES, DemoImages
+    from vitprune.data.demo import CLASS_NAMES
+    from vitprune.data.demo import demo_images as images_of
 
     for part in ("train", "val"):
-        images = DemoImages(part)  # type: ignore[arg-type]
+        images = images_of(part)  # type: ignore[arg-type]
         for index in range(64):
             target = folder / part / CLASS_NAMES[images.labels[index]] / f"{index}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
-            images.image(index).save(target)
+            images.read(index).save(target)
     return folder
 
 

@@ -27,7 +27,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from vitprune.common.files import replacing
-from vitprune.data.demo import ARCHITECTURE, CLASS_NAMES, MODEL_ARGS, WEIGHTS, DemoImages
+from vitprune.data.demo import ARCHITECTURE, CLASS_NAMES, MODEL_ARGS, WEIGHTS, Split, demo_images
+from vitprune.data.demo import draw as draw_image
 
 BACKGROUND = len(CLASS_NAMES)
 TOKENS_PER_EPOCH = (48, 48, 64, 96, 144)  # 48 patches hold every object
@@ -46,16 +47,16 @@ class KeepTokens(nn.Module):
         return torch.cat([x[:, :1], patches], dim=1)
 
 
-def draw(dataset: DemoImages) -> tuple[Tensor, Tensor, Tensor]:
-    """All images as uint8 (N, 3, 96, 96), the object's share of each patch (N, 144), and the labels (N,)."""
-    images, shares = [], []
+def draw(split: Split, num_images: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """All images of a split as uint8 (N, 3, 96, 96), the object's share of each patch (N, 144), and the labels (N,)."""
+    images, shares, labels = [], [], demo_images(split, num_images).labels
     size = MODEL_ARGS["patch_size"]
-    for i in range(len(dataset)):
-        image, mask = dataset.draw(i)
+    for i in range(len(labels)):
+        image, mask = draw_image(split, i)
         images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
         patches = mask.reshape(mask.shape[0] // size, size, -1, size)
         shares.append(torch.from_numpy(patches.mean(axis=(1, 3))).flatten().float())
-    return torch.stack(images), torch.stack(shares), torch.tensor(dataset.labels)
+    return torch.stack(images), torch.stack(shares), torch.tensor(labels)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -83,8 +84,8 @@ def main() -> None:
     start = time.perf_counter()
     torch.manual_seed(args.seed)
 
-    images, object_shares, labels = draw(DemoImages("train", num_images=args.num_images))
-    val_images, _, val_labels = draw(DemoImages("val"))
+    images, object_shares, labels = draw("train", args.num_images)
+    val_images, _, val_labels = draw("val")
 
     model = timm.create_model(ARCHITECTURE, **MODEL_ARGS)
     model.patch_drop = KeepTokens()

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 import vitprune
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.data import eval_transform
-from vitprune.data.demo import DemoImages
+from vitprune.data.demo import CLASS_NAMES, demo_images
 from vitprune.loading.load import load_model
 
 
@@ -22,7 +22,7 @@ def main(keep: float = 0.7, steps: int = 100, output: Path = Path("runs/train_lo
     # Your model: timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
     teacher = load_model("demo").model
     # Your data: any loader of (images, labels); labels are ignored unless weights.ce is above 0.
-    images = DemoImages("train", transform=eval_transform(teacher))
+    images = demo_images("train", transform=eval_transform(teacher))
     loader = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
 
     # The student's predictors know nothing yet; keep 1.0 is the dense model.
@@ -44,9 +44,9 @@ def main(keep: float = 0.7, steps: int = 100, output: Path = Path("runs/train_lo
                 print(phase, step, *(f"{name} {value.item():.3f}" for name, value in loss.components.items()))
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    save(student, output, describe(student, name="demo", class_names=DemoImages.class_names))
+    save(student, output, describe(student, name="demo", class_names=CLASS_NAMES))
     sparse = vitprune.load(output)
-    val = DataLoader(DemoImages("val", transform=eval_transform(teacher), num_images=200), batch_size=200)
+    val = DataLoader(demo_images("val", transform=eval_transform(teacher), num_images=200), batch_size=200)
     pixels, labels = next(iter(val))
     with torch.inference_mode():
         accuracy = (sparse(pixels).argmax(dim=-1) == labels).float().mean().item()

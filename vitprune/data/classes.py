@@ -15,12 +15,7 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class ModelClasses:
-    """The classes a model predicts.
-
-    Attributes:
-        num_classes: width of its classifier.
-        names: class names in output order, where known.
-    """
+    """The classes a model predicts, with their names in output order where known."""
 
     num_classes: int
     names: tuple[str, ...] | None = None
@@ -30,12 +25,8 @@ def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -
     """The model's output index of each class of the data.
 
     By name where the model knows its names; by WordNet id on ImageNet models, so that a part of ImageNet evaluates
-    rightly on 1000 classes; else, where the model has no names, in sorted order, if the counts agree.
-
-    Args:
-        data_names: class names found in the data.
-        model: the model's classes.
-        source: what to call the data in an error.
+    rightly on 1000 classes; else, where the model has no names, in sorted order, if the counts agree. Errors call the
+    data `source`.
 
     Raises:
         DataError: the classes do not fit; shows both sides.
@@ -60,11 +51,9 @@ def model_index(model: ModelClasses) -> dict[str, int] | None:
 
 
 def readable_names(names: Mapping[int, str], num_classes: int) -> dict[int, str]:
-    """What people call the classes: WordNet ids spelled out, ImageNet's names for classes that are not known.
+    """What people call the classes, by index: WordNet ids spelled out, ImageNet's names for classes that are not known.
 
-    Args:
-        names: what file or data call them, by index of the model's output; may be empty.
-        num_classes: of the model; a count that is not one of ImageNet's brings no names.
+    The number of classes is the model's; one that is not of ImageNet's brings no names.
     """
     if not all(_WORDNET_ID.fullmatch(name) for name in names.values()):
         return dict(names)
@@ -75,8 +64,7 @@ def readable_names(names: Mapping[int, str], num_classes: int) -> dict[int, str]
         return dict(names)
     about = ImageNetInfo(subset)
     ids = dict(enumerate(about.label_names()))
-    known = set(ids.values())
-    if not set(names.values()) <= known:
+    if not set(names.values()) <= set(ids.values()):
         return dict(names)
     return {i: about.label_name_to_description(name) for i, name in (ids | dict(names)).items()}
 

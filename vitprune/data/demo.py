@@ -5,14 +5,15 @@ Most patches show clutter only and say nothing about the class, as the backgroun
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch.utils.data import Dataset
+
+from vitprune.data.images import ImageSet, Transform
 
 IMAGE_SIZE = 96
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -106,61 +107,44 @@ _OUTLINES: dict[str, _Points] = {
 CLASS_NAMES: tuple[str, ...] = tuple(_OUTLINES)
 
 
-class DemoImages(Dataset[tuple[Any, int]]):
-    """Images of one object in front of clutter, with exactly balanced classes.
+Split = Literal["train", "val"]
 
-    An image is drawn when it is asked for, as a function of its split and index only; the splits share none.
+
+def demo_images(split: Split, num_images: int | None = None, transform: Transform | None = None) -> ImageSet:
+    """Images of one object in front of clutter, with exactly balanced classes; the splits share none.
 
     Args:
         split: which images.
-        transform: applied to the PIL image.
         num_images: how many; 4000 for `train` and 1000 for `val` if None. Image i is the same whatever the number.
+        transform: applied to the PIL image.
     """
+    num_images = _NUM_IMAGES[split] if num_images is None else num_images
+    labels = [i % len(CLASS_NAMES) for i in range(num_images)]
+    names = dict(enumerate(CLASS_NAMES))
+    return ImageSet(range(num_images), labels, partial(_image, split), class_names=names, transform=transform)
 
-    class_names = CLASS_NAMES
 
-    def __init__(
-        self,
-        split: Literal["train", "val"],
-        transform: Callable[[Image.Image], Any] | None = None,
-        num_images: int | None = None,
-    ) -> None:
-        if split not in _SPLIT_SEEDS:
-            raise ValueError(f"expected the split 'train' or 'val', got {split!r}")
-        self.split = split
-        self.transform = transform
-        num_images = _NUM_IMAGES[split] if num_images is None else num_images
-        self.labels = [i % len(CLASS_NAMES) for i in range(num_images)]
+def object_mask(split: Split, index: int) -> NDArray[np.bool_]:
+    """Which pixels (96, 96) of an image show the object."""
+    return draw(split, index)[1]
 
-    def __len__(self) -> int:
-        return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.image(index)
-        return (image if self.transform is None else self.transform(image)), self.labels[index]
+def draw(split: Split, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """The image of a split, as a function of its index only, and which of its pixels show the object."""
+    rng = np.random.default_rng([_SPLIT_SEEDS[split], index])
+    near, far = _background_colours(rng)
+    canvas = _background(rng, near, far)
+    _draw_clutter(rng, canvas)
+    mask = _object_mask(rng, CLASS_NAMES[index % len(CLASS_NAMES)])
+    canvas.paste(_object_colour(rng, near, far), mask=mask)
+    pixels = np.asarray(canvas.reduce(_SUPERSAMPLING)).astype(np.int16)
+    pixels += rng.integers(-16, 17, size=pixels.shape, dtype=np.int16)
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return image, np.asarray(mask.reduce(_SUPERSAMPLING)) > 127
 
-    def image(self, index: int) -> Image.Image:
-        """The image alone, RGB."""
-        return self.draw(index)[0]
 
-    def object_mask(self, index: int) -> NDArray[np.bool_]:
-        """Which pixels (96, 96) show the object."""
-        return self.draw(index)[1]
-
-    def draw(self, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
-        """The image, and which of its pixels show the object."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        rng = np.random.default_rng([_SPLIT_SEEDS[self.split], index])
-        near, far = _background_colours(rng)
-        canvas = _background(rng, near, far)
-        _draw_clutter(rng, canvas)
-        object_mask = _object_mask(rng, CLASS_NAMES[self.labels[index]])
-        canvas.paste(_object_colour(rng, near, far), mask=object_mask)
-        pixels = np.asarray(canvas.reduce(_SUPERSAMPLING)).astype(np.int16)
-        pixels += rng.integers(-16, 17, size=pixels.shape, dtype=np.int16)
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        return image, np.asarray(object_mask.reduce(_SUPERSAMPLING)) > 127
+def _image(split: Split, index: int) -> Image.Image:
+    return draw(split, index)[0]
 
 
 def _background_colours(rng: np.random.Generator) -> tuple[_Points, _Points]:

@@ -57,10 +57,8 @@ def _hub_set(spec: str) -> tuple[str, str | None]:
 def read_hub(spec: str, classes: ModelClasses | None, options: DataOptions) -> tuple[Images | None, Images | None]:
     """Training and validation images of a Hub data set; downloads what is not cached.
 
-    Args:
-        spec: one of HUB_SETS, or `hf:owner/name`, or `hf:owner/name:config` where it has several configurations.
-        classes: the model's classes, None for unlabelled use.
-        options: splits, columns, and whether it is read over the network as it goes, storing nothing.
+    It is one of HUB_SETS, or `hf:owner/name`, or `hf:owner/name:config` where it has several configurations. Without
+    classes, the model's, images are unlabelled.
 
     Raises:
         HubError: the Hub is out of reach, or the data set is gated or absent.
@@ -117,21 +115,13 @@ def missing_shards(shards: list[Path]) -> list[str]:
 
 
 def read_shards(
-    shards: list[Path],
-    classes: ModelClasses | None,
-    options: DataOptions,
-    source: str,
+    shards: list[Path], classes: ModelClasses | None, options: DataOptions, source: str
 ) -> tuple[Images | None, Images | None]:
     """Training and validation images of parquet files or of webdataset tar files, by the files' names.
 
     tar files can only be read one row after another; so are parquet files with `options.streaming`, or else they are
-    unpacked into the cache of `datasets` so that rows can be chosen.
-
-    Args:
-        shards: the files, all of one kind.
-        classes: the model's classes, None for unlabelled use.
-        options: splits, columns, streaming.
-        source: what to call the data.
+    unpacked into the cache of `datasets` so that rows can be chosen. Without classes, the model's, images are
+    unlabelled. Errors call the data `source`.
 
     Raises:
         DataError: files of two kinds, a damaged one, or none of a split that is named.
@@ -184,10 +174,7 @@ def _by_split(shards: list[Path], splits: tuple[str | None, str | None]) -> dict
 
 
 def _read_splits(
-    tables: Mapping[str, Any],
-    classes: ModelClasses | None,
-    source: str,
-    options: DataOptions,
+    tables: Mapping[str, Any], classes: ModelClasses | None, source: str, options: DataOptions
 ) -> tuple[Images | None, Images | None]:
     found = []
     for words, given in zip((_TRAIN, _VAL), options.splits, strict=True):

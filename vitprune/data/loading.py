@@ -24,16 +24,10 @@ _PATIENCE = 1000
 
 
 class Batch(NamedTuple):
-    """What a loader gives.
+    """What a loader gives."""
 
-    Attributes:
-        images: (B, C, H, W) of those that could be read; None if that is none.
-        labels: (B,).
-        unreadable: the others.
-    """
-
-    images: Tensor | None
-    labels: Tensor
+    images: Tensor | None  # (B, C, H, W) of those that could be read; None if that is none
+    labels: Tensor  # (B,)
     unreadable: tuple[Unreadable, ...]
 
 
@@ -65,12 +59,11 @@ class Faults:
         Raises:
             DataError: too many images could not be read; names the first of this batch.
         """
-        for image in batch.unreadable:
-            if image.fatal:
-                raise DataError(f"cannot read '{image.name}': {image.reason}", "copy the shards again")
         self.seen += len(batch.labels) + len(batch.unreadable)
         self.count += len(batch.unreadable)
         for image in batch.unreadable:
+            if image.fatal:
+                raise DataError(f"cannot read '{image.name}': {image.reason}", "copy the shards again")
             if image.name not in self.names and len(self.names) < _NAMES_KEPT:
                 self.names.append(image.name)
         if self.count == self.seen >= _PATIENCE:
@@ -108,16 +101,9 @@ def training_loader(
 ) -> DataLoader[Any]:
     """Endless shuffled batches, one pass after another, each short of a last incomplete batch.
 
-    What a batch holds depends on the seed and the number of the batch alone, so that reading can start at any. Not so
-    a stream's: it starts over, in another order.
-
-    Args:
-        images: with the training transform set.
-        batch_size: of all processes together; at most the number of images.
-        seed: of order and transforms.
-        first_step: the number of the first batch.
-        num_workers: processes that read images.
-        pin: into memory that a GPU reads fast.
+    What a batch holds depends on the seed and the number of the batch alone, so that reading can start at any, such as
+    `first_step`. Not so a stream's: it starts over, in another order. The transform of the images is set; the batch
+    size is of all processes together, at most the number of images; `pin` puts them into memory that a GPU reads fast.
 
     Raises:
         UsageError: the batch cannot be shared equally by the processes.
@@ -146,49 +132,45 @@ def training_loader(
     return DataLoader(_Seeded(images, seed), batch_sampler=order, num_workers=num_workers, **common)
 
 
+@dataclass(eq=False)
 class _Seeded(Dataset[Any]):
     """Images whose random crop depends on the seed, the pass and the image."""
 
-    def __init__(self, images: ImageSet, seed: int) -> None:
-        self.images = images
-        self.seed = seed
+    images: ImageSet
+    seed: int
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int] | Unreadable:
         with isolated_rng(self.seed, *key):
             return self.images[key[1]]
 
 
+@dataclass(eq=False)
 class _Order(Sampler[list[tuple[int, int]]]):
     """Batches of (pass, image) without end; of each this process' share."""
 
-    def __init__(
-        self, num_images: int, batch_size: int, seed: int, first_step: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.first_step = first_step
-        self.rank = rank
-        self.share = batch_size // world
+    num_images: int
+    batch_size: int
+    seed: int
+    first_step: int
+    rank: int
+    world: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        per_pass = self.num_images // self.batch_size
+        per_pass, share = self.num_images // self.batch_size, self.batch_size // self.world
         current, order = -1, []
         for step in count(self.first_step):
             number, position = divmod(step, per_pass)
             if number != current:
                 generator = torch.Generator().manual_seed(derive_seed(self.seed, number))
                 current, order = number, torch.randperm(self.num_images, generator=generator).tolist()
-            start = position * self.batch_size + self.rank * self.share
-            yield [(number, index) for index in order[start : start + self.share]]
+            start = position * self.batch_size + self.rank * share
+            yield [(number, index) for index in order[start : start + share]]
 
 
 def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over a loader of `make_loader`: images (B, C, H, W) and labels (B,).
 
-    Args:
-        loader: of `make_loader`.
-        faults: where unreadable images, which are skipped, are counted; None if there may be none.
+    Unreadable images are skipped and counted in `faults`; without it there may be none.
 
     Raises:
         DataError: an image could not be read, or too many; names it.

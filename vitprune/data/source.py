@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -151,13 +152,6 @@ def _existing(name: str) -> Path:
 
 
 def _demo() -> Data:
-    from vitprune.data.demo import CLASS_NAMES, DemoImages
+    from vitprune.data.demo import demo_images, object_mask
 
-    names = dict(enumerate(CLASS_NAMES))
-    train, val = DemoImages("train"), DemoImages("val")
-    return Data(
-        "demo",
-        ImageSet(range(len(train)), train.labels, train.image, class_names=names),
-        ImageSet(range(len(val)), val.labels, val.image, class_names=names),
-        object_mask=val.object_mask,
-    )
+    return Data("demo", demo_images("train"), demo_images("val"), object_mask=partial(object_mask, "val"))

@@ -26,17 +26,14 @@ _BUFFER_SIZE = 1000  # rows among which a stream is shuffled
 
 @dataclass(frozen=True)
 class Labels:
-    """How a row's class becomes an index of the model.
+    """How a row's class becomes an index of the model."""
 
-    Attributes:
-        column: its name; None where labels are not used.
-        index: class index of the model by value of the column.
-        names: what the data calls the classes, by class index of the model; empty where they are only numbered.
-    """
-
-    column: str | None
-    index: Mapping[Any, int]
-    names: dict[int, str]
+    column: str | None = None
+    """Its name; None where labels are not used."""
+    index: Mapping[Any, int] = field(default_factory=dict)
+    """Class index of the model by value of the column."""
+    names: dict[int, str] = field(default_factory=dict)
+    """What the data calls the classes, by class index of the model; empty where they are only numbered."""
 
     def index_of(self, value: Any, source: str) -> int:
         """The class index of a value of the column.
@@ -135,13 +132,9 @@ Images = ImageSet | ImageStream
 
 
 def read_table(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> Images:
-    """Images of one split.
+    """Images of one split: of a `datasets.Dataset`, or of a `datasets.IterableDataset`, which becomes a stream.
 
-    Args:
-        table: a `datasets.Dataset`, or a `datasets.IterableDataset`, which becomes a stream.
-        classes: the model's classes, None for unlabelled use.
-        source: what to call the data in an error.
-        columns: which columns to use.
+    Without classes, the model's, images are unlabelled. Errors call the data `source`.
 
     Raises:
         DataError: no rows, a column is missing, or the classes do not fit the model.
@@ -215,7 +208,7 @@ def _read_labels(
     from datasets import ClassLabel
 
     if classes is None:
-        return Labels(None, {}, {})
+        return Labels()
     if column is None:
         kinds = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
         column = next(iter([*kinds, *(name for name in _LABEL_NAMES if name in features)]), None)
@@ -235,7 +228,7 @@ def _read_labels(
                 f"'{source}' names its classes, but those of the model have no names", "use data with numbered classes"
             )
         return Labels(column, known, {index: name for name, index in known.items()})
-    return Labels(column, {index: index for index in range(classes.num_classes)}, {})
+    return Labels(column, {index: index for index in range(classes.num_classes)})
 
 
 def _class_indices(names: Sequence[str], classes: ModelClasses, source: str) -> list[int]:
