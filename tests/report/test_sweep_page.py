@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from vitprune.cli.app import run
-from vitprune.report.sweep import dominated_by, verdict
-from vitprune.report.sweep_page import render_sweep_page, write_sweep_page
+from vitprune.report.sweep import dominated_by, verdict, write_sweep
+from vitprune.report.sweep_page import render_sweep_page
 
 NASTY = 'tiny"><script>alert(1)</script>'
 
@@ -168,7 +168,7 @@ def test_without_labels_there_are_no_points(result):
 
 
 def test_the_page_is_written_whole(result, tmp_path):
-    write_sweep_page(tmp_path / "sweep.html", result)
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep.html"]
-    assert json.dumps(result), "and what it was drawn from is JSON"
+    write_sweep(tmp_path, result)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.html", "sweep.json"]
+    assert json.loads((tmp_path / "sweep.json").read_text()) == result
     assert run(["report", str(tmp_path)]) == 2, "a sweep is no run"

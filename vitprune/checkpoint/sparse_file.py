@@ -115,11 +115,7 @@ def load_sparse(path: Path) -> tuple[SparseViT, Metadata]:
 def fill(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) -> None:
     """Put tensors, under the names of the file, into `model`.
 
-    Args:
-        model: the sparse model.
-        tensors: the backbone's under timm's names, and `predictors.<stage>.*`.
-        what: where they come from, for the error.
-        against: what `model` was built from, for the error.
+    An error says that `what` they come from does not fit `against`, which the model was built from.
 
     Raises:
         CheckpointError: one is missing, unexpected or of another shape; names it.

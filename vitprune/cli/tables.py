@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def print_summary(report: Report, folder: Path) -> None:
     """Print what report.json says."""
-    from vitprune.report.tables import figure_rows, plain_figures, speed_rows
+    from vitprune.report.tables import figure_rows, plain_figures, speed_rows, unreadable
 
     sparse, delta, fig = report.sparse, report.delta, plain_figures(report)
     rows = figure_rows(fig)
@@ -38,15 +38,11 @@ def print_summary(report: Report, folder: Path) -> None:
         )
     if report.target is not None:
         print_line(_kept_promise(report.target))
-    training, data = report.training, report.data
+    training = report.training
     if training.seconds:
         print_line(f"trained on {training.num_images / training.seconds:.1f} images/s")
-    for count, names, what in (
-        (training.num_unreadable, training.unreadable, "in training (repeats counted)"),
-        (data.num_unreadable_val, data.unreadable_val, "in the evaluation"),
-    ):
-        if count:
-            print_line(f"{count} unreadable image(s) were left out {what}: {', '.join(names[:3])}")
+    for count, names, what in unreadable(report):
+        print_line(f"{count} unreadable image(s) were left out {what}: {', '.join(names)}")
     if training.num_skipped:
         print_line(f"{training.num_skipped} training steps were skipped: loss or gradient not finite")
     if training.num_parts > 1:

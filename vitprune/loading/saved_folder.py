@@ -22,11 +22,7 @@ FOLDER_FILES = (CONFIG, "preprocessor_config.json", *_WEIGHTS)
 
 
 def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
-    """The timm model that a folder's config.json describes, with the weights beside it.
-
-    Args:
-        folder: with config.json and a weight file.
-        sizes: {"img_size": pixels} for another image size than the folder's.
+    """The timm model that a folder's config.json describes, with the weights beside it; `sizes` are timm's arguments.
 
     Raises:
         CheckpointError: no config.json or weights, or not of a kind that can be read; names the folder.

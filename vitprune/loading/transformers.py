@@ -65,11 +65,7 @@ def convert_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_config(config: dict[str, Any], preprocessor: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What timm needs to build the model that a config.json of transformers describes.
-
-    Args:
-        config: content of config.json.
-        preprocessor: content of preprocessor_config.json, empty if there is none.
+    """What timm needs to build the model that config.json and preprocessor_config.json of transformers describe.
 
     Returns:
         timm architecture, its arguments, and what differs in its preprocessing.

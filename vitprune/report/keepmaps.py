@@ -64,11 +64,11 @@ class KeepMap:
 def keep_maps(
     sparse: SparseViT, dense: nn.Module, images: Tensor, labels: Tensor, names: Mapping[int, str]
 ) -> list[KeepMap]:
-    """Run both models on a batch of images.
+    """Run both models, in eval mode and on one device, on a batch of images.
 
     Args:
-        sparse: the sparse model, in eval mode, with at least one stage.
-        dense: the model to compare with, in eval mode and on the same device.
+        sparse: the sparse model, with at least one stage.
+        dense: the model to compare with.
         images: (B, C, H, W), preprocessed.
         labels: class indices (B,), or UNLABELLED.
         names: of the classes, by index.
@@ -117,10 +117,7 @@ def kept_shares(images: Sequence[Sequence[list[int]]], num_patches: int) -> list
 def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.device) -> dict[str, float]:
     """Share of the object's pixels that lie under tokens kept after the last stage, in percent, mean over images.
 
-    Args:
-        models: by name; dense ones are passed over.
-        data: with `object_mask` and the evaluation transform of `val` set; images are not cropped by it.
-        device: where to run.
+    Dense models are passed over. `object_mask` and the transform of `data.val` are set; that does not crop the images.
     """
     assert data.object_mask is not None
     assert isinstance(data.val, ImageSet)

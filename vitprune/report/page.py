@@ -14,7 +14,7 @@ from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import GROUPS
 from vitprune.report.schema import Answer, ImageRow, Report, Step
-from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows, verdict
+from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows, unreadable, verdict
 
 _LOSSES = {
     "rank": "ranking of tokens against the teacher's",
@@ -31,7 +31,6 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
     fig = figures(report)
     maps = run.keep_maps
     shown = maps if images else None
-    training, data = report.training, report.data
     content = {
         "report": report,
         "title": f"{report.model}, {report.label}",
@@ -49,11 +48,8 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
             report, fig, report.num_patches or (None if maps is None else math.prod(maps.grid_size))
         ),
         "class_rows": class_rows(report, fig),
-        "faults": [
-            (training.num_unreadable, training.unreadable, "in training (repeats counted)"),
-            (data.num_unreadable_val, data.unreadable_val, "in the evaluation"),
-        ],
-        "settings": flat(training.recipe),
+        "faults": unreadable(report),
+        "settings": flat(report.training.recipe),
         "environment": flat(report.environment),
     }
     return templates().get_template("page.html.j2").render(content).lstrip()

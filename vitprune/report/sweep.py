@@ -10,13 +10,13 @@ from typing import Any, Literal
 from torch import nn
 
 from vitprune.backbones import input_size
-from vitprune.common.files import write_json
+from vitprune.common.files import write_json, write_text
 from vitprune.common.formatting import number, signed
 from vitprune.evaluation import Predictions, compared, paired_difference
 from vitprune.measure import Timing, rates
 from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
-from vitprune.report.sweep_page import accuracy, write_sweep_page
+from vitprune.report.sweep_page import accuracy, render_sweep_page
 
 SWEEP_SCHEMA_VERSION = 1
 SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
@@ -183,7 +183,7 @@ def write_sweep(folder: Path, result: dict[str, Any]) -> None:
         OutputError: a file cannot be written.
     """
     write_json(folder / SWEEP, result)
-    write_sweep_page(folder / SWEEP_PAGE, result)
+    write_text(folder / SWEEP_PAGE, render_sweep_page(result))
 
 
 def forget_sweep(folder: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from vitprune.common.files import write_text
 from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
@@ -16,15 +14,6 @@ from vitprune.report.publishable import publishable
 from vitprune.report.tables import flat
 
 _KINDS = {"dense": 0, "sparse": 1, "other": 3}
-
-
-def write_sweep_page(path: Path, result: Mapping[str, Any]) -> None:
-    """Draw sweep.html from the content of sweep.json, whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    write_text(path, render_sweep_page(result))
 
 
 def render_sweep_page(result: Mapping[str, Any]) -> str:

@@ -21,25 +21,21 @@ _SLOWER = Markup(' <strong class="slower">SLOWER</strong>')
 
 def figures(report: Report) -> Figure:
     """A function that shows a figure of report.json by its place in it: the value as it is, the text rounded."""
+    rounded = plain_figures(report)
 
     def figure(place: str, digits: int = 2, sign: bool = False) -> Markup:
         value = _value(report, place)
         if value is None:
             return Markup('<span title="not measured">-</span>')
-        text = signed(value, digits) if sign else number(value, digits)
-        return Markup('<data data-key="{}" value="{}">{}</data>').format(place, json.dumps(value), text)
+        html = Markup('<data data-key="{}" value="{}">{}</data>')
+        return html.format(place, json.dumps(value), rounded(place, digits, sign))
 
     return figure
 
 
 def plain_figures(report: Report) -> Figure:
     """As `figures`, the rounded text alone."""
-
-    def figure(place: str, digits: int = 2, sign: bool = False) -> str:
-        value = _value(report, place)
-        return signed(value, digits) if sign else number(value, digits)
-
-    return figure
+    return lambda place, digits=2, sign=False: (signed if sign else number)(_value(report, place), digits)
 
 
 def figure_rows(fig: Figure) -> list[Row]:
@@ -91,6 +87,16 @@ def class_rows(report: Report, fig: Figure) -> list[Row]:
         name = plain(names.get(row.index) or f"class {row.index}")
         rows.append([name, str(row.num_images), dense, sparse, *shares, f"{_change(row):+.1f}"])
     return rows
+
+
+def unreadable(report: Report) -> list[tuple[int, list[str], str]]:
+    """How many images were left out, the first of them by name, and where; nothing where none were."""
+    training, data = report.training, report.data
+    found = [
+        (training.num_unreadable, training.unreadable[:3], "in training (repeats counted)"),
+        (data.num_unreadable_val, data.unreadable_val[:3], "in the evaluation"),
+    ]
+    return [each for each in found if each[0]]
 
 
 def flat(settings: Mapping[str, Any]) -> list[Row]:

@@ -44,21 +44,14 @@ _BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Subject:
-    """A sparse model and what to compare it with.
-
-    Attributes:
-        loaded: the sparse model's file.
-        sparse: the sparse model, with at least one stage.
-        dense: the dense model, or the fine-tuned backbone with all tokens.
-        is_dense: whether it is the dense model.
-        metadata: of the sparse model.
-    """
+    """A sparse model, with at least one stage, and what to compare it with."""
 
     loaded: Loaded
     sparse: SparseViT
+    metadata: Metadata
     dense: nn.Module
     is_dense: bool
-    metadata: Metadata
+    """Whether that is the dense model, and not the fine-tuned backbone with all tokens."""
 
     @property
     def legend(self) -> Legend:
@@ -83,18 +76,15 @@ def load_subject(model: str, checkpoint: Path | None) -> Subject:
     if not loaded.sparse.schedule.stages:
         raise UsageError(f"'{model}' keeps all its tokens (keep 1), so there is nothing to show")
     if checkpoint is None and loaded.metadata.model != "demo":
-        return Subject(loaded, loaded.sparse, loaded.sparse.model, False, loaded.metadata)
-    return Subject(loaded, loaded.sparse, load_dense(loaded, checkpoint).model, True, loaded.metadata)
+        return Subject(loaded, loaded.sparse, loaded.metadata, loaded.sparse.model, is_dense=False)
+    return Subject(loaded, loaded.sparse, loaded.metadata, load_dense(loaded, checkpoint).model, is_dense=True)
 
 
 def open_images(subject: Subject, files: Sequence[Path], data: str | None, options: DataOptions) -> tuple[Images, bool]:
     """The images to draw, and whether there may be more of them than anyone wants to see.
 
-    Args:
-        subject: whose classes the labels of `data` are matched with.
-        files: image files, and folders of them.
-        data: DATA, instead of `files`; None with neither is the demo's, for a demo model.
-        options: of `data`.
+    They are files and folders of them, or DATA, whose labels are matched with the subject's classes, or with neither
+    the demo's, for a demo model.
 
     Raises:
         UsageError: none are named, or in two ways.
