@@ -52,7 +52,7 @@ def run_training(make_vit, image_folder):
         trained = Trained(attach(copy.deepcopy(model), schedule="geometric", dropped="drop"), model, progress)
         teacher = attach(model, 1.0)
         steps = train(trained.student, teacher, data.train, recipe, torch.device("cpu"), progress, resume)
-        for record, state in steps:
+        for record, state, _ in steps:
             trained.records.append(record)
             if record.step == stop_after:
                 trained.state = state()

@@ -7,7 +7,7 @@ import torch
 
 from vitprune import attach
 from vitprune.errors import TrainingError
-from vitprune.training.compiling import compiled_blocks
+from vitprune.training.loop import compiled_blocks
 from vitprune.training.objective import Objective
 from vitprune.training.recipe import load_recipe
 

@@ -64,7 +64,7 @@ def test_a_tracker_that_is_not_installed_or_does_not_start_says_what_to_do(monke
         tracker_log("tensorboard", tmp_path, Recipe()),
     ):
         pass
-    monkeypatch.setattr("vitprune.training.tracking.get_available_trackers", list)
+    monkeypatch.setattr("vitprune.training.progress.get_available_trackers", list)
     with pytest.raises(UsageError, match="not installed") as caught:
         check_tracker("tensorboard")
     assert "vitprune[track]" in caught.value.hint

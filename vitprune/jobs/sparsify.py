@@ -102,11 +102,11 @@ def run(
     state = checkpoints.latest() if settings.resume else None
     progress = Progress() if state is None else Progress.restored(state.about["progress"])
     seconds_before, stopped = progress.seconds, None
-    steps = train(
-        student, attach(loaded.model, keep=1.0), _trainable(student, data), recipe, device, progress, resume=state
-    )
+    images, teacher = _trainable(student, data), attach(loaded.model, keep=1.0)
     try:
-        _train(steps, recipe, settings, listener, checkpoints, progress)
+        with _sigterm() as terminated:
+            steps = train(student, teacher, images, recipe, device, progress, state, terminated.is_set)
+            _train(steps, recipe, settings, listener, checkpoints, progress)
     except (KeyboardInterrupt, TrainingError) as error:
         stopped = error
     metadata.training = {
@@ -202,7 +202,6 @@ def _train(
     """Take the steps; log them, show them, and save what a run needs to be resumed."""
     folder, done = RunFolder(settings.output), progress.steps_done
     with ExitStack() as stack:
-        terminated = stack.enter_context(_sigterm())
         writers: list[Callable[[StepRecord], None]] = [listener.step]
         if distributed.is_main():
             writers.insert(0, stack.enter_context(step_log(folder.log, after=done)))
@@ -212,11 +211,10 @@ def _train(
         for step in stack.enter_context(closing(steps)):
             for write in writers:
                 write(step.record)
-            stop = any(distributed.gather(terminated.is_set()))
-            last = progress.steps_done == progress.num_steps
-            if distributed.is_main() and (stop or last or checkpoints.due(progress.steps_done)):
+            last = step.is_last or progress.steps_done == progress.num_steps
+            if distributed.is_main() and (last or checkpoints.due(progress.steps_done)):
                 checkpoints.save(step.state(), progress.steps_done)
-            if stop:
+            if step.is_last:
                 hint = "vitprune sparsify with the same options and --resume goes on"
                 raise Preempted("the run was told to stop", hint)
 

@@ -3,9 +3,8 @@
 from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.loop import TrainedStep, train
 from vitprune.training.objective import Objective, StepLoss
-from vitprune.training.progress import Progress, StepRecord, step_log
+from vitprune.training.progress import Progress, StepRecord, check_tracker, step_log, tracker_log
 from vitprune.training.recipe import LossWeights, Phase, Precision, Recipe, load_recipe
-from vitprune.training.tracking import check_tracker, tracker_log
 
 __all__ = [
     "Checkpoints",

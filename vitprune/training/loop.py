@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +18,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from vitprune.common.devices import Precision, pick_precision
-from vitprune.common.distributed import gather, world_size
+from vitprune.common.distributed import world_size
+from vitprune.common.formatting import first_line
 from vitprune.common.oom import explained_out_of_memory
 from vitprune.common.seeding import derive_seed, seed_all
 from vitprune.data import Faults, Images, ImageStream, train_transform
 from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.training.checkpoints import State
-from vitprune.training.compiling import compiled_blocks
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, set_trainable
 from vitprune.training.progress import Progress, StepRecord
@@ -34,6 +34,8 @@ from vitprune.training.step import backward, find_num_microbatches, training_bat
 
 _RATE_BATCHES = 8
 """On how many batches the loss is measured that sets the backbone's rate."""
+_VERSIONS = 64
+"""Of a block's code: with and without mask, gradient and stochastic depth, for each number of tokens."""
 
 
 class TrainedStep(NamedTuple):
@@ -42,10 +44,12 @@ class TrainedStep(NamedTuple):
     Attributes:
         record: of the step.
         state: gives what a checkpoint after this step holds; to be called before the next step.
+        is_last: whether any process has been told to stop.
     """
 
     record: StepRecord
     state: Callable[[], State]
+    is_last: bool
 
 
 def train(
@@ -56,6 +60,7 @@ def train(
     device: torch.device,
     progress: Progress,
     resume: State | None = None,
+    stops: Callable[[], bool] = bool,
 ) -> Generator[TrainedStep, None, None]:
     """Train `student` in place, step by step. Whoever iterates logs, shows and saves, and may stop after any step.
 
@@ -67,6 +72,7 @@ def train(
         device: where to train; both models are moved there.
         progress: kept up to date; of a resumed run, what it had done.
         resume: the state to resume from; None to begin.
+        stops: whether this process has been told to stop.
 
     Raises:
         TrainingError: loss or gradient were not finite for `recipe.max_skipped` steps in a row, or out of memory.
@@ -103,7 +109,7 @@ def train(
             for index in range(first, len(steps)):
                 started = time.perf_counter()
                 phase, noise, trains_backbone = steps[index]
-                optimization.set_rates(index)
+                optimization.scheduler.step_update(index)
                 set_trainable(student, recipe, phase, trains_backbone)
                 seed = recipe.seed, progress.steps_done
                 seed_all(*seed)  # images are mixed as they come
@@ -112,11 +118,12 @@ def train(
 
                 optimization.optimizer.zero_grad()
                 with _memory_advice(recipe, device, progress.num_parts):
-                    loss, finite = backward(accelerator, objective, batch, phase, noise, seed, progress.num_parts)
-                    taken = finite and update(accelerator, optimization.optimizer, student, recipe.clip_grad)
-                optimization.update_average(index)
+                    loss = backward(accelerator, objective, batch, phase, noise, seed, progress.num_parts)
+                    taken = update(accelerator, optimization.optimizer, student, recipe.clip_grad)
+                if optimization.average is not None:
+                    optimization.average.update(student, step=index)
 
-                losses, total, num_unreadable = _over_processes(loss, faults.count)
+                losses, total, num_unreadable, stop = _over_processes(accelerator, loss, faults.count, stops())
                 num_images, seconds = len(batch[0]) * world_size(), time.perf_counter() - started
                 record = StepRecord(
                     step=progress.steps_done + 1,
@@ -132,7 +139,7 @@ def train(
                 )
                 progress.num_unreadable = unreadable_before + num_unreadable
                 progress.add(record, num_images, seconds, waited)
-                yield TrainedStep(record, partial(_state, optimization, progress, number, index + 1))
+                yield TrainedStep(record, partial(_state, optimization, progress, number, index + 1), stop)
 
                 skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
                 if skipped_in_a_row >= recipe.max_skipped:
@@ -145,6 +152,47 @@ def train(
     student.backbone.set_drop_path(0.0)
     student.requires_grad_(True).eval()
     accelerator.free_memory()
+
+
+@contextmanager
+def compiled_blocks(*models: SparseViT) -> Iterator[None]:
+    """In the block, the transformer blocks of the models run compiled, in eager's numbers but for rounding.
+
+    All blocks of a kind share their compiled code. What vitprune computes between them (predictors, selection, losses)
+    is not compiled, nor are blocks that an adapter takes apart.
+
+    Args:
+        *models: changed in place while the block lasts.
+
+    Raises:
+        TrainingError: this machine cannot compile.
+    """
+    blocks: list[Any] = [block for model in models for block in getattr(model.backbone, "blocks", ())]
+    device = next(models[0].parameters()).device
+    _check(device)
+    for block in blocks:
+        block.compile()
+    limits = {"recompile_limit": _VERSIONS, "accumulated_recompile_limit": _VERSIONS}
+    try:
+        with torch._dynamo.config.patch(limits), warnings.catch_warnings():
+            # dynamo asks every tensor for its gradient, and torch warns of those that keep none
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # back to eager: nn.Module.compile has no opposite
+        torch.compiler.reset()
+
+
+def _check(device: torch.device) -> None:
+    """Compile next to nothing, so that a missing compiler is reported at once and by name."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of the C++ or Triton compiler, each with classes of its own
+        raise TrainingError(
+            f"--compile does not work on {device}: {first_line(error)}",
+            "it needs a C++ compiler (and Triton on a GPU); leave it out",
+        ) from error
 
 
 def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps: list[PlannedStep]) -> float | None:
@@ -176,11 +224,14 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
     return rate * min(4.0, max(0.5, factor))
 
 
-def _over_processes(loss: StepLoss, num_unreadable: int) -> tuple[dict[str, float], float, int]:
-    """Losses by name and in all, the mean over the processes; and the sum of what they could not read."""
-    own = {name: value.item() for name, value in loss.components.items()}
-    losses, totals, counts = zip(*gather((own, loss.total.item(), num_unreadable)), strict=True)
-    return {name: fmean(each[name] for each in losses) for name in own}, fmean(totals), sum(counts)
+def _over_processes(
+    accelerator: Accelerator, loss: StepLoss, num_unreadable: int, stop: bool
+) -> tuple[dict[str, float], float, int, bool]:
+    """Losses by name and in all, the mean over the processes; what they could not read; whether one is to stop."""
+    own = [*loss.components.values(), loss.total, loss.total.new_tensor(num_unreadable), loss.total.new_tensor(stop)]
+    *sums, unreadable, stopping = accelerator.reduce(torch.stack(own), "sum").tolist()
+    *losses, total = (value / world_size() for value in sums)
+    return dict(zip(loss.components, losses, strict=True)), total, int(unreadable), stopping > 0
 
 
 def _state(optimization: Optimization, progress: Progress, number: int, num_steps: int) -> State:

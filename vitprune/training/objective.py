@@ -53,19 +53,16 @@ class Objective(nn.Module):
         recipe: the settings.
     """
 
+    teacher: SparseViT
+
     def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe) -> None:
         super().__init__()
         self.student = student
-        # In a tuple, or it would belong to this module: wrapped, and sent from process to process.
-        self._teacher = (teacher.requires_grad_(False).eval(),)
+        # Past nn.Module, or it would belong to this module: wrapped, and sent from process to process.
+        object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval())
         self.recipe = recipe
         blocks = student.schedule.blocks
         self.first_block = blocks[0] if blocks else 0
-
-    @property
-    def teacher(self) -> SparseViT:
-        """The dense model."""
-        return self._teacher[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Objective:
         self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]  # .to() and .cuda() move it along

@@ -54,15 +54,6 @@ class Optimization:
         averages = recipe.ema_decay > 0 and backbone_lr is not None
         self.average = ModelEmaV3(student, decay=recipe.ema_decay) if averages else None
 
-    def set_rates(self, step: int) -> None:
-        """Set the learning rates of step `step`, counted from 0."""
-        self.scheduler.step_update(step)
-
-    def update_average(self, step: int) -> None:
-        """Take the weights after step `step` into the average."""
-        if self.average is not None:
-            self.average.update(self.student, step=step)
-
     def finish(self) -> None:
         """Give the student its averaged weights, where there are any."""
         if self.average is not None:

@@ -90,7 +90,7 @@ def backward(
     noise: float,
     seed: Sequence[int],
     num_microbatches: int,
-) -> tuple[StepLoss, bool]:
+) -> StepLoss:
     """Losses of one batch, and their gradient in the student's weights.
 
     The gradient is the mean over the batch whatever the number of microbatches, but for rounding. Only what is a mean
@@ -104,9 +104,6 @@ def backward(
         noise: scale of the Gumbel noise.
         seed: of the step's random numbers.
         num_microbatches: forward and backward passes that share the batch.
-
-    Returns:
-        The losses, and whether they are finite in every process; if not, the gradient is not complete.
     """
     num_images = len(batch[0])
     first_image = rank() * num_images  # in the batch of all processes
@@ -127,11 +124,8 @@ def backward(
             first_image += len(images)
             losses.append(loss)
             weights.append(len(images) / num_images)
-            total = weights[-1] * loss.total
-            if not _finite_everywhere(accelerator, total):
-                return _weighted_sum(losses, weights), False
-            accelerator.backward(total)
-    return _weighted_sum(losses, weights), True
+            accelerator.backward(weights[-1] * loss.total)
+    return _weighted_sum(losses, weights)
 
 
 def update(accelerator: Accelerator, optimizer: Any, student: torch.nn.Module, clip_grad: float | None) -> bool:
@@ -227,11 +221,3 @@ def _weighted_sum(losses: Sequence[StepLoss], weights: Sequence[float]) -> StepL
         {name: summed([loss.components[name] for loss in losses]) for name in losses[0].components},
         summed([loss.kept_ratios for loss in losses]),
     )
-
-
-def _finite_everywhere(accelerator: Accelerator, loss: Tensor) -> bool:
-    """Whether all processes can take the step: the others would wait for the gradient of one that does not."""
-    finite = torch.isfinite(loss.detach()).float()
-    if accelerator.num_processes > 1:
-        finite = accelerator.reduce(finite, "mean")
-    return bool(finite >= 1)
