@@ -6,7 +6,6 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
@@ -31,7 +30,7 @@ def sparsify(
     ratios: Sequence[float] | None = None,
     schedule: ScheduleName | None = None,
     dropped: Dropped | None = None,
-    align: int | Literal["auto"] = 1,
+    align: int = 1,
     target_gmacs: float | None = None,
     target_speedup: float | None = None,
     target_latency_ms: float | None = None,
@@ -52,7 +51,7 @@ def sparsify(
         ratios: free shares of the original tokens left after each stage, instead of `keep`.
         schedule: "geometric" or "late"; None for the recipe's.
         dropped: "drop" or "fold"; None for the recipe's.
-        align: token counts in multiples of this, prefix tokens included, at the same cost; "auto" is measured.
+        align: token counts in multiples of this, prefix tokens included, at the same cost.
         target_gmacs: most multiply-accumulates of one image, in billions; instead of `keep`.
         target_speedup: images per second over the dense model's, measured on `device` in fp32; instead of `keep`.
         target_latency_ms: time of a pass, measured likewise; instead of `keep`.

@@ -66,24 +66,19 @@ def test_budgets_out_of_reach_are_refused_with_the_reachable_ones(vit):
 def test_what_is_measured_gets_device_precision_and_batch_size(vit, monkeypatch):
     seen = []
 
-    def fastest_align(model, sparsity, *how):
-        seen.append((sparsity.align, *map(str, how[:3])))
-        return 8
-
     def find_plan(model, sparsity, target, device, listener):
         seen.append((sparsity.align, str(target), str(device)))
         return sparsity, Prediction(target, Speed(2.0, 1.0))
 
     module = sys.modules["vitprune.budget.resolve"]  # the package's `resolve` is the function
-    monkeypatch.setattr(module, "fastest_align", fastest_align)
     monkeypatch.setattr(module, "find_plan", find_plan)
     how = {"target_batch_size": 4, "precision": "bf16", "device": "cpu"}
-    request = PlanRequest(align="auto", target_speedup=1.5, **how)
+    request = PlanRequest(align=8, target_speedup=1.5, **how)
     sparsity, prediction = resolve(request, vit, DEFAULTS)
     assert (sparsity.align, prediction.speed.speedup) == (8, 2.0)
-    assert seen == [(1, "4", "cpu", "bf16"), (8, "--target-speedup 1.5 at batch 4, bf16", "cpu")]
-    measured = [PlanRequest(align="auto"), request, PlanRequest(target_latency_ms=1.0), PlanRequest(align=8)]
-    assert [each.measured for each in measured] == ["--align auto", "--target-speedup", "--target-latency-ms", None]
+    assert seen == [(8, "--target-speedup 1.5 at batch 4, bf16", "cpu")]
+    measured = [request, PlanRequest(target_latency_ms=1.0), PlanRequest(align=8)]
+    assert [each.measured for each in measured] == ["--target-speedup", "--target-latency-ms", None]
 
 
 def test_python_has_budgets_too(vit):

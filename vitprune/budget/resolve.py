@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 from torch import nn
 
 from vitprune.backbones import wrap
-from vitprune.budget.alignment import fastest_align
 from vitprune.budget.gmacs import keep_for_gmacs
 from vitprune.budget.speed import Prediction, SpeedTarget, find_plan
 from vitprune.common import distributed
@@ -30,7 +28,7 @@ class PlanRequest:
         ratios: shares of the original tokens left after each stage.
         schedule: how the stages share the work.
         dropped: what happens to pruned tokens.
-        align: token counts in multiples of this; "auto" for the multiple that is fastest when measured.
+        align: token counts in multiples of this.
         target_gmacs: most multiply-accumulates of one image, in billions.
         target_speedup: images per second over the dense model's, measured; above 1.
         target_latency_ms: time of a pass, measured.
@@ -47,7 +45,7 @@ class PlanRequest:
     ratios: Sequence[float] | None = None
     schedule: ScheduleName | None = None
     dropped: Dropped | None = None
-    align: int | Literal["auto"] = 1
+    align: int = 1
     target_gmacs: float | None = None
     target_speedup: float | None = None
     target_latency_ms: float | None = None
@@ -69,28 +67,19 @@ class PlanRequest:
         if self.ratios is not None and self.schedule is not None:
             raise UsageError("--ratios are a schedule of their own; --schedule goes with --keep or --target-gmacs")
         self.sparsity(Sparsity())  # raises what is wrong with the rest
-        if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
-            raise UsageError(
-                f"--target-speedup is {self.target_speedup:g}, expected more than 1: times as fast as the dense model",
-                "try --target-speedup 1.5",
-            )
-        if self.target_latency_ms is not None and not 0 < self.target_latency_ms < math.inf:
-            raise UsageError(
-                f"--target-latency-ms is {self.target_latency_ms:g}, expected milliseconds above 0",
-                "try --target-latency-ms 10",
-            )
-
-    @property
-    def has_speed_target(self) -> bool:
-        """Whether the plan is chosen for a speed."""
-        return self.target_speedup is not None or self.target_latency_ms is not None
+        for name, value, least, example in (
+            ("--target-speedup", self.target_speedup, 1, 1.5),
+            ("--target-latency-ms", self.target_latency_ms, 0, 10),
+        ):
+            if value is not None and not least < value < math.inf:
+                raise UsageError(f"{name} is {value:g}, expected more than {least}", f"try {name} {example}")
 
     @property
     def measured(self) -> str | None:
         """The option whose value is found by measuring, if there is one."""
-        if self.has_speed_target:
-            return "--target-latency-ms" if self.target_speedup is None else "--target-speedup"
-        return "--align auto" if self.align == "auto" else None
+        if self.target_speedup is not None:
+            return "--target-speedup"
+        return None if self.target_latency_ms is None else "--target-latency-ms"
 
     @property
     def is_empty(self) -> bool:
@@ -110,7 +99,7 @@ class PlanRequest:
             schedule=self.schedule or defaults.schedule,
             ratios=self.ratios,
             dropped=self.dropped or defaults.dropped,
-            align=1 if self.align == "auto" else self.align,
+            align=self.align,
         )
 
 
@@ -138,26 +127,12 @@ def resolve(
     sparsity.plan(wrap(model))
     if request.measured is None:
         return sparsity, None
-    found = _measured(request, model, sparsity, listener) if distributed.is_main() else None
-    result: tuple[Sparsity, Prediction | None] = distributed.from_main(found)
-    return result
-
-
-def _measured(
-    request: PlanRequest, model: nn.Module, sparsity: Sparsity, listener: Listener
-) -> tuple[Sparsity, Prediction | None]:
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device, training=False)
-    batch_size = request.target_batch_size
-    if request.align == "auto":
-        listener.say(f"--align auto: measuring on {device}, {precision}, batch size {batch_size}")
-        align = fastest_align(model, sparsity, batch_size, device, precision, listener)
-        listener.say(f"--align auto: {align}")
-        sparsity = replace(sparsity, align=align)
-    if not request.has_speed_target:
-        return sparsity, None
-    target = SpeedTarget(request.target_speedup, request.target_latency_ms, batch_size, precision)
+    target = SpeedTarget(request.target_speedup, request.target_latency_ms, request.target_batch_size, precision)
     listener.say(f"{target}: measuring on {device}")
-    sparsity, prediction = find_plan(model, sparsity, target, device, listener)
-    listener.say(f"{target}: {sparsity.label}, stages {','.join(map(str, sparsity.plan(wrap(model)).blocks))}")
-    return sparsity, prediction
+    found = find_plan(model, sparsity, target, device, listener) if distributed.is_main() else None
+    result: tuple[Sparsity, Prediction] = distributed.from_main(found)
+    plan = result[0].plan(wrap(model))
+    listener.say(f"{target}: {result[0].label}, stages {','.join(map(str, plan.blocks))}")
+    return result

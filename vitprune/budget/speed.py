@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,15 +157,17 @@ def find_plan(
     listener.begin("timing plans", None)
     search = _Search(model, target, device, listener)
     best: _Trial | None = None
-    for stages in _stage_sets(sparsity, wrap(model).depth):
+    fewer = (default_stages(wrap(model).depth, number) for number in range(NUM_STAGES, 0, -1))
+    for stages in dict.fromkeys(fewer) if sparsity.stages is None else [tuple(sparsity.stages)]:
         if best is not None and (len(stages) == 1 or search.overhead_share(best) / len(stages) <= _WORTH_A_STAGE):
             break
         found = search.bisect(replace(sparsity, stages=stages))
         if found is not None and (best is None or found.tokens_share > best.tokens_share + _WORTH_A_STAGE):
             best = found
     if best is None:
+        fastest = min(search.trials, key=lambda trial: trial.speed.sparse_ms)
         raise UsageError(
-            f"{target} cannot be reached on {device}; the fastest plan is {search.fastest()}",
+            f"{target} cannot be reached on {device}; the fastest plan is {fastest}",
             "ask for less, drop tokens earlier with --stages, or take a smaller model",
         )
     # The plan was chosen for having been fast in its trial, which luck helps: the prediction is measured anew.
@@ -219,18 +220,6 @@ class _Search:
         models = {"dense": self.model, "sparse": trial.model, "bound": ZeroOverheadViT(trial.model)}
         timings = _bench(models, self.target, self.device, 1.0)
         return (timings["sparse"] - timings["bound"]) / timings["dense"]
-
-    def fastest(self) -> _Trial:
-        """Of all trials, for an error."""
-        return min(self.trials, key=lambda trial: trial.speed.sparse_ms)
-
-
-def _stage_sets(sparsity: Sparsity, depth: int) -> Iterator[tuple[int, ...]]:
-    """Which stages to try: those asked for, or the default ones and then fewer."""
-    if sparsity.stages is not None:
-        yield tuple(sparsity.stages)
-        return
-    yield from dict.fromkeys(default_stages(depth, number) for number in range(NUM_STAGES, 0, -1))
 
 
 def _bench(models: dict[str, nn.Module], target: SpeedTarget, device: torch.device, seconds: float) -> dict[str, float]:

@@ -18,20 +18,13 @@ if TYPE_CHECKING:
     from vitprune.schedule import Sparsity
     from vitprune.training import Recipe
 
-_MAX_ALIGN = 4096
-
 Align = Annotated[
-    str | None,
+    int,
     typer.Option(
+        min=1,
+        max=4096,
         metavar="N",
-        help="Token counts that fill tiles of N, prefix tokens included, at the same MACs: 8, or auto: measured here.",
-        show_default="1",
-    ),
-]
-TargetBatchSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", help="Images per pass where a target or --align auto is measured.", show_default="32"
+        help="Token counts that fill tiles of N, prefix tokens included, at the same MACs, such as 8.",
     ),
 ]
 
@@ -92,8 +85,6 @@ class StageOptions:
         given: dict[str, Any] = {**vars(self), **more}
         given["stages"] = parse_numbers(given["stages"], "--stages")
         given["ratios"] = parse_ratios(given.get("ratios"), "--ratios")
-        given["align"] = _parse_align(given.get("align"))
-        given["target_batch_size"] = given.get("target_batch_size") or PlanRequest.target_batch_size
         if "target_precision" in given:
             given["precision"] = given.pop("target_precision")
         return PlanRequest(**given)
@@ -118,7 +109,7 @@ class MacsOptions(PlanOptions):
 class SpeedOptions(StageOptions):
     """Or how fast it is to be."""
 
-    align: Align = None
+    align: Align = 1
     target_speedup: Annotated[
         float | None,
         typer.Option(
@@ -137,10 +128,12 @@ class SpeedOptions(StageOptions):
 class AllPlanOptions(SpeedOptions, MacsOptions):
     """All that a plan can be chosen by."""
 
-    target_batch_size: TargetBatchSize = None
-    target_precision: Annotated[
-        PrecisionName, typer.Option(help="Precision of a pass where a target or --align auto is measured.")
-    ] = "fp32"
+    target_batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images per pass where a target is measured.")
+    ] = 32
+    target_precision: Annotated[PrecisionName, typer.Option(help="Precision of a pass where a target is measured.")] = (
+        "fp32"
+    )
 
 
 def plan_defaults(recipe: Recipe) -> Sparsity:
@@ -170,18 +163,3 @@ def refuse_plan(model: str, request: PlanRequest) -> None:
             "leave out --keep, --stages, --schedule, --ratios, --dropped, --align and the targets, or start from a "
             "timm name",
         )
-
-
-def _parse_align(text: str | None) -> int | Literal["auto"]:
-    """`8` to 8.
-
-    Raises:
-        UsageError: neither a number in range nor auto.
-    """
-    if text is None:
-        return 1
-    if text == "auto":
-        return "auto"
-    if not text.isdecimal() or not 1 <= int(text) <= _MAX_ALIGN:
-        raise UsageError(f"--align is '{text}', expected a whole number from 1 to {_MAX_ALIGN}, or auto", "--align 8")
-    return int(text)

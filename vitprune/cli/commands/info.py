@@ -6,25 +6,20 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
-from vitprune.cli.options import AsJson, Device, ImgSize, Model, Precision, RecipeName
+from vitprune.cli.options import AsJson, ImgSize, Model, RecipeName
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import Align, MacsOptions, TargetBatchSize, refuse_plan, resolve_plan
+from vitprune.cli.plan_options import Align, MacsOptions, refuse_plan, resolve_plan
 
 
 def info(
     model: Model,
     plan: MacsOptions,
-    align: Align = None,
-    target_batch_size: TargetBatchSize = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
+    align: Align = 1,
     recipe: RecipeName = "short",
     img_size: ImgSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """The plan before acting: tokens per stage, MACs and parameters. Needs no weights and no network.
-
-    Nothing runs, unless --align auto asks for a measurement, on --device and in --precision.
+    """The plan before acting: tokens per stage, MACs and parameters. Nothing runs; needs no weights and no network.
 
     Examples:
 
@@ -39,8 +34,8 @@ def info(
         from vitprune.model import attach, attach_as
         from vitprune.training import load_recipe
     settings = load_recipe(recipe)
-    request = plan.request(align=align, target_batch_size=target_batch_size, precision=precision, device=device)
-    loaded = load_model(model, weights="random" if request.align == "auto" else "none", img_size=img_size)
+    request = plan.request(align=align)
+    loaded = load_model(model, weights="none", img_size=img_size)
     dense = attach(loaded.model, keep=1.0)
     if loaded.sparse:
         refuse_plan(model, request)
