@@ -119,12 +119,6 @@ def test_legend_says_folded_or_gone():
     assert "left the network" in Legend("m", LEGEND.stages, False, "dense").dimmed
 
 
-def test_kl_of_equal_models_is_zero(make_sparse, make_images):
-    sparse = make_sparse(keep=0.5, stages=[2], num_classes=3)
-    (each, _) = keep_maps(sparse, sparse, make_images(sparse), torch.tensor([0, 1]), {})
-    assert each.kl == pytest.approx(0, abs=1e-6)
-
-
 class _Oracle(nn.Module):
     """Scores every patch by a map (B, N) that is set from outside."""
 
