@@ -3,6 +3,7 @@
 import io
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -27,7 +28,8 @@ def sparse(make_sparse):
 
 @pytest.fixture
 def folder(sparse, tmp_path):
-    return write_whole_run(tmp_path / "run", sparse, {"source": "timm/test_vit.r160_in1k", "license": "apache-2.0"})
+    origin = {"source": "timm/test_vit.r160_in1k", "license": "apache-2.0"}
+    return write_whole_run(tmp_path / "run", sparse, origin, steps=False)  # whose charts take most of the time
 
 
 @pytest.fixture
@@ -176,14 +178,10 @@ def test_no_is_the_default_and_uploads_nothing(folder, hub, monkeypatch, capsys)
         answer(monkeypatch, text)
         assert run(["push", str(folder), "me/mine"]) == (1 if text else 130)
         assert not text or "upload cancelled" in capsys.readouterr().err
-        assert (hub.made, hub.commits) == ([], [])
-
-
-def test_without_a_terminal_it_needs_yes(folder, hub, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert run(["push", str(folder), "me/mine"]) == 2
     assert "there is no terminal to answer on" in capsys.readouterr().err
-    assert hub.commits == []
+    assert (hub.made, hub.commits) == ([], [])
 
 
 def test_private_is_made_private_and_never_a_public_one(folder, hub, capsys):
@@ -210,7 +208,7 @@ def test_names_that_cannot_be(folder, monkeypatch, capsys):
         assert "OWNER/NAME" in err
 
 
-def test_folders_that_are_no_complete_run(folder, tmp_path, monkeypatch, capsys):
+def test_folders_that_are_no_complete_run(folder, sparse, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(huggingface_hub, "HfApi", None)
 
     def refused(code, message):
@@ -227,14 +225,9 @@ def test_folders_that_are_no_complete_run(folder, tmp_path, monkeypatch, capsys)
     refused(1, "is damaged")
     weights.unlink()
     refused(2, "holds no model.safetensors")
+    write_whole_run(folder, sparse, {"source": "/home/somebody/net.pth"})
+    refused(1, "names a folder of this machine")
     assert run(["push", str(tmp_path / "absent"), "me/mine", "--yes"]) == 2
-
-
-def test_a_header_that_names_a_folder_stays_here(sparse, tmp_path, hub, capsys):
-    folder = write_whole_run(tmp_path / "run", sparse, {"source": "/home/somebody/net.pth"})
-    assert run(["push", str(folder), "me/mine", "--yes"]) == 1
-    assert "names a folder of this machine" in capsys.readouterr().err
-    assert hub.commits == []
 
 
 def test_without_a_network_or_a_token(folder, monkeypatch, capsys):
@@ -253,28 +246,18 @@ def test_without_a_network_or_a_token(folder, monkeypatch, capsys):
     assert "hf auth login" in said(token=None)
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
+def test_what_the_hub_refuses_is_said_in_one_sentence(folder, hub, monkeypatch, capsys):
+    for error, message in (
         (401, "the Hugging Face Hub does not accept the token"),
         (403, "the token may not write to 'me/mine' (no quota)"),
         (404, "the token may not write to 'me/mine' (no quota)"),
         (412, "the Hugging Face Hub refused it: no quota"),
-        (
-            ValueError("Invalid metadata in README.md.\n- no such licence"),
-            "refused it: Invalid metadata in README.md. -",
-        ),
-    ],
-)
-def test_what_the_hub_refuses_is_said_in_one_sentence(error, message, folder, hub, monkeypatch, capsys):
-    if isinstance(error, int):
-        response = SimpleNamespace(status_code=error, headers={}, request=None)
-        error = HfHubHTTPError("no", response=response, server_message="no quota")
-
-    def refuse(*_, **__):
-        raise error
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", refuse)
-    assert run(["push", str(folder), "me/mine", "--yes"]) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert message in line
+        (ValueError("Invalid metadata in README.md.\n- no licence"), "refused it: Invalid metadata in README.md. - no"),
+    ):
+        if isinstance(error, int):
+            response = SimpleNamespace(status_code=error, headers={}, request=None)
+            error = HfHubHTTPError("no", response=response, server_message="no quota")
+        monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", Mock(side_effect=error))
+        assert run(["push", str(folder), "me/mine", "--yes"]) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert message in line
