@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 SHORT = [
     "--limit",
     "64",
-    "--warm-start-steps",
+    "--pretraining-steps",
     "4",
     "--steps",
     "12",

@@ -316,22 +316,22 @@ def _joined(numbers: Sequence[float]) -> str:
 def _check_ratios(ratios: Sequence[float]) -> None:
     shown = _joined(ratios)
     if not ratios or any(not 0 < ratio <= 1 for ratio in ratios):
-        raise UsageError(f"ratios are '{shown}', expected numbers in (0, 1]", "for example --ratios 0.8,0.6,0.4")
+        raise UsageError(f"ratios are '{shown}', expected numbers in (0, 1]", "for example --tokens-left 0.8,0.6,0.4")
     if any(later > earlier for earlier, later in pairwise(ratios)):
         raise UsageError(
             f"ratios are {shown}, but a token once dropped does not come back",
-            "give falling shares of the original tokens, for example --ratios 0.8,0.6,0.4",
+            "give falling shares of the original tokens, for example --tokens-left 0.8,0.6,0.4",
         )
 
 
 def _check_stages(blocks: Sequence[int], depth: int) -> None:
     shown = _joined(blocks)
     if not blocks:
-        raise UsageError("no stages given", f"name at least one block in 1..{depth - 1}, e.g. --stages 3,6,9")
+        raise UsageError("no stages given", f"name at least one block in 1..{depth - 1}, e.g. --prune-at 3,6,9")
     if any(not 1 <= block < depth for block in blocks):
         raise UsageError(
             f"stages are {shown}, but the model has blocks 0..{depth - 1} and a stage needs a block before it",
             f"choose from 1..{depth - 1}; the default is {_joined(default_stages(depth))}",
         )
     if any(later <= earlier for earlier, later in pairwise(blocks)):
-        raise UsageError(f"stages are {shown}, expected rising block indices", "for example --stages 3,6,9")
+        raise UsageError(f"stages are {shown}, expected rising block indices", "for example --prune-at 3,6,9")

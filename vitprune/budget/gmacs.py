@@ -62,6 +62,6 @@ def keep_for_gmacs(model: nn.Module, sparsity: Sparsity, target: float) -> Spars
     if target < least:
         raise UsageError(
             f"--target-gmacs is {target:g}, but dropping nearly every token still leaves {least:.3f} of {dense:.3f}",
-            "drop tokens earlier with --stages, or take a smaller model",
+            "drop tokens earlier with --prune-at, or take a smaller model",
         )
     return replace(sparsity, keep=keep_within(target * 1e9, build, size))

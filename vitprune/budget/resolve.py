@@ -57,15 +57,17 @@ class PlanRequest:
         given = {
             "--keep": self.keep,
             "--target-gmacs": self.target_gmacs,
-            "--ratios": self.ratios,
+            "--tokens-left": self.ratios,
             "--target-speedup": self.target_speedup,
             "--target-latency-ms": self.target_latency_ms,
         }
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
-            raise UsageError(f"{' and '.join(named)} say the same thing in two ways", "give one of them")
+            raise UsageError(f"{' and '.join(named)} are mutually exclusive", "give one of them")
         if self.ratios is not None and self.schedule is not None:
-            raise UsageError("--ratios are a schedule of their own; --schedule goes with --keep or --target-gmacs")
+            raise UsageError(
+                "--tokens-left is a schedule of its own; --token-schedule goes with --keep or --target-gmacs"
+            )
         self.sparsity(Sparsity())  # raises what is wrong with the rest
         for name, value, least, example in (
             ("--target-speedup", self.target_speedup, 1, 1.5),

@@ -168,7 +168,7 @@ def find_plan(
         fastest = min(search.trials, key=lambda trial: trial.speed.sparse_ms)
         raise UsageError(
             f"{target} cannot be reached on {device}; the fastest plan is {fastest}",
-            "ask for less, drop tokens earlier with --stages, or take a smaller model",
+            "ask for less, drop tokens earlier with --prune-at, or take a smaller model",
         )
     # The plan was chosen for having been fast in its trial, which luck helps: the prediction is measured anew.
     best = replace(best, speed=measure_speed(model, best.model, target, device, _LAST_LOOK_S))

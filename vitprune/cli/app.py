@@ -30,8 +30,9 @@ from vitprune.cli.commands import (
     visualize,
 )
 from vitprune.cli.commands import eval as evaluate
+from vitprune.cli.old_names import renamed
 from vitprune.cli.options import grouped
-from vitprune.cli.output import prepare, print_error
+from vitprune.cli.output import prepare, print_error, talk
 from vitprune.cli.usage_errors import explain
 from vitprune.common import distributed
 from vitprune.errors import VitpruneError
@@ -107,11 +108,13 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr; with --json also to stdout, as one object."""
     as_json = "--json" in arguments
     quiet = not {*_QUIET}.isdisjoint(arguments)  # also behind the command's name
-    arguments = [argument for argument in arguments if argument not in _QUIET]
+    arguments, old_names = renamed([argument for argument in arguments if argument not in _QUIET])
     if not distributed.is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
         prepare(quiet=quiet)
+        for line in old_names:
+            talk(f"warning: {line}")
         # Else its allocator, for one, warns of things that nobody can change, and across the progress display.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False, obj=arguments) or 0

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vitprune.data import DataOptions
     from vitprune.loading.load import Loaded
 
+TABLES = "Hub data sets, parquet and tar files"
+
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -52,8 +54,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A timm name (deit_small_patch16_224.fb_in1k) or short name (deit_small), hf-hub:owner/name, "
-        "a model.safetensors that vitprune wrote, a folder that timm or transformers saved, or demo.",
+        help="timm name (deit_small), hf-hub:owner/name, a file of vitprune's or its run folder, a folder that timm or "
+        "transformers saved, or demo",
         show_default=False,
         autocompletion=completion.model,
     ),
@@ -61,14 +63,25 @@ Model = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.device)
 ]
-Precision = Annotated[PrecisionName, typer.Option(help="auto: bf16 or fp16 for training where fast, fp32 elsewhere.")]
+Precision = Annotated[
+    PrecisionName, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16; auto trains in 16 bits where fast.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", "-j", min=0, help="Processes that read images.", show_default="half the CPUs"),
+    typer.Option(
+        "--workers", "-j", metavar="N", min=0, help="Processes that read images.", show_default="half the CPUs"
+    ),
 ]
 Seed = Annotated[
-    int | None, typer.Option(min=0, help="Same seed, same result, on the CPU.", show_default="by recipe: 0")
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Same seed, same result, on the CPU.",
+        show_default="by recipe: 0",
+        rich_help_panel="Training",
+    ),
 ]
 
 
@@ -91,22 +104,22 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="short (minutes), paper (as published), or a YAML file.",
+        help="short, paper, or a YAML file.",
         autocompletion=completion.recipe,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout; talk goes to stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="At most N images of each part, chosen at random, always the same.", metavar="N"),
+    typer.Option(min=1, help="At most N random images of each split.", metavar="N"),
 ]
 ImgSize = Annotated[
     ImageSize | None,
     typer.Option(
         parser=_image_size,
-        metavar="PIXELS",
-        help="Another image size, 384 or 256x320 (height, width); position embeddings are resampled.",
+        metavar="SIZE",
+        help="Another image size: 384, or 256x320.",
     ),
 ]
 DataArgument = Annotated[
@@ -114,8 +127,8 @@ DataArgument = Annotated[
     typer.Argument(
         metavar="DATA",
         autocompletion=completion.data,
-        help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ with a folder per "
-        "class, or class folders alone), or demo.",
+        help="a folder (train/ and val/, or class folders), imagenet, imagenette, hf:owner/name, parquet or tar "
+        "files, or demo",
         show_default="imagenet; demo for the demo model",
     ),
 ]
@@ -127,9 +140,7 @@ class ModelOptions:
 
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Weights for a timm name: .safetensors, .pth, .bin or .npz, not from the Hub."
-        ),
+        typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz."),
     ] = None
     img_size: ImgSize = None
 
@@ -138,32 +149,42 @@ class ModelOptions:
 class TableOptions:
     """Of DATA that is a table."""
 
-    splits: Annotated[
+    train_split: Annotated[
         str | None,
         typer.Option(
-            metavar="TRAIN,VAL",
-            help="Splits of a table: their names, or what shards' names begin with.",
+            metavar="NAME",
+            help="Split to train on: its name, or what its shards' names begin with.",
             show_default="found",
+            rich_help_panel=TABLES,
         ),
     ] = None
-    columns: Annotated[
+    val_split: Annotated[
         str | None,
-        typer.Option(metavar="IMAGE,LABEL", help="Columns of a table with images and classes.", show_default="found"),
+        typer.Option(metavar="NAME", help="Split to evaluate on.", show_default="found", rich_help_panel=TABLES),
+    ] = None
+    input_key: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the images.", show_default="found", rich_help_panel=TABLES),
+    ] = None
+    target_key: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of the classes.", show_default="found", rich_help_panel=TABLES),
     ] = None
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="Read a Hub data set or parquet files as they come, storing nothing.")
+        bool,
+        typer.Option(
+            "--streaming",
+            help="Read a Hub data set or parquet files as they come, storing nothing.",
+            rich_help_panel=TABLES,
+        ),
     ] = False
 
     def parsed(self, limit: int | None = None) -> DataOptions:
-        """The same for `vitprune.data.open_data`.
-
-        Raises:
-            UsageError: --splits or --columns holds more than two names.
-        """
+        """The same for `vitprune.data.open_data`."""
         from vitprune.data import DataOptions
 
-        pairs = parse_pair(self.splits, "--splits"), parse_pair(self.columns, "--columns")
-        return DataOptions(splits=pairs[0], columns=pairs[1], streaming=self.streaming, limit=limit)
+        splits, columns = (self.train_split, self.val_split), (self.input_key, self.target_key)
+        return DataOptions(splits=splits, columns=columns, streaming=self.streaming, limit=limit)
 
 
 @dataclass(frozen=True)
@@ -171,6 +192,17 @@ class ImageOptions(TableOptions):
     """Of DATA."""
 
     limit: Limit = None
+    data_option: Annotated[str | None, typer.Option("--data", metavar="DATA", hidden=True)] = None
+
+    def spec(self, data: str | None, loaded: Loaded) -> str:
+        """DATA, or where it was not given what goes with the model.
+
+        Raises:
+            UsageError: it was given twice.
+        """
+        if data and self.data_option:
+            raise UsageError(f"DATA is given twice: '{data}' and --data {self.data_option}", "leave out --data")
+        return data or self.data_option or ("demo" if loaded.name == "demo" else "imagenet")
 
     def parsed(self, limit: int | None = None) -> DataOptions:
         """As in TableOptions, with --limit."""
@@ -204,20 +236,3 @@ def parse_ratios(text: str | None, option: str) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} is '{text}', expected ratios such as 0.8,0.6,0.4") from None
-
-
-def parse_pair(text: str | None, option: str) -> tuple[str | None, str | None]:
-    """Two names with a comma between them; either may be left out.
-
-    Raises:
-        UsageError: more than two; names `option`.
-    """
-    names = [name.strip() or None for name in (text or "").split(",")]
-    if len(names) > 2:
-        raise UsageError(f"{option} takes two names, got '{text}'", f"for example {option} train,validation")
-    return names[0], names[1] if len(names) == 2 else None
-
-
-def data_spec(data: str | None, loaded: Loaded) -> str:
-    """DATA, or where it was not given what goes with the model."""
-    return data or ("demo" if loaded.name == "demo" else "imagenet")

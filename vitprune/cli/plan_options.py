@@ -1,4 +1,4 @@
-"""The options of a plan, --keep, --stages, --ratios, --align, the targets and so on, and what they ask for."""
+"""The options of a plan, --keep, --prune-at, --tokens-left, --align, the targets and so on, and what they ask for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vitprune.schedule import Sparsity
     from vitprune.training import Recipe
 
+_PANEL = "Pruning plan"
+
 Align = Annotated[
     int,
     typer.Option(
@@ -25,6 +27,7 @@ Align = Annotated[
         max=4096,
         metavar="N",
         help="Token counts that fill tiles of N, prefix tokens included, at the same MACs, such as 8.",
+        rich_help_panel=_PANEL,
     ),
 ]
 
@@ -42,9 +45,11 @@ class KeepOptions:
     ratios: Annotated[
         str | None,
         typer.Option(
-            metavar="RATIOS",
-            help="Shares of all tokens left after each stage, such as .8,.6,.4, instead of --keep.",
+            "--tokens-left",
+            metavar="SHARES",
+            help="Shares of all tokens kept after each stage, such as .8,.6,.4, instead of --keep.",
             show_default=False,
+            rich_help_panel=_PANEL,
         ),
     ] = None
 
@@ -56,21 +61,29 @@ class StageOptions:
     stages: Annotated[
         str | None,
         typer.Option(
-            metavar="BLOCKS", help="Blocks before which tokens are dropped, such as 3,6,9.", show_default="by depth"
+            "--prune-at",
+            metavar="BLOCKS",
+            help="Blocks before which tokens are pruned, such as 3,6,9.",
+            show_default="by depth",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     schedule: Annotated[
         Literal["geometric", "late"] | None,
         typer.Option(
-            help="How stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
+            "--token-schedule",
+            help="How the stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
             show_default="by recipe",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     dropped: Annotated[
-        Literal["drop", "fold"] | None,
+        Literal["merge", "drop"] | None,
         typer.Option(
-            help="What becomes of the tokens that leave: gone, or folded into the most similar that stay.",
+            "--pruned",
+            help="Merge pruned tokens into the most similar kept ones, or drop them.",
             show_default="by recipe",
+            rich_help_panel=_PANEL,
         ),
     ] = None
 
@@ -83,8 +96,9 @@ class StageOptions:
         from vitprune.budget import PlanRequest
 
         given: dict[str, Any] = {**vars(self), **more}
-        given["stages"] = parse_numbers(given["stages"], "--stages")
-        given["ratios"] = parse_ratios(given.get("ratios"), "--ratios")
+        given["stages"] = parse_numbers(given["stages"], "--prune-at")
+        given["ratios"] = parse_ratios(given.get("ratios"), "--tokens-left")
+        given["dropped"] = "fold" if given["dropped"] == "merge" else given["dropped"]  # as files call it
         if "target_precision" in given:
             given["precision"] = given.pop("target_precision")
         return PlanRequest(**given)
@@ -101,7 +115,12 @@ class MacsOptions(PlanOptions):
 
     target_gmacs: Annotated[
         float | None,
-        typer.Option(metavar="G", help="Find the keep ratio that costs at most this, in GMACs.", show_default=False),
+        typer.Option(
+            metavar="G",
+            help="Find the keep ratio that costs at most this, in GMACs.",
+            show_default=False,
+            rich_help_panel=_PANEL,
+        ),
     ] = None
 
 
@@ -116,11 +135,17 @@ class SpeedOptions(StageOptions):
             metavar="X",
             help="Find, by measuring here, the keep ratio and stages that are this many times as fast as dense.",
             show_default=False,
+            rich_help_panel=_PANEL,
         ),
     ] = None
     target_latency_ms: Annotated[
         float | None,
-        typer.Option(metavar="MS", help="The same by the time of a pass, in milliseconds.", show_default=False),
+        typer.Option(
+            metavar="MS",
+            help="The same by the time of a pass, in milliseconds.",
+            show_default=False,
+            rich_help_panel=_PANEL,
+        ),
     ] = None
 
 
@@ -129,11 +154,13 @@ class AllPlanOptions(SpeedOptions, MacsOptions):
     """All that a plan can be chosen by."""
 
     target_batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Images per pass where a target is measured.")
+        int,
+        typer.Option(min=1, metavar="N", help="Images per pass where a target is measured.", rich_help_panel=_PANEL),
     ] = 32
-    target_precision: Annotated[PrecisionName, typer.Option(help="Precision of a pass where a target is measured.")] = (
-        "fp32"
-    )
+    target_precision: Annotated[
+        PrecisionName,
+        typer.Option(help="Precision of a pass where a target is measured.", rich_help_panel=_PANEL),
+    ] = "fp32"
 
 
 def plan_defaults(recipe: Recipe) -> Sparsity:
@@ -160,6 +187,6 @@ def refuse_plan(model: str, request: PlanRequest) -> None:
     if not request.is_empty:
         raise UsageError(
             f"'{model}' has its own plan, which options cannot change",
-            "leave out --keep, --stages, --schedule, --ratios, --dropped, --align and the targets, or start from a "
-            "timm name",
+            "leave out --keep, --prune-at, --token-schedule, --tokens-left, --pruned, --align and the targets, or "
+            "start from a timm name",
         )

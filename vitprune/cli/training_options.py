@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli import completion
-from vitprune.cli.options import Precision, RecipeName, Seed, Workers, data_spec
+from vitprune.cli.options import Precision, RecipeName, Seed, Workers
 from vitprune.cli.output import talk, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
@@ -23,22 +22,11 @@ if TYPE_CHECKING:
 PANEL = "Training"
 
 
-def _setting(help_text: str, **limits: Any) -> Any:
+def _setting(help_text: str, *names: str, **limits: Any) -> Any:
     """An option that replaces a setting of the recipe."""
-    return typer.Option(help=help_text, rich_help_panel=PANEL, show_default="by recipe", **limits)
+    return typer.Option(*names, help=help_text, rich_help_panel=PANEL, show_default="by recipe", **limits)
 
 
-TrainingData = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        autocompletion=completion.data,
-        help="imagenet, imagenette, hf:owner/name, parquet or tar files, a folder (train/ and val/ "
-        "with a folder per class, or class folders alone), or demo.",
-        show_default="imagenet; demo for the model demo",
-    ),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,8 +52,7 @@ class RecipeOptions:
             "--batch-size",
             "-b",
             metavar="N|auto",
-            help="Images per step, of all processes together. auto: the recipe's number, in as many passes "
-            "(--grad-accum) as memory asks for.",
+            help="Images per step; auto: fits them into memory.",
             show_default="by recipe",
         ),
     ] = None
@@ -73,14 +60,20 @@ class RecipeOptions:
     seed: Seed = None
     grad_accum: Annotated[
         int | None,
-        _setting("Passes that share a step's images: less memory, the same result but for rounding.", min=1),
+        _setting(
+            "Passes that share a step's images: less memory, the same result but for rounding.",
+            "--grad-accum-steps",
+            min=1,
+        ),
     ] = None
     no_labels: Annotated[
         bool,
-        typer.Option("--no-labels", help="Distillation alone: any folder of images will do.", rich_help_panel=PANEL),
+        typer.Option("--no-labels", help="Train without labels, on any folder."),
     ] = False
-    warm_start_steps: Annotated[int | None, _setting("Steps of the warm start.", min=0)] = None
-    steps: Annotated[int | None, _setting("Steps after the warm start.", min=0)] = None
+    warm_start_steps: Annotated[
+        int | None, _setting("Steps of predictor pretraining.", "--pretraining-steps", min=0)
+    ] = None
+    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", min=0)] = None
     epochs: Annotated[float | None, _setting("The same as --steps, in passes over the images.", min=0)] = None
     changes: Settings = None
 
@@ -125,7 +118,11 @@ class RunOptions:
     bench_seconds: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="S", help="How long the report times each model at each batch size.", show_default="2"
+            min=0,
+            metavar="S",
+            help="How long the report times each model at each batch size.",
+            show_default="2",
+            rich_help_panel=PANEL,
         ),
     ] = None
 
@@ -138,7 +135,7 @@ def batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, 
     """
     if batch_size == "auto":
         if grad_accum is not None:
-            raise UsageError("--batch-size auto finds out how many passes are needed", "leave out --grad-accum")
+            raise UsageError("--batch-size auto finds out how many passes are needed", "leave out --grad-accum-steps")
         return {"grad_accum": "auto"}
     if batch_size is None:
         return {"grad_accum": grad_accum}
@@ -221,14 +218,12 @@ def load_dense_model(model: str, checkpoint: Path | None, img_size: tuple[int, i
     return loaded
 
 
-def training_images(
-    loaded: Loaded, data: str | None, options: DataOptions, recipe: Recipe, plans: str, device: Any
-) -> Data:
+def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Recipe, plans: str, device: Any) -> Data:
     """Open the images to train and evaluate on, and say what is about to run.
 
     Args:
         loaded: the model.
-        data: --data.
+        data: DATA.
         options: how it is read.
         recipe: says whether labels are needed.
         plans: what the model is to keep, for people.
@@ -242,7 +237,7 @@ def training_images(
 
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     with waiting("opening the images"):
-        images = open_data(data_spec(data, loaded), classes, options, training=True, labels=recipe.labels)
+        images = open_data(data, classes, options, training=True, labels=recipe.labels)
     talk(
         f"{loaded.name}, {plans}, on {device}: "
         f"{_counted(images.train)} to train on, {_counted(images.val)} to evaluate on"

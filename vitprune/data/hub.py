@@ -185,6 +185,6 @@ def _read_splits(
     if found == [None, None]:
         raise DataError(
             f"'{source}' has no split that is called train or val, only {', '.join(map(str, tables))}",
-            "name them: --splits TRAIN,VAL",
+            "name them: --train-split TRAIN --val-split VAL",
         )
     return found[0], found[1]

@@ -80,7 +80,8 @@ def open_data(
     of_tables = (options.streaming, options.splits, options.columns) != (False, (None, None), (None, None))
     if of_tables and not shards and not repository:
         raise DataError(
-            f"--streaming, --splits and --columns say how tables are read, and '{spec}' is none",
+            "--streaming, --train-split, --val-split, --input-key and --target-key say how tables are read, and "
+            f"'{spec}' is none",
             "leave them out, or use a data set of the Hub, parquet or tar files",
         )
     folder = os.environ.get("VITPRUNE_IMAGENET") if spec == "imagenet" else None
@@ -132,7 +133,7 @@ def _complete(spec: str, train: Images | None, val: Images | None, training: boo
     if isinstance(everything, ImageStream):
         raise DataError(
             f"'{spec}' has no val part, and none can be held out of a stream",
-            "add shards whose names begin with val, or name its splits: --splits TRAIN,VAL",
+            "add shards whose names begin with val, or name its splits: --train-split TRAIN --val-split VAL",
         )
     if len(everything) < 2:
         raise DataError(f"'{spec}' has {len(everything)} image(s); training needs at least 2")

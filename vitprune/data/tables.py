@@ -192,7 +192,8 @@ def _image_column(features: Mapping[str, Any], column: str | None, source: str) 
     found = next((name for name, kind in features.items() if isinstance(kind, ImageFeature)), None)
     if found is None:
         raise DataError(
-            f"'{source}' has no column of images, only {', '.join(features)}", "name it: --columns IMAGE,LABEL"
+            f"'{source}' has no column of images, only {', '.join(features)}",
+            "name it: --input-key COLUMN",
         )
     return found
 
@@ -215,7 +216,7 @@ def _read_labels(
     if column is None or column not in features:
         raise DataError(
             f"'{source}' has no column {'of class labels' if column is None else repr(column)}",
-            f"its columns are {', '.join(features)}; name one (--columns IMAGE,LABEL) or train without: --no-labels",
+            f"its columns are {', '.join(features)}; name one with --target-key or train without: --no-labels",
         )
     kind = features[column]
     if isinstance(kind, ClassLabel):

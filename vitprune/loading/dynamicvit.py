@@ -112,7 +112,7 @@ def _stages(path: Path, depth: int, num_predictors: int, stages: Sequence[int] |
     if len(chosen) != num_predictors:
         given = ",".join(map(str, chosen))
         raise UsageError(
-            f"--stages {given} names {len(chosen)} block(s), but '{path}' has {num_predictors} predictors",
+            f"--prune-at {given} names {len(chosen)} block(s), but '{path}' has {num_predictors} predictors",
             f"name one block for each; the default is {','.join(map(str, default_stages(depth, num_predictors)))}",
         )
     return chosen

@@ -242,7 +242,7 @@ def _state(optimization: Optimization, progress: Progress, number: int, num_step
 def _memory_advice(recipe: Recipe, device: torch.device, num_microbatches: int) -> AbstractContextManager[None]:
     return explained_out_of_memory(
         f"training on {recipe.batch_size // world_size()} images a step in {num_microbatches} part(s) on {device}",
-        f"--grad-accum {2 * num_microbatches} takes them in smaller parts, --batch-size auto finds how small",
+        f"--grad-accum-steps {2 * num_microbatches} takes them in smaller parts, --batch-size auto finds how small",
         TrainingError,
     )
 

@@ -141,10 +141,10 @@ def check_tracker(name: str) -> None:
     """
     if name not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(LOGGER_TYPE_TO_CLASS)
-        raise UsageError(f"--track is '{name}', which accelerate does not know", f"choose from {known}")
+        raise UsageError(f"--report-to is '{name}', which accelerate does not know", f"choose from {known}")
     if name not in map(str, get_available_trackers()):
         package = "'vitprune[track]'" if name == "tensorboard" else name
-        raise UsageError(f"--track {name} needs a package that is not installed", f"pip install {package}")
+        raise UsageError(f"--report-to {name} needs a package that is not installed", f"pip install {package}")
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def tracker_log(name: str, folder: Path, recipe: Recipe, after: int = 0) -> Iter
             {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in settings.items()}
         )
     except Exception as error:  # each tracker has errors of its own
-        raise UsageError(f"--track {name} does not start: {error}", "set it up, or leave it out") from error
+        raise UsageError(f"--report-to {name} does not start: {error}", "set it up, or leave it out") from error
 
     def log(record: StepRecord) -> None:
         values = {f"loss/{name}": value for name, value in record.losses.items()}

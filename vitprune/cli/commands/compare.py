@@ -19,7 +19,6 @@ from vitprune.cli.options import (
     RecipeName,
     Seed,
     Workers,
-    data_spec,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
 from vitprune.cli.plan_options import MacsOptions, refuse_plan, resolve_plan
@@ -99,7 +98,7 @@ def compare(
             subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
-    spec = data_spec(data, loaded)
+    spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
         opened = open_data(spec, classes, images.parsed(), training=trains)
     if opened.note:

@@ -26,7 +26,9 @@ def convert(
     ] = None,
     stages: Annotated[
         str | None,
-        typer.Option(metavar="BLOCKS", help="Blocks before which its predictors act.", show_default="by depth"),
+        typer.Option(
+            "--prune-at", metavar="BLOCKS", help="Blocks before which its predictors act.", show_default="by depth"
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -49,9 +51,9 @@ def convert(
 
       vitprune convert dynamicvit_deit_s.pth --keep 0.7 -o model.safetensors
 
-      vitprune convert dynamicvit_lvvit_m.pth --keep 0.8 --stages 5,10,15
+      vitprune convert dynamicvit_lvvit_m.pth --keep 0.8 --prune-at 5,10,15
     """
-    blocks = parse_numbers(stages, "--stages")
+    blocks = parse_numbers(stages, "--prune-at")
 
     from vitprune.backbones import input_size
     from vitprune.checkpoint.sparse_file import save

@@ -16,7 +16,6 @@ from vitprune.cli.options import (
     ModelOptions,
     Precision,
     Workers,
-    data_spec,
 )
 from vitprune.cli.output import enforce, number, print_json, print_line, print_table, talk, waiting
 from vitprune.cli.progress import RunProgress
@@ -65,7 +64,7 @@ def evaluate(
         loaded = load_model(model, checkpoint=weights.checkpoint, img_size=weights.img_size, exported=True)
     subject = loaded.sparse or loaded.model
     model_classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
-    spec = data_spec(data, loaded)
+    spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
         opened = open_data(spec, model_classes, images.parsed())
     val = opened.val

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.options import AsJson, Device, ImageOptions, Model, ModelOptions
+from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions
 from vitprune.cli.output import enforce, print_json, talk, waiting
 from vitprune.cli.plan_options import AllPlanOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
@@ -17,7 +17,6 @@ from vitprune.cli.training_options import (
     Overwrite,
     RecipeOptions,
     RunOptions,
-    TrainingData,
     load_dense_model,
     training_device,
     training_images,
@@ -44,7 +43,7 @@ def sparsify(
     weights: ModelOptions,
     images: ImageOptions,
     running: RunOptions,
-    data: TrainingData = None,
+    data: DataArgument = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Run folder.", show_default="runs/<model>-keep<r>"),
@@ -52,7 +51,7 @@ def sparsify(
     overwrite: Overwrite = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in --output, or the last of its name, where it was cut."),
+        typer.Option("--resume", help="Resume the run in --output, or the last one."),
     ] = False,
     device: Device = "auto",
     compiled: Annotated[
@@ -66,6 +65,7 @@ def sparsify(
     track: Annotated[
         str | None,
         typer.Option(
+            "--report-to",
             metavar="NAME",
             help="Log the steps also to tensorboard, or another tracker that accelerate knows and that is installed.",
             rich_help_panel=PANEL,
@@ -76,17 +76,15 @@ def sparsify(
     min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Attach token predictors to a model, train them for minutes, and report what that cost and gained.
-
-    Writes model.safetensors, report.html, report.json and more into the run folder.
+    """Prune tokens of a model: attach predictors, train for minutes, report what that cost and gained.
 
     Examples:
 
       vitprune sparsify demo
 
-      vitprune sparsify deit_small --keep 0.7 --data path/to/imagenet
+      vitprune sparsify deit_small path/to/imagenet --keep 0.7
 
-      vitprune sparsify deit_small --checkpoint my.safetensors --data path/to/my/images --no-labels
+      vitprune sparsify deit_small my/images --no-labels
 
       vitprune sparsify deit_small --target-speedup 1.5 --target-batch-size 8
     """
@@ -98,7 +96,7 @@ def sparsify(
     if resume and request.measured is not None:
         raise UsageError(
             f"{request.measured} may measure something else than the run to resume did",
-            "give what it found: --keep, --stages and --align are in its config.json",
+            "give what it found: --keep, --prune-at and --align are in its config.json",
         )
     where = training_device(device, chosen)
     options = images.parsed()
@@ -110,7 +108,7 @@ def sparsify(
         loaded = load_dense_model(model, weights.checkpoint, weights.img_size)
     sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
-    opened = training_images(loaded, data, options, chosen, sparsity.label, where)
+    opened = training_images(loaded, images.spec(data, loaded), options, chosen, sparsity.label, where)
 
     from vitprune.jobs.sparsify import RunSettings, run
     from vitprune.report.publishable import command_line

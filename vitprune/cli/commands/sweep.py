@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson, Device, ImageOptions, Model, ModelOptions, parse_ratios
+from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions, parse_ratios
 from vitprune.cli.output import print_json, talk
 from vitprune.cli.plan_options import StageOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
@@ -16,7 +16,6 @@ from vitprune.cli.training_options import (
     Overwrite,
     RecipeOptions,
     RunOptions,
-    TrainingData,
     load_dense_model,
     training_device,
     training_images,
@@ -50,7 +49,7 @@ def sweep(
             show_default=False,
         ),
     ] = None,
-    data: TrainingData = None,
+    data: DataArgument = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -83,9 +82,9 @@ def sweep(
 
       vitprune sweep demo --keep .8,.6,.4
 
-      vitprune sweep deit_small --keep .9,.7,.5 --data path/to/imagenet --also deit_tiny
+      vitprune sweep deit_small path/to/imagenet --keep .9,.7,.5 --also deit_tiny
 
-      vitprune sweep deit_small --checkpoint small.safetensors --also deit_tiny=tiny.safetensors --data path/to/folder
+      vitprune sweep deit_small path/to/folder --checkpoint small.safetensors --also deit_tiny=tiny.safetensors
     """
     distributed.refuse_several("sweep")
     if resume and overwrite:
@@ -107,7 +106,7 @@ def sweep(
 
     folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume).path
     keeps = f"keep {', '.join(f'{ratio:g}' for ratio in ratios)}"
-    opened = training_images(loaded, data, options, plan, keeps, where)
+    opened = training_images(loaded, images.spec(data, loaded), options, plan, keeps, where)
     common = RunSettings(
         plans[0],
         where,
