@@ -15,7 +15,7 @@ from vitprune.training import load_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
-QUICK = ["--device", "cpu", "--bench-seconds", "0.1", "--warm-start-steps", "2"]
+QUICK = ["--device", "cpu", "--bench-seconds", "0.1", "--pretraining-steps", "2"]
 UNTRIED = {"train_demo_model.py"}  # a quarter of an hour
 
 
@@ -61,7 +61,7 @@ def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
     quick = [
         "--limit",
         "20",
-        "--warm-start-steps",
+        "--pretraining-steps",
         "2",
         "--steps",
         "1",
@@ -97,7 +97,7 @@ def test_killed_runs_end_at_the_same_weights(tmp_path):
     quick = [
         "--limit",
         "40",
-        "--warm-start-steps",
+        "--pretraining-steps",
         "4",
         "--steps",
         "30",

@@ -45,7 +45,7 @@ def test_short_warm_start_beats_random_tokens_on_imagenet_images(capsys, tmp_pat
     options = [
         "--data",
         str(SHARED / "imagenet"),
-        "--warm-start-steps",
+        "--pretraining-steps",
         "30",
         "--steps",
         "0",

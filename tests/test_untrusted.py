@@ -19,7 +19,7 @@ import vitprune
 from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.sparse_file import describe, read_metadata, save
 from vitprune.cli.app import run
-from vitprune.cli.options import parse_numbers, parse_pair, parse_ratios
+from vitprune.cli.options import parse_numbers, parse_ratios
 from vitprune.data import Unreadable
 from vitprune.data.images import ImageSet, open_image
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
@@ -201,6 +201,6 @@ def test_a_recipe_that_would_run_code_is_refused(tmp_path):
 @quick
 @given(text=st.text(max_size=20))
 def test_any_text_of_an_option_is_a_value_or_an_error_of_ours(text):
-    for parse in (parse_numbers, parse_ratios, parse_pair):
+    for parse in (parse_numbers, parse_ratios):
         with contextlib.suppress(UsageError):
             parse(text, "--option")

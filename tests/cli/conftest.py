@@ -68,7 +68,7 @@ def finished(make_vit, make_image_folder, tmp_path_factory):
     save_file(make_vit(num_classes=2).state_dict(), root / "weights.safetensors")
     arguments = [
         *("sparsify", "test_vit", "--checkpoint", str(root / "weights.safetensors"), "--data", str(root / "images")),
-        *("--device", "cpu", "--precision", "fp32", "-j", "0", "-b", "4", "--warm-start-steps", "2", "--steps", "4"),
+        *("--device", "cpu", "--precision", "fp32", "-j", "0", "-b", "4", "--pretraining-steps", "2", "--steps", "4"),
     ]
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

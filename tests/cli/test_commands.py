@@ -42,17 +42,17 @@ def test_info_previews_the_plan_without_weights(capsys, no_hub):
         ([], "fold", 1, [75, 51, 27]),
         (["--recipe", "paper"], "drop", 1, [70, 49, 34]),
         (["--align", "8"], "fold", 8, [79, 47, 23]),
-        (["--ratios", ".8,.6,.4", "--dropped", "drop"], "drop", 1, [80, 60, 40]),
+        (["--tokens-left", ".8,.6,.4", "--pruned", "drop"], "drop", 1, [80, 60, 40]),
     ):
         assert run(["info", "test_vit", *options, "--json"]) == 0
         plan = json.loads(capsys.readouterr().out)
         assert [stage["num_tokens"] for stage in plan["stages"]] == num_tokens
         assert (plan["dropped"], plan["align"]) == (dropped, align)
-        assert plan["keep"] == (None if "--ratios" in options else 0.7)
+        assert plan["keep"] == (None if "--tokens-left" in options else 0.7)
         assert plan["delta"]["gmacs_pct"] == pytest.approx(100 * (plan["sparse"]["gmacs"] / plan["dense"]["gmacs"] - 1))
         assert plan["sparse"]["gmacs"] < plan["dense"]["gmacs"]
         assert plan["sparse"]["params_m"] > plan["dense"]["params_m"]
-    assert run(["info", "test_vit", "--keep", "0.5", "--stages", "2,4", "--schedule", "geometric"]) == 0
+    assert run(["info", "test_vit", "--keep", "0.5", "--prune-at", "2,4", "--token-schedule", "geometric"]) == 0
     out = capsys.readouterr().out
     for words in ("0-1", "2-3", "50", "25", "GMACs"):
         assert words in out
@@ -89,18 +89,18 @@ MISTAKES = [
     (["sparsify", "demo", "--target-speedup", "2", "--resume"], 2, "give what it found: --keep"),
     (["bench", "test_vit", "--mode", "eager,fast"], 2, "mode 'fast' is unknown"),
     (["bench", "test_vit", "--keep", "0.5,2"], 2, "keep ratio is 2"),
-    (["sparsify", "demo", "--stages", "6,3"], 2, "expected rising block indices"),
-    (["info", "demo", "--stages", "3;6"], 2, "--stages is '3;6'"),
-    (["info", "demo", "--keep", "0.5", "--target-gmacs", "0.1"], 2, "--keep and --target-gmacs say"),
-    (["info", "demo", "--ratios", "a,b"], 2, "--ratios is 'a,b'"),
-    (["sparsify", "demo", "--ratios", "0.4,0.6"], 2, "does not come back"),
-    (["info", "demo", "--ratios", "0.4", "--schedule", "late"], 2, "a schedule of their own"),
+    (["sparsify", "demo", "--prune-at", "6,3"], 2, "expected rising block indices"),
+    (["info", "demo", "--prune-at", "3;6"], 2, "--prune-at is '3;6'"),
+    (["info", "demo", "--keep", "0.5", "--target-gmacs", "0.1"], 2, "--keep and --target-gmacs are mutually exclusive"),
+    (["info", "demo", "--tokens-left", "a,b"], 2, "--tokens-left is 'a,b'"),
+    (["sparsify", "demo", "--tokens-left", "0.4,0.6"], 2, "does not come back"),
+    (["info", "demo", "--tokens-left", "0.4", "--token-schedule", "late"], 2, "a schedule of its own"),
     (["sparsify", "demo", "--set", "weights.ratio=1"], 2, "weights.ratio does nothing"),
     (["sparsify", "demo", "--no-labels", "--set", "weights.ce=1"], 2, "--no-labels leaves out"),
     (["sweep", "demo", "--set", "lr"], 2, "--set is 'lr', expected KEY=VALUE"),
     (["info", "model.safetensors", "--keep", "0.5"], 2, "has its own plan"),
     (["bench", "model.safetensors", "--keep", "0.5"], 2, "has its own plan"),
-    (["compare", "model.safetensors", "--ratios", ".5"], 2, "has its own plan"),
+    (["compare", "model.safetensors", "--tokens-left", ".5"], 2, "has its own plan"),
     (["sparsify", "demo", "--recipe", "typo.yaml"], 2, "leanring_rate: Extra inputs"),
     (["sparsify", "demo", "--recipe", "list.yaml"], 2, "holds no settings"),
     (["sparsify", "demo", "--recipe", "broken.yaml"], 2, "is not YAML"),
@@ -110,17 +110,21 @@ MISTAKES = [
     (["sparsify", "demo", "--device", "tpu"], 2, "device 'tpu' is unknown"),
     (["sparsify", "demo", "-b", "many"], 2, "--batch-size is 'many'"),
     (["sparsify", "demo", "-b", "0"], 2, "--batch-size is '0'"),
-    (["sparsify", "demo", "-b", "auto", "--grad-accum", "2"], 2, "--batch-size auto finds out"),
+    (["sparsify", "demo", "-b", "auto", "--grad-accum-steps", "2"], 2, "--batch-size auto finds out"),
     (["sparsify", "demo", "--resume", "--overwrite"], 2, "--overwrite replaces it"),
     (["sparsify", "demo", "--resume", "--target-speedup", "2"], 2, "--target-speedup may measure"),
     (["sparsify", "demo", "--target-speedup", "0.9"], 2, "--target-speedup is 0.9, expected more"),
     (["bench", "demo", "--target-speedup", "nan"], 2, "--target-speedup is nan"),
     (["bench", "demo", "--target-latency-ms", "0"], 2, "--target-latency-ms is 0, expected more than 0"),
-    (["bench", "demo", "--target-speedup", "2", "--keep", ".7"], 2, "--keep and --target-speedup say"),
+    (
+        ["bench", "demo", "--target-speedup", "2", "--keep", ".7"],
+        2,
+        "--keep and --target-speedup are mutually exclusive",
+    ),
     (
         ["sparsify", "demo", "--target-speedup", "2", "--target-latency-ms", "4"],
         2,
-        "--target-speedup and --target-latency-ms say",
+        "--target-speedup and --target-latency-ms are mutually exclusive",
     ),
     (["bench", "test_vit", "-b", "0"], 2, "--batch-size is '0'"),
     (["sparsify", "demo", "--data", "nowhere"], 1, "the data 'nowhere' is not there"),

@@ -1,5 +1,6 @@
 """Help, completion, and hints."""
 
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import typer
 from vitprune.backbones.registry import ADAPTERS
 from vitprune.cli import completion
 from vitprune.cli.app import app, run
+from vitprune.cli.old_names import renamed
 from vitprune.common.formatting import close_match
 
 PROGRAM = typer.main.get_command(app)
@@ -75,7 +77,7 @@ def test_version(capsys):
 
 
 def test_shell_is_offered_commands_models_and_values():
-    lines = ["vitprune sp", "vitprune sparsify deit_sm", "vitprune info demo --schedule "]
+    lines = ["vitprune sp", "vitprune sparsify deit_sm", "vitprune info demo --token-schedule "]
     code = f"""import os, json
 for line in {lines}:
     os.environ |= {{"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}}
@@ -101,7 +103,11 @@ def test_completed_models_are_supported():
 MISTAKES = [
     (["sparsfy"], "there is no command 'sparsfy'", "did you mean vitprune sparsify?"),
     (["info", "demo", "--kepe", "0.7"], "vitprune info has no option --kepe", "did you mean --keep?"),
-    (["info", "demo", "--schedule", "lat"], "--schedule is 'lat', expected one of", "did you mean --schedule late?"),
+    (
+        ["info", "demo", "--token-schedule", "lat"],
+        "--token-schedule is 'lat', expected one of",
+        "did you mean --token-schedule late?",
+    ),
     (["info", "demo", "--recipe", "shrot"], "recipe 'shrot' is neither one of ours nor a file", "did you mean short?"),
     (["info", "deit_smal"], "there is no model or file 'deit_smal'", "did you mean deit_small"),
     (["eval", "demo", "imagnet"], "did you mean imagenet?"),
@@ -132,3 +138,28 @@ def test_close_match_knows_beginnings_and_slips():
     assert close_match("SHORT", ["short", "paper"]) == "short"
     assert close_match("zzz", ["short", "paper"]) is None
     assert close_match("", ["short"]) is None
+
+
+# Names of options before this release
+
+
+def test_old_names_still_work_and_say_the_new_ones(capsys, no_hub):
+    old = ["--stages", "2,4", "--schedule=geometric", "--dropped", "fold", "--keep", "0.5"]
+    new = ["--prune-at", "2,4", "--token-schedule", "geometric", "--pruned", "merge", "--keep", "0.5"]
+    assert run(["info", "test_vit", *new, "--json"]) == 0
+    plan, err = capsys.readouterr()
+    assert err == ""
+    assert run(["info", "test_vit", *old, "--json"]) == 0
+    again, err = capsys.readouterr()
+    assert again == plan
+    for line in ("--stages is now --prune-at", "--schedule is now --token-schedule", "--dropped is now --pruned"):
+        assert f"warning: {line}" in err
+    assert renamed(["--splits", "a,b", "--columns=x"])[0] == ["--train-split=a", "--val-split=b", "--input-key=x"]
+    assert renamed(["--dropped"])[0] == ["--pruned="], "the parser says what is missing"
+
+
+def test_data_is_an_argument_or_as_before_an_option(capsys):
+    assert run(["eval", "demo", "demo", "--data", "imagenet"]) == 2
+    assert "DATA is given twice: 'demo' and --data imagenet" in capsys.readouterr().err
+    assert run(["eval", "demo", "--data", "demo", "--limit", "2", "-j", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_images"] == 2

@@ -135,8 +135,17 @@ def test_recipe_takes_options_and_settings():
 
 
 def test_paper_recipe_with_other_settings_and_plan(arguments, tmp_path, capsys):
-    changed = ["--set", "weights.ratio=0.2", "--set", "weights.ce=0.1", "--warm-start-steps", "0", "--grad-accum", "2"]
-    plan = ["--keep", "0.6", "--stages", "2,4", "--align", "8", "--limit", "5", "--seed", "5"]
+    changed = [
+        "--set",
+        "weights.ratio=0.2",
+        "--set",
+        "weights.ce=0.1",
+        "--pretraining-steps",
+        "0",
+        "--grad-accum-steps",
+        "2",
+    ]
+    plan = ["--keep", "0.6", "--prune-at", "2,4", "--align", "8", "--limit", "5", "--seed", "5"]
     assert run([*arguments, "--recipe", "paper", *changed, *plan]) == 0
     assert "in 2 passes" in capsys.readouterr().out
     folder = tmp_path / "runs" / "test_vit-keep0.6align8"
@@ -162,7 +171,7 @@ def test_a_recipe_of_your_own_with_free_ratios_and_unreadable_images(arguments, 
     arguments = [*arguments, "--data", str(images)]
     assert run([*arguments, "--set", "max_unreadable=0"]) == 1
     assert f"cannot read image '{victims[0]}'" in capsys.readouterr().err
-    options = ["--recipe", "mine.yaml", "--set", "weights.kl=0.25", "--ratios", ".8,.5", "-b", "auto"]
+    options = ["--recipe", "mine.yaml", "--set", "weights.kl=0.25", "--tokens-left", ".8,.5", "-b", "auto"]
     assert run([*arguments, *options]) == 0
     assert f"1 unreadable image(s) were left out in the evaluation: {victims[1]}" in capsys.readouterr().out
     folder = tmp_path / "runs" / "test_vit-ratios0.8-0.5"
@@ -182,7 +191,7 @@ def test_a_recipe_of_your_own_with_free_ratios_and_unreadable_images(arguments, 
 @pytest.mark.slow
 def test_demo_reports_object_coverage(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    options = ["--warm-start-steps", "1", "--steps", "0", "--limit", "100", "--device", "cpu"]
+    options = ["--pretraining-steps", "1", "--steps", "0", "--limit", "100", "--device", "cpu"]
     assert run(["sparsify", "demo", *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "demo"

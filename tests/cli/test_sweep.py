@@ -54,7 +54,7 @@ def of_model(make_vit, make_image_folder, tmp_path_factory):
     return [
         *("test_vit", "--checkpoint", str(folder / "weights.safetensors")),
         *("--data", str(make_image_folder(folder / "images"))),
-        *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", "--warm-start-steps", "2", "--steps", "4"),
+        *("--device", "cpu", "--precision", "fp32", "-b", "4", "-j", "0", "--pretraining-steps", "2", "--steps", "4"),
     ]
 
 

@@ -26,12 +26,12 @@ def run(count, *arguments, cwd):
 @pytest.fixture
 def training(weights_file, image_folder):
     command = f"sparsify test_vit --checkpoint {weights_file} --data {image_folder} --device cpu --precision fp32 -b 4"
-    return f"{command} -j 0 --warm-start-steps 6 --steps 14 --bench-seconds 0.1 --json".split()
+    return f"{command} -j 0 --pretraining-steps 6 --steps 14 --bench-seconds 0.1 --json".split()
 
 
 def test_losses_of_two_processes_are_those_of_one_also_in_two_microbatches_each(training, tmp_path):
     logs, tensors = [], []
-    for count, options in ((1, []), (2, []), (2, ["--grad-accum", "2"])):
+    for count, options in ((1, []), (2, []), (2, ["--grad-accum-steps", "2"])):
         code, out, err = run(count, *training, *options, "-o", "run", "--overwrite", cwd=tmp_path)
         assert code == 0, err
         report = json.loads(out)

@@ -294,7 +294,7 @@ def test_a_stream_is_trained_on_and_evaluated(weights_file, tmp_path, capsys, qu
     for name, count in (("train-000", 12), ("train-001", 12), ("val-000", 5)):
         write_tar(tmp_path / "set" / f"{name}.tar", count)
     arguments = ["sparsify", "test_vit", "--checkpoint", str(weights_file), "--data", str(tmp_path / "set")]
-    quick = ["--warm-start-steps", "2", "--steps", "6", "-b", "4", "-j", "0", "--device", "cpu", "--img-size", "32"]
+    quick = ["--pretraining-steps", "2", "--steps", "6", "-b", "4", "-j", "0", "--device", "cpu", "--img-size", "32"]
     assert run([*arguments, *quick, "-o", str(tmp_path / "out"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["data"]["num_train_images"] is None

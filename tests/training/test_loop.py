@@ -218,7 +218,7 @@ def test_out_of_memory_says_what_to_lower(run_training, monkeypatch):
         TrainingError, match=r"out of memory while training on 4 images a step in 1 part\(s\)"
     ) as caught:
         run_training()
-    assert "--grad-accum 2" in caught.value.hint
+    assert "--grad-accum-steps 2" in caught.value.hint
     assert "--batch-size auto" in caught.value.hint
     _no_memory_for(monkeypatch, 0)
     with pytest.raises(TrainingError, match="out of memory with a single image"):

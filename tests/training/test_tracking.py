@@ -50,9 +50,9 @@ def test_tensorboard_shows_every_step_once_also_of_a_resumed_run(tmp_path):
 
 def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(["sparsify", "demo", "--track", "tensorbored"]) == 2
+    assert run(["sparsify", "demo", "--report-to", "tensorbored"]) == 2
     err = capsys.readouterr().err
-    assert "--track is 'tensorbored'" in err
+    assert "--report-to is 'tensorbored'" in err
     assert "tensorboard" in err.split("hint:")[1]
     assert list(tmp_path.iterdir()) == []
 
@@ -60,7 +60,7 @@ def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path, caps
 def test_a_tracker_that_is_not_installed_or_does_not_start_says_what_to_do(monkeypatch, tmp_path):
     (tmp_path / "tensorboard").write_text("no folder")
     with (
-        pytest.raises(UsageError, match="--track tensorboard does not start"),
+        pytest.raises(UsageError, match="--report-to tensorboard does not start"),
         tracker_log("tensorboard", tmp_path, Recipe()),
     ):
         pass
