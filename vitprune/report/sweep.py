@@ -29,22 +29,14 @@ Kind = Literal["dense", "sparse", "other"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a sweep.
-
-    Attributes:
-        kind: "dense" is what the sparse ones are made from, "other" another dense model.
-        model: what runs.
-        name: its timm name.
-        keep: its keep ratio; 1 where nothing is dropped.
-        run: the folder of its run; None where it was not trained here.
-        report: that run's report.json; None where it was not trained here.
-    """
+    """One model of a sweep: "dense" is what the sparse ones are made from, "other" another dense model."""
 
     kind: Kind
     model: nn.Module
     name: str
     keep: float = 1.0
     run: str | None = None
+    """The folder of its run, where it was trained here; `report` is that run's."""
     report: Report | None = None
 
 
@@ -59,7 +51,19 @@ def build_sweep(
     The models are of one input size, predictions on the same images, timings from one benchmark.
     """
     size = input_size(entries["dense"].model)
-    rows = {label: _row(label, entry, predictions, timings, size) for label, entry in entries.items()}
+    rows: dict[str, dict[str, Any]] = {
+        label: {
+            "label": label,
+            "kind": entry.kind,
+            "model": entry.name,
+            "keep": entry.keep,
+            "run": entry.run,
+            **model_figures(label, entry.model, size, predictions, timings),
+            "delta": compared(label, predictions, rates(timings)),
+            "training": entry.report and entry.report.training.model_dump(include=_OF_TRAINING),
+        }
+        for label, entry in entries.items()
+    }
     labelled = predictions["dense"].labelled
     for key, merit in (("by_throughput", _throughput), ("by_gmacs", lambda row: -row["gmacs"])):
         found = dominated_by({label: (accuracy(row, labelled), merit(row)) for label, row in rows.items()})
@@ -77,25 +81,6 @@ def build_sweep(
 
 def _throughput(row: Mapping[str, Any]) -> float:
     return float(row["speed"][-1]["images_per_s"])
-
-
-def _row(
-    label: str,
-    entry: Entry,
-    predictions: Mapping[str, Predictions],
-    timings: Sequence[Timing],
-    size: tuple[int, int, int],
-) -> dict[str, Any]:
-    return {
-        "label": label,
-        "kind": entry.kind,
-        "model": entry.name,
-        "keep": entry.keep,
-        "run": entry.run,
-        **model_figures(label, entry.model, size, predictions, timings),
-        "delta": compared(label, predictions, rates(timings)),
-        "training": entry.report and entry.report.training.model_dump(include=_OF_TRAINING),
-    }
 
 
 def _against(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
-from vitprune.report.tables import flat
+from vitprune.report.tables import SLOWER, flat
 
 _KINDS = {"dense": 0, "sparse": 1, "other": 3}
 
@@ -29,7 +27,12 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
             _chart(rows, "by_throughput", f"images/s at batch {sizes[-1]}", labelled),
             _chart(rows, "by_gmacs", "GMACs", labelled),
         ],
-        "columns": _columns(sizes, labelled),
+        "columns": [
+            *(["", "top-1 %", "points", "95 %"] if labelled else ["", "same answer %"]),
+            "GMACs",
+            *(f"images/s, batch {size}" for size in sizes),
+            f"speed-up, batch {sizes[-1]}",
+        ],
         "failures": [[plain(row["label"]), plain(row["error"])] for row in result["failed"]],
         "cells": [_cells(row, labelled) for row in rows],
         "front_columns": ["", f"by images/s at batch {sizes[-1]}", "by GMACs"],
@@ -81,15 +84,9 @@ def _standing(row: Mapping[str, Any], key: str) -> str:
     return f"beaten by {', '.join(rivals)}" if rivals else "on the front"
 
 
-def _columns(sizes: Sequence[int], labelled: bool) -> list[str]:
-    accuracy = ["top-1 %", "points", "95 %"] if labelled else ["same answer %"]
-    return ["", *accuracy, "GMACs", *(f"images/s, batch {size}" for size in sizes), f"speed-up, batch {sizes[-1]}"]
-
-
 def _cells(row: Mapping[str, Any], labelled: bool) -> list[Any]:
-    mark = Markup(' <strong class="slower">SLOWER</strong>')
     speed = [
-        number(each["images_per_s"], 1) + (mark if change["slower"] else "")
+        number(each["images_per_s"], 1) + (SLOWER if change["slower"] else "")
         for each, change in zip(row["speed"], row["delta"]["speedup"], strict=True)
     ]
     ratio = number(row["delta"]["speedup"][-1]["speedup"]) + " x"

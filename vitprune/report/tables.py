@@ -16,7 +16,7 @@ Figure = Callable[..., str]
 Row = list[Any]
 
 _MOVED = 8
-_SLOWER = Markup(' <strong class="slower">SLOWER</strong>')
+SLOWER = Markup(' <strong class="slower">SLOWER</strong>')
 
 
 def figures(report: Report) -> Figure:
@@ -48,7 +48,7 @@ def figure_rows(fig: Figure) -> list[Row]:
     ]
 
 
-def speed_rows(report: Report, fig: Figure, mark: str = _SLOWER) -> list[Row]:
+def speed_rows(report: Report, fig: Figure, mark: str = SLOWER) -> list[Row]:
     """A row per batch size; slower ones say so by `mark`."""
     rows: list[Row] = []
     for index, change in enumerate(report.delta.speedup):
