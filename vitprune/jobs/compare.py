@@ -71,19 +71,13 @@ class CompareSettings:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is compared.
-
-    Attributes:
-        dense: the untouched timm model.
-        sparsity: how ours is made.
-        ours: the sparse model where it was trained before; None to train it here.
-        steps: that `ours` was trained for.
-    """
+    """What is compared: the untouched timm model, and ours, by its plan or as it was trained before."""
 
     dense: nn.Module
     sparsity: Sparsity = field(default_factory=Sparsity)
     ours: SparseViT | None = None
     steps: int = 0
+    """That `ours` was trained for."""
 
 
 def compare(

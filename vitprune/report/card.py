@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -149,7 +148,8 @@ def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str,
     """What the template fills in."""
     report, fig = run.report, plain_figures(run.report)
     names = metadata.class_names or []
-    environment = report.environment
+    recipe, environment = report.training.recipe, report.environment
+    weights = recipe.get("weights") or {}
     packages = [f"{name} {environment[name]}" for name in ("vitprune", "torch", "timm") if name in environment]
     return {
         "report": report,
@@ -165,16 +165,11 @@ def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str,
         "device": _device(report),
         "slower": " and ".join(str(row.batch_size) for row in report.delta.speedup if row.slower),
         "command": report.commands.get("sparsify") or report.commands.get("sweep"),
-        "labels": _trained_on_labels(report.training.recipe),
+        "labels": bool(weights.get("ce") and recipe.get("labels", True)),
         "versions": ", ".join(packages),
         "repository": PLACEHOLDER,
         "input_size": ", ".join(map(str, metadata.preprocessing.input_size)),
     }
-
-
-def _trained_on_labels(recipe: Mapping[str, Any]) -> bool:
-    weights = recipe.get("weights")
-    return bool(isinstance(weights, dict) and weights.get("ce") and recipe.get("labels", True))
 
 
 def _device(report: Report) -> str:
