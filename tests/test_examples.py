@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitprune.training import load_recipe
+from vitprune.training.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))

@@ -10,7 +10,8 @@ import torch
 from vitprune.errors import UsageError
 from vitprune.model import SparseViT, attach, topk_decide
 from vitprune.schedule import Sparsity, make_schedule
-from vitprune.tokens import TokenPredictor, gumbel_decision
+from vitprune.tokens.masking import gumbel_decision
+from vitprune.tokens.predictor import TokenPredictor
 
 NANO = {"name": "test_vit", "img_size": 96}  # 6 blocks, 36 patches, class token
 KINDS = {

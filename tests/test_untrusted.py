@@ -23,7 +23,7 @@ from vitprune.cli.options import parse_numbers, parse_ratios
 from vitprune.data import Unreadable
 from vitprune.data.images import ImageSet, open_image
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
-from vitprune.training import load_recipe
+from vitprune.training.recipe import load_recipe
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
     from vitprune.schedule import Sparsity as Sparsity
     from vitprune.schedule import Stage as Stage
     from vitprune.schedule import make_schedule as make_schedule
-    from vitprune.tokens import TokenPredictor as TokenPredictor
-    from vitprune.training import LossWeights as LossWeights
-    from vitprune.training import Objective as Objective
-    from vitprune.training import Recipe as Recipe
+    from vitprune.tokens.predictor import TokenPredictor as TokenPredictor
+    from vitprune.training.objective import Objective as Objective
+    from vitprune.training.recipe import LossWeights as LossWeights
+    from vitprune.training.recipe import Recipe as Recipe
 
 # Imported when first used, so that `vitprune --help` does not wait for torch.
 _NAMES = {
@@ -36,8 +36,9 @@ _NAMES = {
     "loading.hub": ("load",),
     "model": ("SparseViT", "attach"),
     "schedule": ("Schedule", "Sparsity", "Stage", "make_schedule"),
-    "tokens": ("TokenPredictor",),
-    "training": ("LossWeights", "Objective", "Recipe"),
+    "tokens.predictor": ("TokenPredictor",),
+    "training.objective": ("Objective",),
+    "training.recipe": ("LossWeights", "Recipe"),
 }
 _HOMES = {name: f"vitprune.{home}" for home, names in _NAMES.items() for name in names}
 __all__ = sorted(_HOMES)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from vitprune.budget import PlanRequest, resolve
+from vitprune.budget.resolve import PlanRequest, resolve
 from vitprune.common.devices import pick_device
 from vitprune.common.progress import SILENT
 from vitprune.common.run_folder import RunFolder
@@ -18,7 +18,7 @@ from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
 from vitprune.loading.load import loaded_from
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Dropped, ScheduleName, Sparsity
-from vitprune.training import Recipe, load_recipe
+from vitprune.training.recipe import Recipe, load_recipe
 
 
 def sparsify(

@@ -10,19 +10,10 @@ from torch import Tensor, nn
 
 from vitprune.backbones import wrap
 from vitprune.schedule import Dropped, Schedule, ScheduleName, Sparsity, Stage
-from vitprune.tokens import (
-    TokenPredictor,
-    attention_bias,
-    flat_rows,
-    keep_scores,
-    merge_masked,
-    merge_tokens,
-    size_bias,
-    split_tokens,
-    take_rows,
-    topk_decision,
-    topk_tokens,
-)
+from vitprune.tokens.masking import attention_bias, size_bias
+from vitprune.tokens.merging import merge_masked, merge_tokens
+from vitprune.tokens.predictor import TokenPredictor
+from vitprune.tokens.selection import flat_rows, keep_scores, split_tokens, take_rows, topk_decision, topk_tokens
 
 Decide = Callable[[Tensor, Tensor, Stage], Tensor]
 """How the masked pass decides: (log_pi (B, N, 2), D-hat so far (B, N), stage) to D (B, N)."""

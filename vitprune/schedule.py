@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Protocol, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
@@ -26,22 +26,6 @@ ScheduleName = Literal["geometric", "late"]
 
 Dropped = Literal["drop", "fold"]
 """What happens to pruned tokens: removed, or merged into the kept ones (see `vitprune.tokens.merging`)."""
-
-
-class TokenLayout(Protocol):
-    """What a plan needs to know of a model; every `vitprune.backbones.Backbone` is one.
-
-    Attributes:
-        depth: number of blocks.
-        num_prefix_tokens: P, never pruned.
-    """
-
-    depth: int
-    num_prefix_tokens: int
-
-    @property
-    def num_patches(self) -> int:
-        """N, patch tokens before anything is pruned."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,8 @@ class Sparsity:
     align: int = 1
 
     def __post_init__(self) -> None:
-        check_keep(self.keep)
+        if not 0 < self.keep <= 1:  # also catches NaN
+            raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", "try --keep 0.7")
         if self.ratios is not None:
             _check_ratios(self.ratios)
         for name, value, choices in (("schedule", self.schedule, ScheduleName), ("dropped", self.dropped, Dropped)):
@@ -90,8 +75,8 @@ class Sparsity:
         """`label` as part of a folder's name: "keep0.7"."""
         return plan_slug(self.label)
 
-    def plan(self, backbone: TokenLayout) -> Schedule:
-        """The stages for this backbone; raises what `make_schedule` does."""
+    def plan(self, backbone: Any) -> Schedule:
+        """The stages for a `vitprune.backbones.Backbone`; raises what `make_schedule` does."""
         return make_schedule(backbone.depth, backbone.num_patches, self, backbone.num_prefix_tokens)
 
 
@@ -243,12 +228,6 @@ def plan_label(keep: float | None, ratios: Sequence[float], align: int) -> str:
 def plan_slug(label: str) -> str:
     """A plan's label as part of a folder's name: "keep0.7"."""
     return label.replace(" ", "").replace(",", "-")
-
-
-def check_keep(keep: float) -> None:
-    """Raise UsageError unless `keep` is in (0, 1]."""
-    if not 0 < keep <= 1:  # also catches NaN
-        raise UsageError(f"keep ratio is {keep:g}, expected a number in (0, 1]", "try --keep 0.7")
 
 
 def _ratios(asked: Sparsity, blocks: Sequence[int], depth: int) -> list[Fraction]:

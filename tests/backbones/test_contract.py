@@ -16,7 +16,8 @@ from torch import nn
 from vitprune.errors import UnsupportedModelError
 from vitprune.measure import ZeroOverheadViT
 from vitprune.model import SparseViT, attach
-from vitprune.training import Objective, Recipe
+from vitprune.training.objective import Objective
+from vitprune.training.recipe import Recipe
 
 POOLED = [kind for kind in VIT if any(word in kind for word in ("attention pool", "average", "max", "refined"))]
 

@@ -11,7 +11,7 @@ from torch import nn
 from vitprune import LossWeights, Objective, Recipe
 from vitprune.baselines import AttentionViT, ToMeViT
 from vitprune.model import attach
-from vitprune.tokens import gumbel_decision
+from vitprune.tokens.masking import gumbel_decision
 from vitprune.training.pretraining import teacher_saliency
 
 

@@ -1,12 +1,13 @@
 """From a request to a plan, as the command line and Python do it."""
 
-import sys
 from dataclasses import replace
 
 import pytest
 
 import vitprune
-from vitprune.budget import PlanRequest, Prediction, Speed, last_within, resolve
+from vitprune.budget.gmacs import last_within
+from vitprune.budget.resolve import PlanRequest, resolve
+from vitprune.budget.speed import Prediction, Speed
 from vitprune.common.progress import Listener
 from vitprune.errors import UsageError
 from vitprune.measure import count_macs
@@ -70,8 +71,7 @@ def test_what_is_measured_gets_device_precision_and_batch_size(vit, monkeypatch)
         seen.append((sparsity.align, str(target), str(device)))
         return sparsity, Prediction(target, Speed(2.0, 1.0))
 
-    module = sys.modules["vitprune.budget.resolve"]  # the package's `resolve` is the function
-    monkeypatch.setattr(module, "find_plan", find_plan)
+    monkeypatch.setattr("vitprune.budget.resolve.find_plan", find_plan)
     how = {"target_batch_size": 4, "precision": "bf16", "device": "cpu"}
     request = PlanRequest(align=8, target_speedup=1.5, **how)
     sparsity, prediction = resolve(request, vit, DEFAULTS)

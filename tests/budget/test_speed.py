@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vitprune.budget import Speed, SpeedTarget, measure_speed
-from vitprune.budget.speed import find_plan
+from vitprune.budget.speed import Speed, SpeedTarget, find_plan, measure_speed
 from vitprune.common.progress import SILENT
 from vitprune.errors import UsageError
 from vitprune.measure import Timing, ZeroOverheadViT

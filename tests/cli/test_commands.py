@@ -1,7 +1,6 @@
 """eval, bench, info, env, help, and the mistakes users make."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -59,8 +58,8 @@ def test_info_previews_the_plan_without_weights(capsys, no_hub):
 
 
 def test_info_searches_only_when_asked(capsys, no_hub, monkeypatch):
-    module = sys.modules["vitprune.budget.resolve"]
-    monkeypatch.setattr(module, "keep_for_gmacs", lambda model, sparsity, gmacs: replace(sparsity, keep=20 * gmacs))
+    search = "vitprune.budget.resolve.keep_for_gmacs"
+    monkeypatch.setattr(search, lambda model, sparsity, gmacs: replace(sparsity, keep=20 * gmacs))
     assert run(["info", "test_vit", "--target-gmacs", "0.03", "--align", "16", "--json"]) == 0
     out, err = capsys.readouterr()
     plan = json.loads(out)

@@ -15,7 +15,7 @@ from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
 from vitprune.common.formatting import duration
 from vitprune.report import Report
-from vitprune.training import StepRecord
+from vitprune.training.progress import StepRecord
 
 ESCAPE = "\x1b"
 COLOUR = re.compile(r"\x1b\[[\d;]*\b(?:3\d|9\d|38;[\d;]+)m")

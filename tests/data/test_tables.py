@@ -24,7 +24,7 @@ from vitprune.data import (
 )
 from vitprune.data.tables import decode, read_table
 from vitprune.errors import DataError, HubError, UsageError
-from vitprune.training import Recipe
+from vitprune.training.recipe import Recipe
 
 TWO = ModelClasses(2)
 NAMED = ModelClasses(2, ("cat", "dog"))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from vitprune.data import Augmentation, train_transform
-from vitprune.training import load_recipe
+from vitprune.training.recipe import load_recipe
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from vitprune.data import Data, ImageSet
 from vitprune.evaluation import Predictions
 from vitprune.measure import Timing
 from vitprune.report import Report, accuracy_of, build_report
-from vitprune.training import Progress, Recipe
+from vitprune.training.progress import Progress
+from vitprune.training.recipe import Recipe
 
 
 def _predictions(classes, kl=None):

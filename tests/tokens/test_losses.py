@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vitprune.tokens import distillation_loss, ratio_loss, token_distillation_loss, token_loss
+from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
 
 PER_TOKEN = [token_loss, token_distillation_loss]
 

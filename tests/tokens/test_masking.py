@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitprune.tokens import attention_bias, gumbel_decision, key_bias
-from vitprune.tokens.masking import GATE_EPS
+from vitprune.tokens.masking import GATE_EPS, attention_bias, gumbel_decision, key_bias
 
 
 def random_log_pi(*shape, seed=0, dtype=torch.float32):

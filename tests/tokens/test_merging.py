@@ -3,17 +3,9 @@
 import pytest
 import torch
 
-from vitprune.tokens import (
-    attention_bias,
-    gather_tokens,
-    merge_masked,
-    merge_tokens,
-    perturbed_topk_decision,
-    size_bias,
-    split_tokens,
-    topk_decision,
-    topk_tokens,
-)
+from vitprune.tokens.masking import attention_bias, perturbed_topk_decision, size_bias
+from vitprune.tokens.merging import merge_masked, merge_tokens
+from vitprune.tokens.selection import gather_tokens, split_tokens, topk_decision, topk_tokens
 
 
 @pytest.fixture

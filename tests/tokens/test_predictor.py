@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from vitprune.tokens import TokenPredictor, keep_scores
+from vitprune.tokens.predictor import TokenPredictor
+from vitprune.tokens.selection import keep_scores
 
 
 @pytest.fixture

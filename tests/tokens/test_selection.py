@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitprune.tokens import flat_rows, gather_tokens, take_rows, topk_decision, topk_tokens
+from vitprune.tokens.selection import flat_rows, gather_tokens, take_rows, topk_decision, topk_tokens
 
 
 @pytest.fixture

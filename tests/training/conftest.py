@@ -10,7 +10,9 @@ from torch import nn
 from vitprune import Recipe, attach
 from vitprune.data import ModelClasses, open_data
 from vitprune.model import SparseViT
-from vitprune.training import Progress, State, StepRecord, train
+from vitprune.training.checkpoints import State
+from vitprune.training.loop import train
+from vitprune.training.progress import Progress, StepRecord
 
 SHORT = {
     "warm_start_steps": 3,

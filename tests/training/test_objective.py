@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vitprune import LossWeights, Objective, Recipe, attach
-from vitprune.tokens import distillation_loss, ratio_loss, token_loss
+from vitprune.tokens.losses import distillation_loss, ratio_loss, token_loss
 
 PAPER = LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
 

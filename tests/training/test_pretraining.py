@@ -5,7 +5,7 @@ import torch
 
 from vitprune.backbones import wrap
 from vitprune.model import attach
-from vitprune.tokens import gather_tokens, topk_tokens
+from vitprune.tokens.selection import gather_tokens, topk_tokens
 from vitprune.training.pretraining import ranking_loss, teacher_saliency
 
 TINY = {"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64, "num_classes": 10}  # 16 patches

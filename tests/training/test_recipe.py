@@ -6,8 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from vitprune.errors import UsageError
-from vitprune.training import LossWeights, Recipe, load_recipe
-from vitprune.training.recipe import DEFAULT_STEPS, RECIPES
+from vitprune.training.recipe import DEFAULT_STEPS, RECIPES, LossWeights, Recipe, load_recipe
 
 
 def test_default_distils_and_leaves_labels_alone():

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from vitprune.errors import OutputError, UsageError
-from vitprune.training import Checkpoints, Progress, State
+from vitprune.training.checkpoints import Checkpoints, State
+from vitprune.training.progress import Progress
 
 RECIPES = {
     "averaged": {"ema_decay": 0.9, "drop_path": 0.2, "rate_reference_kl": 0.05},

@@ -7,7 +7,7 @@ import pytest
 from vitprune import Recipe
 from vitprune.cli.app import run
 from vitprune.errors import OutputError, UsageError
-from vitprune.training import StepRecord, check_tracker, step_log, tracker_log
+from vitprune.training.progress import StepRecord, check_tracker, step_log, tracker_log
 
 
 def record(step, total=1.5):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitprune.backbones.base import Backbone
 from vitprune.backbones.pooling import weighted_pool
-from vitprune.tokens import key_bias, size_bias
+from vitprune.tokens.masking import key_bias, size_bias
 
 
 class CaitBackbone(Backbone):

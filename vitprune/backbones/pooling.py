@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.tokens import attention_bias, key_bias, size_bias
+from vitprune.tokens.masking import attention_bias, key_bias, size_bias
 
 
 def weighted_pool(

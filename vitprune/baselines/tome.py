@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import AttentionRecorder, wrap
-from vitprune.tokens import size_bias
+from vitprune.tokens.masking import size_bias
 
 
 def merges_per_block(depth: int, total: int, *, late: bool = False) -> tuple[int, ...]:

@@ -14,9 +14,10 @@ from vitprune.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from vitprune.budget import PlanRequest, Prediction
+    from vitprune.budget.resolve import PlanRequest
+    from vitprune.budget.speed import Prediction
     from vitprune.schedule import Sparsity
-    from vitprune.training import Recipe
+    from vitprune.training.recipe import Recipe
 
 _PANEL = "Pruning plan"
 
@@ -93,7 +94,7 @@ class StageOptions:
         Raises:
             UsageError: options that cannot be read or do not go together.
         """
-        from vitprune.budget import PlanRequest
+        from vitprune.budget.resolve import PlanRequest
 
         given: dict[str, Any] = {**vars(self), **more}
         given["stages"] = parse_numbers(given["stages"], "--prune-at")
@@ -171,8 +172,8 @@ def plan_defaults(recipe: Recipe) -> Sparsity:
 
 
 def resolve_plan(request: PlanRequest, model: nn.Module, recipe: Recipe) -> tuple[Sparsity, Prediction | None]:
-    """`vitprune.budget.resolve`, on the screen."""
-    from vitprune.budget import resolve
+    """`vitprune.budget.resolve.resolve`, on the screen."""
+    from vitprune.budget.resolve import resolve
 
     with RunProgress() as progress:
         return resolve(request, model, plan_defaults(recipe), progress)

@@ -17,7 +17,7 @@ from vitprune.errors import UsageError
 if TYPE_CHECKING:
     from vitprune.data import Data, DataOptions, Images
     from vitprune.loading.load import Loaded
-    from vitprune.training import Recipe
+    from vitprune.training.recipe import Recipe
 
 PANEL = "Training"
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from vitprune.backbones import input_size, wrap
 from vitprune.baselines import AttentionViT, NormPredictor, ToMeViT, merges_per_block
-from vitprune.budget import keep_within, last_within
+from vitprune.budget.gmacs import keep_within, last_within
 from vitprune.common.devices import Precision
 from vitprune.common.formatting import close_match
 from vitprune.common.progress import Listener
@@ -24,7 +24,7 @@ from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, count_macs, rates
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Sparsity
-from vitprune.training import Recipe, load_recipe
+from vitprune.training.recipe import Recipe, load_recipe
 
 METHODS = {
     "random": "tokens at random",

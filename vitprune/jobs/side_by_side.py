@@ -11,7 +11,7 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
-from vitprune.budget import Prediction, measure_speed
+from vitprune.budget.speed import Prediction, measure_speed
 from vitprune.common import distributed
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
@@ -19,7 +19,7 @@ from vitprune.data import Data, count_images, eval_transform
 from vitprune.evaluation import Predictions, predict
 from vitprune.measure import Timing, benchmark
 from vitprune.model import SparseViT
-from vitprune.training import Recipe
+from vitprune.training.recipe import Recipe
 
 BENCH_BATCH_SIZES = (1, 32)
 EVAL_BATCH_SIZE = 64

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vitprune.budget import Prediction
+from vitprune.budget.speed import Prediction
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.common import distributed
@@ -28,16 +28,10 @@ from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach, attach_as
 from vitprune.report import Report, accuracy_of, build_report, object_coverage, write_results
 from vitprune.schedule import Sparsity
-from vitprune.training import (
-    Checkpoints,
-    Progress,
-    Recipe,
-    StepRecord,
-    TrainedStep,
-    step_log,
-    tracker_log,
-    train,
-)
+from vitprune.training.checkpoints import Checkpoints
+from vitprune.training.loop import TrainedStep, train
+from vitprune.training.progress import Progress, StepRecord, step_log, tracker_log
+from vitprune.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

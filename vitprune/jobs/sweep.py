@@ -25,7 +25,7 @@ from vitprune.measure import describe_environment
 from vitprune.report.runs import read_run
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.schedule import Sparsity
-from vitprune.training import Recipe
+from vitprune.training.recipe import Recipe
 
 _RESUME = "vitprune sweep with the same options and --resume goes on"
 

@@ -21,7 +21,7 @@ from vitprune.checkpoint.sparse_file import describe, fill
 from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.model import SparseViT
-from vitprune.schedule import Sparsity, check_keep, default_stages
+from vitprune.schedule import Sparsity, default_stages
 
 ORIGIN = {"license": "mit", "origin_url": "https://github.com/raoyongming/DynamicViT"}
 
@@ -70,7 +70,6 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
             f"'{path}' does not say which share of its tokens it was trained to keep",
             f"vitprune convert {path} --keep 0.7 makes a model.safetensors of it",
         )
-    check_keep(keep)
     if keep == 1:
         raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
     name, model = _build(state, path)

@@ -12,16 +12,9 @@ from torch import Tensor, nn
 
 from vitprune.model import Decide, MaskedOutput, Selection, SparseViT
 from vitprune.schedule import Stage
-from vitprune.tokens import (
-    distillation_loss,
-    gather_tokens,
-    gumbel_decision,
-    gumbel_noise,
-    perturbed_topk_decision,
-    ratio_loss,
-    token_distillation_loss,
-    token_loss,
-)
+from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
+from vitprune.tokens.masking import gumbel_decision, gumbel_noise, perturbed_topk_decision
+from vitprune.tokens.selection import gather_tokens
 from vitprune.training.pretraining import ranking_loss, teacher_saliency
 from vitprune.training.recipe import Phase, Recipe
 

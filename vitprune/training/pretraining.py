@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitprune.backbones import AttentionRecorder, Backbone
-from vitprune.tokens import attention_bias
+from vitprune.tokens.masking import attention_bias
 
 Target = Literal["auto", "attention", "gradient", "both"]
 """What tokens are ranked by: what the classifier attends to, the gate's gradient, or the sum of both."""
@@ -21,7 +21,7 @@ def teacher_saliency(backbone: Backbone, x: Tensor, first_block: int, target: Ta
     """How much each patch token matters for the teacher's prediction.
 
     "gradient" is |d log p(top class) / d G_j|: how much the prediction would change if token j faded from attention,
-    with the gate G (see `vitprune.tokens.attention_bias`) on all blocks from `first_block`, where the first predictor
+    with the gate G (see `vitprune.tokens.masking`) on all blocks from `first_block`, where the first predictor
     sits, and in pooling. It is the signal that training through Gumbel noise estimates; here it comes without noise.
 
     "attention" is what the classifier looks at: the attention that the class token pays to each patch token, mean over

@@ -93,7 +93,7 @@ def bench(
     from vitprune.common.devices import pick_device, pick_precision
     from vitprune.loading.load import device_for
     from vitprune.measure import check_mode, describe_environment, side_by_side
-    from vitprune.training import load_recipe
+    from vitprune.training.recipe import load_recipe
 
     for spec in models or []:
         device = device_for(spec, device, precision)

@@ -11,9 +11,9 @@ from vitprune.cli.plan_options import refuse_plan, resolve_plan
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from vitprune.budget import PlanRequest
+    from vitprune.budget.resolve import PlanRequest
     from vitprune.measure import BenchModel
-    from vitprune.training import Recipe
+    from vitprune.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

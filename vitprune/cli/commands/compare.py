@@ -77,7 +77,7 @@ def compare(
         from vitprune.jobs.compare import compare as run
         from vitprune.loading.load import load_dense, load_model, sparse_file
         from vitprune.measure import describe_environment
-        from vitprune.training import load_recipe
+        from vitprune.training.recipe import load_recipe
 
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
     settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})

@@ -55,7 +55,7 @@ def evaluate(
         from vitprune.data import ModelClasses, count_images, eval_transform, open_data
         from vitprune.evaluation import class_accuracy, predict
         from vitprune.loading.load import device_for, load_model
-        from vitprune.training import Recipe
+        from vitprune.training.recipe import Recipe
 
     where = pick_device(device_for(model, device, precision))
     distributed.start(where)

@@ -32,7 +32,7 @@ def info(
         from vitprune.loading.load import load_model
         from vitprune.measure import count_macs, count_params
         from vitprune.model import attach, attach_as
-        from vitprune.training import load_recipe
+        from vitprune.training.recipe import load_recipe
     settings = load_recipe(recipe)
     request = plan.request(align=align)
     loaded = load_model(model, weights="none", img_size=img_size)

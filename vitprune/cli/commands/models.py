@@ -34,7 +34,7 @@ def models(
     """
     with waiting("loading PyTorch"):
         from vitprune.loading.names import describe_architecture, match_names
-        from vitprune.training import load_recipe
+        from vitprune.training.recipe import load_recipe
     asked = plan.request().sparsity(plan_defaults(load_recipe("short")))
     names = match_names(pattern)
     entries = []

@@ -101,7 +101,7 @@ def sparsify(
     where = training_device(device, chosen)
     options = images.parsed()
     if track is not None:
-        from vitprune.training import check_tracker
+        from vitprune.training.progress import check_tracker
 
         check_tracker(track)
     with waiting(f"loading {model}"):
@@ -143,7 +143,7 @@ def sparsify(
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
     """The run folder, not made yet."""
     from vitprune.common.run_folder import RunFolder
-    from vitprune.training import Checkpoints
+    from vitprune.training.checkpoints import Checkpoints
 
     name = f"{loaded.short_name}-{sparsity.slug}"
     # One process chooses: another may be so late that the folder is there already.

@@ -134,11 +134,8 @@ def _ratios(text: str) -> list[float]:
     Raises:
         UsageError: an entry is not a number in (0, 1), or there twice.
     """
-    from vitprune.schedule import check_keep
-
     ratios = parse_ratios(text, "--keep") or []
     for ratio in ratios:
-        check_keep(ratio)
         if ratio == 1:
             raise UsageError(f"--keep is '{text}', and 1 is the dense model, which is always there", "leave out the 1")
         if ratios.count(ratio) > 1:
