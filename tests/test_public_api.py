@@ -43,7 +43,7 @@ def test_sparsify_without_data_warns_and_leaves_the_model_alone(make_vit, make_i
 
 
 def test_sparsify_with_data_trains_and_writes_a_loadable_run(make_vit, make_images, image_folder, tmp_path):
-    model = make_vit(num_classes=2)
+    model = make_vit(num_classes=2, img_size=64, depth=3)
     images = make_images(model)
     before = model(images)
     recipe = vitprune.Recipe(warm_start_steps=1, steps=4, batch_size=4, num_workers=0, precision="fp32")

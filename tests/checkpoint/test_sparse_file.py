@@ -81,20 +81,16 @@ def test_every_argument_of_create_model_comes_back(name, arguments, make_sparse,
     assert torch.equal(vitprune.load(path)(images), sparse(images))
 
 
-def test_aligned_counts_come_back(make_vit, make_images, tmp_path):
+def test_aligned_counts_come_back_and_files_from_before_still_load(make_vit, make_images, saved, tmp_path):
     sparsity = Sparsity(0.7, dropped="fold", align=8)
     sparse = attach_as(make_vit(img_size=96), sparsity).eval()
-    assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
     metadata = describe(sparse, sparsity=sparsity)
     assert (metadata.align, metadata.label) == (8, "keep 0.7 align 8")
-    save(sparse, tmp_path / "model.safetensors", metadata)
-    loaded = vitprune.load(tmp_path)
+    save(sparse, tmp_path / "aligned.safetensors", metadata)
+    loaded = vitprune.load(tmp_path / "aligned.safetensors")
     assert loaded.schedule == sparse.schedule
     images = make_images(sparse)
     assert torch.equal(loaded(images), sparse(images))
-
-
-def test_files_from_before_alignment_still_load(saved):
     sparse, path = saved
     header = json.loads(read_metadata(path).model_dump_json())
     assert header.pop("align") == 1
@@ -110,24 +106,17 @@ def test_model_not_made_by_create_model_is_refused(make_vit):
         describe(vitprune.attach(bare))
 
 
-def test_missing_file_is_named(tmp_path):
+def test_missing_truncated_and_plain_files_are_refused(saved, weights_file, tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no file '.*absent.safetensors'"):
         vitprune.load(tmp_path / "absent.safetensors")
-
-
-def test_truncated_file_is_refused(saved):
-    _, path = saved
-    content = path.read_bytes()
-    for share in (0.0, 0.0001, 0.5, 0.999):
-        path.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(CheckpointError, match="damaged"):
-            vitprune.load(path)
-
-
-def test_plain_weights_are_told_from_ours(weights_file):
     with pytest.raises(CheckpointError, match="not written by vitprune") as caught:
         vitprune.load(weights_file)
     assert "--checkpoint" in caught.value.hint
+    content = saved[1].read_bytes()
+    for share in (0.0, 0.0001, 0.5, 0.999):
+        saved[1].write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(CheckpointError, match="damaged"):
+            vitprune.load(saved[1])
 
 
 def test_tensors_that_do_not_fit_are_named(saved):

@@ -46,6 +46,19 @@ def _transformers(kind, folder, **settings):
     return model
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that serves a folder of this machine as every repository."""
+    import huggingface_hub
+
+    def serve(folder):
+        monkeypatch.setattr("vitprune.loading.hub.check_hub", lambda *arguments: None)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, revision=None: folder / name)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(folder))
+
+    return serve
+
+
 def test_timm_folder_gives_timms_output_and_what_it_says(timm_folder, make_images):
     model, folder = timm_folder
     loaded = load_model(str(folder))
@@ -55,6 +68,7 @@ def test_timm_folder_gives_timms_output_and_what_it_says(timm_folder, make_image
     assert loaded.class_names == ("cat", "dog", "eel")
     assert loaded.short_name == "timm"
     assert tuple(loaded.model.pretrained_cfg["mean"]) == (0.1, 0.2, 0.3)
+    assert load_model(str(folder), img_size=64).model.patch_embed.img_size == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -66,29 +80,30 @@ def test_timm_folder_gives_timms_output_and_what_it_says(timm_folder, make_image
         ("DeiTForImageClassificationWithTeacher", True),
     ],
 )
-def test_transformers_folder_gives_transformers_output(kind, qkv_bias, tmp_path):
+def test_transformers_folder_gives_transformers_output_here_and_on_the_hub(kind, qkv_bias, hub, tmp_path):
     model = _transformers(kind, tmp_path / "hf", qkv_bias=qkv_bias)
-    loaded = load_model(str(tmp_path / "hf"))
     images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            loaded.model(images), model(images).logits, rtol=0, atol=1e-4
-        )  # their norms add 1e-12, timm's 1e-6
-    assert loaded.class_names == ("cat", "dog", "eel")
+    hub(tmp_path / "hf")
+    for spec, name in ((str(tmp_path / "hf"), "hf"), ("hf-hub:someone/cats@main", "cats")):
+        loaded = load_model(spec)
+        with torch.no_grad():  # their norms add 1e-12, timm's 1e-6
+            torch.testing.assert_close(loaded.model(images), model(images).logits, rtol=0, atol=1e-4)
+        assert loaded.class_names == ("cat", "dog", "eel")
+        assert loaded.short_name == name
+    assert loaded.name == "cats"
+    assert loaded.origin["source"] == "hf-hub:someone/cats@main"
 
 
 def test_transformers_weights_as_a_checkpoint(tmp_path):
     model = _transformers(
         "ViTForImageClassification",
         tmp_path / "hf",
-        **{
-            "image_size": 224,
-            "patch_size": 16,
-            "hidden_size": 192,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 3,
-            "intermediate_size": 768,
-        },
+        image_size=224,
+        patch_size=16,
+        hidden_size=192,
+        num_hidden_layers=12,
+        num_attention_heads=3,
+        intermediate_size=768,
     )
     loaded = load_model("vit_tiny_patch16_224", checkpoint=tmp_path / "hf" / "model.safetensors")
     images = torch.randn(1, 3, 224, 224)
@@ -111,10 +126,6 @@ def test_transformers_preprocessing_is_kept(tmp_path):
     expected = processor(image, return_tensors="pt")["pixel_values"][0]
     ours = eval_transform(load_model(str(tmp_path / "hf")).model)(image)
     assert (ours - expected).abs().mean() < 0.05, "resizing differs in rounding only"
-
-
-def test_another_image_size_resamples(timm_folder):
-    assert load_model(str(timm_folder[1]), img_size=64).model.patch_embed.img_size == (64, 64)
 
 
 def test_an_unnamed_class_has_no_name(tmp_path):
@@ -159,31 +170,6 @@ def test_a_folder_can_be_sparsified_and_rebuilt(timm_folder, tmp_path, make_imag
     with torch.no_grad():
         assert torch.equal(vitprune.load(tmp_path / "out")(images), sparse(images))
     assert timm.is_model(loaded.model.pretrained_cfg["architecture"])
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A Hub that serves a folder of this machine as every repository."""
-    import huggingface_hub
-
-    def serve(folder):
-        monkeypatch.setattr("vitprune.loading.hub.check_hub", lambda *arguments: None)
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repository, name, revision=None: folder / name)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(folder))
-
-    return serve
-
-
-def test_a_transformers_repository_of_the_hub(hub, tmp_path):
-    model = _transformers("ViTForImageClassification", tmp_path / "hf")
-    hub(tmp_path / "hf")
-    loaded = load_model("hf-hub:someone/cats@main")
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.model(images), model(images).logits, rtol=0, atol=1e-4)
-    assert loaded.origin["source"] == "hf-hub:someone/cats@main"
-    assert (loaded.name, loaded.short_name) == ("cats", "cats")
-    assert loaded.class_names == ("cat", "dog", "eel")
 
 
 def test_a_sparse_file_here_and_on_the_hub(hub, timm_folder, make_sparse, make_images, tmp_path):
