@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune.common import distributed
-from vitprune.common.devices import DTYPES, Precision
-from vitprune.common.oom import explained_out_of_memory
+from vitprune.common.devices import DTYPES, Precision, explained_out_of_memory
 from vitprune.common.progress import SILENT, Listener
 from vitprune.data import UNLABELLED, Faults, Images, batches, explain_worker_crash, make_loader
 from vitprune.errors import DataError

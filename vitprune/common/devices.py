@@ -1,20 +1,22 @@
-"""Where to run, and in which precision."""
+"""Where to run, in which precision, and what to say when its memory runs out."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
 from vitprune.common.distributed import local_rank, world_size
-from vitprune.errors import DeviceError, UsageError
+from vitprune.errors import DeviceError, UsageError, VitpruneError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
 _OTHER_DEVICE = "use --device cpu, or --device auto for the best one there is"
 
 
@@ -67,6 +69,24 @@ def pick_precision(name: str, device: torch.device, *, training: bool) -> Precis
 def cpu_has_fast_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX); others emulate and lose time."""
     return any(_cpu_flag(name) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory has run out: only CUDA has a class for it, others say it in words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def explained_out_of_memory(what: str, way_out: str, kind: type[VitpruneError] = VitpruneError) -> Iterator[None]:
+    """In the block, running out of memory becomes an error that says during what, and the way out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise kind(f"out of memory while {what}", way_out) from error
+        raise
 
 
 def _check_cuda(name: str, index: int) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune.common.devices import DTYPES, Precision
-from vitprune.common.oom import explained_out_of_memory
+from vitprune.common.devices import DTYPES, Precision, explained_out_of_memory
 from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import UsageError
 from vitprune.measure.modes import Mode, prepare

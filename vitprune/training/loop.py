@@ -17,10 +17,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from vitprune.common.devices import Precision, pick_precision
+from vitprune.common.devices import Precision, explained_out_of_memory, pick_precision
 from vitprune.common.distributed import world_size
 from vitprune.common.formatting import first_line
-from vitprune.common.oom import explained_out_of_memory
 from vitprune.common.seeding import derive_seed, seed_all
 from vitprune.data import Faults, Images, ImageStream, train_transform
 from vitprune.errors import TrainingError

@@ -13,8 +13,8 @@ from timm.data import Mixup
 from torch import Tensor
 
 from vitprune.backbones import input_size
+from vitprune.common.devices import is_out_of_memory
 from vitprune.common.distributed import gather, rank, world_size
-from vitprune.common.oom import is_out_of_memory
 from vitprune.common.seeding import seed_all
 from vitprune.data import Faults, Images, ImageStream, batches, training_loader
 from vitprune.errors import DataError, TrainingError
