@@ -98,39 +98,7 @@ def test_completed_models_are_supported():
     assert completion.data("im") == ["imagenet", "imagenette"]
 
 
-# Hints
-
-MISTAKES = [
-    (["sparsfy"], "there is no command 'sparsfy'", "did you mean vitprune sparsify?"),
-    (["info", "demo", "--kepe", "0.7"], "vitprune info has no option --kepe", "did you mean --keep?"),
-    (
-        ["info", "demo", "--token-schedule", "lat"],
-        "--token-schedule is 'lat', expected one of",
-        "did you mean --token-schedule late?",
-    ),
-    (["info", "demo", "--recipe", "shrot"], "recipe 'shrot' is neither one of ours nor a file", "did you mean short?"),
-    (["info", "deit_smal"], "there is no model or file 'deit_smal'", "did you mean deit_small"),
-    (["eval", "demo", "imagnet"], "did you mean imagenet?"),
-    (["compare", "demo", "--methods", "randm"], "there is no method 'randm'", "did you mean random?"),
-    (["sparsify", "demo", "--set", "weights.k=1"], "has no setting 'weights.k'", "did you mean weights.kl?"),
-    (["frobnicate"], "the commands are sparsify, eval"),
-    (["info", "demo", "--wrong"], "vitprune info --help shows"),
-    (["info", "--keep"], "--keep needs a value"),
-    (["info", "demo", "--json=5"], "--json takes no value"),
-    (["info", "demo", "more"], "does not know what to do with 'more'"),
-    (["eval", "demo", "-b", "0"], "--batch-size is 0, expected at least 1"),
-    (["eval", "demo", "-b", "2.5"], "--batch-size is '2.5', expected a whole number"),
-    (["info", "demo", "--img-size", "big"], "--img-size: 'big' is no image size"),
-]
-
-
-def test_a_mistake_is_answered_with_the_way_out(capsys):
-    for arguments, *words in MISTAKES:
-        assert run(arguments) in (1, 2), arguments
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert all(said in err for said in words), err
-        assert re.fullmatch(r"error: [^\n]+\n\nhint: [^\n]+\n", err)
+# Names
 
 
 def test_close_match_knows_beginnings_and_slips():
@@ -138,9 +106,6 @@ def test_close_match_knows_beginnings_and_slips():
     assert close_match("SHORT", ["short", "paper"]) == "short"
     assert close_match("zzz", ["short", "paper"]) is None
     assert close_match("", ["short"]) is None
-
-
-# Names of options before this release
 
 
 def test_old_names_still_work_and_say_the_new_ones(capsys, no_hub):

@@ -137,18 +137,11 @@ def test_no_path_of_the_machine(folder, sparse, tmp_path):
         assert str(tmp_path) not in text
 
 
-HOSTILE = [
-    "a|b",
-    "<script>alert(1)</script>",
-    "[x](javascript:y)",
-    "![i](//e.org/i.png)",
-    "`c` *d* _e_ **f**",
-    "# g\n---\nh",
-]
-
-
 def test_hostile_text_is_shown_as_it_is():
-    for name in (*HOSTILE, "$$x$$ \\(y\\)", "&lt;b&gt;", "http://e.org", "a\x1b[31mb", "```\n# x"):
+    for name in (
+        *("a|b", "<script>alert(1)</script>", "[x](javascript:y)", "![i](//e.org/i.png)", "`c` *d* _e_ **f**"),
+        *("# g\n---\nh", "$$x$$ \\(y\\)", "&lt;b&gt;", "http://e.org", "a\x1b[31mb", "```\n# x"),
+    ):
         table = MARKDOWN.render(f"| a | b |\n|---|---|\n| {markdown(name)} | end |\n")
         cells = re.findall(r"<td>(.*?)</td>", table)
         shown = " ".join(name.replace("\x1b", "\N{REPLACEMENT CHARACTER}").split())
