@@ -3,6 +3,7 @@
 TINY = {"embed_dim": 64, "depth": 4, "num_heads": 2, "img_size": 96}
 PLAIN = {"name": "vit_tiny_patch16_224", **TINY}
 ENCODER = {**TINY, "num_classes": 7}
+BEIT = {"name": "beit_base_patch16_224", **TINY}
 LVVIT = {"name": "lvvit_s", **TINY, "stem_width": 16}
 
 VIT = {
@@ -64,26 +65,14 @@ OTHERS = {
     "RoPE ViT, axial": {"name": "vit_small_patch16_rope_224", **TINY},
     "RoPE ViT, mixed": {"name": "vit_small_patch16_rope_mixed_224", **TINY},
     "RoPE ViT, mixed, absolute too": {"name": "vit_small_patch16_rope_mixed_ape_224", **TINY},
-    "Sapiens2": {
-        "name": "vit_base_patch16_sapiens2",
-        **TINY,
-        "num_classes": 7,
-        "num_heads": 4,
-        "num_kv_heads": (4, 2, 2, 4),
-    },
+    "Sapiens2": {"name": "vit_base_patch16_sapiens2", **ENCODER, "num_heads": 4, "num_kv_heads": (4, 2, 2, 4)},
     # a bias for every pair of tokens
-    "BEiT": {"name": "beit_base_patch16_224", **TINY},
+    "BEiT": BEIT,
     "BEiT v2": {"name": "beitv2_base_patch16_224", **TINY},
-    "BEiT, class token": {"name": "beit_base_patch16_224", **TINY, "global_pool": "token"},
-    "BEiT, shared bias": {
-        "name": "beit_base_patch16_224",
-        **TINY,
-        "use_rel_pos_bias": False,
-        "use_shared_rel_pos_bias": True,
-        "init_values": None,
-    },
-    "BEiT, own and shared bias": {"name": "beit_base_patch16_224", **TINY, "use_shared_rel_pos_bias": True},
-    "BEiT, not square": {"name": "beit_base_patch16_224", **TINY, "img_size": (64, 128)},
+    "BEiT, class token": {**BEIT, "global_pool": "token"},
+    "BEiT, shared bias": {**BEIT, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "init_values": None},
+    "BEiT, own and shared bias": {**BEIT, "use_shared_rel_pos_bias": True},
+    "BEiT, not square": {**BEIT, "img_size": (64, 128)},
     "relative positions": {"name": "vit_relpos_small_patch16_224", **TINY},
     "relative positions, class token": {"name": "vit_relpos_base_patch16_cls_224", **TINY},
     "relative positions beside a class token": {"name": "vit_relpos_base_patch16_clsgap_224", **TINY},

@@ -15,7 +15,7 @@ from vitprune.training.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
-QUICK = ["--device", "cpu", "--bench-seconds", "0.1", "--pretraining-steps", "2"]
+QUICK = ["--device", "cpu", "-b", "8", "-j", "0", "--bench-seconds", "0.1"]
 UNTRIED = {"train_demo_model.py"}  # a quarter of an hour
 
 
@@ -58,20 +58,7 @@ def test_own_training_loop_runs_and_saves(tmp_path):
 @pytest.mark.slow
 def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
     options = ["demo", "--variants", "warm-only,drop", "--output", "out"]
-    quick = [
-        "--limit",
-        "20",
-        "--pretraining-steps",
-        "2",
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-        "-b",
-        "10",
-        "--bench-seconds",
-        "0.1",
-    ]
+    quick = [*QUICK, "--limit", "20", "--pretraining-steps", "2", "--steps", "1"]
     out = _run("ablation.py", *options, "--", *quick, cwd=tmp_path)
     assert [_cells(line)[0] for line in out.splitlines()[2:]] == ["warm-only", "drop"]
     for name, dropped in (("warm-only", "fold"), ("drop", "drop")):
@@ -94,20 +81,7 @@ def test_ablation_varies_settings_that_exist_and_holds_out_training_images(tmp_p
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
 def test_killed_runs_end_at_the_same_weights(tmp_path):
-    quick = [
-        "--limit",
-        "40",
-        "--pretraining-steps",
-        "4",
-        "--steps",
-        "30",
-        "-b",
-        "8",
-        "-j",
-        "0",
-        "--bench-seconds",
-        "0.1",
-    ]
+    quick = [*QUICK, "--limit", "40", "--pretraining-steps", "4", "--steps", "30"]
     out = _run("kill_and_resume.py", "demo", "--kills", "1", "--every", "2", "--", *quick, cwd=tmp_path)
     assert "weights identical" in out
 

@@ -12,9 +12,12 @@ from vitprune.cli.app import run
 SHARED = Path(__file__).parent.parent.parent / "shared"
 NAMES = ["deit_tiny_patch16_224", "vit_tiny_patch16_224"]
 
-pytestmark = pytest.mark.skipif(
-    not (SHARED / "models" / "dense.json").is_file(), reason="needs ../shared with real weights and ImageNet images"
-)
+REASON = "needs ../shared with real weights and ImageNet images"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (SHARED / "models" / "dense.json").is_file(), reason=REASON),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +28,6 @@ def all_cores():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_dense_accuracy_on_imagenet_images_is_the_known_one(name, capsys):
     arguments = [name, str(SHARED / "imagenet"), "--checkpoint", str(SHARED / "models" / f"{name}.safetensors")]
@@ -37,23 +39,12 @@ def test_dense_accuracy_on_imagenet_images_is_the_known_one(name, capsys):
     assert result["top5_pct"] == pytest.approx(expected["top5_pct"], abs=0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_short_warm_start_beats_random_tokens_on_imagenet_images(capsys, tmp_path, monkeypatch, quick_bench):
     monkeypatch.chdir(tmp_path)
     weights = str(SHARED / "models" / "vit_tiny_patch16_224.safetensors")
-    options = [
-        "--data",
-        str(SHARED / "imagenet"),
-        "--pretraining-steps",
-        "30",
-        "--steps",
-        "0",
-        "--device",
-        "cpu",
-        "--bench-seconds",
-        "0.1",
-    ]
-    assert run(["sparsify", "vit_tiny", "--checkpoint", weights, *options, "--json"]) == 0
+    files = ["--checkpoint", weights, "--data", str(SHARED / "imagenet")]
+    quick = ["--pretraining-steps", "30", "--steps", "0", "--device", "cpu", "--bench-seconds", "0.1", "--json"]
+    assert run(["sparsify", "vit_tiny", *files, *quick]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["delta"]["top1_points_over_random"] > 0.5

@@ -29,9 +29,6 @@ def with_statistics(model):
     return model
 
 
-# The heads
-
-
 def test_a_dropped_token_cannot_win_whatever_it_says(sparse):
     backbone = sparse.backbone
     x = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0))
@@ -59,23 +56,16 @@ def test_both_passes_run_in_every_precision(make_sparse, make_images, dtype):
     assert_same_in_low_precision(sparse, make_images(sparse), dtype)
 
 
-def test_baselines_run_on_it(sparse, make_images):
+def test_baselines_run_on_it_and_the_teacher_can_be_asked_what_matters(sparse, make_images):
     images = make_images(sparse)
     with torch.no_grad():
         assert ToMeViT(sparse.model, (4, 4, 4, 4))(images).shape == (2, 1000)
         assert AttentionViT(sparse.model, sparse.schedule, "fold")(images).shape == (2, 1000)
-
-
-@pytest.mark.parametrize("target", ["attention", "gradient", "both"])
-def test_the_teacher_can_be_asked_what_matters(sparse, make_images, target):
-    backbone = sparse.backbone
-    x = backbone.embed(make_images(sparse)).detach()
-    saliency = teacher_saliency(backbone, x, 0, target)
-    assert saliency.shape == (2, 36)
-    assert (saliency > 0).any(dim=1).all()
-
-
-# Training
+        x = sparse.backbone.embed(images)
+    for target in ("attention", "gradient", "both"):
+        saliency = teacher_saliency(sparse.backbone, x, 0, target)
+        assert saliency.shape == (2, 36)
+        assert (saliency > 0).any(dim=1).all()
 
 
 @pytest.fixture
@@ -100,30 +90,23 @@ def divergence(student, teacher):
     return (p * (p.log() - q.log())).sum().item()
 
 
-def test_token_loss_of_a_sampled_step_is_the_divergence_of_kept_tokens_answers(objective, batch):
-    objective = objective()
+@pytest.mark.parametrize("phase", ["sampled", "deployed"])
+def test_token_loss_is_the_divergence_of_kept_tokens_answers_at_their_own_positions(objective, batch, phase):
+    objective = objective(relative_token_loss=phase == "deployed")
     images, labels = batch
     torch.manual_seed(1)
-    loss = objective(images, labels, "sampled").components["token"]
+    loss = objective(images, labels, phase).components["token"]
     torch.manual_seed(1)
-    out = objective.student.forward_masked(images, lambda log_pi, kept, stage: gumbel_decision(log_pi, 1.0, 1.0))
+    if phase == "sampled":
+        out = objective.student.forward_masked(images, lambda log_pi, kept, stage: gumbel_decision(log_pi, 1.0, 1.0))
+        rows = [(b, n, n) for b, n in out.kept[-1].nonzero().tolist()]
+    else:
+        out = objective.student.select(images)
+        rows = [(b, k, n) for b, chosen in enumerate(out.indices[-1].tolist()) for k, n in enumerate(chosen)]
     student = objective.student.model.aux_head(out.features)
     teacher = objective.teacher.model.aux_head(objective.teacher.model.forward_features(images)[:, 1:])
-    kept = out.kept[-1]
-    terms = [divergence(student[b, n], teacher[b, n]) for b, n in kept.nonzero().tolist()]
-    assert 0 < len(terms) < kept.numel()
-    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
-
-
-def test_token_loss_of_a_deployed_step_compares_at_the_tokens_own_positions(objective, batch):
-    objective = objective(relative_token_loss=True)
-    images, labels = batch
-    loss = objective(images, labels, "deployed").components["token"]
-    out = objective.student.select(images)
-    student = objective.student.model.aux_head(out.features)
-    teacher = objective.teacher.model.aux_head(objective.teacher.model.forward_features(images)[:, 1:])
-    rows = [(b, k, n) for b, chosen in enumerate(out.indices[-1].tolist()) for k, n in enumerate(chosen)]
     terms = [divergence(student[b, k], teacher[b, n]) for b, k, n in rows]
+    assert 0 < len(terms) < 3 * 36
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 

@@ -3,24 +3,16 @@
 import pytest
 import torch
 from agreement import assert_masked_is_gathered, assert_same_in_low_precision, dense_twin
-from architectures import ALL, PLAIN, TINY
+from architectures import ALL, PLAIN
 
 from vitprune.errors import UsageError
 from vitprune.model import attach
 
+UNUSUAL = ("class token", "no class token, attention pool", "average and max", "refined, average")
 ROTARY = ("EVA-02", "DINOv3", "RoPE ViT, mixed", "NaFlex, axial", "Qwen3", "Gemma 4")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "class token",
-        "no class token, attention pool",
-        "differential attention",
-        "refined, average",
-        "LV-ViT, skip_lam 2",
-    ],
-)
+@pytest.mark.parametrize("kind", [*UNUSUAL, "differential attention", "LV-ViT, skip_lam 2"])
 def test_unfused_attention_agrees_too(make_sparse, make_images, kind):
     sparse = make_sparse(**ALL[kind])
     images = make_images(sparse)
@@ -31,6 +23,12 @@ def test_unfused_attention_agrees_too(make_sparse, make_images, kind):
     assert_masked_is_gathered(sparse, images)
     torch.testing.assert_close(sparse.forward_masked(images).logits, fused, rtol=0, atol=1e-4)
     assert torch.equal(dense_twin(sparse)(images), sparse.model(images))
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_masked_and_gathered_pass_run_in_bf16(make_sparse, make_images, kind):
+    sparse = make_sparse(**ALL[kind])
+    assert_same_in_low_precision(sparse, make_images(sparse))
 
 
 @pytest.mark.parametrize("kind", ["class token", "one register", "parallel things", "LV-ViT, skip_lam 2"])
@@ -79,28 +77,6 @@ def test_dynamic_image_size_is_timms_and_keeps_the_share_of_the_tokens_it_has(ma
     assert_masked_is_gathered(sparse, images)
 
 
-def test_timms_random_patch_dropout_is_not_applied(make_sparse, make_images):
-    sparse = make_sparse(**PLAIN, patch_drop_rate=0.5).train()
-    images = make_images(sparse)
-    assert sparse.forward_masked(images).features.shape[1] == 36
-    assert [indices.shape[1] for indices in sparse.select(images).indices] == list(sparse.schedule.num_tokens)
-
-
-def test_train_mode_without_random_layers_changes_nothing(make_sparse, make_images):
-    sparse = make_sparse(**PLAIN)
-    images = make_images(sparse)
-    expected = sparse(images)
-    assert torch.equal(sparse.train()(images), expected)
-
-
-@pytest.mark.parametrize(
-    "kind", ["class token", "no class token, attention pool", "average and max", "refined, average"]
-)
-def test_masked_and_gathered_pass_run_in_bf16(make_sparse, make_images, kind):
-    sparse = make_sparse(**ALL[kind])
-    assert_same_in_low_precision(sparse, make_images(sparse))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_mask_comes_in_the_dtype_of_the_tokens(make_sparse, make_images, dtype):
     """Fused attention on a GPU refuses anything else."""
@@ -123,13 +99,12 @@ def test_another_image_size_than_the_positions_are_for_is_refused(make_sparse, m
 
 def test_timms_own_token_dropout_and_coordinate_noise_are_left_out(make_vit, make_images):
     """Teacher and student share the trunk and must see the same tokens in the same places."""
-    model = make_vit(
-        "vit_small_patch16_dinov3", **TINY, num_classes=7, patch_drop_rate=0.5, rope_rescale_coords=2.0
-    ).train()
-    sparse = attach(model, 1.0).train()
-    images = make_images(sparse)
-    with torch.no_grad():
-        assert torch.equal(sparse(images), sparse(images))
-        assert sparse.select(images).features.shape[1] == 36
-    assert model.patch_drop is not None
-    assert model.rope.training
+    for arguments in (PLAIN, {**ALL["DINOv3"], "rope_rescale_coords": 2.0}):
+        model = make_vit(**arguments, patch_drop_rate=0.5)
+        sparse, images = attach(model, 0.5, dropped="drop"), make_images(model)
+        with torch.no_grad():
+            expected = sparse(images)
+            assert torch.equal(sparse.train()(images), expected)
+            assert sparse.forward_masked(images).features.shape[1] == 36
+        assert model.patch_drop is not None
+        assert model.training

@@ -77,7 +77,10 @@ def test_class_count_that_does_not_fit_shows_both_sides(names):
     assert "--no-labels" in caught.value.hint
 
 
-def test_empty_class_folder_still_counts(image_folder):
+def test_an_empty_class_folder_still_counts_and_options_of_tables_are_refused(image_folder):
+    for options in ({"streaming": True}, {"splits": ("a", None)}, {"columns": ("a", "b")}):
+        with pytest.raises(DataError, match="is none"):
+            open_data(str(image_folder), TWO, DataOptions(**options))
     (image_folder / "val" / "aardvark").mkdir()
     with pytest.raises(DataError, match=r"2 classes, but .* has 3"):
         open_data(str(image_folder), TWO)
@@ -207,12 +210,6 @@ def _random(image):
 
 def _to_tensor(image):
     return torch.zeros(3, *image.size)
-
-
-def test_options_of_tables_are_refused_for_folders(image_folder):
-    for options in ({"streaming": True}, {"splits": ("a", None)}, {"columns": ("a", "b")}):
-        with pytest.raises(DataError, match="is none"):
-            open_data(str(image_folder), TWO, DataOptions(**options))
 
 
 def _die(image):

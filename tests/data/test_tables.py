@@ -42,18 +42,19 @@ def png(shade, size=(40, 40)):
     return content.getvalue()
 
 
-def write_parquet(path, count, start=0, label="class", names=("cat", "dog")):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = range(start, start + count)
-    kinds = {
-        "class": datasets.ClassLabel(names=list(names)),
-        "int": datasets.Value("int64"),
-        "str": datasets.Value("string"),
-    }
+def table(rows, label="class", names=("cat", "dog"), columns=("image", "label")):
+    """Rows whose labels are a "class" with a name, an "int" or a "str"."""
+    kinds = {"class": datasets.ClassLabel(names=list(names)), "int": datasets.Value("int64")}
     labels = [names[row % 2] if label == "str" else row % 2 for row in rows]
-    features = datasets.Features({"image": datasets.Image(), "label": kinds[label]})
+    kind = kinds.get(label, datasets.Value("string"))
     cells = [{"bytes": png(row), "path": None} for row in rows]
-    datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features).to_parquet(path)
+    features = datasets.Features(dict(zip(columns, (datasets.Image(), kind), strict=True)))
+    return datasets.Dataset.from_dict(dict(zip(columns, (cells, labels), strict=True)), features=features)
+
+
+def write_parquet(path, count, start=0, **of_table):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table(range(start, start + count), **of_table).to_parquet(path)
 
 
 def write_tar(path, count, start=0, broken=()):
@@ -88,13 +89,6 @@ def test_parquet_shards_by_their_names(tmp_path, label, streaming):
     assert isinstance(data.train, ImageStream) == streaming
     assert read(data.train) == [(row, row % 2) for row in range(6)]
     assert read(data.val) == [(10, 0), (11, 1)]
-
-
-def test_a_pattern_and_a_single_file(tmp_path):
-    write_parquet(tmp_path / "a.parquet", 2)
-    write_parquet(tmp_path / "b.parquet", 2, start=2)
-    assert len(open_data(str(tmp_path / "a.parquet"), TWO).val) == 2
-    assert len(open_data(str(tmp_path / "*.parquet"), TWO).val) == 4
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -153,12 +147,6 @@ def test_a_class_that_the_model_does_not_have_is_named(tmp_path):
         read(data.val)
 
 
-def test_names_that_do_not_fit_show_both_sides(tmp_path):
-    write_parquet(tmp_path / "a.parquet", 4, label="str", names=("cat", "wolf"))
-    with pytest.raises(DataError, match=r"cat, dog.*cat, wolf"):
-        open_data(str(tmp_path / "a.parquet"), NAMED)
-
-
 def test_columns_and_splits_by_name(tmp_path):
     write_parquet(tmp_path / "left-0.parquet", 2, label="int")
     write_parquet(tmp_path / "right-0.parquet", 3, start=5, label="int")
@@ -209,17 +197,19 @@ def test_shards_of_a_numbered_series_that_are_not_there_are_told(tmp_path, weigh
     assert open_data(str(tmp_path / "train-*.parquet"), NAMED).note is None
 
 
-def test_two_kinds_of_shards_are_refused(tmp_path):
-    write_parquet(tmp_path / "set" / "a.parquet", 1)
-    write_tar(tmp_path / "set" / "b.tar", 1)
-    with pytest.raises(DataError, match=r"both \.parquet and \.tar"):
-        open_data(str(tmp_path / "set"), TWO)
-
-
-def test_a_stream_without_a_val_part_cannot_be_trained_on(tmp_path):
-    write_tar(tmp_path / "train-000.tar", 4)
-    with pytest.raises(DataError, match="none can be held out of a stream"):
-        open_data(str(tmp_path / "train-000.tar"), TWO, training=True)
+def test_shards_that_make_no_data_set_are_refused_and_a_pattern_chooses(tmp_path):
+    write_parquet(tmp_path / "set" / "a.parquet", 4, label="str", names=("cat", "wolf"))
+    write_parquet(tmp_path / "set" / "b.parquet", 2, label="str", names=("cat", "wolf"))
+    write_tar(tmp_path / "set" / "train-000.tar", 4)
+    assert len(open_data(str(tmp_path / "set" / "a.parquet"), TWO).val) == 4
+    assert len(open_data(str(tmp_path / "set" / "*.parquet"), TWO).val) == 6
+    for name, classes, words in (
+        ("", TWO, r"both \.parquet and \.tar"),
+        ("train-000.tar", TWO, "none can be held out of a stream"),
+        ("a.parquet", NAMED, "cat, dog.*cat, wolf"),
+    ):
+        with pytest.raises(DataError, match=words):
+            open_data(str(tmp_path / "set" / name), classes, training=True)
 
 
 def test_a_path_in_a_table_is_not_followed(tmp_path):
@@ -229,39 +219,30 @@ def test_a_path_in_a_table_is_not_followed(tmp_path):
         decode({"bytes": None, "path": str(tmp_path / "secret.png")})
 
 
-def table(num_rows=6):
-    """As the Hub gives it, its columns called something else."""
-    features = datasets.Features({"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["cat", "dog"])})
-    cells = [{"bytes": png(row), "path": None} for row in range(num_rows)]
-    labels = [row % 2 for row in range(num_rows)]
-    return datasets.Dataset.from_dict({"img": cells, "fine_label": labels}, features=features)
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_columns_are_found_by_their_kind_and_classes_matched_by_name(num_workers):
     swapped = ModelClasses(2, ("dog", "cat"))
-    for kind in (table(), table().to_iterable_dataset()):
+    whole = table(range(6), columns=("img", "fine_label"))
+    for kind in (whole, whole.to_iterable_dataset()):
         images = read_table(kind, TWO, "x/y")
         assert read(images, num_workers=num_workers) == [(row, row % 2) for row in range(6)]
         images = read_table(kind, swapped, "x/y")
         assert read(images, num_workers=num_workers) == [(row, 1 - row % 2) for row in range(6)]
         assert images.class_names == {1: "cat", 0: "dog"}
         assert {label for _, label in read(read_table(kind, None, "x/y"))} == {UNLABELLED}
-    image, _ = read_table(table(), TWO, "x/y")[1]
+    image, _ = read_table(whole, TWO, "x/y")[1]
     assert image.mode == "RGB"
 
 
 def test_named_classes_of_imagenet_get_its_indices_also_where_they_are_numbered():
     ids = ImageNetInfo().label_names()
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[ids[993], ids[7]])})
-    cells = [{"bytes": png(0), "path": None}] * 2
-    numbered = datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features=features)
+    numbered = table(range(2), names=(ids[993], ids[7]))
     assert read_table(numbered, ModelClasses(1000), "x/y").labels == [993, 7]
 
 
 def test_tables_that_do_not_fit_are_refused():
     with pytest.raises(DataError, match="the model has 3 classes, but 'x/y' has 2"):
-        read_table(table(), ModelClasses(3), "x/y")
+        read_table(table(range(6)), ModelClasses(3), "x/y")
     with pytest.raises(DataError, match="no column of images, only text"):
         read_table(datasets.Dataset.from_dict({"text": ["a"]}), None, "x/y")
 
@@ -300,9 +281,6 @@ def test_a_stream_is_trained_on_and_evaluated(weights_file, tmp_path, capsys, qu
     assert report["data"]["num_train_images"] is None
     assert report["data"]["num_val_images"] == report["sparse"]["num_images"] == 5
     assert report["training"]["num_images"] == 32, "more than a pass"
-
-
-def test_passes_over_a_stream_are_not_a_length():
+    assert Recipe(steps=7).num_steps(None) == 7
     with pytest.raises(UsageError, match="stream"):
         Recipe(epochs=1).num_steps(None)
-    assert Recipe(steps=7).num_steps(None) == 7
