@@ -9,8 +9,6 @@ from vitprune.common import devices
 from vitprune.common.devices import pick_device, pick_precision
 from vitprune.errors import DeviceError, UsageError
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def set_hardware(monkeypatch: pytest.MonkeyPatch):
@@ -38,47 +36,50 @@ def test_named_devices_are_taken_when_there(set_hardware) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message", "hint"),
+    ("hardware", "name", "message", "hint"),
     [
-        ("cuda", "device 'cuda' is not there: this PyTorch sees no CUDA GPU", "--device cpu"),
-        ("cuda:1", "device 'cuda:1' is not there: this PyTorch sees no CUDA GPU", "--device cpu"),
-        ("mps", "device 'mps' is not there", "--device cpu"),
-        ("gpu", "device 'gpu' is unknown", "auto, cpu, cuda"),
-        ("cuda:x", "device 'cuda:x' is unknown", "auto, cpu, cuda"),
-        ("", "device '' is unknown", "auto, cpu, cuda"),
+        ({}, "cuda:1", "is not there: this PyTorch sees no CUDA GPU", "--device cpu"),
+        ({}, "mps", "is not there", "--device cpu"),
+        *(({}, name, "is unknown", "auto, cpu, cuda") for name in ("gpu", "cuda:x", "")),
+        ({"gpus": 2}, "cuda:2", "is not there: this PyTorch sees cuda:0, cuda:1", "--device cuda"),
+        ({"cuda_build": False}, "cuda", "is built without CUDA", "--device cpu, or install"),
     ],
 )
-def test_missing_and_unknown_devices_are_refused(set_hardware, name: str, message: str, hint: str) -> None:
-    set_hardware()
+def test_missing_and_unknown_devices_are_refused(set_hardware, hardware, name, message, hint) -> None:
+    set_hardware(**hardware)
     with pytest.raises(DeviceError) as caught:
         pick_device(name)
+    assert f"device '{name}' " in caught.value.message
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
 
 
-def test_a_gpu_number_too_high_lists_the_gpus(set_hardware) -> None:
-    set_hardware(gpus=2)
-    with pytest.raises(DeviceError, match="'cuda:2' is not there: this PyTorch sees cuda:0, cuda:1"):
-        pick_device("cuda:2")
-
-
-def test_a_build_without_cuda_is_told_apart_from_a_missing_gpu(set_hardware) -> None:
-    set_hardware(cuda_build=False)
-    with pytest.raises(DeviceError, match="is built without CUDA"):
-        pick_device("cuda")
-
-
-def test_evaluation_is_exact_unless_told_otherwise() -> None:
-    assert pick_precision("auto", CPU, training=False) == "fp32"
-    assert pick_precision("bf16", CPU, training=False) == "bf16"
-
-
-@pytest.mark.parametrize(("fast", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_training_on_the_cpu_is_bf16_only_in_hardware(
-    monkeypatch: pytest.MonkeyPatch, fast: bool, expected: str
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "device", "training", "fast", "expected"),
+    [
+        ("auto", "cpu", False, True, "fp32"),
+        ("bf16", "cpu", False, False, "bf16"),
+        ("auto", "cpu", True, True, "bf16"),
+        ("auto", "cpu", True, False, "fp32"),
+        ("auto", "mps", True, True, "fp32"),
+    ],
+)
+def test_auto_is_exact_but_in_training_where_bf16_is_fast(monkeypatch, name, device, training, fast, expected) -> None:
     monkeypatch.setattr(devices, "cpu_has_fast_bf16", lambda: fast)
-    assert pick_precision("auto", CPU, training=True) == expected
+    assert pick_precision(name, torch.device(device), training=training) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("fp16", "'fp16' does not go with device 'cpu'", "bf16"),
+        ("int8", "precision 'int8' is unknown", "auto, fp32, bf16, fp16"),
+    ],
+)
+def test_a_precision_that_cannot_be_is_refused(name: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        pick_precision(name, torch.device("cpu"), training=False)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp16")])
@@ -96,22 +97,7 @@ def test_training_on_older_gpus_is_fp16(monkeypatch: pytest.MonkeyPatch, native:
     assert asked_of == [torch.device("cuda:1")]
 
 
-def test_training_on_mps_is_fp32() -> None:
-    assert pick_precision("auto", torch.device("mps"), training=True) == "fp32"
-
-
 def test_a_torch_without_the_private_queries_has_no_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     assert devices.cpu_has_fast_bf16() is False
-
-
-def test_fp16_on_the_cpu_is_refused() -> None:
-    with pytest.raises(UsageError, match="'fp16' does not go with device 'cpu'") as caught:
-        pick_precision("fp16", CPU, training=False)
-    assert "bf16" in (caught.value.hint or "")
-
-
-def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(UsageError, match="precision 'int8' is unknown"):
-        pick_precision("int8", CPU, training=True)

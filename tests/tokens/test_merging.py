@@ -14,6 +14,16 @@ def x():
 
 
 @pytest.fixture
+def sizes():
+    return torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
+
+
+@pytest.fixture
+def ones():
+    return torch.ones(3, 20, dtype=torch.float64)
+
+
+@pytest.fixture
 def scores():
     return torch.randn(3, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -26,8 +36,7 @@ def test_split_is_top_k_and_the_rest(scores):
         assert sorted(kept[image].tolist() + pruned[image].tolist()) == list(range(20))
 
 
-def test_each_pruned_token_joins_its_most_similar_by_weighted_average(x, scores):
-    sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
+def test_each_pruned_token_joins_its_most_similar_by_weighted_average(x, scores, sizes):
     kept, pruned = split_tokens(scores, 13)
     tokens, new_sizes = merge_tokens(x, sizes, kept, pruned)
     for image in range(3):
@@ -44,10 +53,9 @@ def test_each_pruned_token_joins_its_most_similar_by_weighted_average(x, scores)
 
 
 @pytest.mark.parametrize("prefix", [1, 5])
-def test_prefix_tokens_stay_as_they_are(x, scores, prefix):
+def test_prefix_tokens_stay_as_they_are(x, scores, sizes, prefix):
     kept, pruned = split_tokens(scores, 13)
     before = torch.randn(3, prefix, 8, dtype=torch.float64)
-    sizes = torch.randint(1, 5, (3, 20), generator=torch.Generator().manual_seed(2)).double()
     ones = torch.ones(3, prefix, dtype=torch.float64)
     tokens, new_sizes = merge_tokens(
         torch.cat((before, x), dim=1), torch.cat((ones, sizes), dim=1), kept, pruned, prefix
@@ -57,53 +65,38 @@ def test_prefix_tokens_stay_as_they_are(x, scores, prefix):
     torch.testing.assert_close(new_sizes, torch.cat((ones, expected_sizes), dim=1))
 
 
-def test_no_sizes_are_sizes_of_one(x, scores):
+def test_masked_merging_is_gathered_merging_and_no_sizes_are_ones(x, scores, ones):
+    x[0, 4] = 0  # has no direction, and spoils nothing
     kept, pruned = split_tokens(scores, 13)
-    for given, expected in zip(
-        merge_tokens(x, None, kept, pruned),
-        merge_tokens(x, torch.ones(3, 20, dtype=torch.float64), kept, pruned),
-        strict=True,
-    ):
-        torch.testing.assert_close(given, expected)
-
-
-def test_a_token_of_zeros_spoils_nothing(x, scores):
-    x[0, 4] = 0
-    tokens, sizes = merge_tokens(x, None, *split_tokens(scores, 13))
+    tokens, new_sizes = merge_tokens(x, None, kept, pruned)
     assert tokens.isfinite().all()
-    assert sizes[0].sum() == 20
-
-
-def test_masked_merging_is_gathered_merging(x, scores):
-    sizes = torch.ones(3, 20, dtype=torch.float64)
-    kept, pruned = split_tokens(scores, 13)
-    tokens, new_sizes = merge_tokens(x, sizes, kept, pruned)
-    masked, masked_sizes = merge_masked(x, sizes, torch.ones_like(sizes), topk_decision(scores, 13))
+    assert new_sizes[0].sum() == 20
+    for got, expected in zip(merge_tokens(x, ones, kept, pruned), (tokens, new_sizes), strict=True):
+        torch.testing.assert_close(got, expected)
+    masked, masked_sizes = merge_masked(x, ones, ones, topk_decision(scores, 13))
     torch.testing.assert_close(gather_tokens(masked, kept), tokens)
     torch.testing.assert_close(masked_sizes.gather(1, kept), new_sizes)
     assert torch.equal(gather_tokens(masked, pruned), gather_tokens(x, pruned)), "nobody sees them: let them be"
 
 
-def test_merging_where_no_token_is_kept_changes_nothing(x):
-    sizes = torch.ones(3, 20, dtype=torch.float64)
-    tokens, new_sizes = merge_masked(x, sizes, torch.ones_like(sizes), torch.zeros_like(sizes))
+def test_merging_where_no_token_is_kept_changes_nothing(x, ones):
+    tokens, new_sizes = merge_masked(x, ones, ones, torch.zeros_like(ones))
     assert torch.equal(tokens, x)
-    assert torch.equal(new_sizes, sizes)
+    assert torch.equal(new_sizes, ones)
 
 
-def test_tokens_dropped_before_do_not_merge_again(x, scores):
-    sizes = torch.ones(3, 20, dtype=torch.float64)
+def test_tokens_dropped_before_do_not_merge_again(x, scores, ones):
     kept = topk_decision(scores, 13)
-    _, sizes = merge_masked(x, sizes, torch.ones_like(kept), kept)
+    _, sizes = merge_masked(x, ones, ones, kept)
     decision = topk_decision(-scores, 6, kept)
     _, later = merge_masked(x, sizes, kept, decision)
-    torch.testing.assert_close((later * kept * decision).sum(1), torch.full((3,), 20.0, dtype=torch.float64))
+    torch.testing.assert_close((later * kept * decision).sum(1), ones.sum(1))
 
 
-def test_gradient_reaches_merged_tokens_and_not_the_choice(x, scores):
+def test_gradient_reaches_merged_tokens_and_not_the_choice(x, scores, ones):
     x.requires_grad_(True)
     decision = topk_decision(scores, 13).requires_grad_(True)
-    tokens, _ = merge_masked(x, torch.ones(3, 20, dtype=torch.float64), torch.ones_like(decision), decision)
+    tokens, _ = merge_masked(x, ones, ones, decision)
     (tokens * decision.detach().unsqueeze(-1)).sum().backward()
     assert (x.grad.abs().sum(-1) > 0).all(), "a pruned token is felt through the token that it joined"
     assert decision.grad is None
@@ -141,44 +134,34 @@ def log_pi_of(scores):
     return torch.stack((torch.zeros_like(scores), scores), -1).log_softmax(-1)
 
 
-def test_noisy_top_k_keeps_the_number_whatever_the_noise(scores):
+def test_noisy_top_k_keeps_the_number_whatever_the_noise(scores, ones):
     kept = topk_decision(torch.rand(3, 20), 15)
     for noise in (0.0, 0.5, 1.0, 5.0):
         decision = perturbed_topk_decision(log_pi_of(scores), 8, kept, noise=noise)
         assert set(decision.unique().tolist()) == {0.0, 1.0}
         assert (decision.sum(1) == 8).all()
         assert ((decision == 1) <= (kept == 1)).all()
+    all_kept = perturbed_topk_decision(log_pi_of(scores).requires_grad_(True), 20, ones)
+    assert (all_kept == 1).all()
+    all_kept.sum().backward()
 
 
-def test_without_noise_it_is_top_k(scores):
-    ones = torch.ones(3, 20, dtype=torch.float64)
-    assert torch.equal(perturbed_topk_decision(log_pi_of(scores), 8, ones, noise=0.0), topk_decision(scores, 8))
-
-
-def test_noise_tries_other_tokens_the_more_the_noisier(scores):
+def test_noise_tries_other_tokens_the_more_the_noisier(scores, ones):
     torch.manual_seed(0)
-    ones, best = torch.ones(3, 20, dtype=torch.float64), topk_decision(scores, 8)
+    best = topk_decision(scores, 8)
 
     def change(noise):
         draws = [perturbed_topk_decision(log_pi_of(scores), 8, ones, noise=noise) for _ in range(50)]
         return sum((draw - best).abs().mean().item() for draw in draws) / 50
 
-    assert 0 < change(0.1) < change(1.0)
+    assert 0 == change(0.0) < change(0.1) < change(1.0)
 
 
-def test_gradient_pulls_at_the_border_hardest(scores):
+def test_gradient_pulls_at_the_border_hardest(scores, ones):
     log_pi = log_pi_of(scores).requires_grad_(True)
-    ones = torch.ones(3, 20, dtype=torch.float64)
     perturbed_topk_decision(log_pi, 8, ones, noise=0.0).sum().backward()
     pull = log_pi.grad[..., 1]
     assert (pull > 0).all(), "dropped tokens are told too"
     logits = log_pi.detach()[..., 1] - log_pi.detach()[..., 0]
     distance = (logits - logits.topk(9, 1).values[:, 7:].mean(1, keepdim=True)).abs()
     torch.testing.assert_close(pull, distance.sigmoid() * (1 - distance.sigmoid()))
-
-
-def test_keeping_all_is_certain(scores):
-    ones = torch.ones(3, 20, dtype=torch.float64)
-    decision = perturbed_topk_decision(log_pi_of(scores).requires_grad_(True), 20, ones)
-    assert (decision == 1).all()
-    decision.sum().backward()

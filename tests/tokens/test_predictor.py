@@ -60,8 +60,7 @@ def test_output_is_the_formula_of_section_3_2(predictor, tokens):
 def test_scores_of_logits_and_of_log_probabilities_rank_alike(predictor, tokens):
     logits, log_pi = predictor.logits(tokens), predictor(tokens)
     torch.testing.assert_close(keep_scores(log_pi), keep_scores(logits))
-    order = keep_scores(logits).argsort(dim=1)
-    assert torch.equal(order, log_pi[..., 1].argsort(dim=1))
+    assert torch.equal(keep_scores(logits).argsort(dim=1), log_pi[..., 1].argsort(dim=1))
 
 
 def test_certain_tokens_are_still_told_apart():
@@ -71,37 +70,12 @@ def test_certain_tokens_are_still_told_apart():
     assert keep_scores(logits).argsort(dim=1).tolist() == keep_scores(log_pi).argsort(dim=1).tolist() == [[0, 2, 1]]
 
 
-def test_permuting_the_tokens_permutes_the_scores(predictor, tokens):
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(2))
-    kept = mask_of(range(0, 20, 2), range(7), [4])
-    torch.testing.assert_close(predictor(tokens[:, order]), predictor(tokens)[:, order])
-    torch.testing.assert_close(predictor(tokens[:, order], kept[:, order]), predictor(tokens, kept)[:, order])
-
-
-def test_images_of_a_batch_do_not_see_each_other(predictor, tokens):
-    torch.testing.assert_close(predictor(tokens)[1:2], predictor(tokens[1:2]))
-
-
-def test_dropped_tokens_do_not_influence_the_others(predictor, tokens):
-    kept = mask_of(range(5), range(10), range(15))
-    changed = torch.where(kept[..., None] == 1, tokens, 100 * torch.randn_like(tokens))
-    is_kept = kept.bool()
-    assert torch.equal(predictor(tokens, kept)[is_kept], predictor(changed, kept)[is_kept])
-    assert not torch.allclose(predictor(tokens)[is_kept], predictor(changed)[is_kept], atol=1e-3)  # or it is vacuous
-
-
-def test_kept_tokens_influence_dropped_ones_through_the_global_feature(predictor, tokens):
-    kept = mask_of([0], [0], [0])
-    changed = tokens.clone()
-    changed[:, 0].neg_()
-    assert not torch.allclose(predictor(tokens, kept)[:, 1:], predictor(changed, kept)[:, 1:], atol=1e-3)
-
-
 def test_masked_and_gathered_tokens_score_alike(predictor, tokens):
     chosen = [0, 2, 3, 11, 19]
     kept = mask_of(*[chosen] * 3)
     torch.testing.assert_close(predictor(tokens, kept)[:, chosen], predictor(tokens[:, chosen]))
     torch.testing.assert_close(predictor(tokens, torch.ones(3, 20)), predictor(tokens))
+    assert torch.equal(predictor(tokens, kept.bfloat16()), predictor(tokens, kept))
 
 
 def test_an_empty_set_gives_finite_scores_and_gradients(predictor, tokens):
@@ -161,11 +135,6 @@ def test_double_is_float64(predictor, tokens):
     assert log_pi.dtype == torch.float64
     torch.testing.assert_close(log_pi.float(), reference(tokens))
     assert not torch.equal(log_pi, log_pi.float().double())  # not fp32 in disguise
-
-
-def test_low_precision_masks_are_welcome(predictor, tokens):
-    kept = mask_of(range(5), range(10), range(15))
-    assert torch.equal(predictor(tokens, kept.bfloat16()), predictor(tokens, kept))
 
 
 @pytest.mark.parametrize("embed_dim", [1, 30, 193])

@@ -12,11 +12,21 @@ def scores():
 
 
 @pytest.mark.parametrize("num_tokens", [1, 7, 39, 40])
-def test_the_highest_scores_are_chosen_in_raster_order(scores, num_tokens):
-    chosen = topk_tokens(scores, num_tokens)
-    for image, indices in zip(scores.tolist(), chosen.tolist(), strict=True):
-        best = sorted(range(40), key=lambda token: -image[token])[:num_tokens]
-        assert indices == sorted(best)
+def test_the_highest_scores_are_chosen_in_raster_order_and_marked_alike(scores, num_tokens):
+    before = scores.clone()
+    best = scores.argsort(dim=1, descending=True)[:, :num_tokens].sort(dim=1).values
+    assert torch.equal(topk_tokens(scores, num_tokens), best)
+    assert torch.equal(topk_decision(scores, num_tokens), torch.zeros(5, 40).scatter_(1, best, 1.0))
+    assert torch.equal(scores, before)
+
+
+def test_gather_takes_views_and_passes_the_gradient_to_the_chosen_tokens_only():
+    x = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    indices = torch.tensor([[0, 2], [1, 3], [4, 0]])
+    gathered = gather_tokens(x[:, 2:], indices)
+    assert torch.equal(gathered, x[:, 2:].gather(1, indices.unsqueeze(-1).expand(-1, -1, 4)))
+    gathered.sum().backward()
+    assert torch.equal(x.grad[..., 0], torch.zeros(3, 7).scatter_(1, indices + 2, 1.0))
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
@@ -26,27 +36,6 @@ def test_rows_of_a_sequence_are_its_prefix_and_the_patches_named(prefix):
     taken = take_rows(x, flat_rows(x, prefix, some, others))
     patches = torch.cat((some, others), dim=1).unsqueeze(-1).expand(-1, -1, 4)
     assert torch.equal(taken, torch.cat((x[:, :prefix], x[:, prefix:].gather(1, patches)), dim=1))
-
-
-def test_gather_takes_views_too():
-    x = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
-    indices = torch.tensor([[0, 2], [1, 3], [4, 0]])
-    expected = x[:, 2:].gather(1, indices.unsqueeze(-1).expand(-1, -1, 4))
-    assert torch.equal(gather_tokens(x[:, 2:], indices), expected)
-
-
-def test_gather_passes_the_gradient_to_the_chosen_tokens_only():
-    x = torch.zeros(1, 4, 3, requires_grad=True)
-    gather_tokens(x, torch.tensor([[1, 3]])).sum().backward()
-    assert x.grad[0].sum(-1).tolist() == [0, 3, 0, 3]
-
-
-@pytest.mark.parametrize("num_tokens", [1, 7, 39, 40])
-def test_decision_marks_the_tokens_that_are_gathered(scores, num_tokens):
-    expected = torch.zeros(5, 40)
-    for image, indices in enumerate(topk_tokens(scores, num_tokens)):
-        expected[image, indices] = 1
-    assert torch.equal(topk_decision(scores, num_tokens), expected)
 
 
 def test_decision_among_the_kept_is_selection_among_the_gathered(scores):
@@ -63,15 +52,8 @@ def test_dropped_tokens_never_come_back_whatever_the_scores(scores):
     decision = topk_decision(tempting, 10, kept)
     assert (decision <= kept).all()
     low, kept = torch.tensor([[0.0, -1e30, -1e4]]), torch.tensor([[0.0, 1.0, 1.0]])
-    assert topk_decision(low, 2, kept).tolist() == [[0, 1, 1]], "a dropped token loses even to the lowest score"
-
-
-def test_every_image_keeps_the_same_number_at_every_stage(scores):
-    kept = torch.ones(5, 40)
-    generator = torch.Generator().manual_seed(1)
-    for count in (28, 19, 13, 1):
-        kept = kept * topk_decision(torch.randn(5, 40, generator=generator), count, kept)
-        assert (kept.sum(1) == count).all()
+    for count in (2, 3):  # sampled decisions may have kept fewer
+        assert topk_decision(low, count, kept).tolist() == [[0, 1, 1]], "a dropped token loses even to the lowest score"
 
 
 def test_equal_and_infinite_scores_still_give_the_exact_count():
@@ -82,10 +64,3 @@ def test_equal_and_infinite_scores_still_give_the_exact_count():
     lowest[0, 2] = 0
     decision = topk_decision(lowest, 2)
     assert (decision.sum(), decision[0, 2]) == (2, 1)
-
-
-def test_scores_are_left_as_they_were(scores):
-    before = scores.clone()
-    topk_decision(scores, 5, topk_decision(scores, 20))
-    topk_tokens(scores, 5)
-    assert torch.equal(scores, before)
