@@ -103,18 +103,27 @@ def test_limits(capsys):
         assert said in capsys.readouterr().err
 
 
-def test_existing_output_is_kept_and_overwritten_on_request(finished, arguments, tmp_path, monkeypatch, capsys):
+def test_images_without_labels_into_an_existing_output_on_request(
+    finished, arguments, images, tmp_path, monkeypatch, capsys
+):
     """What the old run wrote must not be taken for the new one's."""
     mine = shutil.copytree(finished.folder, tmp_path / "mine")
-    assert run([*arguments, "-o", "mine"]) == 1
+    loose = (images / "train" / "cat").rename(tmp_path / "loose")
+    arguments = [*arguments, "--data", str(loose), "-o", "mine"]
+    assert run(arguments) == 1
     assert "the output folder 'mine' exists" in capsys.readouterr().err
+    assert run([*arguments, "--overwrite"]) == 1
+    assert "not in class folders" in capsys.readouterr().err
     (mine / "README.md").write_text("# My own words\n")
     (mine / "checkpoints").mkdir()
     (mine / "checkpoints" / "step-000009999.safetensors").write_bytes(b"of the old run")
     seen = []
     step = RunProgress.step
     monkeypatch.setattr(RunProgress, "step", lambda *given: (seen.append({*mine.rglob("*")}), step(*given)))
-    assert run([*arguments, "-o", "mine", "--seed", "1", "--overwrite"]) == 0
+    assert run([*arguments, "--no-labels", "--overwrite", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["sparse"]["top1_pct"] is None
+    assert 0 <= report["delta"]["agreement_pct"] <= 100
     assert mine / "report.json" not in seen[0]
     assert mine / "checkpoints" / "step-000009999.safetensors" not in seen[0]
     assert not same_weights(mine, finished.folder)
@@ -203,17 +212,6 @@ def test_demo_reports_object_coverage(tmp_path, monkeypatch, capsys):
 
 
 # Images
-
-
-def test_no_labels_takes_any_folder(arguments, images, capsys):
-    (images / "train" / "cat").rename(images.parent / "loose")
-    arguments = [*arguments, "--data", str(images.parent / "loose")]
-    assert run(arguments) == 1
-    assert "not in class folders" in capsys.readouterr().err
-    assert run([*arguments, "--no-labels", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["sparse"]["top1_pct"] is None
-    assert 0 <= report["delta"]["agreement_pct"] <= 100
 
 
 def test_a_folder_of_broken_images_ends_at_once(arguments, images, capsys):
