@@ -7,12 +7,12 @@ VitpruneError (1)
 ├── CheckpointError (1)        a weight file that is missing, damaged, foreign or does not fit
 ├── DataError (1)              images that are missing, unreadable or do not fit the model's classes
 ├── HubError (1)               the Hugging Face Hub is out of reach, or the repository is gated or absent
-├── DeviceError (2)            the device asked for is not there
+├── DeviceError (2)            the device is not available
 ├── OutputError (1)            the output exists, cannot be written, or the disk is full
-├── TrainingError (1)          training cannot go on
+├── TrainingError (1)          training cannot continue
 ├── ExportError (1)            a model that cannot be exported, or whose file computes something else
 ├── Interrupted (130)          the user stopped the run; says what was saved
-└── Preempted (143)            the run was told to end (SIGTERM); a checkpoint to resume from is written
+└── Preempted (143)            the run was terminated (SIGTERM); a checkpoint to resume from is written
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class HubError(VitpruneError):
 
 
 class DeviceError(VitpruneError):
-    """The device asked for is not there."""
+    """The device is not available."""
 
     exit_code = 2
 
@@ -84,7 +84,7 @@ class OutputError(VitpruneError):
 
 
 class TrainingError(VitpruneError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class ExportError(VitpruneError):
@@ -98,6 +98,6 @@ class Interrupted(VitpruneError):
 
 
 class Preempted(VitpruneError):
-    """The run was told to end by SIGTERM."""
+    """The run was terminated by SIGTERM."""
 
     exit_code = 143

@@ -66,6 +66,6 @@ def test_several_keep_ratios_and_modes_as_tables(untimed, capsys, no_hub, monkey
     assert run(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(", ")[1] for line in lines if line.startswith("test_vit.")] == ["eager", "compile"]
-    for label, times in (("dense", 8), ("keep 0.9", 8), ("keep 0.5", 8), ("(floor)", 16)):
+    for label, times in (("dense", 8), ("keep 0.9", 8), ("keep 0.5", 8), ("(bound)", 16)):
         assert sum(line.startswith(f"{label}  ") for line in lines) == times
-    assert any(line.startswith("(floor): no model to use") for line in lines)
+    assert any(line.startswith("(bound): no model to use") for line in lines)

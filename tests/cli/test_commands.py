@@ -129,7 +129,7 @@ MISTAKES = [
         "--target-speedup and --target-latency-ms are mutually exclusive",
     ),
     (["bench", "test_vit", "-b", "0"], 2, "--batch-size is '0'"),
-    (["sparsify", "demo", "--data", "nowhere"], 1, "the data 'nowhere' is not there"),
+    (["sparsify", "demo", "--data", "nowhere"], 1, "the data 'nowhere' was not found"),
     (["sparsify", "demo", "--data", "images"], 1, "the model has 10 classes"),
     (["eval", "model.safetensors", "three"], 1, "the model has 2 classes (cat, dog)"),
     (["convert", "absent.pth", "--keep", "0.7"], 1, "there is no file 'absent.pth'"),

@@ -276,7 +276,7 @@ def test_interrupted_and_resumed_is_the_same_file(finished, arguments, tmp_path,
     assert run([*arguments, "--checkpoint-every", "2"]) == 130
     err = capsys.readouterr().err
     assert "stopped after 3 of 6 steps; the model so far is in runs/" in err
-    assert "the same command with --resume goes on after step 2" in err
+    assert "the same command with --resume resumes after step 2" in err
     folder = tmp_path / "runs" / "test_vit-keep0.7"
     assert vitprune.load(folder)(torch.zeros(1, 3, 160, 160)).shape == (1, 2)
     assert json.loads((folder / "config.json").read_text())["training"] == {
@@ -301,7 +301,7 @@ def test_without_a_checkpoint_the_run_begins_anew(arguments, at_step, capsys):
     assert "--resume" not in capsys.readouterr().err
     at_step(2, _interrupt)
     assert run([*arguments, "--resume"]) == 130
-    assert "holds no training checkpoint to go on from: the run begins anew" in capsys.readouterr().err
+    assert "holds no training checkpoint to resume from: the run starts over" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends signals")
@@ -309,7 +309,7 @@ def test_sigterm_ends_the_step_and_writes_a_checkpoint(arguments, tmp_path, at_s
     at_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert run(arguments) == 143
     err = capsys.readouterr().err
-    assert "error: the run was told to stop" in err
+    assert "error: the run was terminated" in err
     assert "--resume" in err
     assert list((tmp_path / "runs" / "test_vit-keep0.7" / "checkpoints").glob("step-*4.safetensors"))
 

@@ -225,13 +225,13 @@ def test_a_run_that_fails_does_not_lose_the_others(arguments, tmp_path, capsys, 
 
 
 def test_where_every_run_fails_or_the_machine_is_taken_that_is_the_error(arguments, capsys, monkeypatch):
-    told = "error: the run was told to stop; 0 of 2 runs are complete"
+    told = "error: the run was terminated; 0 of 2 runs are complete"
     for error, code, lines in (
         (TrainingError("out of memory", "try -b 2"), 1, ["error: out of memory", "", "hint: try -b 2"]),
         (
-            Preempted("the run was told to stop", "vitprune sparsify ..."),
+            Preempted("the run was terminated", "vitprune sparsify ..."),
             143,
-            [told, "", "hint: vitprune sweep with the same options and --resume goes on"],
+            [told, "", "hint: vitprune sweep with the same options and --resume resumes it"],
         ),
     ):
         monkeypatch.setattr("vitprune.jobs.sweep.run", lambda *args, error=error: _fail(error))

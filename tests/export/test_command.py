@@ -84,7 +84,7 @@ MISTAKES = [
     (["export", ".", "--format", "tflite"], 2, "--format is 'tflite', expected one of"),
     (["export", ".", "--format", "timm", "--precision", "fp16"], 2, "is written in fp32"),
     (["export", ".", "--limit", "3"], 2, "there is no --data"),
-    (["export", ".", "-o", "b.onnx", "--data", "nowhere"], 1, "the data 'nowhere' is not there"),
+    (["export", ".", "-o", "b.onnx", "--data", "nowhere"], 1, "the data 'nowhere' was not found"),
     (["export", "model.onnx"], 2, "'model.onnx' is an exported file"),
     (["sparsify", "model.onnx", "--data", "images"], 2, "is an exported file"),
     (["info", "model.onnx"], 2, "is an exported file"),

@@ -56,7 +56,7 @@ def test_the_first_screen_says_what_happened(drawn):
     _, page, _ = drawn
     (heading,) = page.all("h1")
     assert heading["text"] == "deit_tiny_patch16_224.fb_in1k, keep 0.7"
-    before = page.text[: page.text.index("Which tokens stay")]
+    before = page.text[: page.text.index("Which tokens are kept")]
     for words in (
         "35.4 % fewer GMACs",
         "1.46 x as fast",
@@ -289,5 +289,5 @@ def test_a_promised_speed_is_shown_with_what_came_of_it(make_run):
         folder = make_run(target=asked | speeds | times | {"met": met}, steps=False)
         page = render_page(read_run(folder), images=False)
         assert re.search("Asked for <data[^>]*>1.50</data> x dense at batch 8 in bf16", page)
-        assert re.search("Promised before training: <data[^>]*>1.51</data> x, <data[^>]*>20.00</data> ms", page)
+        assert re.search("Predicted before training: <data[^>]*>1.51</data> x, <data[^>]*>20.00</data> ms", page)
         assert re.search(f"Measured after it: <data[^>]*>1.49</data> x, <data[^>]*>20.31</data>{end}", page)

@@ -115,8 +115,8 @@ def test_the_page_says_in_words_what_the_charts_show_and_loads_nothing(result):
     for chart in charts:
         for row in result["rows"]:
             assert row["label"] in chart["aria-label"]
-        assert f"beaten by {NASTY}" in chart["aria-label"]
-    assert page.text.count(f"beaten by {NASTY}") == 2, "in the table too: colour and shape say nothing alone"
+        assert f"dominated by {NASTY}" in chart["aria-label"]
+    assert page.text.count(f"dominated by {NASTY}") == 2, "in the table too: colour and shape say nothing alone"
     assert "SLOWER" in page.text
     assert "out of <memory>" in page.text
     assert "/home/somebody" not in text
@@ -147,7 +147,7 @@ def test_without_labels_there_are_no_points(result):
     result["verdict"] = verdict(result["rows"], 32)
     page = Page(render_sweep_page(result))
     assert "The images have no labels" in page.text
-    assert "same answer %" in page.text
+    assert "same prediction %" in page.text
     assert "95 %" not in page.text
 
 

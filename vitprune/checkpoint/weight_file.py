@@ -27,7 +27,7 @@ def check_exists(path: Path) -> None:
         CheckpointError: there is none.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no file '{path}'", "check the path")
+        raise CheckpointError(f"file '{path}' not found", "check the path")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

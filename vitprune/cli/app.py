@@ -32,7 +32,7 @@ from vitprune.cli.commands import (
 from vitprune.cli.commands import eval as evaluate
 from vitprune.cli.old_names import renamed
 from vitprune.cli.options import grouped
-from vitprune.cli.output import prepare, print_error, talk
+from vitprune.cli.output import prepare, print_error, say
 from vitprune.cli.usage_errors import explain
 from vitprune.common import distributed
 from vitprune.errors import VitpruneError
@@ -114,7 +114,7 @@ def run(arguments: list[str]) -> int:
     try:
         prepare(quiet=quiet)
         for line in old_names:
-            talk(f"warning: {line}")
+            say(f"warning: {line}")
         # Else its allocator, for one, warns of things that nobody can change, and across the progress display.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code: int = app(args=arguments, prog_name="vitprune", standalone_mode=False, obj=arguments) or 0

@@ -31,10 +31,10 @@ __all__ = [
     "print_json",
     "print_line",
     "print_table",
+    "say",
     "shows_progress",
     "signed",
     "stderr_console",
-    "talk",
     "waiting",
 ]
 
@@ -102,7 +102,7 @@ def print_line(text: str) -> None:
     _console(sys.stdout).print(Text(plain(text)), soft_wrap=True)
 
 
-def talk(text: str, *, always: bool = False) -> None:
+def say(text: str, *, always: bool = False) -> None:
     """Print a message on stderr, unless -q forbids it; `always`: also then."""
     if distributed.is_main() and (always or not _quiet):
         console = stderr_console()
@@ -147,10 +147,10 @@ def enforce(checks: list[tuple[str, float | None, float | None]]) -> None:
         if lowest is None:
             continue
         if value is None:
-            talk(f"{option}: cannot be checked, the images have no labels", always=True)
+            say(f"{option}: cannot be checked, the images have no labels", always=True)
             missed = True
         elif value < lowest:
-            talk(f"{option}: missed, measured {value:.3f}, at least {lowest:g} was asked for", always=True)
+            say(f"{option}: missed, measured {value:.3f}, at least {lowest:g} was asked for", always=True)
             missed = True
     if missed:
         raise typer.Exit(EXIT_LIMIT_MISSED)

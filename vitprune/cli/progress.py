@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vitprune.cli.output import is_quiet, shows_progress, stderr_console, talk
+from vitprune.cli.output import is_quiet, say, shows_progress, stderr_console
 from vitprune.common.formatting import duration, plain
 from vitprune.common.progress import Listener
 
@@ -93,7 +93,7 @@ class RunProgress(Listener):
         if self.part:
             self._say(sentence)
         else:
-            talk(sentence)
+            say(sentence)
 
     def _go_on_after(self, done: int) -> None:
         """`done` of the part's steps were taken by the run that this one resumes."""

@@ -26,9 +26,9 @@ def print_summary(report: Report, folder: Path) -> None:
     if delta.top1_points_ci95 is not None:
         low, high = delta.top1_points_ci95
         print_line(f"top-1 {delta.top1_points:+.2f} points on the same {images} (95 %: {low:+.2f} to {high:+.2f})")
-        print_line(f"random tokens {report.random.top1_pct:.2f} %: ours {delta.top1_points_over_random:+.2f}")
+        print_line(f"random baseline {report.random.top1_pct:.2f} %: ours {delta.top1_points_over_random:+.2f}")
     print_line(
-        f"same answer as dense on {delta.agreement_pct:.1f} % of {images}; KL {delta.kl:.3f}, "
+        f"same prediction as dense on {delta.agreement_pct:.1f} % of {images}; KL {delta.kl:.3f}, "
         f"random {delta.kl_random:.3f}"
     )
     if report.coverage:
@@ -40,7 +40,7 @@ def print_summary(report: Report, folder: Path) -> None:
         print_line(_kept_promise(report.target))
     training = report.training
     if training.seconds:
-        print_line(f"trained on {training.num_images / training.seconds:.1f} images/s")
+        print_line(f"training: {training.num_images / training.seconds:.1f} images/s")
     for count, names, what in unreadable(report):
         print_line(f"{count} unreadable image(s) were left out {what}: {', '.join(names)}")
     if training.num_skipped:
@@ -51,17 +51,17 @@ def print_summary(report: Report, folder: Path) -> None:
 
 
 def _kept_promise(target: Target) -> str:
-    """A speed asked for, promised before training, and measured after it."""
+    """A speed asked for, predicted before training, and measured after it."""
     asked = f"{target.latency_ms:g} ms" if target.speedup is None else f"{target.speedup:g} x dense"
     return (
-        f"asked for {asked} at batch {target.batch_size}, {target.precision}; promised "
-        f"{target.promised_speedup:.2f} x, {target.promised_latency_ms:.3g} ms; now "
+        f"target {asked} at batch {target.batch_size}, {target.precision}; predicted "
+        f"{target.promised_speedup:.2f} x, {target.promised_latency_ms:.3g} ms; measured "
         f"{target.measured_speedup:.2f} x, {target.measured_latency_ms:.3g} ms" + ("" if target.met else ": MISSED")
     )
 
 
-_BENCH_SPEED = ["", "batch", "images/s", "ms a batch", "fewer MACs", "measured", "over floor"]
-_BENCH_MORE = ["", "batch", "p50 ms", "p90 ms", "p99 ms", "MiB", "GMACs", "of promise"]
+_BENCH_SPEED = ["", "batch", "images/s", "ms a batch", "fewer MACs", "measured", "over bound"]
+_BENCH_MORE = ["", "batch", "p50 ms", "p90 ms", "p99 ms", "MiB", "GMACs", "efficiency"]
 
 
 def print_bench(rows: list[dict[str, Any]], where: str) -> None:
@@ -72,9 +72,9 @@ def print_bench(rows: list[dict[str, Any]], where: str) -> None:
         print_table("single passes, memory, MACs", _BENCH_MORE, [_bench_more(row) for row in chosen])
     print_line(where)
     print_line("timed in turns; ms a batch: median ± half the interquartile range of passes back to back")
-    print_line("MACs with attention; of promise: measured / fewer MACs; MiB: weights, images and the pass at its peak")
+    print_line("MACs with attention; efficiency: measured / fewer MACs; MiB: weights, images and the pass at its peak")
     if any(row["kind"] == "floor" for row in rows):
-        print_line("(floor): no model to use; the same token counts, taken for free: no choice of tokens is faster")
+        print_line("(bound): no model to use; the same token counts, taken for free: no choice of tokens is faster")
 
 
 def _bench_speed(row: dict[str, Any]) -> list[str]:
@@ -97,7 +97,7 @@ def _bench_more(row: dict[str, Any]) -> list[str]:
 
 
 def _bench_name(row: dict[str, Any]) -> list[str]:
-    return ["(floor)" if row["kind"] == "floor" else row["label"], str(row["batch_size"])]
+    return ["(bound)" if row["kind"] == "floor" else row["label"], str(row["batch_size"])]
 
 
 def print_sweep(result: dict[str, Any], folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli.options import Precision, RecipeName, Seed, Workers
-from vitprune.cli.output import talk, waiting
+from vitprune.cli.output import say, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
 
@@ -191,7 +191,7 @@ def training_device(device: str, recipe: Recipe) -> Any:
     """The device that --device names, on which the recipe's precision must be possible.
 
     Raises:
-        DeviceError: it is not there.
+        DeviceError: it is not available.
         UsageError: it does not train in that precision.
     """
     from vitprune.common.devices import pick_device, pick_precision
@@ -238,12 +238,12 @@ def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Rec
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     with waiting("opening the images"):
         images = open_data(data, classes, options, training=True, labels=recipe.labels)
-    talk(
+    say(
         f"{loaded.name}, {plans}, on {device}: "
         f"{_counted(images.train)} to train on, {_counted(images.val)} to evaluate on"
     )
     if images.note:
-        talk(images.note)
+        say(images.note)
     return images
 
 

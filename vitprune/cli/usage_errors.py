@@ -20,7 +20,7 @@ _REWORDED = (
     (r"Invalid value for '(.*?)': (.*)", "{0}: {1}"),
     (r"Option '(.*?)' requires .*", "{0} needs a value"),
     (r"Option '(.*?)' does not take a value.*", "{0} takes no value"),
-    (r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", "{command} does not know what to do with '{0}'"),
+    (r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", "{command}: unexpected argument '{0}'"),
 )
 
 
@@ -40,7 +40,7 @@ def explain(error: TyperException) -> tuple[str, str]:
     if unknown := re.match(r"No such command '(.*?)'(?:\. Did you mean '(.*?)')?", message):
         names = [] if context is None else context.command.list_commands(context)
         near = f"did you mean vitprune {unknown[2]}?" if unknown[2] else f"the commands are {', '.join(names)}"
-        return f"there is no command '{unknown[1]}'", near
+        return f"unknown command '{unknown[1]}'", near
     if message == "Missing command":
         return "vitprune needs a command", "vitprune --help lists them"
     for pattern, ours in _REWORDED:

@@ -40,7 +40,9 @@ def pick_device(name: str) -> torch.device:
             device = torch.device("cuda", local_rank())
         _check_cuda(name, device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device 'mps' is not there: this is no Mac with a GPU that PyTorch can use", _OTHER_DEVICE)
+        raise DeviceError(
+            "device 'mps' is not available: this is no Mac with a GPU that PyTorch can use", _OTHER_DEVICE
+        )
     return device
 
 
@@ -92,15 +94,15 @@ def explained_out_of_memory(what: str, way_out: str, kind: type[VitpruneError] =
 def _check_cuda(name: str, index: int) -> None:
     if torch.version.cuda is None and torch.version.hip is None:
         raise DeviceError(
-            f"device {name!r} is not there: this PyTorch ({torch.__version__}) is built without CUDA",
+            f"device {name!r} is not available: this PyTorch ({torch.__version__}) is built without CUDA",
             "use --device cpu, or install a CUDA build of torch and torchvision (https://pytorch.org/get-started)",
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise DeviceError(f"device {name!r} is not there: this PyTorch sees no CUDA GPU", _OTHER_DEVICE)
+        raise DeviceError(f"device {name!r} is not available: this PyTorch sees no CUDA GPU", _OTHER_DEVICE)
     if index >= count:
         there = ", ".join(f"cuda:{i}" for i in range(count))
-        raise DeviceError(f"device {name!r} is not there: this PyTorch sees {there}", "use --device cuda")
+        raise DeviceError(f"device {name!r} is not available: this PyTorch sees {there}", "use --device cuda")
 
 
 def _fast_precision(device: torch.device) -> Precision:

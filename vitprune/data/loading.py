@@ -197,7 +197,7 @@ def explain_worker_crash() -> Iterator[None]:
             raise
         raise DataError(
             f"a process that reads images died ({str(error).splitlines()[0]})",
-            "most often for want of memory: fewer --workers, or none (-j 0)",
+            "most often because memory ran out: fewer --workers, or none (-j 0)",
         ) from error
 
 

@@ -145,7 +145,7 @@ def _existing(name: str) -> Path:
     """The folder of that name."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        what = "is a file, not a folder of images" if folder.exists() else "is not there"
+        what = "is a file, not a folder of images" if folder.exists() else "was not found"
         close = close_match(name, ("demo", *HUB_SETS))
         words = "give a folder, parquet or tar files, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'"
         raise DataError(f"the data '{name}' {what}", f"did you mean {close}?" if close else words)

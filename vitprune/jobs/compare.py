@@ -66,7 +66,7 @@ class CompareSettings:
             if name not in METHODS:
                 close = close_match(name, METHODS)
                 hint = f"did you mean {close}?" if close else f"choose from {', '.join(METHODS)}"
-                raise UsageError(f"there is no method '{name}'", hint)
+                raise UsageError(f"unknown method '{name}'", hint)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class RunSettings:
     """What a run needs beside the model, the data and the recipe.
 
     Attributes:
-        sparsity: how many tokens are pruned, where, and what becomes of them.
+        sparsity: how many tokens are pruned, where, and what happens to them.
         device: where to run.
         output: the run folder.
         eval_precision: precision of accuracy and speed figures.
@@ -209,8 +209,8 @@ def _train(
             if distributed.is_main() and (last or checkpoints.due(progress.steps_done)):
                 checkpoints.save(step.state(), progress.steps_done)
             if step.is_last:
-                hint = "vitprune sparsify with the same options and --resume goes on"
-                raise Preempted("the run was told to stop", hint)
+                hint = "vitprune sparsify with the same options and --resume resumes it"
+                raise Preempted("the run was terminated", hint)
 
 
 def _checkpoints(model: str, recipe: Recipe, settings: RunSettings) -> Checkpoints:
@@ -231,16 +231,16 @@ def _explained(
     if isinstance(error, TrainingError):
         return TrainingError(f"{error.message}, {where}", error.hint)
     step = checkpoints.latest_step()
-    hint = f"vitprune eval {weights} DATA tells how good it is"
+    hint = f"vitprune eval {weights} DATA measures its accuracy"
     if step is not None:
-        hint += f"; the same command with --resume goes on after step {step}"
+        hint += f"; the same command with --resume resumes after step {step}"
     return Interrupted(f"stopped {where}", hint)
 
 
 def _trainable(student: SparseViT, data: Data) -> Images:
     """The images to train on, if that is possible at all."""
     if student.num_classes < 1:
-        raise UsageError("the model has no classifier (num_classes is 0), so there is no answer to distil")
+        raise UsageError("the model has no classifier (num_classes is 0), so there are no predictions to distil")
     if data.train is None:
         raise UsageError(f"'{data.name}' has no images to train on")
     return data.train

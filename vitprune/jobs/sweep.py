@@ -27,7 +27,7 @@ from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.schedule import Sparsity
 from vitprune.training.recipe import Recipe
 
-_RESUME = "vitprune sweep with the same options and --resume goes on"
+_RESUME = "vitprune sweep with the same options and --resume resumes it"
 
 
 def _check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:

@@ -40,7 +40,7 @@ def resolve_name(spec: str) -> str:
             close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
             tried = f"no file or folder of that name, and none of timm's {len(known)} architectures"
-            raise UnknownModelError(f"there is no model or file '{spec}': {tried}", hint)
+            raise UnknownModelError(f"model or file '{spec}' not found: {tried}", hint)
     tags = {name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")}
     if tag and tag not in tags:
         raise UnknownModelError(

@@ -1,4 +1,4 @@
-"""The report of a run: its figures as one JSON document, as a page, and as images of which tokens stay."""
+"""The report of a run: its figures as one JSON document, as a page, and as images of which tokens are kept."""
 
 from vitprune.report.build import accuracy_of, build_report, write_results
 from vitprune.report.keepmaps import object_coverage

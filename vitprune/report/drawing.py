@@ -44,7 +44,7 @@ class Legend:
     def dimmed(self) -> str:
         """What a dimmed patch means."""
         if self.merged:
-            return "dimmed patches are folded: each is averaged into the most similar one that stays"
+            return "dimmed patches are merged, each into the most similar kept one"
         return "dimmed patches have left the network"
 
 
@@ -86,7 +86,7 @@ def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat
     image, grid_size, total = keep_map.image, keep_map.grid_size, keep_map.num_patches
     tiles = [(image, f"as the model sees it\n{grid_size[0]} x {grid_size[1]} = {total} patches")]
     for number, (stage, kept) in enumerate(zip(legend.stages, keep_map.kept, strict=True)):
-        share = f"{len(kept)} of {total} stay, {keep_map.kept_pct[number]:.1f} %"
+        share = f"{len(kept)} of {total} kept, {keep_map.kept_pct[number]:.1f} %"
         said = f"stage {number + 1}, before block {stage.block}\n{share}"
         tiles.append((dim_pruned(image, kept, grid_size), said))
     num_columns = len(tiles)
@@ -118,9 +118,9 @@ def draw_mean(
     for number, (axes, shares, stage) in enumerate(zip(places, kept_pct, legend.stages, strict=True)):
         image = axes.imshow(np.array(shares).reshape(grid_size), vmin=0, vmax=100, cmap="viridis")
         mean = sum(shares) / len(shares)
-        said = f"stage {number + 1}, before block {stage.block}\n{mean:.1f} % of patches stay"
+        said = f"stage {number + 1}, before block {stage.block}\n{mean:.1f} % of patches kept"
         axes.set_title(said, fontsize=_FONT_SIZE)
-    figure.colorbar(image, ax=list(places), label="stays on % of the images", shrink=0.8)
+    figure.colorbar(image, ax=list(places), label="kept on % of the images", shrink=0.8)
     _write(figure, path, f"{legend.model}, {num_images} images", [])
 
 

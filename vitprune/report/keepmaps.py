@@ -1,4 +1,4 @@
-"""Which tokens stay: of an image, how often over many images, and how much of an object they cover."""
+"""Which tokens are kept: of an image, how often over many images, and how much of an object they cover."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, A
         {
             "cover": _cover(kept, grid_size),
             "edges": _edges(kept, grid_size),
-            "text": f"stage {place + 1}: {100 * len(kept) / total:.1f} % stay",
+            "text": f"stage {place + 1}: {100 * len(kept) / total:.1f} % kept",
         }
         for place, kept in enumerate(row.kept)
     ]

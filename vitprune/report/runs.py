@@ -50,7 +50,7 @@ def read_run(folder: Path) -> FinishedRun:
     if not files.is_complete:
         raise UsageError(
             f"'{folder}' holds no {files.report.name}, so it is no complete run",
-            "sparsify writes it at the end; --resume goes on with a run that was cut",
+            "sparsify writes it at the end; --resume resumes a run that was cut",
         )
     content = read_json(files.report)
     report = _checked(Report, publishable(content), files.report)

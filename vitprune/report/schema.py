@@ -96,7 +96,7 @@ class ClassRow(_Content):
 
 
 class Target(_Content):
-    """A speed asked for (by one of two measures), promised before training, and measured after it."""
+    """A speed asked for (by one of two measures), predicted before training, and measured after it."""
 
     speedup: float | None
     latency_ms: float | None

@@ -28,7 +28,7 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
             _chart(rows, "by_gmacs", "GMACs", labelled),
         ],
         "columns": [
-            *(["", "top-1 %", "points", "95 %"] if labelled else ["", "same answer %"]),
+            *(["", "top-1 %", "points", "95 %"] if labelled else ["", "same prediction %"]),
             "GMACs",
             *(f"images/s, batch {size}" for size in sizes),
             f"speed-up, batch {sizes[-1]}",
@@ -81,7 +81,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, labelled: 
 def _standing(row: Mapping[str, Any], key: str) -> str:
     """Whether a row is on the front, in words."""
     rivals = [plain(rival["label"]) for rival in row[key]["beaten_by"]]
-    return f"beaten by {', '.join(rivals)}" if rivals else "on the front"
+    return f"dominated by {', '.join(rivals)}" if rivals else "on the front"
 
 
 def _cells(row: Mapping[str, Any], labelled: bool) -> list[Any]:

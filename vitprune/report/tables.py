@@ -145,7 +145,7 @@ def _accuracy_said(report: Report) -> str:
         return f"{change} {interval}, a loss"
     if low > 0:
         return f"{change} {interval}, a gain"
-    return f"{change} {interval}, which so many images cannot tell from no change"
+    return f"{change} {interval}, not statistically significant"
 
 
 def _value(report: Report, place: str) -> Any:

@@ -70,7 +70,7 @@ def load_subject(model: str, checkpoint: Path | None) -> Subject:
     loaded = load_model(model)
     if loaded.sparse is None or loaded.metadata is None:
         raise UsageError(
-            f"'{model}' is a dense model: all its tokens stay, so there is nothing to show",
+            f"'{model}' is a dense model: all its tokens are kept, so there is nothing to show",
             f"make it sparse first: vitprune sparsify {model}",
         )
     if not loaded.sparse.schedule.stages:
@@ -113,7 +113,7 @@ def visualize(
     mean: bool = False,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Draw which patches stay.
+    """Draw which patches are kept.
 
     Args:
         subject: the models; the sparse one says the device.
@@ -121,7 +121,7 @@ def visualize(
         folder: where files go; it is made where it does not exist.
         listener: hears of every image.
         heat: add heat maps of the predictors' keep scores.
-        mean: how often each position stays, over all images, instead of a montage for each.
+        mean: how often each position is kept, over all images, instead of a montage for each.
         limit: at most so many images, chosen at random; None for all.
 
     Returns:

@@ -43,7 +43,7 @@ class TrainedStep(NamedTuple):
     Attributes:
         record: of the step.
         state: gives what a checkpoint after this step holds; to be called before the next step.
-        is_last: whether any process has been told to stop.
+        is_last: whether any process was terminated.
     """
 
     record: StepRecord
@@ -71,7 +71,7 @@ def train(
         device: where to train; both models are moved there.
         progress: kept up to date; of a resumed run, what it had done.
         resume: the state to resume from; None to begin.
-        stops: whether this process has been told to stop.
+        stops: whether this process was terminated.
 
     Raises:
         TrainingError: loss or gradient were not finite for `recipe.max_skipped` steps in a row, or out of memory.

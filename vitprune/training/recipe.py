@@ -67,7 +67,7 @@ class Recipe(BaseModel):
 
     name: str = Field("short", description="of the settings file this began with")
     schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
-    dropped: Literal["drop", "fold"] = Field("fold", description="what becomes of pruned tokens")
+    dropped: Literal["drop", "fold"] = Field("fold", description="what happens to pruned tokens")
 
     warm_start_steps: int = Field(200, ge=0, description="steps of predictor pretraining")
     warm_start_target: Target = Field("auto", description="what to rank tokens by")

@@ -60,7 +60,10 @@ def bench(
         ),
     ] = "eager",
     floor: Annotated[
-        bool, typer.Option("--floor/--no-floor", help="Show what taking the tokens for free would bring.")
+        bool,
+        typer.Option(
+            "--floor/--no-floor", help="Show the zero-overhead bound: the same token counts, chosen for free."
+        ),
     ] = True,
     seconds: Annotated[
         float, typer.Option(min=0, metavar="S", help="How long each row is timed; a single pass may take longer.")
@@ -72,8 +75,8 @@ def bench(
 ) -> None:
     """Throughput and latency, dense and sparse in turns in one run, MACs beside what the clock says.
 
-    Weights do not matter for speed: timm names are measured with random ones, so nothing is downloaded. The floor of a
-    row is its backbone with the same token counts and tokens taken for free: what no way of choosing them can beat.
+    Weights do not matter for speed: timm names are measured with random ones, so nothing is downloaded. The
+    zero-overhead bound of a row is its backbone with the same token counts, chosen for free: no choice is faster.
 
     Examples:
 

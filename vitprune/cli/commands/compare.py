@@ -20,7 +20,7 @@ from vitprune.cli.options import (
     Seed,
     Workers,
 )
-from vitprune.cli.output import number, print_json, print_line, print_table, signed, talk, waiting
+from vitprune.cli.output import number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.plan_options import MacsOptions, refuse_plan, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.training_options import Settings, parse_settings
@@ -102,7 +102,7 @@ def compare(
     with waiting(f"opening {spec}"):
         opened = open_data(spec, classes, images.parsed(), training=trains)
     if opened.note:
-        talk(opened.note)
+        say(opened.note)
     with RunProgress() as progress:
         result = run(subject, opened, settings, comparison, progress)
     result = {

@@ -17,7 +17,7 @@ from vitprune.cli.options import (
     Precision,
     Workers,
 )
-from vitprune.cli.output import enforce, number, print_json, print_line, print_table, talk, waiting
+from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 
@@ -70,7 +70,7 @@ def evaluate(
     val = opened.val
     val.transform = eval_transform(loaded.model)
     if opened.note:
-        talk(opened.note)
+        say(opened.note)
     workers = Recipe(num_workers=workers).workers()
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitprune.cli.options import AsJson
-from vitprune.cli.output import print_json, print_line, talk
+from vitprune.cli.output import print_json, print_line, say
 from vitprune.common import distributed
 from vitprune.errors import HubError, UsageError
 
@@ -73,15 +73,15 @@ def push(
 def _show(prepared: Upload, target: Target, no_images: bool) -> None:
     """What goes where, before the question."""
     who = "private" if target.private else "PUBLIC: everybody can see it"
-    talk(f"to {target.url} ({'exists' if target.exists else 'new'}, {who}), as {target.user}, in one commit:")
+    say(f"to {target.url} ({'exists' if target.exists else 'new'}, {who}), as {target.user}, in one commit:")
     for name, size in prepared.sizes().items():
         replaced = ", replaces the one there" if name in target.there else ""
-        talk(f"  {name}: {_size(size)}{replaced}")
+        say(f"  {name}: {_size(size)}{replaced}")
     if prepared.num_images:
         count = f"{prepared.num_images} image{'s' * (prepared.num_images > 1)}"
-        talk(f"report.html shows {count} of your data set; --no-images leaves them out.")
+        say(f"report.html shows {count} of your data set; --no-images leaves them out.")
     elif no_images and "report.html" in target.there:
-        talk("The report.html that is there stays in the history of the repository, with its images if it has any.")
+        say("The report.html that is there remains in the history of the repository, with its images if it has any.")
 
 
 def _size(count: int) -> str:

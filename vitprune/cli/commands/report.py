@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitprune.cli.options import AsJson
-from vitprune.cli.output import print_json, print_line, talk
+from vitprune.cli.output import print_json, print_line, say
 from vitprune.errors import OutputError
 
 
@@ -50,11 +50,11 @@ def report(
     write_text(path, render_page(found, images=not no_images))
     card: Path | None = None
     if output is None and not files.weights.is_file():
-        talk(f"{files.card.name} was not written: it tells what is in {files.weights.name}, which is not in '{run}'")
+        say(f"{files.card.name} was not written: it tells what is in {files.weights.name}, which is not in '{run}'")
     elif output is None and write_card(run, found, read_metadata(files.weights)):
         card = files.card
     elif output is None:
-        talk(KEPT_CARD.format(files.card))
+        say(KEPT_CARD.format(files.card))
     size, shown = path.stat().st_size, 0 if no_images or found.keep_maps is None else len(found.keep_maps.images)
     if as_json:
         written = None if card is None else str(card)

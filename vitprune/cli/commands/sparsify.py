@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions
-from vitprune.cli.output import enforce, print_json, talk, waiting
+from vitprune.cli.output import enforce, print_json, say, waiting
 from vitprune.cli.plan_options import AllPlanOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
@@ -89,7 +89,7 @@ def sparsify(
       vitprune sparsify deit_small --target-speedup 1.5 --target-batch-size 8
     """
     if resume and overwrite:
-        raise UsageError("--resume goes on with a run, --overwrite replaces it", "give one of them")
+        raise UsageError("--resume and --overwrite are mutually exclusive", "give one of them")
     with waiting("loading PyTorch"):
         chosen = recipe.chosen(model, compile=True if compiled else None)
         request = plan.request(device=device)
@@ -150,5 +150,5 @@ def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: 
     chosen = RunFolder.choose(output, name, overwrite=overwrite, resume=resume) if distributed.is_main() else None
     folder = distributed.from_main(chosen)
     if resume and Checkpoints(folder.checkpoints, {}).latest_step() is None:
-        talk(f"'{folder}' holds no training checkpoint to go on from: the run begins anew")
+        say(f"'{folder}' holds no training checkpoint to resume from: the run starts over")
     return folder.path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions, parse_ratios
-from vitprune.cli.output import print_json, talk
+from vitprune.cli.output import print_json, say
 from vitprune.cli.plan_options import StageOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_sweep
@@ -65,7 +65,7 @@ def sweep(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the sweep in --output, or the last of its name: complete runs stay, a cut one goes on, "
+            help="Resume the sweep in --output, or the last of its name: complete runs are kept, "
             "other ratios and --also models may be added.",
         ),
     ] = False,
@@ -75,7 +75,7 @@ def sweep(
     """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
 
     All models see the same images and are timed in turns. Writes a run folder for each ratio, and sweep.html
-    and sweep.json: who is accurate and fast, and who is beaten by whom. Other settings of training: --set, or a YAML
+    and sweep.json: accuracy and speed of each, and the Pareto front. Other settings of training: --set, or a YAML
     file as --recipe.
 
     Examples:
@@ -88,7 +88,7 @@ def sweep(
     """
     distributed.refuse_several("sweep")
     if resume and overwrite:
-        raise UsageError("--resume goes on with a sweep, --overwrite replaces it", "give one of them")
+        raise UsageError("--resume and --overwrite are mutually exclusive", "give one of them")
     ratios = _ratios(keep)
     named = _named(also)
     plan = recipe.chosen(model)
@@ -123,7 +123,7 @@ def sweep(
     else:
         print_sweep(result, folder)
     for row in result["failed"]:
-        talk(f"{row['label']} failed: {row['error']}; the same command with --resume tries it again")
+        say(f"{row['label']} failed: {row['error']}; the same command with --resume tries it again")
     if result["failed"]:
         raise typer.Exit(_EXIT_FAILED)
 

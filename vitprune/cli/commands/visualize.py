@@ -9,7 +9,7 @@ import typer
 
 from vitprune.cli import completion
 from vitprune.cli.options import AsJson, Device, TableOptions
-from vitprune.cli.output import print_json, print_line, print_table, talk, waiting
+from vitprune.cli.output import print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 
@@ -52,7 +52,9 @@ def visualize(
     ] = False,
     mean: Annotated[
         bool,
-        typer.Option("--mean", help="Draw how often each position stays, over all images, instead of a PNG for each."),
+        typer.Option(
+            "--mean", help="Draw how often each position is kept, over all images, instead of a PNG for each."
+        ),
     ] = False,
     checkpoint: Annotated[
         Path | None,
@@ -70,7 +72,7 @@ def visualize(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Which tokens stay, stage by stage: a PNG per image, with the three likeliest classes, dense and sparse.
+    """Which tokens are kept, stage by stage: a PNG per image, with the three likeliest classes, dense and sparse.
 
     Dense answers are of the dense model where it is at hand (--checkpoint FILE; a demo model's always is), else of the
     fine-tuned backbone with all tokens, and the caption says which.
@@ -103,7 +105,7 @@ def visualize(
         print_json(drawn)
         return
     if not subject.is_dense:
-        talk("dense answers are of the fine-tuned backbone with all tokens; --checkpoint FILE gives the dense model's")
+        say("dense answers are of the fine-tuned backbone with all tokens; --checkpoint FILE gives the dense model's")
     _print(drawn, subject)
     print_line(f"{len(drawn['files'])} file(s) written to {folder}")
 
@@ -120,6 +122,6 @@ def _print(drawn: dict[str, Any], subject: Subject) -> None:
         return
     for number, (shares, stage) in enumerate(zip(drawn["mean"]["kept_pct"], subject.legend.stages, strict=True)):
         print_line(
-            f"stage {number + 1}, before block {stage.block}: positions stay on {min(shares):.0f} to "
+            f"stage {number + 1}, before block {stage.block}: positions kept on {min(shares):.0f} to "
             f"{max(shares):.0f} % of {drawn['mean']['num_images']} images"
         )
