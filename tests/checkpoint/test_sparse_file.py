@@ -107,7 +107,7 @@ def test_model_not_made_by_create_model_is_refused(make_vit):
 
 
 def test_missing_truncated_and_plain_files_are_refused(saved, weights_file, tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no file '.*absent.safetensors'"):
+    with pytest.raises(CheckpointError, match=r"file '.*absent.safetensors' not found"):
         vitprune.load(tmp_path / "absent.safetensors")
     with pytest.raises(CheckpointError, match="not written by vitprune") as caught:
         vitprune.load(weights_file)

@@ -155,7 +155,7 @@ def test_images_can_be_left_out(folder, hub, capsys):
     out, err = capsys.readouterr()
     assert PICTURE not in (hub.files / "report.html").read_bytes()
     assert "report.html shows" not in err
-    assert "stays in the history" in err
+    assert "remains in the history" in err
     assert "uploaded to https://hub.example/me/mine" in out
     assert hub.made == []
     assert hub.commits[0][1]["parent_commit"] == "abc", "if somebody commits meanwhile, ours must not go through"

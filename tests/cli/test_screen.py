@@ -10,7 +10,7 @@ from finished_run import make_report
 from rich.cells import cell_len
 
 from vitprune.cli.app import run
-from vitprune.cli.output import print_error, print_line, print_table, talk, waiting
+from vitprune.cli.output import print_error, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
 from vitprune.common.formatting import duration
@@ -109,7 +109,7 @@ def test_dumb_terminal_gets_plain_lines(screen):
     _, err = screen(80, TERM="dumb")
     with RunProgress() as progress, waiting("loading"):
         progress.begin("evaluating", 10)
-        talk("a note")
+        say("a note")
         print_error("it went wrong", "try again", 1, as_json=False)
     assert ESCAPE not in err.text()
     assert err.lines() == ["evaluating (10)", "a note", "error: it went wrong", "", "hint: try again"]
@@ -118,7 +118,7 @@ def test_dumb_terminal_gets_plain_lines(screen):
 def test_waiting_names_what_for_and_goes(screen, capsys):
     _, err = screen(80)
     with waiting("loading deit_small"):
-        talk("a note")
+        say("a note")
     assert err.text().startswith("loading deit_small ...\r\x1b[2K")
     assert "a note\n" in err.text()
     assert err.text().endswith("\r\x1b[2K")
@@ -155,7 +155,7 @@ def test_escape_codes_in_names_do_not_reach_the_terminal(screen):
     name = "\x1b[31mcat\x1b]0;title\x07"
     print_table(name, [name, "n"], [[name, "1"]])
     print_line(name)
-    talk(name)
+    say(name)
     with waiting(name):
         print_error(name, name, 1, as_json=False)
     with RunProgress() as progress:
@@ -194,7 +194,7 @@ def test_no_color_is_respected(asked, screen):
 def test_an_old_console_gets_question_marks(encoding, screen):
     out, err = screen(80, encoding)
     print_table("12 ± 3 → 4 模", ["±", "→"], [["a ± b", "1 → 2"], ["é", "2"]])
-    talk("± → × … 模 \udcff")
+    say("± → × … 模 \udcff")
     with RunProgress() as progress:
         progress.begin("evaluating 模型", 10)
         progress.advance(10)

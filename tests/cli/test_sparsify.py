@@ -50,7 +50,7 @@ def test_run_writes_checkpoint_report_log_and_summary(finished):
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"rank"} == set(lines[0]["losses"])
-    for said in ("top-1", "GMACs", "random tokens"):
+    for said in ("top-1", "GMACs", "random baseline"):
         assert said in finished.out
     assert "training" in finished.err, "messages go to stderr"
     metadata = json.loads((folder / "config.json").read_text())

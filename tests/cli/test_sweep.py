@@ -195,7 +195,7 @@ def test_a_sweep_that_was_stopped_resumes_bit_identically(swept, arguments, tmp_
     assert run([*arguments, "--checkpoint-every", "1"]) == 130
     err = capsys.readouterr().err
     assert "1 of 2 runs are complete" in err
-    assert "--resume goes on" in err
+    assert "--resume resumes" in err
     assert not (tmp_path / FOLDER / "sweep.json").exists()
     assert run([*arguments, "--resume", "--seed", "1"]) == 2, "the cut run has other settings"
     assert run([*arguments, "--resume"]) == 0
@@ -246,13 +246,13 @@ MISTAKES = [
     (["--keep", "1,.5"], 2, "1 is the dense model"),
     (["--keep", ".7,.70"], 2, "names 0.7 twice"),
     (["--keep", ".5,x"], 2, "--keep is '.5,x', expected ratios"),
-    (["--also", "deit_smal"], 2, "there is no model or file 'deit_smal'"),
+    (["--also", "deit_smal"], 2, "model or file 'deit_smal' not found"),
     (["--also", "swin_tiny"], 1, "plain sequence of tokens"),
     (["--also", "a,,b"], 2, "--also is 'a,,b'"),
     (["--also", "a="], 2, "--also is 'a='"),
     (["--also", "deit_tiny,deit_tiny"], 2, "--also names 'deit_tiny' twice"),
     (["--also", "deit_tiny"], 1, "give a weight file that is already here: --also deit_tiny=FILE"),
-    (["--also", "test_vit=absent.safetensors"], 1, "there is no file 'absent.safetensors'"),
+    (["--also", "test_vit=absent.safetensors"], 1, "file 'absent.safetensors' not found"),
     (["--also", "test_vit=three.safetensors"], 2, "'test_vit' has 3 classes and test_vit"),
     (["--also", "large"], 2, "takes images of 3x192x192"),
     (["--also", "sparse"], 2, "is sparse, and --also is for dense models"),

@@ -38,10 +38,10 @@ def test_named_devices_are_taken_when_there(set_hardware) -> None:
 @pytest.mark.parametrize(
     ("hardware", "name", "message", "hint"),
     [
-        ({}, "cuda:1", "is not there: this PyTorch sees no CUDA GPU", "--device cpu"),
-        ({}, "mps", "is not there", "--device cpu"),
+        ({}, "cuda:1", "is not available: this PyTorch sees no CUDA GPU", "--device cpu"),
+        ({}, "mps", "is not available", "--device cpu"),
         *(({}, name, "is unknown", "auto, cpu, cuda") for name in ("gpu", "cuda:x", "")),
-        ({"gpus": 2}, "cuda:2", "is not there: this PyTorch sees cuda:0, cuda:1", "--device cuda"),
+        ({"gpus": 2}, "cuda:2", "is not available: this PyTorch sees cuda:0, cuda:1", "--device cuda"),
         ({"cuda_build": False}, "cuda", "is built without CUDA", "--device cpu, or install"),
     ],
 )

@@ -114,8 +114,8 @@ def test_hostile_and_long_names_are_drawn(make_sparse, make_images, tmp_path):
     assert sizes["heat"][1] > 1.5 * sizes["plain"][1], "a second row"
 
 
-def test_legend_says_folded_or_gone():
-    assert "folded" in LEGEND.dimmed
+def test_legend_says_merged_or_gone():
+    assert "merged" in LEGEND.dimmed
     assert "left the network" in Legend("m", LEGEND.stages, False, "dense").dimmed
 
 
