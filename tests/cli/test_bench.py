@@ -52,7 +52,7 @@ def test_without_bounds_and_the_check_looks_at_sparse_rows_only(sparse_file, unt
     assert json.loads(capsys.readouterr().out)["rows"][1]["overhead_over_floor_pct"] == pytest.approx(
         100 * (2 / 1.4 - 1)
     )
-    assert run([*command, "--no-floor", "--min-speedup", "1.5"]) == 3
+    assert run([*command, "--no-bound", "--min-speedup", "1.5"]) == 3
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert result["floors"] == []

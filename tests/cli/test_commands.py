@@ -81,6 +81,18 @@ def test_env_is_json(capsys):
 
 
 MISTAKES = [
+    (["eval", "demo", "--min-top1", "0.9"], 2, "--min-top1 is 0.9, expected at least 1"),
+    (["sparsify", "demo", "--max-drop", "-1"], 2, "--max-drop is -1, expected at least 0"),
+    (["info", "typo.yaml"], 2, "'typo.yaml' is not a model"),
+    (["eval", "deit_tiny", "demo", "--checkpoint", "model.safetensors"], 2, "sparse model already", "give it as MODEL"),
+    (["train", "demo"], 2, "unknown command 'train'", "did you mean vitprune sparsify?"),
+    (["validate", "demo"], 2, "did you mean vitprune eval?"),
+    (["sparsify", "demo", "--keep-ratio", "0.7"], 2, "did you mean --keep?"),
+    (["eval", "demo", "--amp"], 2, "did you mean --precision bf16?"),
+    (["sparsify", "demo", "--lr", "1e-3"], 2, "did you mean --set lr=VALUE?"),
+    (["info", "demo", "--prune-at", "3", "6", "9"], 2, "unexpected argument '6 9'", "such as 3,6,9"),
+    (["info", "demo", "--keep", "70"], 2, "keep ratio is 70", "try --keep 0.7"),
+    (["info", "demo", "--keep", "70%"], 2, "--keep is '70%', expected a number", "70 % is 0.7"),
     (["sparsify"], 2, "vitprune sparsify needs MODEL"),
     (["sparsify", "swin_tiny"], 1, "plain sequence of tokens"),
     (["sparsify", "demo", "--keep", "0"], 2, "keep ratio is 0, expected a number in (0, 1]"),

@@ -16,6 +16,7 @@ def test_short_names():
     for spec, name in (
         ("deit_tiny", "deit_tiny_patch16_224.fb_in1k"),
         ("deit_small_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"),
+        ("timm/deit_tiny_patch16_224.fb_in1k", "deit_tiny_patch16_224.fb_in1k"),
         ("deit3_small", "deit3_small_patch16_224.fb_in1k"),
         ("deit_tiny_distilled", "deit_tiny_distilled_patch16_224.fb_in1k"),
         ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_224.openai"),
@@ -26,7 +27,10 @@ def test_short_names():
 @pytest.mark.parametrize(
     ("spec", "message", "hint"),
     [
-        ("deit_smal", "model or file 'deit_smal' not found: no file or folder .* none of timm's", "deit_small"),
+        ("deit_smal", "model or file 'deit_smal' not found: no file or folder .* none of the \\d+ known", "deit_small"),
+        ("dinov2", "model or file 'dinov2' not found", "`vitprune models dinov2` lists"),
+        ("ViT-Base-Patch14-DINOv2", "not found", "vit_base_patch14_dinov2"),
+        ("google/vit-base-patch16-224", "not found", "hf-hub:google/vit-base-patch16-224"),
         ("xyzzy", "model or file 'xyzzy' not found", "names are timm's"),
         ("deit_small.in22k", "no weights tagged 'in22k'", "fb_in1k"),
         ("vit_base_r50", "could be several models", "vit_base_r50_s16_224"),

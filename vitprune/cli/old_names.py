@@ -13,6 +13,8 @@ _RENAMED = {
     "--track": "--report-to",
     "--warm-start-steps": "--pretraining-steps",
     "--no-pictures": "--no-images",
+    "--floor": "--bound",
+    "--no-floor": "--no-bound",
 }
 _SPLIT = {"--splits": ("--train-split", "--val-split"), "--columns": ("--input-key", "--target-key")}
 """Options that took two values with a comma between them."""

@@ -22,6 +22,19 @@ _REWORDED = (
     (r"Option '(.*?)' does not take a value.*", "{0} takes no value"),
     (r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", "{command}: unexpected argument '{0}'"),
 )
+_COMMANDS_ELSEWHERE = {
+    **dict.fromkeys(("train", "prune", "finetune"), "sparsify"),
+    **dict.fromkeys(("validate", "evaluate", "test"), "eval"),
+    "benchmark": "bench",
+}
+"""What other tools call our commands."""
+_OPTIONS_ELSEWHERE = {
+    **dict.fromkeys(("--keep-ratio", "--keep-rate"), "--keep"),
+    "--amp": "--precision bf16",
+    "--bs": "--batch-size",
+    **{f"--{key}": f"--set {key.replace('-', '_')}=VALUE" for key in ("lr", "weight-decay", "backbone-lr-scale")},
+}
+"""What other tools, and we before, call our options."""
 
 
 def explain(error: TyperException) -> tuple[str, str]:
@@ -39,20 +52,24 @@ def explain(error: TyperException) -> tuple[str, str]:
     message = error.format_message().rstrip(".")
     if unknown := re.match(r"No such command '(.*?)'(?:\. Did you mean '(.*?)')?", message):
         names = [] if context is None else context.command.list_commands(context)
-        near = f"did you mean vitprune {unknown[2]}?" if unknown[2] else f"the commands are {', '.join(names)}"
+        meant = _COMMANDS_ELSEWHERE.get(unknown[1], unknown[2])
+        near = f"did you mean vitprune {meant}?" if meant else f"the commands are {', '.join(names)}"
         return f"unknown command '{unknown[1]}'", near
     if message == "Missing command":
         return "vitprune needs a command", "vitprune --help lists them"
     for pattern, ours in _REWORDED:
         if found := re.fullmatch(pattern, message, flags=re.DOTALL):
-            return ours.format(*found.groups(), command=command), help_hint
+            several = found.re.pattern.startswith("Got") and re.fullmatch(r"[\d. ]+", found[1])
+            hint = "values of one option are joined with commas, such as 3,6,9" if several else help_hint
+            return ours.format(*found.groups(), command=command), hint
     return message, help_hint
 
 
 def _no_such_option(error: Any, command: str, help_hint: str) -> tuple[str, str]:
     # Typer compares with the dashes, which makes all options much alike.
     near = close_match(error.option_name.strip("-"), [option.strip("-") for option in error.possibilities or ()])
-    return f"{command} has no option {error.option_name}", f"did you mean --{near}?" if near else help_hint
+    meant = _OPTIONS_ELSEWHERE.get(error.option_name, near and f"--{near}")
+    return f"{command} has no option {error.option_name}", f"did you mean {meant}?" if meant else help_hint
 
 
 def _missing(error: Any, command: str, help_hint: str) -> tuple[str, str]:
@@ -75,5 +92,7 @@ def _bad_value(error: Any, help_hint: str) -> tuple[str, str]:
         return f"{option} is {value}, expected {_BOUNDS[kind].format(**fault['ctx'])}", help_hint
     for start, what in _NUMBERS.items():
         if kind.startswith(start):
+            if share := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(value)):
+                help_hint = f"{share[1]} % is {float(share[1]) / 100:g}"
             return f"{option} is '{value}', expected {what}", help_hint
     return f"{option}: {str(fault['msg']).removeprefix('Value error, ')}", help_hint

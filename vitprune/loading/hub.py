@@ -121,9 +121,13 @@ def _hub_error(name: str, error: Exception) -> HubError:
         )
     if isinstance(error, RepositoryNotFoundError):
         return HubError(f"there is no '{name}' on the Hugging Face Hub", "check the name")
+    from huggingface_hub.constants import is_offline_mode
+
+    offline = is_offline_mode()
+    why = "HF_HUB_OFFLINE is set" if offline else f"the Hugging Face Hub is out of reach ({type(error).__name__})"
+    way_out = "unset it" if offline else "check the connection"
     return HubError(
-        f"cannot get '{name}': the Hugging Face Hub is out of reach ({type(error).__name__})",
-        "check the connection, or give a weight file that is already here: --checkpoint FILE",
+        f"cannot get '{name}': {why}", f"{way_out}, or give a weight file that is already here: --checkpoint FILE"
     )
 
 

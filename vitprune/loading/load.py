@@ -157,6 +157,10 @@ def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
 
 def _load_file(spec: str, options: _Options) -> Loaded:
     _refuse_size(spec, options)
+    if not spec.endswith(".safetensors"):
+        folder = Path(spec).parent
+        hint = f"name the run folder: {folder}" if sparse_file(str(folder)) else "name a timm model or a run folder"
+        raise UsageError(f"'{spec}' is not a model", hint)
     sparse, metadata = load_sparse(Path(spec))
     names = _tuple(metadata.class_names)
     return Loaded(spec, metadata.model, sparse.model, sparse, names, metadata.origin, metadata)
@@ -277,6 +281,8 @@ def _with_weights(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Lo
     """A timm model with the weights of a file, through timm's own conversion of foreign layouts."""
     overlay: dict[str, Any]
     channels: dict[str, int] = {}
+    if path.suffix == ".safetensors" and path.is_file() and written_by_vitprune(path):
+        raise UsageError(f"'{path}' is a sparse model already", f"give it as MODEL: {path}")
     if path.suffix == ".npz":
         check_npz(path)
         overlay, classes = {"file": str(path), "custom_load": True}, {}

@@ -10,6 +10,7 @@ import timm
 import torch
 
 from vitprune.backbones import family_of, input_size, why_not, wrap
+from vitprune.backbones.registry import ADAPTERS
 from vitprune.errors import UnknownModelError, UsageError
 from vitprune.measure import count_macs, count_params
 from vitprune.model import attach, attach_as
@@ -22,7 +23,7 @@ def resolve_name(spec: str) -> str:
     Raises:
         UnknownModelError: no or several models of that name; offers some.
     """
-    base, _, tag = spec.partition(".")
+    base, _, tag = spec.removeprefix("timm/").partition(".")
     known = timm.list_models()
     if base not in known:
         starts = [name for name in known if name.startswith(base + "_")]
@@ -36,11 +37,8 @@ def resolve_name(spec: str) -> str:
             shown = ", ".join((plain or starts)[:6])
             raise UnknownModelError(f"'{spec}' could be several models", f"choose one of: {shown}")
         else:
-            short = sorted({re.sub(r"_patch\d+.*", "", name) for name in known} | set(known))
-            close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
-            tried = f"no file or folder of that name, and none of timm's {len(known)} architectures"
-            raise UnknownModelError(f"model or file '{spec}' not found: {tried}", hint)
+            tried = f"no file or folder of that name, and none of the {len(known)} known architectures"
+            raise UnknownModelError(f"model or file '{spec}' not found: {tried}", _hint(base, known))
     tags = {name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")}
     if tag and tag not in tags:
         raise UnknownModelError(
@@ -50,6 +48,21 @@ def resolve_name(spec: str) -> str:
         default = timm.get_pretrained_cfg(base)
         tag = (default.tag or "") if default is not None else ""
     return f"{base}.{tag}" if tag else base
+
+
+def _hint(base: str, known: list[str]) -> str:
+    """What somebody who wrote `base` may have meant: supported models whose name holds it, or close names."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+        return f"a repository of the Hugging Face Hub is named hf-hub:{base}"
+    short = sorted({re.sub(r"_patch\d+.*", "", name) for name in known} | set(known))
+    close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
+    if not difflib.get_close_matches(base, close, cutoff=0.8):  # no slip of the pen
+        families = {adapted.__module__.rpartition(".")[2] for adapted in ADAPTERS}
+        supported = sorted(name for family in families for name in timm.list_models(module=family))
+        needle = base.lower().replace("-", "_")
+        if found := [name for name in supported if needle in name]:
+            return f"`vitprune models {needle}` lists {len(found)}, such as {found[0]}"
+    return f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
 
 
 def match_names(pattern: str | None = None) -> list[str]:

@@ -62,7 +62,7 @@ def bench(
     floor: Annotated[
         bool,
         typer.Option(
-            "--floor/--no-floor", help="Show the zero-overhead bound: the same token counts, chosen for free."
+            "--bound/--no-bound", help="Show the zero-overhead bound: the same token counts, chosen for free."
         ),
     ] = True,
     seconds: Annotated[

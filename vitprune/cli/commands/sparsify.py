@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _CHECKS = "Checks (exit code 3 if missed)"
 
 
-def _check(help_text: str) -> Any:
-    return typer.Option(help=help_text, rich_help_panel=_CHECKS)
+def _check(help_text: str, **limits: Any) -> Any:
+    return typer.Option(**limits, help=help_text, rich_help_panel=_CHECKS)
 
 
 def sparsify(
@@ -71,9 +71,9 @@ def sparsify(
             rich_help_panel=PANEL,
         ),
     ] = None,
-    max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.")] = None,
-    min_top1: Annotated[float | None, _check("Lowest top-1, in percent.")] = None,
-    min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.")] = None,
+    max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.", min=0)] = None,
+    min_top1: Annotated[float | None, _check("Lowest top-1, in percent.", min=1)] = None,
+    min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.", min=0)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prune tokens of a model: attach predictors, train for minutes, report what that cost and gained.
