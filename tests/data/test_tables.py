@@ -22,6 +22,7 @@ from vitprune.data import (
     open_data,
     training_loader,
 )
+from vitprune.data.hub import hub_name
 from vitprune.data.tables import decode, read_table
 from vitprune.errors import DataError, HubError, UsageError
 from vitprune.training.recipe import Recipe
@@ -284,3 +285,9 @@ def test_a_stream_is_trained_on_and_evaluated(weights_file, tmp_path, capsys, qu
     assert Recipe(steps=7).num_steps(None) == 7
     with pytest.raises(UsageError, match="stream"):
         Recipe(epochs=1).num_steps(None)
+
+
+def test_data_sets_of_the_hub_may_be_named_as_elsewhere():
+    for spec in ("hf:owner/name:config", "hf-hub:owner/name:config", "hfds/owner/name:config"):
+        assert hub_name(spec) == "owner/name"
+    assert hub_name("owner/name") is None, "a path"

@@ -43,14 +43,19 @@ class DataOptions:
     limit: int | None = None
 
 
+_PREFIXES = ("hf:", "hf-hub:", "hfds/")
+"""Ours, that of models, and timm's."""
+
+
 def hub_name(spec: str) -> str | None:
     """The data set of the Hub whose images a DATA argument names, `owner/name`; None of any other argument."""
-    return _hub_set(spec)[0] if spec in HUB_SETS or spec.startswith("hf:") else None
+    return _hub_set(spec)[0] if spec in HUB_SETS or spec.startswith(_PREFIXES) else None
 
 
 def _hub_set(spec: str) -> tuple[str, str | None]:
     """Repository and configuration of a data set of the Hub."""
-    name, _, config = spec.removeprefix("hf:").partition(":")
+    prefix = next((prefix for prefix in _PREFIXES if spec.startswith(prefix)), "")
+    name, _, config = spec.removeprefix(prefix).partition(":")
     return HUB_SETS.get(spec, (name, config or None))
 
 
