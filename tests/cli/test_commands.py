@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
+from vitprune.training.recipe import load_recipe
 
 
 @pytest.fixture
@@ -73,6 +74,15 @@ def test_info_searches_only_when_asked(capsys, no_hub, monkeypatch):
 def test_info_of_a_file_tells_what_it_is(sparse_file, capsys):
     assert run(["info", str(sparse_file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["keep"] == 0.7
+
+
+def test_the_printed_recipe_is_the_one_that_trains(capsys, tmp_path):
+    arguments = ["sparsify", "demo", "--recipe", "paper", "--set", "lr=2e-3", "--epochs", "2", "--print-config"]
+    assert run(arguments) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "mine.yaml").write_text(printed)
+    read, asked = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("paper", epochs=2.0, lr=2e-3)
+    assert read.model_dump(exclude={"name"}) == asked.model_dump(exclude={"name"})
 
 
 def test_env_is_json(capsys):

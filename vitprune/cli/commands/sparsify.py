@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions
-from vitprune.cli.output import enforce, print_json, say, waiting
+from vitprune.cli.output import enforce, print_json, print_line, say, waiting
 from vitprune.cli.plan_options import AllPlanOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
@@ -71,6 +71,10 @@ def sparsify(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    print_config: Annotated[
+        bool,
+        typer.Option("--print-config", help="Print the recipe with what replaces it as YAML.", rich_help_panel=PANEL),
+    ] = False,
     max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.", min=0)] = None,
     min_top1: Annotated[float | None, _check("Lowest top-1, in percent.", min=1)] = None,
     min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.", min=0)] = None,
@@ -93,6 +97,11 @@ def sparsify(
     with waiting("loading PyTorch"):
         chosen = recipe.chosen(model, compile=True if compiled else None)
         request = plan.request(device=device)
+    if print_config:
+        import yaml
+
+        print_line(yaml.safe_dump(chosen.model_dump(mode="json", exclude={"name"}), sort_keys=False).rstrip())
+        return
     if resume and request.measured is not None:
         raise UsageError(
             f"{request.measured} may measure something else than the run to resume did",
