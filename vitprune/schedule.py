@@ -56,7 +56,7 @@ class Sparsity:
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:  # also catches NaN
-            meant = self.keep / 100 if 1 < self.keep <= 100 else 0.7
+            meant = self.keep / 100 if 10 <= self.keep <= 100 else 0.7  # percent
             raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", f"try --keep {meant:g}")
         if self.ratios is not None:
             _check_ratios(self.ratios)
