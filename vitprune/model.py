@@ -1,4 +1,9 @@
-"""SparseViT: a timm vision transformer plus one token predictor per stage."""
+"""SparseViT: a timm vision transformer plus one token predictor per stage.
+
+Shapes: B images, P prefix tokens (class, distillation, registers), N patch tokens, K_s of them kept after stage s, C
+channels. Of the paper: pi are a predictor's probabilities (drop, keep), D is the decision of one stage (1 keep), D-hat
+the product of the decisions so far.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +153,7 @@ class SparseViT(nn.Module):
         return Selection(logits, self.backbone.token_features(x), tokens.indices, tokens.log_pi, sizes)
 
     def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
-        """Blocks `first_block` to `end` - 1 with their stages, and a stage that lies before block `end`.
+        """Blocks `first_block` to `end` - 1, each after its stage, and the stage before block `end`.
 
         Args:
             x: input of block `first_block`, (B, P + N, C).
@@ -186,8 +191,8 @@ class SparseViT(nn.Module):
         else:
             kept = topk_tokens(scores, stage.num_tokens)
             x = take_rows(x, flat_rows(x, prefix, kept))
-        present = tokens.indices[-1].gather(1, kept) if tokens.indices else kept
-        return Tokens(x, sizes, (*tokens.indices, present), (*tokens.scores, logits))
+        originals = tokens.indices[-1].gather(1, kept) if tokens.indices else kept
+        return Tokens(x, sizes, (*tokens.indices, originals), (*tokens.scores, logits))
 
     def _head(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
         """Normed tokens (B, P + K, C), logits and the sizes (B, K) of patch tokens."""
@@ -233,7 +238,7 @@ class SparseViT(nn.Module):
         return MaskedOutput(logits, backbone.token_features(x), tuple(masks), tuple(log_pis))
 
     def _stages_by_block(self, num_patches: int) -> dict[int, tuple[Stage, nn.Module]]:
-        """Stage and predictor by block; counts are taken anew where a dynamic-size model sees another grid."""
+        """Stage and predictor by block; counts are recomputed where images of another size give another grid."""
         stages = self.schedule.stages_for(num_patches, self.backbone.num_prefix_tokens)
         return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
 

@@ -205,10 +205,10 @@ def _train(
         for step in stack.enter_context(closing(steps)):
             for write in writers:
                 write(step.record)
-            last = step.is_last or progress.steps_done == progress.num_steps
+            last = step.stop_requested or progress.steps_done == progress.num_steps
             if distributed.is_main() and (last or checkpoints.due(progress.steps_done)):
                 checkpoints.save(step.state(), progress.steps_done)
-            if step.is_last:
+            if step.stop_requested:
                 hint = "vitprune sparsify with the same options and --resume resumes it"
                 raise Preempted("the run was terminated", hint)
 

@@ -43,12 +43,12 @@ class TrainedStep(NamedTuple):
     Attributes:
         record: of the step.
         state: gives what a checkpoint after this step holds; to be called before the next step.
-        is_last: whether any process was terminated.
+        stop_requested: whether any process was terminated.
     """
 
     record: StepRecord
     state: Callable[[], State]
-    is_last: bool
+    stop_requested: bool
 
 
 def train(
@@ -59,7 +59,7 @@ def train(
     device: torch.device,
     progress: Progress,
     resume: State | None = None,
-    stops: Callable[[], bool] = bool,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Generator[TrainedStep, None, None]:
     """Train `student` in place, step by step. Whoever iterates logs, shows and saves, and may stop after any step.
 
@@ -86,7 +86,7 @@ def train(
     faults, unreadable_before = Faults(recipe.max_unreadable, names=progress.unreadable), progress.num_unreadable
     skipped_in_a_row = 0
     student.backbone.set_drop_path(recipe.drop_path)
-    student.requires_grad_(True)  # several processes share the gradients of what has one now
+    student.requires_grad_(True)  # DDP shares the gradients of what requires one when it is wrapped
     objective: Any = accelerator.prepare(Objective(student, teacher, recipe).to(device))
     with compiled_blocks(student, teacher) if recipe.compile else nullcontext():
         for number, steps in enumerate(plan):  # first the predictors alone, then predictors and backbone
@@ -111,7 +111,7 @@ def train(
                 optimization.scheduler.step_update(index)
                 set_trainable(student, recipe, phase, trains_backbone)
                 seed = recipe.seed, progress.steps_done
-                seed_all(*seed)  # images are mixed as they come
+                seed_all(*seed)  # mixup draws when a batch is taken: a resumed run draws the same
                 batch = next(batches)
                 waited = time.perf_counter() - started
 
@@ -155,7 +155,7 @@ def train(
 
 @contextmanager
 def compiled_blocks(*models: SparseViT) -> Iterator[None]:
-    """In the block, the transformer blocks of the models run compiled, in eager's numbers but for rounding.
+    """Inside the with statement the models' transformer blocks run compiled, in eager's numbers but for rounding.
 
     All blocks of a kind share their compiled code. What vitprune computes between them (predictors, selection, losses)
     is not compiled, nor are blocks that an adapter takes apart.
@@ -168,7 +168,7 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
     """
     blocks: list[Any] = [block for model in models for block in getattr(model.backbone, "blocks", ())]
     device = next(models[0].parameters()).device
-    _check(device)
+    _check_compiler(device)
     for block in blocks:
         block.compile()
     limits = {"recompile_limit": _VERSIONS, "accumulated_recompile_limit": _VERSIONS}
@@ -183,7 +183,7 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
         torch.compiler.reset()
 
 
-def _check(device: torch.device) -> None:
+def _check_compiler(device: torch.device) -> None:
     """Compile next to nothing, so that a missing compiler is reported at once and by name."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
@@ -234,7 +234,7 @@ def _over_processes(
 
 
 def _state(optimization: Optimization, progress: Progress, number: int, num_steps: int) -> State:
-    """After `num_steps` steps of the optimiser of that number."""
+    """What a checkpoint holds after `num_steps` steps of entry `number` of the plan."""
     return State(optimization.tensors(), {"part": number, "step": num_steps, "progress": asdict(progress)})
 
 
