@@ -17,7 +17,7 @@ from vitprune.data import Data, ModelClasses, open_data
 from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
 from vitprune.loading.load import loaded_from
 from vitprune.model import SparseViT, attach_as
-from vitprune.schedule import Dropped, ScheduleName, Sparsity
+from vitprune.schedule import Dropped, ScheduleName
 from vitprune.training.recipe import Recipe, load_recipe
 
 
@@ -82,8 +82,7 @@ def sparsify(
         target_batch_size,
         device=device,
     )
-    defaults = Sparsity(schedule=recipe.schedule, dropped=recipe.dropped)
-    sparsity, prediction = resolve(request, model, defaults)
+    sparsity, prediction = resolve(request, model, recipe.plan_defaults)
     if data is None:
         warnings.warn("no data given: the token predictors are attached but not trained", UserWarning, stacklevel=2)
         return attach_as(copy.deepcopy(model), sparsity).eval()

@@ -164,19 +164,12 @@ class AllPlanOptions(SpeedOptions, MacsOptions):
     ] = "fp32"
 
 
-def plan_defaults(recipe: Recipe) -> Sparsity:
-    """What applies where the options of a plan say nothing."""
-    from vitprune.schedule import Sparsity
-
-    return Sparsity(schedule=recipe.schedule, dropped=recipe.dropped)
-
-
 def resolve_plan(request: PlanRequest, model: nn.Module, recipe: Recipe) -> tuple[Sparsity, Prediction | None]:
     """`vitprune.budget.resolve.resolve`, on the screen."""
     from vitprune.budget.resolve import resolve
 
     with RunProgress() as progress:
-        return resolve(request, model, plan_defaults(recipe), progress)
+        return resolve(request, model, recipe.plan_defaults, progress)
 
 
 def refuse_plan(model: str, request: PlanRequest) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vitprune.common.formatting import close_match, first_fault, first_line, flattened
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
+from vitprune.schedule import Sparsity
 from vitprune.training.pretraining import Target
 
 Phase = Literal["warm", "sampled", "deployed"]
@@ -201,6 +202,11 @@ class Recipe(BaseModel):
         if self.epochs is not None:
             return round(self.epochs * (steps_per_epoch or 0))
         return DEFAULT_STEPS if self.steps is None else self.steps
+
+    @property
+    def plan_defaults(self) -> Sparsity:
+        """What applies where a request for a plan says nothing."""
+        return Sparsity(schedule=self.schedule, dropped=self.dropped)
 
     @property
     def peak_lr(self) -> float:

@@ -8,7 +8,7 @@ import typer
 
 from vitprune.cli.options import AsJson
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import PlanOptions, plan_defaults
+from vitprune.cli.plan_options import PlanOptions
 from vitprune.cli.progress import RunProgress
 
 
@@ -35,7 +35,7 @@ def models(
     with waiting("loading PyTorch"):
         from vitprune.loading.names import describe_architecture, match_names
         from vitprune.training.recipe import load_recipe
-    asked = plan.request().sparsity(plan_defaults(load_recipe("short")))
+    asked = plan.request().sparsity(load_recipe("short").plan_defaults)
     names = match_names(pattern)
     entries = []
     with RunProgress() as progress:
