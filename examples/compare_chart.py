@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 NAMES = {
     "ours": "vitprune",
     "tome": "token merging (ToMe)",
-    "attention-fold": "class attention, folded",
+    "attention-merge": "class attention, merged",
     "norm": "token norm",
     "random": "random tokens",
 }

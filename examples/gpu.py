@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--mode", default="eager,compile,cudagraphs")
     parser.add_argument("--batch-size", default="1,8,32,128,256")
     parser.add_argument("--keep", type=float, default=0.7)
-    parser.add_argument("--dropped", default="fold", choices=("drop", "fold"))
+    parser.add_argument("--pruned", default="merge", choices=("drop", "merge"))
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each row is timed")
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
@@ -76,7 +76,7 @@ def check_right(args: argparse.Namespace) -> list[str]:
     missed = []
     for name in filter(None, args.right.split(",")):
         torch.manual_seed(0)
-        sparse = attach(load_model(name, weights="random").model, args.keep, dropped=args.dropped).eval()
+        sparse = attach(load_model(name, weights="random").model, args.keep, pruned=args.pruned).eval()
         images = torch.randn(4, *input_size(sparse.model))
         here = sparse.select(images)
         sparse, images = sparse.to(args.device), images.to(args.device)
@@ -91,9 +91,9 @@ def check_right(args: argparse.Namespace) -> list[str]:
 
 
 def measure_speed(args: argparse.Namespace) -> list[str]:
-    """Dense, sparse and floor in turns, per model, precision and mode."""
+    """Dense, sparse and bound in turns, per model, precision and mode."""
     print(
-        "\n| model | precision | mode | batch | dense images/s | sparse images/s | speed-up | of promise | over floor |"
+        "\n| model | precision | mode | batch | dense images/s | sparse images/s | speed-up | of promise | over bound |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     missed: list[str] = []
@@ -107,14 +107,14 @@ def measure_speed(args: argparse.Namespace) -> list[str]:
 
 def measured(args: argparse.Namespace, spec: str, precision: str, mode: str) -> list[dict[str, Any]]:
     """Rows of one benchmark, or what a run before this one found; none where it cannot be done, which is said."""
-    plan = f"{args.keep}-{args.dropped}-{args.batch_size.replace(',', '_')}"
+    plan = f"{args.keep}-{args.pruned}-{args.batch_size.replace(',', '_')}"
     path = args.output / f"{spec}-{precision}-{mode}-{plan}.json"
     if path.exists():
         found: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
         return found
     name, _, size = spec.partition("@")
     dense = load_model(name, weights="random", img_size=(int(size), int(size)) if size else None).model
-    sparse = attach(dense, args.keep, schedule="late", dropped=args.dropped)
+    sparse = attach(dense, args.keep, schedule="late", pruned=args.pruned)
     models = {"dense": BenchModel("dense", 1.0, dense), "sparse": BenchModel("sparse", args.keep, sparse)}
     try:
         rows = side_by_side(
@@ -143,7 +143,7 @@ def print_row(row: dict[str, Any], rows: list[dict[str, Any]], spec: str, precis
     print(
         f"| {spec} | {precision} | {row['mode']} | {batch} | {dense['images_per_s']:,.0f} | {row['images_per_s']:,.0f} "
         f"| {row['speedup']:.2f} x{' SLOWER' if row['slower'] else ''} | {100 * row['efficiency']:.0f} % "
-        f"| {row['overhead_over_floor_pct']:+.1f} % |",
+        f"| {row['overhead_over_bound_pct']:+.1f} % |",
         flush=True,
     )
     where = f"{spec}, {precision}, {row['mode']}, batch {batch}"
@@ -182,7 +182,7 @@ def train(args: argparse.Namespace) -> list[str]:
     return missed
 
 
-SPEEDS = ("speedup", "promised_speedup", "measured_speedup")
+SPEEDS = ("speedup", "predicted_speedup", "measured_speedup")
 
 
 if __name__ == "__main__":

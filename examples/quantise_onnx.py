@@ -1,4 +1,4 @@
-"""INT8 on top of dropped tokens: quantise an exported ONNX file and see what that costs and brings.
+"""INT8 on top of pruned tokens: quantise an exported ONNX file and see what that costs and brings.
 
     vitprune export runs/deit_tiny_patch16_224-keep0.7/model.safetensors --format onnx
     python examples/quantise_onnx.py runs/deit_tiny_patch16_224-keep0.7/model.onnx --data path/to/imagenet

@@ -26,10 +26,10 @@ def main(keep: float = 0.7, steps: int = 100, output: Path = Path("runs/train_lo
     loader = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
 
     # The student's predictors know nothing yet; keep 1.0 is the dense model.
-    student = vitprune.attach(load_model("demo").model, keep=keep, schedule="late", dropped="fold")
+    student = vitprune.attach(load_model("demo").model, keep=keep, schedule="late", pruned="merge")
     objective = vitprune.Objective(student, vitprune.attach(teacher, keep=1.0), vitprune.Recipe()).train()
     for phase, parameters, lr in (
-        ("warm", student.predictors.parameters(), 1e-3),  # predictors learn the teacher's ranking of tokens
+        ("pretraining", student.predictors.parameters(), 1e-3),  # predictors learn the teacher's ranking of tokens
         ("deployed", student.model.parameters(), 5e-5),  # the backbone adapts to what inference does
     ):
         optimizer = torch.optim.AdamW(list(parameters), lr=lr, weight_decay=0.05)

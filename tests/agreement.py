@@ -14,7 +14,7 @@ def dense_twin(sparse):
 
 
 def assert_dense_is_its_own(sparse, images):
-    """With nothing dropped the output is that of the model's own code, bit for bit, in every pass."""
+    """With nothing pruned the output is that of the model's own code, bit for bit, in every pass."""
     with torch.no_grad():
         expected, twin = sparse.model(images), dense_twin(sparse)
         assert torch.equal(twin(images), expected)
@@ -55,7 +55,7 @@ def assert_same_in_low_precision(sparse, images, dtype=torch.bfloat16):
     with torch.no_grad():
         expected, selection, masked = sparse(images), sparse.select(images), sparse.forward_masked(images)
         predictors = map(_SameTokens, sparse.predictors, selection.log_pi)
-        fixed = SparseViT(sparse.model, sparse.schedule, predictors, sparse.dropped).eval()
+        fixed = SparseViT(sparse.model, sparse.schedule, predictors, sparse.pruned).eval()
         kept = dict(zip(sparse.schedule.blocks, masked.kept, strict=True))
 
         def outputs(images):
@@ -73,7 +73,7 @@ def assert_same_in_low_precision(sparse, images, dtype=torch.bfloat16):
 def calm_attention(model):
     """Bring random weights' attention logits to a trained model's size.
 
-    The gate hides a dropped token up to eps * exp(logit), and two kinds have no norm or no scale before the softmax.
+    The gate hides a pruned token up to eps * exp(logit), and two kinds have no norm or no scale before the softmax.
     """
     for block in getattr(model, "encoder", model).blocks:
         with torch.no_grad():

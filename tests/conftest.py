@@ -58,7 +58,7 @@ def _make_vit(name="test_vit", seed=0, **kwargs):
 
 
 def _make_sparse(name="test_vit", keep=0.7, stages=None, seed=0, **kwargs) -> SparseViT:
-    sparse = attach(_make_vit(name, seed, **kwargs), keep, stages, schedule="geometric", dropped="drop")
+    sparse = attach(_make_vit(name, seed, **kwargs), keep, stages, schedule="geometric", pruned="drop")
     randomise(sparse.predictors, seed + 1)
     return sparse.eval()
 

@@ -32,12 +32,12 @@ def make_report(**changes):
     """report.json as this version writes it."""
     dense, sparse = _side(75.0853, 1.2536832, (45.4, 57.8)), _side(74.49, 0.810086, (40.1, 84.3))
     report = {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": "deit_tiny_patch16_224.fb_in1k",
         "label": "keep 0.7",
         "keep": 0.7,
         "schedule": "late",
-        "dropped": "fold",
+        "pruned": "merge",
         "align": 1,
         "num_patches": 6,
         "stages": [{"block": 3, "ratio": 0.67, "num_tokens": 4}, {"block": 6, "ratio": 0.34, "num_tokens": 2}],
@@ -58,7 +58,7 @@ def make_report(**changes):
                 {"batch_size": 32, "speedup": 84.3 / 57.8, "slower": False},
             ],
         },
-        "answers": {"both_right": 850, "dense_only": 30, "sparse_only": 23, "neither": 269},
+        "correct": {"both_right": 850, "dense_only": 30, "sparse_only": 23, "neither": 269},
         "classes": [
             {"index": i, "name": name, "num_images": 3, "dense_top1_pct": before, "sparse_top1_pct": after}
             for i, (name, before, after) in enumerate(
@@ -73,10 +73,10 @@ def make_report(**changes):
             "num_steps": 8,
             "num_images": 256,
             "seconds": 12.5,
-            "seconds_by_part": {"data": 2.5, "<u>teacher": 10.0},
+            "seconds_split": {"data": 2.5, "<u>teacher": 10.0},
             "num_unreadable": 1,
             "unreadable": ["/home/somebody/images/train/cat/1.jpg"],
-            "phases": {"warm": 4, "deployed": 4},
+            "phases": {"pretraining": 4, "deployed": 4},
         },
         "data": {
             "name": "/home/somebody/images",
@@ -91,7 +91,7 @@ def make_report(**changes):
         },
         "precision": "fp32",
         "device": "cpu",
-        "wall_s": 123.4,
+        "seconds": 123.4,
         "environment": {"torch": "2.15.0", "gpus": [{"name": "<GPU>", "memory_mib": 3}], "mps": False},
     }
     return report | changes
@@ -102,7 +102,7 @@ def make_steps(num=8):
     return [
         {
             "step": step,
-            "phase": "warm" if step <= num // 2 else "deployed",
+            "phase": "pretraining" if step <= num // 2 else "deployed",
             "losses": {"rank": 1 / step}
             if step <= num // 2
             else {"kl": 0.1 / step, "<b>new</b>": None if step == num else 1.0},
@@ -129,10 +129,10 @@ def make_keep_maps():
         "kl": 0.125,
     }
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "grid_size": [2, 3],
         "num_seen": 200,
-        "pictures": [
+        "images": [
             {**common, "group": "both right", "label": CLASSES[2]},
             {**common, "group": "dense right, sparse wrong", "label": None},
         ],

@@ -61,8 +61,8 @@ def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
     quick = [*QUICK, "--limit", "20", "--pretraining-steps", "2", "--steps", "1"]
     out = _run("ablation.py", *options, "--", *quick, cwd=tmp_path)
     assert [_cells(line)[0] for line in out.splitlines()[2:]] == ["warm-only", "drop"]
-    for name, dropped in (("warm-only", "fold"), ("drop", "drop")):
-        assert json.loads((tmp_path / "out" / name / "report.json").read_text())["dropped"] == dropped
+    for name, pruned in (("warm-only", "merge"), ("drop", "drop")):
+        assert json.loads((tmp_path / "out" / name / "report.json").read_text())["pruned"] == pruned
     assert _run("ablation.py", *options, cwd=tmp_path) == out, "finished runs are read, not repeated"
 
 
@@ -123,7 +123,7 @@ def test_int8_keeps_the_demos_predictions_in_half_the_space(tmp_path):
     from vitprune.loading.load import load_model
 
     demo = load_model("demo")
-    sparse = attach(demo.model, 0.8, stages=(6,), dropped="fold")
+    sparse = attach(demo.model, 0.8, stages=(6,), pruned="merge")
     made = export_model(sparse, tmp_path / "m.onnx", class_names=demo.class_names)
     quick = ["--data", "demo", "--limit", "40", "--calibrate", "16", "--seconds", "0.1"]
     out = _run("quantise_onnx.py", "m.onnx", *quick, cwd=tmp_path)

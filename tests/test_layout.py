@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "vitprune"
-FLOORS = (  # lowest first; rooms of one floor do not import each other
+FLOORS = (  # lowest first; rooms of one bound do not import each other
     {"errors", "_version"},
     {"common"},
     {"tokens", "schedule"},
@@ -47,11 +47,11 @@ def test_rooms_are_those_of_the_plan():
 
 
 def test_imports_run_downwards_only():
-    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    bound = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     upward = [
         f"{where} ({room}) imports {to}"
         for room, to, where in _imports()
-        if room not in ("__init__", "__main__") and floor.get(to, len(FLOORS)) >= floor[room]
+        if room not in ("__init__", "__main__") and bound.get(to, len(FLOORS)) >= bound[room]
     ]
     assert not upward, "\n".join(upward)
 

@@ -81,16 +81,16 @@ def test_a_predictor_sees_patch_tokens_only_and_what_is_left_of_them(make_vit, m
     assert (seen[1][1].sum(1) == 18).all()
 
 
-def test_what_a_dropped_token_holds_changes_nothing_for_the_others(sparse, images):
-    """The definition of the masked pass: overwrite dropped tokens on the way, and the answer stays."""
+def test_what_a_pruned_token_holds_changes_nothing_for_the_others(sparse, images):
+    """The definition of the masked pass: overwrite pruned tokens on the way, and the answer stays."""
     stage = sparse.schedule.blocks[0]
     expected = sparse.forward_masked(images)
 
     def overwrite(block, inputs):
         x = inputs[0].clone()
         patches = x[:, 1:]
-        dropped = expected.kept[0] == 0
-        patches[dropped] = patches[dropped].flip(-1)
+        pruned = expected.kept[0] == 0
+        patches[pruned] = patches[pruned].flip(-1)
         return x, *inputs[1:]
 
     handle = sparse.model.blocks[stage + 1].register_forward_pre_hook(overwrite)
@@ -146,7 +146,7 @@ def test_gradient_reaches_every_parameter_of_predictors_and_blocks(make_sparse, 
 
 
 @by_kind
-def test_dropped_tokens_decisions_receive_gradient_through_the_whole_model(make_sparse, make_images, kind):
+def test_pruned_tokens_decisions_receive_gradient_through_the_whole_model(make_sparse, make_images, kind):
     sparse = make_sparse(**KINDS[kind])
     images = make_images(sparse)
     decisions = []
@@ -159,11 +159,11 @@ def test_dropped_tokens_decisions_receive_gradient_through_the_whole_model(make_
     logits = sparse.forward_masked(images, decide).logits
     torch.nn.functional.cross_entropy(logits, torch.tensor([1, 2])).backward()
     first = decisions[0]
-    dropped, stays = first.grad[first == 0].abs(), first.grad[first == 1].abs()
-    assert (dropped > 0).float().mean() > 0.99
-    # A token dropped at the first stage could come back only for the blocks up to the second, so its gradient is
+    pruned, stays = first.grad[first == 0].abs(), first.grad[first == 1].abs()
+    assert (pruned > 0).float().mean() > 0.99
+    # A token pruned at the first stage could come back only for the blocks up to the second, so its gradient is
     # that of D at stage 1 times D = 0 at stages 2 and 3: smaller than a kept token's, never negligible.
-    assert dropped.median() > 0.01 * stays.median()
+    assert pruned.median() > 0.01 * stays.median()
 
 
 @pytest.mark.parametrize(("size", "total"), [("tiny", 5_899_582), ("small", 22_774_414), ("base", 89_452_846)])

@@ -46,7 +46,7 @@ def test_sparsify_with_data_trains_and_writes_a_loadable_run(make_vit, make_imag
     model = make_vit(num_classes=2, img_size=64, depth=3)
     images = make_images(model)
     before = model(images)
-    recipe = vitprune.Recipe(warm_start_steps=1, steps=4, batch_size=4, num_workers=0, precision="fp32")
+    recipe = vitprune.Recipe(pretraining_steps=1, steps=4, batch_size=4, num_workers=0, precision="fp32")
     output = tmp_path / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

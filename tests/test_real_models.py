@@ -40,7 +40,7 @@ def test_dense_accuracy_on_imagenet_images_is_the_known_one(name, capsys):
 
 
 @pytest.mark.timeout(600)
-def test_short_warm_start_beats_random_tokens_on_imagenet_images(capsys, tmp_path, monkeypatch, quick_bench):
+def test_short_pretraining_beats_random_tokens_on_imagenet_images(capsys, tmp_path, monkeypatch, quick_bench):
     monkeypatch.chdir(tmp_path)
     weights = str(SHARED / "models" / "vit_tiny_patch16_224.safetensors")
     files = ["--checkpoint", weights, "--data", str(SHARED / "imagenet")]

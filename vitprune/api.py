@@ -17,7 +17,7 @@ from vitprune.data import Data, ModelClasses, open_data
 from vitprune.jobs.sparsify import RunSettings, fit, new_student, run
 from vitprune.loading.load import loaded_from
 from vitprune.model import SparseViT, attach_as
-from vitprune.schedule import Dropped, ScheduleName
+from vitprune.schedule import Pruned, ScheduleName
 from vitprune.training.recipe import Recipe, load_recipe
 
 
@@ -29,7 +29,7 @@ def sparsify(
     stages: Sequence[int] | None = None,
     ratios: Sequence[float] | None = None,
     schedule: ScheduleName | None = None,
-    dropped: Dropped | None = None,
+    pruned: Pruned | None = None,
     align: int = 1,
     target_gmacs: float | None = None,
     target_speedup: float | None = None,
@@ -50,7 +50,7 @@ def sparsify(
         stages: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
         ratios: free shares of the original tokens left after each stage, instead of `keep`.
         schedule: "geometric" or "late"; None for the recipe's.
-        dropped: "drop" or "fold"; None for the recipe's.
+        pruned: "drop" or "merge"; None for the recipe's.
         align: token counts in multiples of this, prefix tokens included, at the same cost.
         target_gmacs: most multiply-accumulates of one image, in billions; instead of `keep`.
         target_speedup: images per second over the dense model's, measured on `device` in fp32; instead of `keep`.
@@ -74,7 +74,7 @@ def sparsify(
         stages,
         ratios,
         schedule,
-        dropped,
+        pruned,
         align,
         target_gmacs,
         target_speedup,

@@ -3,7 +3,7 @@
 VitpruneError (1)
 ├── UsageError (2)             an argument is out of range or does not fit the others
 ├── UnknownModelError (2)      no model of that name
-├── UnsupportedModelError (1)  a timm model whose tokens cannot be dropped, with the reason
+├── UnsupportedModelError (1)  a timm model whose tokens cannot be pruned, with the reason
 ├── CheckpointError (1)        a weight file that is missing, damaged, foreign or does not fit
 ├── DataError (1)              images that are missing, unreadable or do not fit the model's classes
 ├── HubError (1)               the Hugging Face Hub is out of reach, or the repository is gated or absent
@@ -58,7 +58,7 @@ class UnknownModelError(VitpruneError):
 
 
 class UnsupportedModelError(VitpruneError):
-    """A model whose tokens cannot be dropped."""
+    """A model whose tokens cannot be pruned."""
 
 
 class CheckpointError(VitpruneError):

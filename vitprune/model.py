@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import wrap
-from vitprune.schedule import Dropped, Schedule, ScheduleName, Sparsity, Stage
+from vitprune.schedule import Pruned, Schedule, ScheduleName, Sparsity, Stage
 from vitprune.tokens.masking import attention_bias, size_bias
 from vitprune.tokens.merging import merge_masked, merge_tokens
 from vitprune.tokens.predictor import TokenPredictor
@@ -96,7 +96,7 @@ class SparseViT(nn.Module):
         schedule: the plan; no stages means dense.
         predictors: one module per stage, called as `predictor(x, kept)` on patch tokens (B, N, C) and D-hat (B, N)
             or None, giving log_pi (B, N, 2). None for new, untrained TokenPredictors.
-        dropped: what happens to pruned tokens, see `vitprune.Sparsity`.
+        pruned: what happens to pruned tokens, see `vitprune.Sparsity`.
 
     Raises:
         UnsupportedModelError: see `vitprune.backbones.wrap`.
@@ -107,11 +107,11 @@ class SparseViT(nn.Module):
         model: nn.Module,
         schedule: Schedule,
         predictors: Iterable[nn.Module] | None = None,
-        dropped: Dropped = "drop",
+        pruned: Pruned = "drop",
     ) -> None:
         super().__init__()
         self.model = model
-        self.dropped = dropped
+        self.pruned = pruned
         self.sparsity: Sparsity | None = None  # what `attach` was asked for
         self.backbone = wrap(model)
         if schedule.depth != self.backbone.depth:
@@ -185,7 +185,7 @@ class SparseViT(nn.Module):
         patches = x[:, prefix:]
         logits = predictor.logits(patches) if isinstance(predictor, TokenPredictor) else predictor(patches)
         scores = keep_scores(logits)
-        if self.dropped == "fold" and stage.num_tokens < scores.shape[1]:
+        if self.pruned == "merge" and stage.num_tokens < scores.shape[1]:
             kept, pruned = split_tokens(scores, stage.num_tokens)
             x, sizes = merge_tokens(x, sizes, kept, pruned, prefix)
         else:
@@ -215,7 +215,7 @@ class SparseViT(nn.Module):
         num_patches = x.shape[1] - prefix
         stages, positions = self._stages_by_block(num_patches), backbone.positions_of()
         kept = torch.ones(x.shape[0], num_patches, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        sizes = torch.ones_like(kept) if self.dropped == "fold" else None
+        sizes = torch.ones_like(kept) if self.pruned == "merge" else None
         bias: Tensor | None = None
         masks: list[Tensor] = []
         log_pis: list[Tensor] = []
@@ -250,7 +250,7 @@ def attach(
     *,
     schedule: ScheduleName = Sparsity.schedule,
     ratios: Sequence[float] | None = None,
-    dropped: Dropped = Sparsity.dropped,
+    pruned: Pruned = Sparsity.pruned,
     align: int = 1,
 ) -> SparseViT:
     """Attach untrained token predictors to a timm model.
@@ -261,7 +261,7 @@ def attach(
         stages: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
         schedule: "late" or the paper's "geometric".
         ratios: shares of the original tokens left after each stage, instead of `keep` and `schedule`.
-        dropped: "fold" merges pruned tokens into kept ones, "drop" (the paper's) removes them.
+        pruned: "merge" merges pruned tokens into kept ones, "drop" (the paper's) removes them.
         align: token counts in multiples of this. More on all of these in `vitprune.Sparsity`.
 
     Returns:
@@ -271,11 +271,11 @@ def attach(
         UnsupportedModelError: the model's tokens cannot be pruned.
         UsageError: see `vitprune.Sparsity` and `vitprune.make_schedule`.
     """
-    return attach_as(model, Sparsity(keep, stages, schedule, ratios, dropped, align))
+    return attach_as(model, Sparsity(keep, stages, schedule, ratios, pruned, align))
 
 
 def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
     """As `attach`, by one object; the model remembers it."""
-    sparse = SparseViT(model, sparsity.plan(wrap(model)), dropped=sparsity.dropped)
+    sparse = SparseViT(model, sparsity.plan(wrap(model)), pruned=sparsity.pruned)
     sparse.sparsity = sparsity
     return sparse

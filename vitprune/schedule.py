@@ -24,7 +24,7 @@ _RATIO_STEPS = 1_000_000
 ScheduleName = Literal["geometric", "late"]
 """How the stages share the work: as in the paper, or more of it in later stages at the same cost."""
 
-Dropped = Literal["drop", "fold"]
+Pruned = Literal["drop", "merge"]
 """What happens to pruned tokens: removed, or merged into the kept ones (see `vitprune.tokens.merging`)."""
 
 
@@ -39,19 +39,19 @@ class Sparsity:
         schedule: how the stages share the work, see `ScheduleName`.
         ratios: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
             `schedule`. One stage each.
-        dropped: what happens to pruned tokens, see `Dropped`.
+        pruned: what happens to pruned tokens, see `Pruned`.
         align: after each stage prefix and patch tokens together are a multiple of this, so that they fill the tiles
             of the hardware, at nearly the same cost; 1 for any number.
 
     Raises:
-        UsageError: `keep`, `ratios` or `align` is out of range, or there is no such schedule or `dropped`.
+        UsageError: `keep`, `ratios` or `align` is out of range, or there is no such schedule or `pruned`.
     """
 
     keep: float = 0.7
     stages: Sequence[int] | None = None
     schedule: ScheduleName = "late"
     ratios: Sequence[float] | None = None
-    dropped: Dropped = "fold"
+    pruned: Pruned = "merge"
     align: int = 1
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Sparsity:
             raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", f"try --keep {meant:g}")
         if self.ratios is not None:
             _check_ratios(self.ratios)
-        for name, value, choices in (("schedule", self.schedule, ScheduleName), ("dropped", self.dropped, Dropped)):
+        for name, value, choices in (("schedule", self.schedule, ScheduleName), ("pruned", self.pruned, Pruned)):
             if value not in get_args(choices):
                 raise UsageError(f"{name} '{value}' is unknown", f"choose from {', '.join(get_args(choices))}")
         if self.align < 1:
@@ -299,7 +299,7 @@ def _check_ratios(ratios: Sequence[float]) -> None:
         raise UsageError(f"ratios are '{shown}', expected numbers in (0, 1]", "for example --tokens-left 0.8,0.6,0.4")
     if any(later > earlier for earlier, later in pairwise(ratios)):
         raise UsageError(
-            f"ratios are {shown}, but a token once dropped does not come back",
+            f"ratios are {shown}, but a token once pruned does not come back",
             "give falling shares of the original tokens, for example --tokens-left 0.8,0.6,0.4",
         )
 

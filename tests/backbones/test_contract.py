@@ -40,7 +40,7 @@ def build(make_sparse):
 
 
 def merging(plain):
-    return SparseViT(plain.model, plain.schedule, plain.predictors, "fold").eval()
+    return SparseViT(plain.model, plain.schedule, plain.predictors, "merge").eval()
 
 
 def random_tokens(backbone, count=2):
@@ -62,7 +62,7 @@ def test_keeping_all_is_the_models_own_output_bit_for_bit_or_nearly_with_a_mask(
 
 
 @by_kind
-def test_masking_tokens_is_removing_them_dropped_or_merged(build, make_images, kind):
+def test_masking_tokens_is_removing_them_pruned_or_merged(build, make_images, kind):
     dropping = build(kind)
     images = make_images(dropping)
     for sparse in (dropping, merging(dropping)):
@@ -174,7 +174,7 @@ def test_halves_of_a_block_are_the_block(build, make_images, kind):
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMS norm under autocast
 @pytest.mark.parametrize("kind", OTHERS)
-@pytest.mark.parametrize("phase", ["warm", "sampled", "deployed"])
+@pytest.mark.parametrize("phase", ["pretraining", "sampled", "deployed"])
 def test_every_phase_trains_what_it_should(make_vit, make_images, kind, phase):
     """Gradient reaches predictors and, from the first stage on, the blocks; in bf16, as training has it."""
     student, teacher = attach(make_vit(**ALL[kind])).train(), attach(make_vit(**ALL[kind]), 1.0)
@@ -189,7 +189,7 @@ def test_every_phase_trains_what_it_should(make_vit, make_images, kind, phase):
         return any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
 
     assert moved(student.predictors) == (phase != "deployed")
-    if phase != "warm":
+    if phase != "pretraining":
         assert all(moved(block) for block in student.backbone.blocks[1:])
 
 

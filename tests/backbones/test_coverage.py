@@ -80,7 +80,7 @@ def family(cls):
 
 def check(model, size):
     """None if the masked and the gathered pass agree; the rest is test_contract's."""
-    sparse, images = attach(model, 0.6, dropped="drop").eval(), torch.randn(2, 3, size, size)
+    sparse, images = attach(model, 0.6, pruned="drop").eval(), torch.randn(2, 3, size, size)
     with torch.no_grad():
         gathered, masked = sparse(images), sparse.forward_masked(images).logits
     return None if torch.allclose(gathered, masked, rtol=1e-3, atol=1e-4) else "broken"

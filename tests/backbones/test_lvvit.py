@@ -29,7 +29,7 @@ def with_statistics(model):
     return model
 
 
-def test_a_dropped_token_cannot_win_whatever_it_says(sparse):
+def test_a_pruned_token_cannot_win_whatever_it_says(sparse):
     backbone = sparse.backbone
     x = torch.randn(2, 37, 64, generator=torch.Generator().manual_seed(0))
     kept = torch.ones(2, 36)
@@ -60,7 +60,7 @@ def test_baselines_run_on_it_and_the_teacher_can_be_asked_what_matters(sparse, m
     images = make_images(sparse)
     with torch.no_grad():
         assert ToMeViT(sparse.model, (4, 4, 4, 4))(images).shape == (2, 1000)
-        assert AttentionViT(sparse.model, sparse.schedule, "fold")(images).shape == (2, 1000)
+        assert AttentionViT(sparse.model, sparse.schedule, "merge")(images).shape == (2, 1000)
         x = sparse.backbone.embed(images)
     for target in ("attention", "gradient", "both"):
         saliency = teacher_saliency(sparse.backbone, x, 0, target)
@@ -74,7 +74,7 @@ def objective(make_vit):
         model = with_statistics(make_vit(**LVVIT, num_classes=7, in_chans=1))
         weights = LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
         recipe = Recipe(**{"weights": weights, "decision": "gumbel", "train_trunk": True, **settings})
-        return Objective(attach(copy.deepcopy(model), dropped="drop"), attach(model, 1.0), recipe).train()
+        return Objective(attach(copy.deepcopy(model), pruned="drop"), attach(model, 1.0), recipe).train()
 
     return make
 
@@ -119,7 +119,7 @@ def test_token_loss_trains_the_auxiliary_head_and_not_the_teachers(objective, ba
 
 
 @pytest.mark.parametrize("train_trunk", [True, False])
-@pytest.mark.parametrize("phase", ["warm", "sampled", "deployed"])
+@pytest.mark.parametrize("phase", ["pretraining", "sampled", "deployed"])
 def test_batch_norms_keep_their_statistics_and_student_and_teacher_use_the_same(objective, batch, phase, train_trunk):
     objective = objective(train_trunk=train_trunk)
     before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
@@ -127,6 +127,6 @@ def test_batch_norms_keep_their_statistics_and_student_and_teacher_use_the_same(
     objective(*batch, phase).total.backward()
     assert all(torch.equal(buffer, before[name]) for name, buffer in objective.named_buffers())
     assert torch.equal(objective.student.backbone.embed(batch[0]), objective.teacher.backbone.embed(batch[0]))
-    if phase != "warm":
+    if phase != "pretraining":
         trained = objective.student.model.patch_embed.bn1.weight.grad
         assert (trained is not None) == train_trunk

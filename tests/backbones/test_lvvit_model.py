@@ -57,7 +57,7 @@ def test_sizes_and_preparation_of_images_are_the_published_ones(name, num_params
 )
 def test_sparse_sizes_and_macs_are_the_published_ones(name, num_params, num_tensors, dense_gmacs, sparse_gmacs, blocks):
     model = on_meta(name)
-    sparse = attach(model, 0.7, schedule="geometric", dropped="drop")
+    sparse = attach(model, 0.7, schedule="geometric", pruned="drop")
     assert sparse.schedule.blocks == blocks
     assert count_params(sparse) == num_params
     assert len(sparse.state_dict()) == num_tensors
@@ -156,10 +156,10 @@ def test_names_resolve():
     assert "lvvit_m" in caught.value.hint
 
 
-@pytest.mark.parametrize("dropped", ["drop", "fold"])
-def test_a_sparse_model_comes_back_from_its_file(make_sparse, make_images, tmp_path, dropped):
+@pytest.mark.parametrize("pruned", ["drop", "merge"])
+def test_a_sparse_model_comes_back_from_its_file(make_sparse, make_images, tmp_path, pruned):
     plain = make_sparse("lvvit_s", **TINY)
-    sparse = vitprune.SparseViT(plain.model, plain.schedule, plain.predictors, dropped).eval()
+    sparse = vitprune.SparseViT(plain.model, plain.schedule, plain.predictors, pruned).eval()
     torch.nn.init.uniform_(sparse.model.patch_embed.bn2.running_var, 0.5, 2.0)
     save(sparse, tmp_path / "model.safetensors", describe(sparse))
     images = make_images(sparse)
@@ -175,7 +175,7 @@ def test_it_is_sparsified_saved_and_loaded(make_vit, make_images, image_folder, 
     images = make_images(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recipe = vitprune.Recipe(
-        warm_start_steps=2, steps=4, batch_size=4, num_workers=0, precision="fp32", drop_path=0.1, **settings
+        pretraining_steps=2, steps=4, batch_size=4, num_workers=0, precision="fp32", drop_path=0.1, **settings
     )
     output = tmp_path / "run"
     sparse = vitprune.sparsify(model, keep=0.5, data=image_folder, recipe=recipe, device="cpu", output=output)

@@ -101,7 +101,7 @@ def test_timms_own_token_dropout_and_coordinate_noise_are_left_out(make_vit, mak
     """Teacher and student share the trunk and must see the same tokens in the same places."""
     for arguments in (PLAIN, {**ALL["DINOv3"], "rope_rescale_coords": 2.0}):
         model = make_vit(**arguments, patch_drop_rate=0.5)
-        sparse, images = attach(model, 0.5, dropped="drop"), make_images(model)
+        sparse, images = attach(model, 0.5, pruned="drop"), make_images(model)
         with torch.no_grad():
             expected = sparse(images)
             assert torch.equal(sparse.train()(images), expected)

@@ -63,14 +63,14 @@ def best_keep(vit, clock, allowed_ms, **plan):
 
 
 @pytest.mark.parametrize("target", [{"speedup": 1.5}, {"latency_ms": 8.0}])
-@pytest.mark.parametrize(("stage_ms", "dropped"), [(0.0, "drop"), (0.1, "fold")])
-def test_it_keeps_what_fits_and_hardly_less(vit, find, target, stage_ms, dropped):
+@pytest.mark.parametrize(("stage_ms", "pruned"), [(0.0, "drop"), (0.1, "merge")])
+def test_it_keeps_what_fits_and_hardly_less(vit, find, target, stage_ms, pruned):
     clock = Clock(stage_ms)
-    found, prediction = find(clock, Sparsity(schedule="late", dropped=dropped), **target)
+    found, prediction = find(clock, Sparsity(schedule="late", pruned=pruned), **target)
     assert prediction.speed.sparse_ms <= 8.0
     assert prediction.speed.sparse_ms == pytest.approx(clock.milliseconds(attach_as(vit, found)))
     assert found.keep == pytest.approx(best_keep(vit, clock, 8.0, schedule="late"), abs=0.03)
-    assert (found.schedule, found.dropped) == ("late", dropped)
+    assert (found.schedule, found.pruned) == ("late", pruned)
     assert attach_as(vit, found).schedule.blocks == (3, 6, 9)
     assert clock.num_trials <= 11
 
@@ -119,7 +119,7 @@ def test_prediction_and_outcome_are_kept_apart(find):
     _, prediction = find(Clock(), speedup=1.5)
     outcome = prediction.compared_with(Speed(12.0, 8.4))
     assert (outcome["speedup"], outcome["measured_speedup"], outcome["met"]) == (1.5, pytest.approx(12 / 8.4), False)
-    assert outcome["promised_speedup"] >= 1.5
+    assert outcome["predicted_speedup"] >= 1.5
     assert prediction.compared_with(Speed(12.0, 7.9))["met"]
 
 

@@ -15,7 +15,7 @@ from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.sparse_file import describe, read_metadata, save
 from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError
-from vitprune.model import attach_as
+from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Sparsity
 
 
@@ -50,10 +50,24 @@ def test_header_is_one_json_string_and_config_json_the_same(saved):
     assert header["format"] == "pt"
     content = json.loads(header[METADATA_KEY])
     assert content == json.loads((path.parent / "config.json").read_text())
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     assert content["class_names"] == ["cat", "dog"]
     assert [stage["num_tokens"] for stage in content["stages"]] == [25, 17, 12]
     assert content["preprocessing"]["input_size"] == [3, 96, 96]
+
+
+def test_a_file_of_version_1_is_read_in_todays_words(saved, make_images):
+    sparse, path = saved
+    merged = SparseViT(sparse.model, sparse.schedule, sparse.predictors, "merge").eval()
+    save(merged, path, describe(merged))
+    with safe_open(path, framework="pt") as file:
+        content = json.loads(file.metadata()[METADATA_KEY])
+    old = {key: value for key, value in content.items() if key != "pruned"} | {"schema_version": 1, "dropped": "fold"}
+    save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(old)})
+    loaded, images = vitprune.load(path), make_images(sparse)
+    assert loaded.pruned == "merge"
+    assert torch.equal(loaded(images), merged(images))
+    assert not torch.equal(loaded(images), sparse(images))
 
 
 def test_timm_reads_the_dense_backbone(saved, make_images):
@@ -82,7 +96,7 @@ def test_every_argument_of_create_model_comes_back(name, arguments, make_sparse,
 
 
 def test_aligned_counts_come_back_and_files_from_before_still_load(make_vit, make_images, saved, tmp_path):
-    sparsity = Sparsity(0.7, dropped="fold", align=8)
+    sparsity = Sparsity(0.7, pruned="merge", align=8)
     sparse = attach_as(make_vit(img_size=96), sparsity).eval()
     metadata = describe(sparse, sparsity=sparsity)
     assert (metadata.align, metadata.label) == (8, "keep 0.7 align 8")

@@ -21,7 +21,7 @@ def untimed(monkeypatch):
     """Sparse models are 1.4 times as fast as dense, their bounds twice."""
 
     def benchmark(models, input_size, batch_sizes, *, mode, **settings):
-        ms = {name: 0.5 if "floor" in name else 1 / 1.4 if "keep" in name else 1.0 for name in models}
+        ms = {name: 0.5 if "bound" in name else 1 / 1.4 if "keep" in name else 1.0 for name in models}
         return [
             Timing(name, size, *[ms[name]] * 3, 1e3 * size / ms[name], None, 1, *[ms[name]] * 3, mode=mode)
             for size in batch_sizes
@@ -34,7 +34,7 @@ def untimed(monkeypatch):
 def test_rows_carry_units_and_marks_and_bounds_are_apart_from_models_one_can_use(sparse_file, capsys):
     assert run(["bench", sparse_file, "--device", "cpu", "--seconds", "0.01", "-b", "1,2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    rows, floors = result["rows"], result["floors"]
+    rows, bounds = result["rows"], result["bounds"]
     assert [(row["keep"], row["batch_size"]) for row in rows] == [(1.0, 1), (0.7, 1), (1.0, 2), (0.7, 2)]
     for row in rows:
         assert {"images_per_s", "latency_ms_p50", "gmacs", "macs_ratio", "peak_memory_mib", "efficiency"} <= set(row)
@@ -42,21 +42,21 @@ def test_rows_carry_units_and_marks_and_bounds_are_apart_from_models_one_can_use
         assert row["images_per_s"] == pytest.approx(1000 * row["batch_size"] / row["latency_ms_p50"])
     assert result["environment"]["num_threads"] >= 1
     assert [row["kind"] for row in rows] == ["dense", "sparse"] * 2
-    assert {(row["kind"], row["label"]) for row in floors} == {("floor", "floor of keep 0.7")}
-    assert rows[1]["overhead_over_floor_pct"] is not None
+    assert {(row["kind"], row["label"]) for row in bounds} == {("bound", "bound of keep 0.7")}
+    assert rows[1]["overhead_over_bound_pct"] is not None
 
 
 def test_without_bounds_and_the_check_looks_at_sparse_rows_only(sparse_file, untimed, capsys):
     command = ["bench", sparse_file, "--device", "cpu", "-b", "1", "--json"]
     assert run([*command, "--min-speedup", "1.3"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"][1]["overhead_over_floor_pct"] == pytest.approx(
+    assert json.loads(capsys.readouterr().out)["rows"][1]["overhead_over_bound_pct"] == pytest.approx(
         100 * (2 / 1.4 - 1)
     )
     assert run([*command, "--no-bound", "--min-speedup", "1.5"]) == 3
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert result["floors"] == []
-    assert result["rows"][1]["overhead_over_floor_pct"] is None
+    assert result["bounds"] == []
+    assert result["rows"][1]["overhead_over_bound_pct"] is None
     assert "--min-speedup: missed, measured 1.400" in err
 
 

@@ -40,16 +40,16 @@ def test_eval_of_a_sparse_file(sparse_file, image_folder, capsys):
 
 def test_info_previews_the_plan_without_weights(capsys, no_hub, monkeypatch):
     monkeypatch.setattr("vitprune.measure.count_macs", lambda model, _: 10**9 * sum(model.schedule.tokens_per_block()))
-    for options, dropped, align, num_tokens in (
-        ([], "fold", 1, [75, 51, 27]),
+    for options, pruned, align, num_tokens in (
+        ([], "merge", 1, [75, 51, 27]),
         (["--recipe", "paper"], "drop", 1, [70, 49, 34]),
-        (["--align", "8"], "fold", 8, [79, 47, 23]),
+        (["--align", "8"], "merge", 8, [79, 47, 23]),
         (["--tokens-left", ".8,.6,.4", "--pruned", "drop"], "drop", 1, [80, 60, 40]),
     ):
         assert run(["info", "test_vit", *options, "--json"]) == 0
         plan = json.loads(capsys.readouterr().out)
         assert [stage["num_tokens"] for stage in plan["stages"]] == num_tokens
-        assert (plan["dropped"], plan["align"]) == (dropped, align)
+        assert (plan["pruned"], plan["align"]) == (pruned, align)
         assert plan["keep"] == (None if "--tokens-left" in options else 0.7)
         gmacs = 100 + 2 * num_tokens[0] + num_tokens[1] + 2 * num_tokens[2]  # stages before blocks 1, 3 and 4 of 6
         assert (plan["dense"]["gmacs"], plan["sparse"]["gmacs"]) == (600, gmacs)
@@ -213,6 +213,7 @@ def test_mistakes_get_one_clear_sentence_and_write_nothing(workplace, capsys):
 def test_error_with_json_is_one_object(workplace, capsys):
     assert run(["eval", "absent.safetensors", "images", "--json"]) == 1
     error = json.loads(capsys.readouterr().out)
+    assert error.pop("schema_version") == 2
     assert error == {"error": "file 'absent.safetensors' not found", "hint": "check the path", "exit_code": 1}
 
 

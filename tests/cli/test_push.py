@@ -128,7 +128,7 @@ def test_what_was_pushed_is_compared(pushed, image_folder, weights_file, monkeyp
     assert "has its own plan" in capsys.readouterr().err
     assert run([*compare, "--checkpoint", str(weights_file), "--json"]) == 0
     (ours,) = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["method"] == "ours"]
-    assert not ours["train_s"], "it is trained already"
+    assert not ours["train_seconds"], "it is trained already"
 
 
 def test_what_was_pushed_is_a_model(pushed, sparse, make_images, image_folder, capsys):

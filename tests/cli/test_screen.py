@@ -134,7 +134,7 @@ def test_waiting_is_silent_in_a_pipe(capsys):
 
 HEAD = ["", "top-1", "change", "95 %", "img/s", "speed"]
 ROWS = [
-    ["attention-fold", "99.00", "-10.00", "-16.53 to -3.47", "94.2", "1.51 x"],
+    ["attention-merge", "99.00", "-10.00", "-16.53 to -3.47", "94.2", "1.51 x"],
     ["a class with a very long name [/b]", "9.00", "", "", "142.0", "0.91 x SLOWER"],
 ]
 
@@ -177,7 +177,7 @@ def test_pipes_get_full_lines_without_colour(monkeypatch, capsys):
     assert ESCAPE not in out + err
     assert "word " * 59 in out
     assert "word " * 59 in err
-    assert any("attention-fold" in line and "1.51 x" in line for line in out.splitlines())
+    assert any("attention-merge" in line and "1.51 x" in line for line in out.splitlines())
 
 
 @pytest.mark.parametrize("asked", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
@@ -216,9 +216,9 @@ def test_a_reader_who_leaves_is_no_error():
 
 
 def test_summary_fits_one_screen(screen, tmp_path):
-    long = {"model": "vit_base_patch16_224.augreg2_in21k_ft_in1k", "label": "keep 0.7, align 8", "wall_s": 672.0}
+    long = {"model": "vit_base_patch16_224.augreg2_in21k_ft_in1k", "label": "keep 0.7, align 8", "seconds": 672.0}
     report = make_report(coverage={"sparse_pct": 99.3, "random_pct": 26.6}, **long)
-    report["training"] |= {"num_skipped": 2, "num_parts": 2, "num_unreadable": 3, "unreadable": ["a", "b", "c"]}
+    report["training"] |= {"num_skipped": 2, "num_microbatches": 2, "num_unreadable": 3, "unreadable": ["a", "b", "c"]}
     out, _ = screen(80)
     print_summary(Report.model_validate(report), tmp_path / "runs" / "vit_base_patch16_224-keep0.7")
     lines = out.lines()

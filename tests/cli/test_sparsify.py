@@ -45,8 +45,8 @@ def test_run_writes_checkpoint_report_log_and_summary(finished):
     assert report["data"]["num_train_images"] == 12
     assert report["sparse"]["gmacs"] < report["dense"]["gmacs"]
     assert report["training"]["recipe"]["batch_size"] == 4
-    assert report["training"]["phases"] == {"warm": 2, "sampled": 1, "deployed": 3}
-    assert sum(report["answers"].values()) == 6
+    assert report["training"]["phases"] == {"pretraining": 2, "sampled": 1, "deployed": 3}
+    assert sum(report["correct"].values()) == 6
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert {"rank"} == set(lines[0]["losses"])
@@ -163,16 +163,16 @@ def test_paper_recipe_with_other_settings_and_plan(arguments, tmp_path, capsys):
     recipe = report["training"]["recipe"]
     assert (recipe["weights"]["ratio"], recipe["weights"]["ce"], recipe["seed"]) == (0.2, 0.1, 5)
     assert report["training"]["phases"] == {"sampled": 4}
-    assert (report["schedule"], report["dropped"], report["align"]) == ("geometric", "drop", 8)
+    assert (report["schedule"], report["pruned"], report["align"]) == ("geometric", "drop", 8)
     assert report["data"]["num_train_images"] == report["data"]["num_val_images"] == 5
     sparse = vitprune.load(folder)
-    assert (sparse.dropped, sparse.schedule.align, sparse.schedule.blocks) == ("drop", 8, (2, 4))
+    assert (sparse.pruned, sparse.schedule.align, sparse.schedule.blocks) == ("drop", 8, (2, 4))
     assert all((1 + count) % 8 == 0 for count in sparse.schedule.num_tokens)
 
 
 def test_a_recipe_of_your_own_with_free_ratios_and_unreadable_images(arguments, images, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(
-        "decision: gumbel\nema_decay: 0.5\ndropped: drop\ntrain_trunk: true\n"
+        "decision: gumbel\nema_decay: 0.5\npruned: drop\ntrain_trunk: true\n"
         "augmentation: {mixup: 0.8, cutmix: 1.0, smoothing: 0.1}\nweights: {ce: 1.0, token: 0.5}\n"
     )
     victims = [images / part / "dog" / "1.png" for part in ("train", "val")]
@@ -189,13 +189,13 @@ def test_a_recipe_of_your_own_with_free_ratios_and_unreadable_images(arguments, 
     training, recipe = report["training"], report["training"]["recipe"]
     assert (recipe["name"], recipe["decision"], recipe["ema_decay"]) == ("mine", "gumbel", 0.5)
     assert recipe["weights"] == {"ce": 1.0, "ratio": 2.0, "kl": 0.25, "token": 0.5}
-    assert (recipe["grad_accum"], recipe["batch_size"], training["num_parts"]) == ("auto", 32, 1)
+    assert (recipe["grad_accum"], recipe["batch_size"], training["num_microbatches"]) == ("auto", 32, 1)
     assert (training["unreadable"], training["num_unreadable"] >= 1) == ([str(victims[0])], True)
     assert (report["data"]["unreadable_val"], report["data"]["num_unreadable_val"]) == ([str(victims[1])], 1)
     assert report["sparse"]["num_images"] == 5
-    assert (report["keep"], report["schedule"], report["dropped"]) == (None, None, "drop")
+    assert (report["keep"], report["schedule"], report["pruned"]) == (None, None, "drop")
     sparse = vitprune.load(folder)
-    assert (sparse.schedule.ratios, sparse.dropped) == ((0.8, 0.5), "drop")
+    assert (sparse.schedule.ratios, sparse.pruned) == ((0.8, 0.5), "drop")
 
 
 @pytest.mark.slow

@@ -122,7 +122,7 @@ def test_a_sweep_writes_runs_and_page_and_each_run_is_what_sparsify_gives(
         ("by_gmacs", lambda row: -row["gmacs"]),
     ):
         found = dominated_by({label: (row["top1_pct"], merit(row)) for label, row in rows.items()})
-        assert {label: [rival["label"] for rival in row[key]["beaten_by"]] for label, row in rows.items()} == found
+        assert {label: [rival["label"] for rival in row[key]["dominated_by"]] for label, row in rows.items()} == found
         assert {label for label, row in rows.items() if row[key]["on_front"]} == {x for x in found if not found[x]}
     page = (folder / "sweep.html").read_text()
     assert str(swept) not in page

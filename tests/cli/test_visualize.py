@@ -47,12 +47,12 @@ def test_a_png_per_image_and_json_that_agrees_with_the_model(sparse_file, image_
     for path in files:
         with Image.open(path) as drawn:
             assert drawn.format == "PNG"
-    assert [each["name"] for each in result["pictures"]] == list(map(str, images))
+    assert [each["name"] for each in result["images"]] == list(map(str, images))
     assert result["dense"] == "fine-tuned backbone with all tokens"
     loaded = load_model(sparse_file)
     with torch.no_grad():
         selection = loaded.sparse.select(eval_transform(loaded.model)(open_image(images[0]))[None])
-    entry = result["pictures"][0]
+    entry = result["images"][0]
     assert entry["kept"] == [indices[0].tolist() for indices in selection.indices]
     assert entry["kept_pct"] == [100 * stage["num_tokens"] / 100 for stage in result["stages"]]
     best = selection.logits.softmax(-1)[0].max(-1)
@@ -69,7 +69,7 @@ def test_run_folder_heat_maps_and_labels_of_a_data_set(sparse_file, image_folder
     result = json.loads(out)
     assert result["output"] == "runs/test_vit-keep0.5-keepmaps"
     assert "2 of 6 images" in err
-    for entry, file in zip(result["pictures"], result["files"], strict=True):
+    for entry, file in zip(result["images"], result["files"], strict=True):
         assert entry["label"]["name"] == entry["name"].split("/")[-2]
         reached = [100, *map(len, entry["kept"][:-1])]
         assert [len(scores) for scores in entry["scores"]] == reached
@@ -87,10 +87,10 @@ def test_mean_map_is_the_mean_of_the_kept_patches(sparse_file, image_folder, vis
     result = visualize(sparse_file, "--data", image_folder, "--mean", "-o", "m", "--overwrite")
     assert Path("m/note.txt").read_text() == "mine"
     assert result["files"] == ["m/mean.png"]
-    assert result["mean"]["num_images"] == len(result["pictures"]) == 6
+    assert result["mean"]["num_images"] == len(result["images"]) == 6
     for stage, shares in enumerate(result["mean"]["kept_pct"]):
         counts = [0] * 100
-        for entry in result["pictures"]:
+        for entry in result["images"]:
             for patch in entry["kept"][stage]:
                 counts[patch] += 1
         assert shares == pytest.approx([100 * count / 6 for count in counts])
@@ -105,7 +105,7 @@ def test_dense_answers_are_the_dense_models_where_its_weights_are_given(make_vit
     with torch.no_grad():
         answer = dense(eval_transform(dense)(open_image(image))[None]).softmax(-1)[0]
     assert result["dense"] == "dense"
-    assert result["pictures"][0]["dense"][0]["probability_pct"] == pytest.approx(100 * answer.max().item(), rel=1e-4)
+    assert result["images"][0]["dense"][0]["probability_pct"] == pytest.approx(100 * answer.max().item(), rel=1e-4)
 
 
 def test_the_demo_needs_no_images_and_no_weights(tmp_path, visualize, no_hub):
@@ -114,7 +114,7 @@ def test_the_demo_needs_no_images_and_no_weights(tmp_path, visualize, no_hub):
     result = visualize(tmp_path, "--limit", 1)
     assert result["dense"] == "dense"
     assert result["grid_size"] == [12, 12]
-    assert all(entry["dense"][0]["name"] in demo.CLASS_NAMES for entry in result["pictures"])
+    assert all(entry["dense"][0]["name"] in demo.CLASS_NAMES for entry in result["images"])
 
 
 def test_images_that_are_not_square_and_imagenets_names(make_vit, image_folder, tmp_path, visualize):
@@ -124,7 +124,7 @@ def test_images_that_are_not_square_and_imagenets_names(make_vit, image_folder, 
     assert result["grid_size"] == [6, 10]
     with Image.open(result["files"][0]) as drawn:
         assert drawn.width > drawn.height
-    answer = result["pictures"][0]["dense"][0]
+    answer = result["images"][0]["dense"][0]
     assert answer["name"] == timm.data.ImageNetInfo().index_to_description(answer["index"])
 
 

@@ -25,21 +25,21 @@ runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 TINY = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64, "num_classes": 7}
 PLAIN = {"name": "vit_tiny_patch16_224", **TINY}
 MODELS = {
-    "two stages": ({**PLAIN, "depth": 3}, "fold"),
-    "attention pool": ({"name": "vit_base_patch16_siglip_224", **TINY}, "fold"),
+    "two stages": ({**PLAIN, "depth": 3}, "merge"),
+    "attention pool": ({"name": "vit_base_patch16_siglip_224", **TINY}, "merge"),
     "rotary, average": ({"name": "vit_small_patch16_rope_mixed_224", **TINY, "global_pool": "avg"}, "drop"),
-    "bias of pairs": ({"name": "beit_base_patch16_224", **TINY}, "fold"),
+    "bias of pairs": ({"name": "beit_base_patch16_224", **TINY}, "merge"),
     "talking heads": ({"name": "cait_xxs24_224", **TINY}, "drop"),
-    "LV-ViT": ({"name": "lvvit_t", **TINY, "stem_width": 16}, "fold"),
+    "LV-ViT": ({"name": "lvvit_t", **TINY, "stem_width": 16}, "merge"),
 }
 
 
 @pytest.fixture
 def other(make_sparse):
     def get(kind) -> SparseViT:
-        arguments, dropped = MODELS[kind]
+        arguments, pruned = MODELS[kind]
         plain = make_sparse(**arguments, keep=0.6, stages=range(1, arguments["depth"]))
-        return SparseViT(plain.model, plain.schedule, plain.predictors, dropped).eval()
+        return SparseViT(plain.model, plain.schedule, plain.predictors, pruned).eval()
 
     return get
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(exported, tmp_path):
             return torch.stack((patches[..., 0] * share, patches[..., 1]), dim=-1)
 
     plain = exported.sparse
-    sparse = SparseViT(plain.model, plain.schedule, [Branching()], "fold").eval()
+    sparse = SparseViT(plain.model, plain.schedule, [Branching()], "merge").eval()
     for kind in ("onnx", "pt2"):
         with pytest.raises(ExportError, match=r"torch.*cannot export the model.*data-dependent"):
             export(sparse, describe(plain), tmp_path / f"model.{kind}", kind)
@@ -242,11 +242,11 @@ def test_a_missing_package_is_named_with_the_extra(exported, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropped", ["fold", "drop"])
-def test_the_model_compiles_whole(exported, dropped):
+@pytest.mark.parametrize("pruned", ["merge", "drop"])
+def test_the_model_compiles_whole(exported, pruned):
     """Without a graph break, and for other batch sizes than the first."""
     plain = exported.sparse
-    sparse = SparseViT(plain.model, plain.schedule, plain.predictors, dropped).eval()
+    sparse = SparseViT(plain.model, plain.schedule, plain.predictors, pruned).eval()
     torch._dynamo.reset()
     compiled = torch.compile(sparse, fullgraph=True, backend="eager")
     with torch.no_grad():

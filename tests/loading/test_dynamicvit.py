@@ -168,7 +168,7 @@ def test_published_sizes_with_a_thousand_classes(tmp_path):
     assert count_params(sparse) == 22_774_414
     assert sparse.schedule.num_tokens == (137, 96, 67)
     assert metadata.schedule == "geometric"
-    assert metadata.dropped == "drop"
+    assert metadata.pruned == "drop"
     assert metadata.preprocessing.crop_pct == 0.9
     assert metadata.origin == {
         "source": "official.pth",

@@ -162,9 +162,9 @@ def test_only_sparse_models_have_bounds_and_they_follow_them(variants, dense):
     variants["keep 1"] = BenchModel("sparse", 1.0, attach(dense, 1.0))
     variants["other"] = BenchModel("sparse", None, nn.Flatten())
     models = with_bounds(variants)
-    assert list(models) == ["dense", "keep 0.5", "floor of keep 0.5", "keep 1", "other"]
-    bound, sparse = models["floor of keep 0.5"], models["keep 0.5"].model
-    assert (bound.kind, bound.bound_of) == ("floor", "keep 0.5")
+    assert list(models) == ["dense", "keep 0.5", "bound of keep 0.5", "keep 1", "other"]
+    bound, sparse = models["bound of keep 0.5"], models["keep 0.5"].model
+    assert (bound.kind, bound.bound_of) == ("bound", "keep 0.5")
     assert isinstance(bound.model, ZeroOverheadViT)
     assert bound.model.schedule == sparse.schedule
     assert count_macs(bound.model, VIT_SIZE) < count_macs(sparse, VIT_SIZE)
@@ -173,14 +173,14 @@ def test_only_sparse_models_have_bounds_and_they_follow_them(variants, dense):
 
 def test_rows_compare_within_their_batch_size(variants):
     rows = side_by_side("tiny", with_bounds(variants), VIT_SIZE, [1, 2], ["eager"], **QUICK)
-    labels = ["dense", "keep 0.5", "floor of keep 0.5"]
+    labels = ["dense", "keep 0.5", "bound of keep 0.5"]
     assert [(row["batch_size"], row["label"]) for row in rows] == [(b, label) for b in (1, 2) for label in labels]
-    for dense, sparse, floor in (rows[:3], rows[3:]):
+    for dense, sparse, bound in (rows[:3], rows[3:]):
         assert sparse["speedup"] == pytest.approx(sparse["images_per_s"] / dense["images_per_s"])
         assert sparse["efficiency"] == pytest.approx(sparse["speedup"] / sparse["macs_ratio"])
-        slowdown = sparse["latency_ms_p50"] / floor["latency_ms_p50"]
-        assert sparse["overhead_over_floor_pct"] == pytest.approx(100 * (slowdown - 1))
-        assert dense["overhead_over_floor_pct"] is floor["overhead_over_floor_pct"] is None
-        assert [row["kind"] for row in (dense, sparse, floor)] == ["dense", "sparse", "floor"]
+        slowdown = sparse["latency_ms_p50"] / bound["latency_ms_p50"]
+        assert sparse["overhead_over_bound_pct"] == pytest.approx(100 * (slowdown - 1))
+        assert dense["overhead_over_bound_pct"] is bound["overhead_over_bound_pct"] is None
+        assert [row["kind"] for row in (dense, sparse, bound)] == ["dense", "sparse", "bound"]
         assert sparse["macs_ratio"] == pytest.approx(dense["gmacs"] / sparse["gmacs"])
         assert dense["speedup"] == dense["efficiency"] == 1

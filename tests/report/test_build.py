@@ -46,7 +46,7 @@ def report(make_sparse):
         data=Data("/home/me/images", images, images),
         precision="fp32",
         device="cpu",
-        wall_s=1.5,
+        seconds=1.5,
         commands={"sparsify": "vitprune sparsify test_vit"},
     )
 
@@ -59,7 +59,7 @@ def test_figures_are_those_of_predictions_and_timings(report):
     assert (delta.agreement_pct, delta.kl, delta.kl_random) == (50.0, 0.5, 0.75)
     assert delta.gmacs_pct == pytest.approx(100 * (report.sparse.gmacs / report.dense.gmacs - 1))
     assert [(row.batch_size, row.speedup, row.slower) for row in delta.speedup] == [(1, 0.5, True), (32, 1.5, False)]
-    assert report.answers.as_json() == {"both_right": 2, "dense_only": 1, "sparse_only": 1, "neither": 0}
+    assert report.correct.as_json() == {"both_right": 2, "dense_only": 1, "sparse_only": 1, "neither": 0}
     assert [(row.name, row.num_images, row.dense_top1_pct, row.sparse_top1_pct) for row in report.classes] == [
         ("cat", 2, 100.0, 50.0),
         ("dog", 2, 50.0, 100.0),
@@ -75,7 +75,7 @@ def test_it_is_written_with_all_keys_and_read_back_equal(report):
         del content[side]["speed"], expected[side]["speed"]
     assert content["training"].keys() == vars(Progress()).keys() | {"recipe"}
     assert content.keys() == expected.keys()
-    for part in ("dense", "sparse", "random", "delta", "answers", "data"):
+    for part in ("dense", "sparse", "random", "delta", "correct", "data"):
         assert content[part].keys() == expected[part].keys()
     for part in ("classes", "stages"):
         assert content[part][0].keys() == expected[part][0].keys()
@@ -91,7 +91,7 @@ def test_it_is_written_with_all_keys_and_read_back_equal(report):
 def test_a_report_of_version_1_keeps_its_keys():
     """Without anything that came later, and with a key that is no longer known."""
     old = make_report()
-    for key in ("schedule", "align", "num_patches", "answers", "classes", "coverage", "target", "commands"):
+    for key in ("schedule", "align", "num_patches", "correct", "classes", "coverage", "target", "commands"):
         del old[key]
     del old["environment"]
     for key in set(old["training"]) - {"recipe", "steps_done", "num_steps", "num_images", "seconds"}:

@@ -187,7 +187,7 @@ def test_a_run_without_labels(folder, sparse):
     report = json.loads((folder / "report.json").read_text())
     sides = {name: report[name] | {"top1_pct": None, "top5_pct": None} for name in ("dense", "sparse", "random")}
     delta = report["delta"] | {"top1_points": None, "top1_points_ci95": None}
-    write_run(folder, **sides, delta=delta, answers=None, classes=[], commands={}, environment={})
+    write_run(folder, **sides, delta=delta, correct=None, classes=[], commands={}, environment={})
     card = card_of(folder)
     assert "model-index" not in card.data.to_dict()
     assert "without labels" in card.text

@@ -44,8 +44,8 @@ def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
     # The higher scores are the ones that stay.
     first = maps[0]
     scores = dict(zip(first.reached(0), first.scores[0], strict=True))
-    dropped = set(scores) - set(first.kept[0])
-    assert min(scores[p] for p in first.kept[0]) >= max(scores[p] for p in dropped)
+    pruned = set(scores) - set(first.kept[0])
+    assert min(scores[p] for p in first.kept[0]) >= max(scores[p] for p in pruned)
 
 
 @pytest.mark.parametrize("settings", [{}, {"in_chans": 1}, {"img_size": (96, 160)}])

@@ -9,6 +9,7 @@ from finished_run import make_keep_maps, make_report, write_run
 from html_page import Page
 
 from vitprune.cli.app import run
+from vitprune.common.json_version import RENAMED
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.report.page import render_page
 from vitprune.report.runs import read_run
@@ -20,8 +21,8 @@ PROMISED = {
     *("dense.gmacs", "sparse.gmacs", "delta.gmacs_pct", "dense.top5_pct", "sparse.top5_pct", "random.top1_pct"),
     *(f"{side}.speed.{i}.images_per_s" for side in ("dense", "sparse") for i in (0, 1)),
     *(f"{side}.speed.{i}.latency_ms_p50" for side in ("dense", "sparse") for i in (0, 1)),
-    *("delta.speedup.0.speedup", "delta.speedup.1.speedup", "stages.0.num_tokens", "stages.1.num_tokens", "wall_s"),
-    *("classes.1.dense_top1_pct", "classes.1.sparse_top1_pct", "classes.2.sparse_top1_pct", "answers.both_right"),
+    *("delta.speedup.0.speedup", "delta.speedup.1.speedup", "stages.0.num_tokens", "stages.1.num_tokens", "seconds"),
+    *("classes.1.dense_top1_pct", "classes.1.sparse_top1_pct", "classes.2.sparse_top1_pct", "correct.both_right"),
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_every_figure_is_the_reports(drawn):
         text = figure["text"]
         digits = len(text.partition(".")[2])
         assert float(text) == pytest.approx(value, abs=0.5000001 * 10**-digits)
-        assert digits > 0 or isinstance(value, int) or figure["data-key"] == "wall_s"
+        assert digits > 0 or isinstance(value, int) or figure["data-key"] == "seconds"
 
 
 def test_the_first_screen_says_what_happened(drawn):
@@ -172,9 +173,9 @@ def test_nothing_is_wider_than_a_phone(drawn):
 def test_a_report_of_an_older_version_without_log_and_images(make_run):
     folder = make_run(keep_maps=False, steps=False)
     report = json.loads((folder / "report.json").read_text())
-    for key in ("num_patches", "answers", "classes", "commands"):
+    for key in ("num_patches", "correct", "classes", "commands"):
         del report[key]
-    for key in ("seconds_by_part", "num_unreadable", "unreadable"):
+    for key in ("seconds_split", "num_unreadable", "unreadable"):
         del report["training"][key]
     (folder / "report.json").write_text(json.dumps(report))
     page = Page(render_page(read_run(folder)))
@@ -188,11 +189,31 @@ def test_a_report_of_an_older_version_without_log_and_images(make_run):
         assert words in page.text
 
 
+def test_files_of_version_1_give_the_same_page(make_run):
+    folder = make_run()
+    expected = render_page(read_run(folder))
+    new = {new: old for old, new in RENAMED.items()}
+
+    def aged(content):
+        if isinstance(content, list):
+            return [aged(each) for each in content]
+        return {new.get(k, k): aged(v) for k, v in content.items()} if isinstance(content, dict) else content
+
+    for name in ("report.json", "keepmaps.json"):
+        content = json.loads((folder / name).read_text())
+        old = json.dumps(aged(content | {"schema_version": 1})).replace('"merge"', '"fold"')
+        (folder / name).write_text(old)
+    assert "fold" in (folder / "report.json").read_text()
+    log = (folder / "log.jsonl").read_text()
+    (folder / "log.jsonl").write_text(log.replace('"pretraining"', '"warm"'))
+    assert render_page(read_run(folder)) == expected
+
+
 def test_a_run_without_labels(make_run):
     blank, report = {"top1_pct": None, "top5_pct": None}, make_report()
     delta = report["delta"] | {"top1_points": None, "top1_points_ci95": None, "top1_points_over_random": None}
     sides = {side: report[side] | blank for side in ("dense", "sparse", "random")}
-    folder = make_run(**sides, delta=delta, answers=None, classes=[])
+    folder = make_run(**sides, delta=delta, correct=None, classes=[])
     page = Page(render_page(read_run(folder)))
     assert "the dense model's answer on 94.1 % of 1172 images" in page.text
     assert "have no labels" in page.text
@@ -230,12 +251,12 @@ def test_pruned_patches_are_covered_and_nothing_else(drawn):
 
 def test_damaged_files_are_named(make_run):
     no_jpeg = make_keep_maps()
-    no_jpeg["pictures"][0]["jpeg"] = '"/><script>alert(1)</script>'
+    no_jpeg["images"][0]["jpeg"] = '"/><script>alert(1)</script>'
     for name, content, message in (
         ("report.json", "{", "is damaged"),
         ("report.json", "[]", "holds no object"),
         ("report.json", "{}", "is not what vitprune writes: schema_version"),
-        ("report.json", '{"schema_version": 2}', "is not what vitprune writes"),
+        ("report.json", '{"schema_version": 3}', "is not what vitprune writes"),
         ("report.json", "[" * 100_000, "is damaged"),
         ("keepmaps.json", '{"grid_size": [2, 3]}', "keepmaps.json' is not what vitprune writes"),
         ("keepmaps.json", "\x00", "is damaged"),
@@ -282,8 +303,8 @@ def contrast(one, other):
 
 
 def test_a_promised_speed_is_shown_with_what_came_of_it(make_run):
-    speeds = {"promised_speedup": 1.512, "measured_speedup": 1.49}
-    times = {"promised_latency_ms": 20.0, "measured_latency_ms": 20.31}
+    speeds = {"predicted_speedup": 1.512, "measured_speedup": 1.49}
+    times = {"predicted_latency_ms": 20.0, "measured_latency_ms": 20.31}
     asked = {"speedup": 1.5, "latency_ms": None, "batch_size": 8, "precision": "bf16"}
     for met, end in ((True, " ms."), (False, " ms: <strong>MISSED</strong>.")):
         folder = make_run(target=asked | speeds | times | {"met": met}, steps=False)

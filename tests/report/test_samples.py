@@ -11,12 +11,12 @@ from vitprune.data import Data, ModelClasses, eval_transform, open_data
 from vitprune.report.keepmaps import KeepMap
 from vitprune.report.publishable import command_line, data_name, publishable
 from vitprune.report.samples import choose_images, group_of
-from vitprune.report.schema import Answer
+from vitprune.report.schema import NamedClass
 
 
 def _map(label, dense, sparse):
     blank = Image.new("RGB", (8, 8))
-    answers = [[Answer(index=index, probability_pct=50.0)] for index in (dense, sparse)]
+    answers = [[NamedClass(index=index, probability_pct=50.0)] for index in (dense, sparse)]
     return KeepMap(blank, (2, 2), [[0]], [[0.0] * 4], *answers, kl=0.0, label=label)
 
 

@@ -52,8 +52,8 @@ def _row(label, kind, top1, rates, gmacs, beaten=()):
                 for size, rate, dense in zip((1, 32), rates, (14.0, 16.0), strict=True)
             ],
         },
-        "by_throughput": {"on_front": not beaten, "beaten_by": list(beaten)},
-        "by_gmacs": {"on_front": not beaten, "beaten_by": list(beaten)},
+        "by_throughput": {"on_front": not beaten, "dominated_by": list(beaten)},
+        "by_gmacs": {"on_front": not beaten, "dominated_by": list(beaten)},
     }
 
 
@@ -67,7 +67,7 @@ def result():
         _row(NASTY, "other", 72.0, (45.0, 57.8), 1.25),
     ]
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "accuracy": "top1_pct",
         "verdict": verdict(rows, 32),
         "rows": rows,
@@ -78,7 +78,7 @@ def result():
         "commands": {"sweep": "vitprune sweep deit_small --data 'path/to/<em>images'"},
         "precision": "fp32",
         "device": "cpu",
-        "wall_s": 12.0,
+        "seconds": 12.0,
         "environment": {"torch": "2.15.0"},
     }
 
@@ -99,7 +99,7 @@ def test_a_difference_that_may_be_chance_is_said_to_be(result):
         (0.0, -0.5, 0.5, "(as accurate, 1.70 x as fast)"),
         (None, 0, 0, "(+1.50 points of answers as dense, 1.70 x as fast)"),
     ):
-        result["rows"][2]["by_throughput"]["beaten_by"] = [_beats("tiny", points, low, high, 1.7)]
+        result["rows"][2]["by_throughput"]["dominated_by"] = [_beats("tiny", points, low, high, 1.7)]
         assert any(words in sentence for sentence in verdict(result["rows"], 32))
     rows = result["rows"][:1] + result["rows"][2:]
     assert verdict(rows, 32)[0] == "No model within 1 point of dense is faster than the dense one at batch 32."

@@ -92,7 +92,7 @@ def test_loss_per_token_is_the_mean_over_kept_tokens(loss, term):
 
 
 @pytest.mark.parametrize("loss", PER_TOKEN)
-def test_loss_per_token_ignores_dropped_tokens_and_does_not_reward_dropping(loss):
+def test_loss_per_token_ignores_pruned_tokens_and_does_not_reward_dropping(loss):
     student, teacher, kept = randn(3, 8, 5), randn(3, 8, 5, seed=1), random_mask(3, 8)
     for mask in (kept, torch.zeros(3, 8)):
         changed, mask = torch.where(mask[..., None] == 0, 1e3, student).requires_grad_(), mask.requires_grad_()

@@ -79,7 +79,7 @@ def output_and_gradient(attend, inputs, *eps):
     return out.detach(), gradient
 
 
-def test_gate_gives_output_and_gradient_of_the_papers_formula_for_kept_and_dropped_tokens():
+def test_gate_gives_output_and_gradient_of_the_papers_formula_for_kept_and_pruned_tokens():
     """A prefix key is biased by log(1 + eps) instead of 0, and the pure formula has no eps at all: both are 1e-6."""
     inputs = attention_inputs()
     kept, (out, gradient) = inputs[-1], output_and_gradient(gated_attention, inputs)
@@ -101,7 +101,7 @@ def test_gradient_survives_low_precision(dtype, tolerance):
         assert error < tolerance
 
 
-def test_a_dropped_token_still_attends_to_itself():
+def test_a_pruned_token_still_attends_to_itself():
     bias = attention_bias(torch.zeros(1, 4), num_prefix_tokens=1)[0, 0]
     assert (bias.diagonal() == 0).all()
     off_diagonal = bias[1:, 1:][~torch.eye(4, dtype=torch.bool)]
@@ -114,7 +114,7 @@ def test_prefix_tokens_are_never_masked_and_kept_ones_hardly(prefix):
     bias = attention_bias(torch.zeros(2, 6), prefix)
     assert bias.shape == (2, 1, 6 + prefix, 6 + prefix)
     assert bias[..., :prefix].abs().sum() <= prefix * 12 * 2e-6 * (6 + prefix)
-    assert (bias[:, :, :prefix, prefix:] < -10).all()  # the class token does not see dropped tokens
+    assert (bias[:, :, :prefix, prefix:] < -10).all()  # the class token does not see pruned tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -85,7 +85,7 @@ def test_merging_where_no_token_is_kept_changes_nothing(x, ones):
     assert torch.equal(new_sizes, ones)
 
 
-def test_tokens_dropped_before_do_not_merge_again(x, scores, ones):
+def test_tokens_pruned_before_do_not_merge_again(x, scores, ones):
     kept = topk_decision(scores, 13)
     _, sizes = merge_masked(x, ones, ones, kept)
     decision = topk_decision(-scores, 6, kept)
@@ -161,7 +161,7 @@ def test_gradient_pulls_at_the_border_hardest(scores, ones):
     log_pi = log_pi_of(scores).requires_grad_(True)
     perturbed_topk_decision(log_pi, 8, ones, noise=0.0).sum().backward()
     pull = log_pi.grad[..., 1]
-    assert (pull > 0).all(), "dropped tokens are told too"
+    assert (pull > 0).all(), "pruned tokens are told too"
     logits = log_pi.detach()[..., 1] - log_pi.detach()[..., 0]
     distance = (logits - logits.topk(9, 1).values[:, 7:].mean(1, keepdim=True)).abs()
     torch.testing.assert_close(pull, distance.sigmoid() * (1 - distance.sigmoid()))

@@ -46,14 +46,14 @@ def test_decision_among_the_kept_is_selection_among_the_gathered(scores):
     assert torch.equal(decision, torch.zeros(5, 40).scatter_(1, second, 1.0))
 
 
-def test_dropped_tokens_never_come_back_whatever_the_scores(scores):
+def test_pruned_tokens_never_come_back_whatever_the_scores(scores):
     kept = topk_decision(scores, 20)
-    tempting = torch.where(kept == 0, 1e30, scores)  # dropped tokens score highest
+    tempting = torch.where(kept == 0, 1e30, scores)  # pruned tokens score highest
     decision = topk_decision(tempting, 10, kept)
     assert (decision <= kept).all()
     low, kept = torch.tensor([[0.0, -1e30, -1e4]]), torch.tensor([[0.0, 1.0, 1.0]])
     for count in (2, 3):  # sampled decisions may have kept fewer
-        assert topk_decision(low, count, kept).tolist() == [[0, 1, 1]], "a dropped token loses even to the lowest score"
+        assert topk_decision(low, count, kept).tolist() == [[0, 1, 1]], "a pruned token loses even to the lowest score"
 
 
 def test_equal_and_infinite_scores_still_give_the_exact_count():

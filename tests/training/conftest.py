@@ -15,7 +15,7 @@ from vitprune.training.loop import train
 from vitprune.training.progress import Progress, StepRecord
 
 SHORT = {
-    "warm_start_steps": 3,
+    "pretraining_steps": 3,
     "steps": 8,
     "deployed_share": 0.5,
     "batch_size": 4,
@@ -51,7 +51,7 @@ def run_training(make_vit, image_folder):
         data = open_data(str(image_folder), ModelClasses(2), training=True)
         torch.manual_seed(recipe.seed)
         progress = Progress() if resume is None else Progress.restored(resume.about["progress"])
-        trained = Trained(attach(copy.deepcopy(model), schedule="geometric", dropped="drop"), model, progress)
+        trained = Trained(attach(copy.deepcopy(model), schedule="geometric", pruned="drop"), model, progress)
         teacher = attach(model, 1.0)
         steps = train(trained.student, teacher, data.train, recipe, torch.device("cpu"), progress, resume)
         for record, state, _ in steps:

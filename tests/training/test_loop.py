@@ -14,14 +14,14 @@ def test_phases_run_in_order_and_are_counted(run_training, monkeypatch):
     monkeypatch.setattr(Objective, "forward", lambda *args: noises.append(args[4]) or real(*args))
     trained = run_training(noise_end=0.25)
     records, progress = trained.records, trained.progress
-    assert [record.phase for record in records] == ["warm"] * 3 + ["sampled"] * 4 + ["deployed"] * 4
+    assert [record.phase for record in records] == ["pretraining"] * 3 + ["sampled"] * 4 + ["deployed"] * 4
     assert [record.step for record in records] == list(range(1, 12))
     assert progress.steps_done == progress.num_steps == 11
-    assert progress.phases == {"warm": 3, "sampled": 4, "deployed": 4}
+    assert progress.phases == {"pretraining": 3, "sampled": 4, "deployed": 4}
     assert progress.num_images == 44
-    assert set(progress.seconds_by_part) == {"data", "compute"}
-    assert all(seconds > 0 for seconds in progress.seconds_by_part.values())
-    assert sum(progress.seconds_by_part.values()) == pytest.approx(progress.seconds)
+    assert set(progress.seconds_split) == {"data", "compute"}
+    assert all(seconds > 0 for seconds in progress.seconds_split.values())
+    assert sum(progress.seconds_split.values()) == pytest.approx(progress.seconds)
     assert noises[3:7] == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert not trained.student.training
     assert records[-1].kept_ratios == pytest.approx((11 / 16, 7 / 16, 5 / 16))
@@ -38,7 +38,7 @@ def test_each_phase_trains_what_it_should(run_training, same_weights):
 
 def test_frozen_backbone_stays_frozen(run_training, same_weights):
     trained = run_training(deployed_share=0.0, freeze_epochs=2.0, steps=6)
-    assert [record.phase for record in trained.records] == ["warm"] * 3 + ["sampled"] * 6
+    assert [record.phase for record in trained.records] == ["pretraining"] * 3 + ["sampled"] * 6
     assert same_weights(trained.student.model, trained.model)
 
 
@@ -68,7 +68,7 @@ def test_same_seed_same_bits(run_training, same_weights):
 
 
 def test_pretraining_learns_the_ranking(run_training):
-    records = run_training(warm_start_steps=60, steps=0, lr=3e-3).records
+    records = run_training(pretraining_steps=60, steps=0, lr=3e-3).records
     losses = [record.losses["rank"] for record in records]
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
 
@@ -111,9 +111,9 @@ def test_mixed_images_train_with_and_without_labels(run_training, image_folder, 
 
 def test_drop_path_acts_in_training_alone(run_training):
     plain = run_training()
-    dropped = run_training(plain.model, drop_path=0.5).student
-    assert not torch.equal(plain.student.model.head.weight, dropped.model.head.weight)
-    assert str(dropped.model) == str(plain.student.model), "nothing of it is left in the model"
+    pruned = run_training(plain.model, drop_path=0.5).student
+    assert not torch.equal(plain.student.model.head.weight, pruned.model.head.weight)
+    assert str(pruned.model) == str(plain.student.model), "nothing of it is left in the model"
 
 
 def test_rates_are_the_recipes(run_training, monkeypatch):
@@ -125,7 +125,7 @@ def test_rates_are_the_recipes(run_training, monkeypatch):
         return loss if self.training else loss._replace(components={"kl": torch.tensor(0.1)})
 
     monkeypatch.setattr(Objective, "forward", forward)
-    short = {"warm_start_steps": 1, "steps": 1, "deployed_share": 1.0, "warmup_share": 0.0}
+    short = {"pretraining_steps": 1, "steps": 1, "deployed_share": 1.0, "warmup_share": 0.0}
     fixed = run_training(**short)
     assert [record.lr for record in fixed.records] == pytest.approx([1e-3, 1e-3 * 0.02])
     assert fixed.progress.backbone_lr == pytest.approx(1e-3 * 0.02)
@@ -179,7 +179,7 @@ SETTINGS = {
 def test_microbatches_train_as_the_whole_batch(run_training, settings, number):
     whole = run_training(**settings)
     split = run_training(whole.model, **settings, grad_accum=number)
-    assert split.progress.num_parts == number
+    assert split.progress.num_microbatches == number
     for one, other in zip(split.records, whole.records, strict=True):
         assert one.total == pytest.approx(other.total, abs=1e-5)
         assert one.kept_ratios == pytest.approx(other.kept_ratios)
@@ -202,8 +202,8 @@ def _no_memory_for(monkeypatch, more_than):
 def test_as_few_microbatches_as_fit_are_found(run_training, monkeypatch, fits, expected):
     """The loss that the backbone's rate follows is measured in one pass; here the rate is fixed."""
     _no_memory_for(monkeypatch, fits)
-    trained = run_training(grad_accum="auto", warm_start_steps=1, steps=2)
-    assert trained.progress.num_parts == expected
+    trained = run_training(grad_accum="auto", pretraining_steps=1, steps=2)
+    assert trained.progress.num_microbatches == expected
     assert trained.progress.num_images == 4 * 3
 
 
@@ -232,9 +232,9 @@ def test_other_errors_are_not_taken_for_it(run_training, monkeypatch):
 
 
 def test_a_plan_holds_a_list_of_steps_for_each_optimiser():
-    recipe = Recipe(warm_start_steps=2, epochs=1.5, deployed_share=0.5, noise_end=0.0, freeze_epochs=0.5)
+    recipe = Recipe(pretraining_steps=2, epochs=1.5, deployed_share=0.5, noise_end=0.0, freeze_epochs=0.5)
     pretraining, together = recipe.plan_steps(4, has_stages=True)
-    assert pretraining == [("warm", 1.0, False)] * 2
+    assert pretraining == [("pretraining", 1.0, False)] * 2
     assert [step.phase for step in together] == ["sampled"] * 3 + ["deployed"] * 3
     assert [step.noise for step in together[:3]] == [1.0, 0.5, 0.0]
     assert [step.trains_backbone for step in together] == [False, False, True, True, True, True]
@@ -243,4 +243,4 @@ def test_a_plan_holds_a_list_of_steps_for_each_optimiser():
     assert not any(step.trains_backbone for step in without[1])
     dense = recipe.plan_steps(4, has_stages=False)
     assert [[step.phase for step in steps] for steps in dense] == [["deployed"] * 3], "there is nothing to rank"
-    assert Recipe(warm_start_steps=0, steps=0).plan_steps(4, has_stages=True) == []
+    assert Recipe(pretraining_steps=0, steps=0).plan_steps(4, has_stages=True) == []

@@ -18,10 +18,10 @@ def batch(make_images, make_vit):
 
 @pytest.fixture
 def build(make_vit):
-    def build(weights=None, dropped="drop", **settings):
+    def build(weights=None, pruned="drop", **settings):
         model = make_vit()
         recipe = Recipe(**{"weights": weights or PAPER, "train_trunk": True, "decision": "gumbel", **settings})
-        return Objective(attach(copy.deepcopy(model), dropped=dropped), attach(model, 1.0), recipe)
+        return Objective(attach(copy.deepcopy(model), pruned=pruned), attach(model, 1.0), recipe)
 
     return build
 
@@ -42,7 +42,7 @@ def test_the_teacher_is_no_part_of_it_but_moves_along(build):
 def test_pretraining_trains_predictors_alone(build, batch):
     objective = build()
     objective.student.model.requires_grad_(False)
-    loss = objective(*batch, "warm")
+    loss = objective(*batch, "pretraining")
     loss.total.backward()
     assert set(loss.components) == {"rank"}
     assert all(p.grad is not None for p in objective.student.predictors.parameters())
@@ -113,9 +113,9 @@ def test_token_loss_of_weight_zero_is_not_computed(build, batch):
 
 
 @pytest.mark.parametrize("phase", ["sampled", "deployed"])
-@pytest.mark.parametrize("dropped", ["drop", "fold"])
-def test_a_trunk_that_does_not_train_is_computed_once_and_changes_nothing(build, batch, phase, dropped, monkeypatch):
-    whole, shared = (build(dropped=dropped, train_trunk=trunk) for trunk in (True, False))
+@pytest.mark.parametrize("pruned", ["drop", "merge"])
+def test_a_trunk_that_does_not_train_is_computed_once_and_changes_nothing(build, batch, phase, pruned, monkeypatch):
+    whole, shared = (build(pruned=pruned, train_trunk=trunk) for trunk in (True, False))
     shared.load_state_dict(whole.state_dict())
     calls = []
     embed = type(shared.teacher.backbone).embed
@@ -130,7 +130,7 @@ def test_a_trunk_that_does_not_train_is_computed_once_and_changes_nothing(build,
 
 
 def test_sampled_top_k_keeps_the_scheduled_number_whatever_the_noise(build, batch):
-    objective = build(decision="topk", dropped="fold")
+    objective = build(decision="topk", pruned="merge")
     for noise in (1.0, 0.3, 0.0):
         loss = objective(*batch, "sampled", noise)
         expected = torch.tensor([stage.num_tokens for stage in objective.student.schedule.stages]) / 100
@@ -139,7 +139,7 @@ def test_sampled_top_k_keeps_the_scheduled_number_whatever_the_noise(build, batc
 
 
 def test_without_noise_the_sampled_path_is_the_deployed_one(build, batch):
-    objective = build(LossWeights(ce=1, kl=1, token=0), decision="topk", dropped="fold")
+    objective = build(LossWeights(ce=1, kl=1, token=0), decision="topk", pruned="merge")
     sampled, deployed = objective(*batch, "sampled", 0.0), objective(*batch, "deployed")
     torch.testing.assert_close(sampled.total, deployed.total, rtol=1e-4, atol=1e-4)
 

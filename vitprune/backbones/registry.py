@@ -50,7 +50,7 @@ def wrap(model: nn.Module) -> Backbone:
     """The adapter for a timm model.
 
     Raises:
-        UnsupportedModelError: the model is not of a family whose tokens can be dropped; names it and says why.
+        UnsupportedModelError: the model is not of a family whose tokens can be pruned; names it and says why.
     """
     reason = why_not(model)
     if reason is None:
@@ -63,7 +63,7 @@ def wrap(model: nn.Module) -> Backbone:
 
 
 def why_not(model: nn.Module) -> str | None:
-    """Why the tokens of a model cannot be dropped; None if they can."""
+    """Why the tokens of a model cannot be pruned; None if they can."""
     if type(model) not in ADAPTERS:
         return _NO_SEQUENCE if _is_timms(model) else "only plain vision transformers of timm can lose single tokens"
     inner, pool = getattr(model, "encoder_pool", ""), model.global_pool

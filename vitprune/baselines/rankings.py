@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vitprune.backbones import AttentionRecorder, wrap
 from vitprune.model import SparseViT, Tokens
-from vitprune.schedule import Dropped, Schedule
+from vitprune.schedule import Pruned, Schedule
 
 
 class RandomPredictor(nn.Module):
@@ -55,10 +55,10 @@ class AttentionViT(SparseViT):
     all tokens together attend to.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, dropped: Dropped = "drop") -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, pruned: Pruned = "drop") -> None:
         self._recorder = AttentionRecorder()
         rows = slice(0, 1) if wrap(model).pooling == "class token" else slice(None)
-        super().__init__(model, schedule, [_AttentionScores(self._recorder, rows) for _ in schedule.stages], dropped)
+        super().__init__(model, schedule, [_AttentionScores(self._recorder, rows) for _ in schedule.stages], pruned)
 
     def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
         """As a SparseViT does, with attention recorded."""

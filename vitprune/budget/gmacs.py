@@ -42,7 +42,7 @@ def keep_for_gmacs(model: nn.Module, sparsity: Sparsity, target: float) -> Spars
     Args:
         model: a timm model of a supported family.
         sparsity: the rest of the plan.
-        target: multiply-accumulates of one image in billions, predictors and folding included.
+        target: multiply-accumulates of one image in billions, predictors and merging included.
 
     Raises:
         UsageError: more than the dense model needs, or less than the smallest keep ratio reaches.

@@ -15,7 +15,7 @@ from vitprune.common import distributed
 from vitprune.common.devices import pick_device, pick_precision
 from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import UsageError
-from vitprune.schedule import Dropped, ScheduleName, Sparsity
+from vitprune.schedule import Pruned, ScheduleName, Sparsity
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class PlanRequest:
         stages: block indices before which predictors act.
         ratios: shares of the original tokens left after each stage.
         schedule: how the stages share the work.
-        dropped: what happens to pruned tokens.
+        pruned: what happens to pruned tokens.
         align: token counts in multiples of this.
         target_gmacs: most multiply-accumulates of one image, in billions.
         target_speedup: images per second over the dense model's, measured; above 1.
@@ -44,7 +44,7 @@ class PlanRequest:
     stages: Sequence[int] | None = None
     ratios: Sequence[float] | None = None
     schedule: ScheduleName | None = None
-    dropped: Dropped | None = None
+    pruned: Pruned | None = None
     align: int = 1
     target_gmacs: float | None = None
     target_speedup: float | None = None
@@ -100,7 +100,7 @@ class PlanRequest:
             stages=self.stages,
             schedule=self.schedule or defaults.schedule,
             ratios=self.ratios,
-            dropped=self.dropped or defaults.dropped,
+            pruned=self.pruned or defaults.pruned,
             align=self.align,
         )
 

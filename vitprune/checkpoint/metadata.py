@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vitprune.common.formatting import first_fault
+from vitprune.common.json_version import SCHEMA_VERSION, upgraded
 from vitprune.errors import CheckpointError
 from vitprune.schedule import Stage, plan_label
 
@@ -45,7 +47,7 @@ class Metadata(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = SCHEMA_VERSION
     model: Name = Field(description="full timm name with the tag of the weights")
     architecture: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,200}$")] = Field(
         description="name for timm.create_model"
@@ -55,7 +57,7 @@ class Metadata(BaseModel):
     keep: float | None = Field(gt=0, le=1, description="null where the stages' ratios were chosen freely")
     stages: list[Stage] = Field(max_length=_MAX_DEPTH)
     schedule: Literal["geometric", "late"] | None = "geometric"
-    dropped: Literal["drop", "fold"] = "drop"
+    pruned: Literal["drop", "merge"] = "drop"
     align: int = Field(1, ge=1, le=4096, description="token counts are multiples of this, prefix tokens included")
     preprocessing: Preprocessing
     class_names: list[Text] | None = Field(None, max_length=_MAX_NUMBER)
@@ -98,10 +100,11 @@ def parse_metadata(text: str, path: Path) -> Metadata:
             "vitprune did not write it",
         )
     try:
-        return Metadata.model_validate_json(text)
-    except ValidationError as error:
+        return Metadata.model_validate(upgraded(json.loads(text)))
+    except (ValueError, RecursionError) as error:  # pydantic's and json's are kinds of it
+        why = first_fault(error) if isinstance(error, ValidationError) else "it is not JSON"
         raise CheckpointError(
-            f"the metadata in '{path}' cannot be read: {first_fault(error)}",
+            f"the metadata in '{path}' cannot be read: {why}",
             "the file may come from a newer vitprune: pip install -U vitprune",
         ) from error
 

@@ -71,7 +71,7 @@ def describe(
         num_patches=schedule.num_patches,
         keep=None if free else asked.keep,
         schedule=None if free else asked.schedule,
-        dropped=model.dropped,
+        pruned=model.pruned,
         align=schedule.align,
         stages=list(schedule.stages),
         preprocessing=Preprocessing(**preprocessing(model.model)),
@@ -163,7 +163,7 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
             schedule = Schedule(backbone.depth, metadata.num_patches, tuple(metadata.stages), metadata.align)
-            return SparseViT(model, schedule, dropped=metadata.dropped)
+            return SparseViT(model, schedule, pruned=metadata.pruned)
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(
             f"cannot build '{metadata.architecture}' as the metadata says: {error}",

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from vitprune.common import distributed
 from vitprune.common.formatting import number, plain, signed
+from vitprune.common.json_version import SCHEMA_VERSION
 
 __all__ = [
     "EXIT_LIMIT_MISSED",
@@ -77,8 +78,8 @@ def stderr_console() -> Console:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """Print exactly one JSON object on stdout."""
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    """Print exactly one JSON object on stdout, with `schema_version` in front."""
+    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION} | result, indent=2) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

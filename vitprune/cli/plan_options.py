@@ -78,7 +78,7 @@ class StageOptions:
             rich_help_panel=_PANEL,
         ),
     ] = None
-    dropped: Annotated[
+    pruned: Annotated[
         Literal["merge", "drop"] | None,
         typer.Option(
             "--pruned",
@@ -99,7 +99,6 @@ class StageOptions:
         given: dict[str, Any] = {**vars(self), **more}
         given["stages"] = parse_numbers(given["stages"], "--prune-at")
         given["ratios"] = parse_ratios(given.get("ratios"), "--tokens-left")
-        given["dropped"] = "fold" if given["dropped"] == "merge" else given["dropped"]  # as files call it
         if "target_precision" in given:
             given["precision"] = given.pop("target_precision")
         return PlanRequest(**given)

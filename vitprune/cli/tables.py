@@ -37,7 +37,7 @@ def print_summary(report: Report, folder: Path) -> None:
             f"kept tokens cover {shares['sparse_pct']:.1f} % of the object, random ones {shares['random_pct']:.1f} %"
         )
     if report.target is not None:
-        print_line(_kept_promise(report.target))
+        print_line(_kept_target(report.target))
     training = report.training
     if training.seconds:
         print_line(f"training: {training.num_images / training.seconds:.1f} images/s")
@@ -45,17 +45,17 @@ def print_summary(report: Report, folder: Path) -> None:
         print_line(f"{count} unreadable image(s) were left out {what}: {', '.join(names)}")
     if training.num_skipped:
         print_line(f"{training.num_skipped} training steps were skipped: loss or gradient not finite")
-    if training.num_parts > 1:
-        print_line(f"each process took its part of a batch in {training.num_parts} passes")
-    print_line(f"in {duration(report.wall_s)}, written to {folder} (its report.html shows more)")
+    if training.num_microbatches > 1:
+        print_line(f"each process took its part of a batch in {training.num_microbatches} passes")
+    print_line(f"in {duration(report.seconds)}, written to {folder} (its report.html shows more)")
 
 
-def _kept_promise(target: Target) -> str:
+def _kept_target(target: Target) -> str:
     """A speed asked for, predicted before training, and measured after it."""
     asked = f"{target.latency_ms:g} ms" if target.speedup is None else f"{target.speedup:g} x dense"
     return (
         f"target {asked} at batch {target.batch_size}, {target.precision}; predicted "
-        f"{target.promised_speedup:.2f} x, {target.promised_latency_ms:.3g} ms; measured "
+        f"{target.predicted_speedup:.2f} x, {target.predicted_latency_ms:.3g} ms; measured "
         f"{target.measured_speedup:.2f} x, {target.measured_latency_ms:.3g} ms" + ("" if target.met else ": MISSED")
     )
 
@@ -73,13 +73,13 @@ def print_bench(rows: list[dict[str, Any]], where: str) -> None:
     print_line(where)
     print_line("timed in turns; ms a batch: median ± half the interquartile range of passes back to back")
     print_line("MACs with attention; efficiency: measured / fewer MACs; MiB: weights, images and the pass at its peak")
-    if any(row["kind"] == "floor" for row in rows):
+    if any(row["kind"] == "bound" for row in rows):
         print_line("(bound): no model to use; the same token counts, taken for free: no choice of tokens is faster")
 
 
 def _bench_speed(row: dict[str, Any]) -> list[str]:
     half_spread = (row["latency_ms_p75"] - row["latency_ms_p25"]) / 2
-    over = row["overhead_over_floor_pct"]
+    over = row["overhead_over_bound_pct"]
     return [
         *_bench_name(row),
         number(row["images_per_s"], 1),
@@ -97,7 +97,7 @@ def _bench_more(row: dict[str, Any]) -> list[str]:
 
 
 def _bench_name(row: dict[str, Any]) -> list[str]:
-    return ["(bound)" if row["kind"] == "floor" else row["label"], str(row["batch_size"])]
+    return ["(bound)" if row["kind"] == "bound" else row["label"], str(row["batch_size"])]
 
 
 def print_sweep(result: dict[str, Any], folder: Path) -> None:
@@ -118,7 +118,7 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
         print_line("same: answers as dense, in percent; the images have no labels")
     if all(row["kind"] != "other" for row in rows):
         print_line("--also NAME shows whether a smaller dense model is the better choice")
-    print_line(f"in {result['wall_s']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")
+    print_line(f"in {result['seconds']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")
 
 
 def _sweep_cells(row: Mapping[str, Any], labelled: bool) -> list[str]:

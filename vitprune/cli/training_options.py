@@ -70,7 +70,7 @@ class RecipeOptions:
         bool,
         typer.Option("--no-labels", help="Train without labels, on any folder."),
     ] = False
-    warm_start_steps: Annotated[
+    pretraining_steps: Annotated[
         int | None, _setting("Steps of predictor pretraining.", "--pretraining-steps", min=0)
     ] = None
     steps: Annotated[int | None, _setting("Steps after predictor pretraining.", min=0)] = None
@@ -90,7 +90,7 @@ class RecipeOptions:
         settings = {
             **batch_settings(self.batch_size, self.grad_accum),
             "num_workers": self.workers,
-            "warm_start_steps": self.warm_start_steps,
+            "pretraining_steps": self.pretraining_steps,
             "steps": self.steps,
             "epochs": self.epochs,
             "seed": self.seed,

@@ -30,7 +30,7 @@ METHODS = {
     "random": "tokens at random",
     "norm": "tokens of largest norm",
     "attention": "what the class token attends to (EViT's ranking, untrained)",
-    "attention-fold": "the same, dropped tokens folded into kept ones",
+    "attention-merge": "the same, pruned tokens merged into kept ones",
     "tome": "token merging, equally in every block",
     "tome-late": "token merging, more in late blocks",
     "paper": "DynamicViT's recipe, cut to as many steps as ours",
@@ -124,7 +124,7 @@ def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 
         "what": METHODS.get(name, "the untouched model"),
         "note": note,
         "available": True,
-        "train_s": seconds,
+        "train_seconds": seconds,
         "train_steps": steps,
     }
 
@@ -152,7 +152,7 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
         UnsupportedModelError: the model cannot be pruned so, or not so far.
     """
     if name == "random":
-        return random_baseline(dense, planned), f"the token counts of ours, {planned.dropped}"
+        return random_baseline(dense, planned), f"the token counts of ours, {planned.pruned}"
     backbone, size = wrap(dense), input_size(dense)
     if name.startswith("tome"):
 
@@ -170,7 +170,7 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
         schedule = Sparsity(keep, schedule="geometric").plan(backbone)
         if name == "norm":
             return SparseViT(dense, schedule, [NormPredictor() for _ in schedule.stages])
-        return AttentionViT(dense, schedule, "fold" if name == "attention-fold" else "drop")
+        return AttentionViT(dense, schedule, "merge" if name == "attention-merge" else "drop")
 
     keep = keep_within(budget, ranked, size)
     return ranked(keep), f"keep {keep:g}"
@@ -185,7 +185,7 @@ def _paper(
     hardly change the model. The shares of frozen and of warm-up steps are the published ones.
     """
     per_epoch = max(1, (count_images(data.train) or 0) // recipe.batch_size)
-    steps = settings.steps or subject.steps or recipe.warm_start_steps + recipe.num_steps(per_epoch)
+    steps = settings.steps or subject.steps or recipe.pretraining_steps + recipe.num_steps(per_epoch)
     cut = load_recipe(
         "paper",
         steps=steps,
@@ -200,7 +200,7 @@ def _paper(
     )
 
     def plan(keep: float) -> Sparsity:
-        return Sparsity(keep, schedule=cut.schedule, dropped=cut.dropped)
+        return Sparsity(keep, schedule=cut.schedule, pruned=cut.pruned)
 
     keep = keep_within(budget, lambda keep: attach_as(subject.dense, plan(keep)), input_size(subject.dense))
     return plan(keep), cut
@@ -219,6 +219,6 @@ def _trained(
     student = new_student(dense, sparsity, recipe.seed)
     started = time.perf_counter()
     progress = fit(dense, student, data, recipe, device, listener)
-    how = f"{recipe.steps} steps" if name == "paper" else f"{sparsity.schedule}, {sparsity.dropped}"
+    how = f"{recipe.steps} steps" if name == "paper" else f"{sparsity.schedule}, {sparsity.pruned}"
     note = f"{sparsity.label}, {how}"
     return student.eval(), _row(name, note, time.perf_counter() - started, progress.steps_done)

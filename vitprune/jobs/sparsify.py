@@ -130,7 +130,7 @@ def run(
         data=data,
         precision=precision,
         device=str(device),
-        wall_s=time.perf_counter() - started + seconds_before,
+        seconds=time.perf_counter() - started + seconds_before,
         commands=settings.commands,
     )
     metadata.accuracy = accuracy_of(report)

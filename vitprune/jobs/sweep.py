@@ -154,7 +154,7 @@ def _measured(
         "commands": dict(settings.commands or {}),
         "precision": settings.eval_precision,
         "device": str(settings.device),
-        "wall_s": sum(entry.report.wall_s for entry in entries.values() if entry.report is not None)
+        "seconds": sum(entry.report.seconds for entry in entries.values() if entry.report is not None)
         + time.perf_counter()
         - started,
         "environment": describe_environment(),

@@ -71,12 +71,12 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
             f"vitprune convert {path} --keep 0.7 makes a model.safetensors of it",
         )
     if keep == 1:
-        raise UsageError("at keep 1 nothing is dropped, so there is nothing to convert", "try --keep 0.7")
+        raise UsageError("at keep 1 nothing is pruned, so there is nothing to convert", "try --keep 0.7")
     name, model = _build(state, path)
     backbone = wrap(model)
     stages = _stages(path, backbone.depth, len(predictors), stages)
-    sparsity = Sparsity(keep, stages, "geometric", dropped="drop")
-    sparse = SparseViT(model, sparsity.plan(backbone), dropped=sparsity.dropped)
+    sparsity = Sparsity(keep, stages, "geometric", pruned="drop")
+    sparse = SparseViT(model, sparsity.plan(backbone), pruned=sparsity.pruned)
     fill(sparse, _renamed(state), f"'{path}'", name)
     origin = {"source": path.name, **ORIGIN}
     return sparse.eval(), describe(sparse, name=name, sparsity=sparsity, origin=origin)

@@ -81,7 +81,7 @@ def load_model(
 
     Raises:
         UnknownModelError: no such model; offers close matches.
-        UnsupportedModelError: the model's tokens cannot be dropped.
+        UnsupportedModelError: the model's tokens cannot be pruned.
         UsageError: options that do not go together.
         CheckpointError: a weight file is missing, damaged, or does not fit.
         HubError: the weights cannot be had from the Hub.

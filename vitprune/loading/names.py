@@ -89,7 +89,7 @@ def match_names(pattern: str | None = None) -> list[str]:
 def describe_architecture(name: str, sparsity: Sparsity) -> dict[str, Any]:
     """One architecture at the input size of its default weights, built without them: what it costs, for JSON.
 
-    Where its tokens cannot be dropped, `reason` says why, and there is no cost; else that is None.
+    Where its tokens cannot be pruned, `reason` says why, and there is no cost; else that is None.
     """
     with torch.device("meta"):
         model = timm.create_model(name)

@@ -15,7 +15,7 @@ from vitprune.measure.throughput import benchmark
 from vitprune.model import SparseViT, Tokens
 from vitprune.schedule import Stage
 
-Kind = Literal["dense", "sparse", "floor"]
+Kind = Literal["dense", "sparse", "bound"]
 
 
 class ZeroOverheadViT(SparseViT):
@@ -40,7 +40,7 @@ class ZeroOverheadViT(SparseViT):
 
 @dataclass(frozen=True)
 class BenchModel:
-    """A model to be timed beside others; a "floor" is the zero-overhead bound of a sparse one, and none one can use."""
+    """A model to be timed beside others; a "bound" is the zero-overhead bound of a sparse one, and none one can use."""
 
     kind: Kind
     keep: float | None
@@ -55,7 +55,7 @@ def with_bounds(models: Mapping[str, BenchModel]) -> dict[str, BenchModel]:
     for label, each in models.items():
         result[label] = each
         if each.kind == "sparse" and isinstance(each.model, SparseViT) and each.model.schedule.stages:
-            result[f"floor of {label}"] = BenchModel("floor", each.keep, ZeroOverheadViT(each.model), label)
+            result[f"bound of {label}"] = BenchModel("bound", each.keep, ZeroOverheadViT(each.model), label)
     return result
 
 
@@ -77,7 +77,7 @@ def side_by_side(
     Returns:
         A row per mode, batch size and model, in JSON's types, with units in the keys. Of `Timing` all entries;
         `speedup` is images per second over the baseline, `efficiency` that over `macs_ratio` (1 is as fast as the MACs
-        promise), `overhead_over_floor_pct` how much longer a sparse model takes than its zero-overhead bound.
+        promise), `overhead_over_bound_pct` how much longer a sparse model takes than its zero-overhead bound.
     """
     macs = {label: count_macs(each.model, size) for label, each in models.items()}
     bounds = {each.bound_of: label for label, each in models.items() if each.bound_of is not None}
@@ -103,7 +103,7 @@ def side_by_side(
                     "macs_ratio": macs_ratio,
                     "speedup": speedup,
                     "efficiency": speedup / macs_ratio,
-                    "overhead_over_floor_pct": (
+                    "overhead_over_bound_pct": (
                         None if bound is None else 100 * (timing.latency_ms_p50 / bound.latency_ms_p50 - 1)
                     ),
                     "slower": speedup < 1,

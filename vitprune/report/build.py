@@ -13,6 +13,7 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import write_json, write_text
+from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, count_images, readable_names
@@ -25,13 +26,12 @@ from vitprune.report.publishable import publishable
 from vitprune.report.runs import read_run
 from vitprune.report.samples import choose_images
 from vitprune.report.schema import (
-    SCHEMA_VERSION,
     Accuracy,
     ClassRow,
+    Correct,
     DataSummary,
     Delta,
     Report,
-    RightAnswers,
     Side,
     Target,
     Training,
@@ -50,7 +50,7 @@ def build_report(
     data: Data,
     precision: str,
     device: str,
-    wall_s: float,
+    seconds: float,
     commands: Mapping[str, str] | None = None,
 ) -> Report:
     """Everything that was measured, as one report.
@@ -58,7 +58,7 @@ def build_report(
     Models and predictions are "dense", "random" (the same number of tokens, at random) and "sparse", on the same
     images; timings are of "dense" and "sparse", from one benchmark. `coverage` is that of the object in percent by
     model, `target` a speed that was promised and what came of it, `training` the recipe and what was done. Precision
-    and device are those of accuracy and speed; `wall_s` is the duration of the run so far, in seconds.
+    and device are those of accuracy and speed; `seconds` is the duration of the run so far, in seconds.
     """
     size = input_size(models["dense"])  # of LV-ViT, the sparse model does not say
     dense, sparse = (
@@ -72,7 +72,7 @@ def build_report(
         label=metadata.label,
         keep=metadata.keep,
         schedule=metadata.schedule,
-        dropped=metadata.dropped,
+        pruned=metadata.pruned,
         align=metadata.align,
         num_patches=metadata.num_patches,
         stages=metadata.stages,
@@ -80,7 +80,7 @@ def build_report(
         sparse=sparse,
         random=Accuracy(**predictions["random"].summary()),
         delta=_delta(dense, sparse, predictions, timings),
-        answers=_right_answers(predictions["dense"], predictions["sparse"]),
+        correct=_correct(predictions["dense"], predictions["sparse"]),
         classes=[ClassRow(**row) for row in class_accuracy(names, **by_class)],
         coverage=None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
         target=None if target is None else Target(**target),
@@ -96,7 +96,7 @@ def build_report(
         commands=dict(commands or {}),
         precision=precision,
         device=device,
-        wall_s=wall_s,
+        seconds=seconds,
         environment=describe_environment(),
     )
 
@@ -166,11 +166,11 @@ def _delta(dense: Side, sparse: Side, predictions: Mapping[str, Predictions], ti
     )
 
 
-def _right_answers(dense: Predictions, sparse: Predictions) -> RightAnswers | None:
+def _correct(dense: Predictions, sparse: Predictions) -> Correct | None:
     """None without labels."""
     if not dense.labelled:
         return None
-    return RightAnswers(
+    return Correct(
         both_right=int((dense.correct & sparse.correct).sum()),
         dense_only=int((dense.correct & ~sparse.correct).sum()),
         sparse_only=int((~dense.correct & sparse.correct).sum()),

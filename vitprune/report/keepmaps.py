@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from vitprune.backbones import preprocessing
 from vitprune.data import UNLABELLED, Data, ImageSet, batches, make_loader
 from vitprune.model import SparseViT
-from vitprune.report.schema import Answer
+from vitprune.report.schema import NamedClass
 
-NUM_ANSWERS = 3
+NUM_CLASSES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class KeepMap:
     grid_size: tuple[int, int]
     kept: list[list[int]]
     scores: list[list[float]]
-    dense: list[Answer]
-    sparse: list[Answer]
+    dense: list[NamedClass]
+    sparse: list[NamedClass]
     kl: float
     label: int | None = None
     label_name: str | None = None
@@ -85,8 +85,8 @@ def keep_maps(
             grid_size=sparse.backbone.grid_size,
             kept=[stage[i].tolist() for stage in selection.indices],
             scores=[stage[i].float().tolist() for stage in scores],
-            dense=_answers(of_dense[i], names),
-            sparse=_answers(of_sparse[i], names),
+            dense=_likeliest(of_dense[i], names),
+            sparse=_likeliest(of_sparse[i], names),
             kl=kl[i].item(),
             label=None if label == UNLABELLED else label,
             label_name=None if label == UNLABELLED else names.get(label, f"class {label}"),
@@ -137,10 +137,10 @@ def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.d
     return {name: 100 * torch.cat(parts).mean().item() for name, parts in shares.items()}
 
 
-def _answers(log_probabilities: Tensor, names: Mapping[int, str]) -> list[Answer]:
-    best = log_probabilities.topk(min(NUM_ANSWERS, len(log_probabilities)))
+def _likeliest(log_probabilities: Tensor, names: Mapping[int, str]) -> list[NamedClass]:
+    best = log_probabilities.topk(min(NUM_CLASSES_SHOWN, len(log_probabilities)))
     shares = (100 * best.values.exp()).tolist()
     return [
-        Answer(index=index, name=names.get(index), probability_pct=share)
+        NamedClass(index=index, name=names.get(index), probability_pct=share)
         for index, share in zip(best.indices.tolist(), shares, strict=True)
     ]

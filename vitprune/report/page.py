@@ -13,7 +13,7 @@ from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import GROUPS
-from vitprune.report.schema import Answer, ImageRow, Report, Step
+from vitprune.report.schema import ImageRow, NamedClass, Report, Step
 from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows, unreadable, verdict
 
 _LOSSES = {
@@ -36,7 +36,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "title": f"{report.model}, {report.label}",
         "verdict": verdict(report),
         "fig": fig,
-        "answers": _answers,
+        "likeliest": _likeliest,
         "groups": [] if shown is None else _groups(shown.images, shown.grid_size),
         "num_seen": 0 if shown is None else shown.num_seen,
         "speed_chart": _speed_chart(report),
@@ -111,7 +111,7 @@ def _edges(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
     return "".join(upright + level)
 
 
-def _answers(rows: list[Answer]) -> str:
+def _likeliest(rows: list[NamedClass]) -> str:
     return plain("; ".join(row.text for row in rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from vitprune.common.files import read_json
 from vitprune.common.formatting import first_fault
+from vitprune.common.json_version import upgraded
 from vitprune.common.run_folder import RunFolder
 from vitprune.data.hub import hub_name
 from vitprune.errors import CheckpointError, UsageError
@@ -52,9 +54,11 @@ def read_run(folder: Path) -> FinishedRun:
             f"'{folder}' holds no {files.report.name}, so it is no complete run",
             "sparsify writes it at the end; --resume resumes a run that was cut",
         )
-    content = read_json(files.report)
+    content = upgraded(read_json(files.report))
     report = _checked(Report, publishable(content), files.report)
-    maps = _checked(KeepMaps, read_json(files.keep_maps), files.keep_maps) if files.keep_maps.is_file() else None
+    maps = (
+        _checked(KeepMaps, upgraded(read_json(files.keep_maps)), files.keep_maps) if files.keep_maps.is_file() else None
+    )
     # Before a folder that happens to be called imagenet is cut to that:
     hub_data = hub_name(content["data"]["name"])
     return FinishedRun(report, _steps(files.log), maps, hub_data)
@@ -79,6 +83,6 @@ def _steps(path: Path) -> list[Step]:
     """The lines of a log that can be read; one that a killed process left unfinished is none."""
     steps = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(ValidationError):
-            steps.append(Step.model_validate_json(line))
+        with suppress(ValueError):
+            steps.append(Step.model_validate(upgraded(json.loads(line))))
     return steps

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.schedule import Stage
-
-SCHEMA_VERSION = 1
 
 
 class _Content(BaseModel):
@@ -76,7 +75,7 @@ class Delta(_Content):
     speedup: list[SpeedUp] = Field(min_length=1)
 
 
-class RightAnswers(_Content):
+class Correct(_Content):
     """How many images each model got right."""
 
     both_right: int
@@ -102,8 +101,8 @@ class Target(_Content):
     latency_ms: float | None
     batch_size: int
     precision: str
-    promised_speedup: float
-    promised_latency_ms: float
+    predicted_speedup: float
+    predicted_latency_ms: float
     measured_speedup: float
     measured_latency_ms: float
     measured_dense_latency_ms: float | None = None
@@ -117,12 +116,12 @@ class Training(_Content):
     steps_done: int
     num_steps: int
     num_skipped: int = 0
-    num_parts: int = 1
+    num_microbatches: int = 1
     num_images: int
     num_unreadable: int = 0
     unreadable: list[str] = []
     seconds: float
-    seconds_by_part: dict[str, float] = {}
+    seconds_split: dict[str, float] = {}
     phases: dict[str, int] = {}
     sampled_ratios: list[float] | None = None
     backbone_lr: float | None = None
@@ -147,7 +146,7 @@ class Report(_Content):
     label: str
     keep: float | None
     schedule: str | None = None
-    dropped: str
+    pruned: str
     align: int = 1
     num_patches: int | None = None
     stages: list[Stage]
@@ -155,7 +154,7 @@ class Report(_Content):
     sparse: Side
     random: Accuracy
     delta: Delta
-    answers: RightAnswers | None = None
+    correct: Correct | None = None
     classes: list[ClassRow] = []
     coverage: dict[str, float] | None = None
     target: Target | None = None
@@ -164,7 +163,7 @@ class Report(_Content):
     commands: dict[str, str] = {}
     precision: str
     device: str
-    wall_s: float
+    seconds: float
     environment: dict[str, Any] = {}
 
 
@@ -178,7 +177,7 @@ class Step(BaseModel):
     target_ratios: list[float] = []
 
 
-class Answer(BaseModel):
+class NamedClass(BaseModel):
     """One class that a model names for an image, by the index of its output."""
 
     model_config = ConfigDict(frozen=True)
@@ -213,12 +212,12 @@ class ImageRow(BaseModel):
     height: Annotated[int, Field(ge=1, le=4096)]
     label: str | None
     kept: list[list[Annotated[int, Field(ge=0)]]]
-    dense: list[Answer] = Field(min_length=1)
-    sparse: list[Answer] = Field(min_length=1)
+    dense: list[NamedClass] = Field(min_length=1)
+    sparse: list[NamedClass] = Field(min_length=1)
     kl: float
 
 
-class KeepMaps(BaseModel, populate_by_name=True):
+class KeepMaps(BaseModel):
     """keepmaps.json.
 
     Attributes:
@@ -230,4 +229,4 @@ class KeepMaps(BaseModel, populate_by_name=True):
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     grid_size: tuple[Annotated[int, Field(ge=1, le=512)], Annotated[int, Field(ge=1, le=512)]]
     num_seen: int
-    images: list[ImageRow] = Field(max_length=50, alias="pictures")  # the key since version 1
+    images: list[ImageRow] = Field(max_length=50)

@@ -12,13 +12,13 @@ from torch import nn
 from vitprune.backbones import input_size
 from vitprune.common.files import write_json, write_text
 from vitprune.common.formatting import number, signed
+from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.evaluation import Predictions, compared, paired_difference
 from vitprune.measure import Timing, rates
 from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
 from vitprune.report.sweep_page import accuracy, render_sweep_page
 
-SWEEP_SCHEMA_VERSION = 1
 SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
 WITHIN_POINTS = 1.0
 """The verdict names the fastest model that loses no more than this."""
@@ -69,9 +69,9 @@ def build_sweep(
         found = dominated_by({label: (accuracy(row, labelled), merit(row)) for label, row in rows.items()})
         for label, row in rows.items():
             rivals = [_against(rows[rival], row, predictions) for rival in found[label]]
-            row[key] = {"on_front": not rivals, "beaten_by": rivals}
+            row[key] = {"on_front": not rivals, "dominated_by": rivals}
     return {
-        "schema_version": SWEEP_SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "accuracy": "top1_pct" if labelled else "agreement_pct",
         "verdict": verdict(list(rows.values()), rows["dense"]["speed"][-1]["batch_size"]),
         "rows": list(rows.values()),
@@ -119,7 +119,7 @@ def verdict(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
     names = {row["label"]: f"{row['label']} (dense)" if row["kind"] == "other" else row["label"] for row in rows}
     dominated: dict[str, list[str]] = {}
     for row in rows:
-        for best in row["by_throughput"]["beaten_by"][:1]:
+        for best in row["by_throughput"]["dominated_by"][:1]:
             dominated.setdefault(best["label"], []).append(f"{names[row['label']]} ({_margin(best)})")
     for label, others in dominated.items():
         sentences.append(f"{names[label]} is better at batch {batch_size} than {'; '.join(others)}.")

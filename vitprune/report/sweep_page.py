@@ -80,7 +80,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, labelled: 
 
 def _standing(row: Mapping[str, Any], key: str) -> str:
     """Whether a row is on the front, in words."""
-    rivals = [plain(rival["label"]) for rival in row[key]["beaten_by"]]
+    rivals = [plain(rival["label"]) for rival in row[key]["dominated_by"]]
     return f"dominated by {', '.join(rivals)}" if rivals else "on the front"
 
 

@@ -58,7 +58,7 @@ class Subject:
         """What captions say of the models."""
         about = self.metadata
         dense = "dense" if self.is_dense else "fine-tuned backbone with all tokens"
-        return Legend(f"{self.loaded.name}, {about.label}", about.stages, about.dropped == "fold", dense)
+        return Legend(f"{self.loaded.name}, {about.label}", about.stages, about.pruned == "merge", dense)
 
 
 def load_subject(model: str, checkpoint: Path | None) -> Subject:
@@ -151,11 +151,11 @@ def visualize(
         "model": subject.loaded.name,
         "keep": about.keep,
         "label": about.label,
-        "dropped": about.dropped,
+        "pruned": about.pruned,
         "grid_size": list(subject.sparse.backbone.grid_size),
         "stages": [asdict(stage) for stage in about.stages],
         "dense": subject.legend.dense,
-        "pictures": entries,
+        "images": entries,
         "mean": drawn,
         "files": [each["file"] for each in ([drawn] if drawn else entries)],
         "output": str(folder),

@@ -1,4 +1,4 @@
-"""Training: sampled keep decisions and the attention gate that hides dropped tokens from the others."""
+"""Training: sampled keep decisions and the attention gate that hides pruned tokens from the others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from vitprune.tokens.selection import topk_decision
 
 GATE_EPS = 1e-6
-"""Added to the gate before its logarithm. Not a clamp: clamping kills the gradient of dropped tokens."""
+"""Added to the gate before its logarithm. Not a clamp: clamping kills the gradient of pruned tokens."""
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def perturbed_topk_decision(
 
     The number is that of inference whatever the noise, so that the noise can fade: at 0 this is what is deployed.
     Backward it is soft, straight through: the Gumbel-softmax of the distance to the border between the last token
-    kept and the first one dropped.
+    kept and the first one pruned.
 
     Args:
         log_pi: log-probabilities (B, N, 2), [..., 1] is keep.
@@ -69,9 +69,9 @@ def perturbed_topk_decision(
     hard = topk_decision(scores.detach(), num_tokens, kept)
     among = scores.detach()
     last_kept = among.masked_fill(hard < 0.5, torch.inf).amin(dim=1, keepdim=True)
-    first_dropped = among.masked_fill((hard > 0.5) | (kept < 0.5), -torch.inf).amax(dim=1, keepdim=True)
-    # Where nothing is dropped there is no border: everything is far above it.
-    border = torch.where(first_dropped.isfinite(), (last_kept + first_dropped) / 2, last_kept - 1)
+    first_pruned = among.masked_fill((hard > 0.5) | (kept < 0.5), -torch.inf).amax(dim=1, keepdim=True)
+    # Where nothing is pruned there is no border: everything is far above it.
+    border = torch.where(first_pruned.isfinite(), (last_kept + first_pruned) / 2, last_kept - 1)
     soft = ((scores - border) / tau).sigmoid()
     return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
 
@@ -80,7 +80,7 @@ def key_bias(kept: Tensor) -> Tensor:
     """log(D-hat + eps): what is added to the logits of attention to token j.
 
     exp(P_ij) G_ij / sum_k exp(P_ik) G_ik is the softmax of P + log G. The eps keeps the logarithm finite and,
-    unlike -inf, lets a dropped token's decision still receive the gradient of what would change if it came back.
+    unlike -inf, lets a pruned token's decision still receive the gradient of what would change if it came back.
 
     Args:
         kept: D-hat (B, T), prefix tokens included as ones.
@@ -99,7 +99,7 @@ def attention_bias(kept: Tensor, num_prefix_tokens: int = 0, sizes: Tensor | Non
 
     Args:
         kept: D-hat of the patch tokens (B, N).
-        num_prefix_tokens: P, the number of tokens in front that are never dropped.
+        num_prefix_tokens: P, the number of tokens in front that are never pruned.
         sizes: with merging, how many patches each patch token stands for, (B, N).
 
     Returns:

@@ -71,7 +71,7 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 def topk_decision(scores: Tensor, num_tokens: int, kept: Tensor | None = None) -> Tensor:
     """The decision D (B, N) of top-k as zeros and ones, among the tokens still kept.
 
-    What inference does, for the masked pass: dropped tokens (`kept` 0) never come back.
+    What inference does, for the masked pass: pruned tokens (`kept` 0) never come back.
 
     Args:
         scores: (B, N), higher is kept.

@@ -101,7 +101,7 @@ def train(
                 first, resume = resume.about["step"], None
             optimization.optimizer = accelerator.prepare(optimization.optimizer)
             objective.train()
-            progress.num_parts = find_num_microbatches(accelerator, objective, images, steps)
+            progress.num_microbatches = find_num_microbatches(accelerator, objective, images, steps)
             batches = training_batches(
                 images, recipe, faults, student.num_classes, first_step=progress.steps_done, device=device
             )
@@ -116,8 +116,8 @@ def train(
                 waited = time.perf_counter() - started
 
                 optimization.optimizer.zero_grad()
-                with _memory_advice(recipe, device, progress.num_parts):
-                    loss = backward(accelerator, objective, batch, phase, noise, seed, progress.num_parts)
+                with _memory_advice(recipe, device, progress.num_microbatches):
+                    loss = backward(accelerator, objective, batch, phase, noise, seed, progress.num_microbatches)
                     taken = update(accelerator, optimization.optimizer, student, recipe.clip_grad)
                 if optimization.average is not None:
                     optimization.average.update(student, step=index)
@@ -205,7 +205,7 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
     """
     inner: Objective = accelerator.unwrap_model(objective)
     recipe, device = inner.recipe, accelerator.device
-    if steps[0].phase == "warm" or recipe.backbone_lr_scale == 0:
+    if steps[0].phase == "pretraining" or recipe.backbone_lr_scale == 0:
         return None
     rate = recipe.peak_lr * recipe.backbone_lr_scale
     if recipe.rate_reference_kl is None:

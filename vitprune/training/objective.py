@@ -81,7 +81,7 @@ class Objective(nn.Module):
         Args:
             images: (B, in_chans, H, W).
             labels: class indices (B,) or, of mixed images, class probabilities (B, num_classes); ignored without
-                labels and in the phase "warm".
+                labels and in the phase "pretraining".
             phase: see `Recipe`.
             noise: scale of the Gumbel noise in sampled steps.
             rows: where the images belong in the batch of all microbatches and processes: together these draw the
@@ -89,7 +89,7 @@ class Objective(nn.Module):
         """
         with torch.no_grad():
             trunk = self._trunk(images)
-        if phase == "warm":
+        if phase == "pretraining":
             return self._pretraining(trunk)
         with torch.no_grad():
             teacher = self.teacher.select_from(trunk, self.first_block)
@@ -115,7 +115,7 @@ class Objective(nn.Module):
         # The attention of compiled blocks cannot be recorded.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
         with eager:
-            saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, self.recipe.warm_start_target)
+            saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, self.recipe.pretraining_target)
         tokens = self.student.run_blocks(trunk, self.first_block, self.student.schedule.blocks[-1])
         loss = ranking_loss(tokens.log_pi, tokens.indices, saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(tokens.indices))

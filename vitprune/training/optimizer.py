@@ -40,7 +40,7 @@ class Optimization:
         self, student: SparseViT, recipe: Recipe, steps: Sequence[PlannedStep], backbone_lr: float | None
     ) -> None:
         self.student = student
-        predictor_lr = recipe.peak_lr * (1.0 if steps[0].phase == "warm" else recipe.tune_lr_scale)
+        predictor_lr = recipe.peak_lr * (1.0 if steps[0].phase == "pretraining" else recipe.tune_lr_scale)
         self.optimizer: Any = _make_optimizer(student, recipe, predictor_lr, backbone_lr)
         # Linear warm-up, then a cosine to 0; a function of the step alone.
         self.scheduler = CosineLRScheduler(

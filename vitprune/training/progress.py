@@ -62,12 +62,12 @@ class Progress:
         steps_done: over all phases.
         num_steps: planned, over all phases.
         num_skipped: steps skipped because loss or gradient was not finite.
-        num_parts: microbatches that share a process' batch.
+        num_microbatches: microbatches that share a process' batch.
         num_images: seen, repeats counted.
         num_unreadable: images skipped because they could not be read, repeats counted.
         unreadable: names of the first of them.
         seconds: spent on steps, data included.
-        seconds_by_part: waiting for images ("data") and the rest ("compute").
+        seconds_split: waiting for images ("data") and the rest ("compute").
         phases: steps done by phase.
         sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
         backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
@@ -76,12 +76,12 @@ class Progress:
     steps_done: int = 0
     num_steps: int = 0
     num_skipped: int = 0
-    num_parts: int = 1
+    num_microbatches: int = 1
     num_images: int = 0
     num_unreadable: int = 0
     unreadable: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    seconds_by_part: dict[str, float] = field(default_factory=dict)
+    seconds_split: dict[str, float] = field(default_factory=dict)
     phases: dict[str, int] = field(default_factory=dict)
     sampled_ratios: tuple[float, ...] | None = None
     backbone_lr: float | None = None
@@ -100,7 +100,7 @@ class Progress:
         self.num_images += num_images
         self.seconds += seconds
         for name, spent in (("data", waited), ("compute", seconds - waited)):
-            self.seconds_by_part[name] = self.seconds_by_part.get(name, 0.0) + spent
+            self.seconds_split[name] = self.seconds_split.get(name, 0.0) + spent
         self.phases[record.phase] = self.phases.get(record.phase, 0) + 1
 
 

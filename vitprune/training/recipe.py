@@ -12,12 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vitprune.common.formatting import close_match, first_fault, first_line, flattened
+from vitprune.common.json_version import RENAMED
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
 from vitprune.schedule import Sparsity
 from vitprune.training.pretraining import Target
 
-Phase = Literal["warm", "sampled", "deployed"]
+Phase = Literal["pretraining", "sampled", "deployed"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 RECIPES = ("short", "paper")
 """Names of the settings files beside this module, in recipes/."""
@@ -58,8 +59,8 @@ class LossWeights(BaseModel):
 class Recipe(BaseModel):
     """Settings of a training run. The defaults are those of recipes/short.yaml, which says what they are for.
 
-    Training has three phases. "warm", predictor pretraining: predictors alone learn the ranking of tokens that the
-    teacher gives. Then, with an optimiser and a schedule of their own, predictors and backbone learn together:
+    Training has three phases. "pretraining": predictors alone learn the ranking of tokens that the teacher gives. Then,
+    with an optimiser and a schedule of their own, predictors and backbone learn together:
     "sampled", with sampled decisions and masked attention, and at last "deployed", on the path that is deployed, where
     pruned tokens are really removed.
     """
@@ -68,10 +69,10 @@ class Recipe(BaseModel):
 
     name: str = Field("short", description="of the settings file this began with")
     schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
-    dropped: Literal["drop", "fold"] = Field("fold", description="what happens to pruned tokens")
+    pruned: Literal["drop", "merge"] = Field("merge", description="what happens to pruned tokens")
 
-    warm_start_steps: int = Field(200, ge=0, description="steps of predictor pretraining")
-    warm_start_target: Target = Field("auto", description="what to rank tokens by")
+    pretraining_steps: int = Field(200, ge=0, description="steps of predictor pretraining")
+    pretraining_target: Target = Field("auto", description="what to rank tokens by")
     steps: int | None = Field(None, ge=0, description="steps after pretraining; None for 500")
     epochs: float | None = Field(None, ge=0, description="the same in passes over the images, instead of steps")
     deployed_share: float = Field(0.75, ge=0, le=1, description="share of those steps on the deployed path, at the end")
@@ -172,10 +173,10 @@ class Recipe(BaseModel):
         deployed = round(steps * self.deployed_share)
         # Without stages there is nothing to rank; on the deployed path only the backbone can train.
         tunes = self.backbone_lr_scale > 0
-        num_warm, num_sampled = (self.warm_start_steps, steps - deployed) if has_stages else (0, 0)
+        num_pretraining, num_sampled = (self.pretraining_steps, steps - deployed) if has_stages else (0, 0)
         num_deployed = deployed if tunes else 0
         frozen = round(self.freeze_epochs * (steps_per_epoch or 0))
-        pretraining = [PlannedStep("warm", 1.0, False) for _ in range(num_warm)]
+        pretraining = [PlannedStep("pretraining", 1.0, False) for _ in range(num_pretraining)]
         together = [
             PlannedStep(
                 phase="sampled" if step < num_sampled else "deployed",
@@ -206,7 +207,7 @@ class Recipe(BaseModel):
     @property
     def plan_defaults(self) -> Sparsity:
         """What applies where a request for a plan says nothing."""
-        return Sparsity(schedule=self.schedule, dropped=self.dropped)
+        return Sparsity(schedule=self.schedule, pruned=self.pruned)
 
     @property
     def peak_lr(self) -> float:
@@ -216,7 +217,7 @@ class Recipe(BaseModel):
 
 DEFAULT_STEPS = 500
 
-DEMO = {"warm_start_steps": 80, "steps": 40}
+DEMO = {"pretraining_steps": 80, "steps": 40}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""
 
 
@@ -245,7 +246,14 @@ def _checked(content: dict[str, Any], name: str) -> Recipe:
     except ValidationError as error:
         fault = error.errors()[0]
         got = f", got {fault['input']!r}" if fault["loc"] else ""
-        raise UsageError(f"recipe '{name}': {first_fault(error)}{got}", "see vitprune sparsify --help") from error
+        key = str(fault["loc"][-1]) if fault["loc"] else ""
+        close = RENAMED.get(key) or close_match(key, flattened(Recipe().model_dump()))
+        hint = (
+            f"did you mean {close}?"
+            if close and close != key
+            else "vitprune sparsify --help, and --print-config, list them"
+        )
+        raise UsageError(f"recipe '{name}': {first_fault(error)}{got}", hint) from error
 
 
 def _parse(text: str) -> Any:

@@ -196,7 +196,7 @@ def _fits(accelerator: Accelerator, objective: Objective, phases: set[Phase], ba
     try:
         moments = [torch.empty_like(weight) for weight in student.parameters() for _ in range(2)]
         for phase in phases:
-            set_trainable(student, objective.recipe, phase, phase != "warm")
+            set_trainable(student, objective.recipe, phase, phase != "pretraining")
             accelerator.backward(objective(images, labels, phase).total)
         del moments
     except (RuntimeError, MemoryError) as error:

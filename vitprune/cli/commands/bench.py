@@ -59,7 +59,7 @@ def bench(
             help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile.",
         ),
     ] = "eager",
-    floor: Annotated[
+    bound: Annotated[
         bool,
         typer.Option(
             "--bound/--no-bound", help="Show the zero-overhead bound: the same token counts, chosen for free."
@@ -109,7 +109,7 @@ def bench(
         keeps = _DEFAULT_KEEPS
     asked = {"target_batch_size": max(sizes), "precision": precision, "device": device}
     plans = [plan.request(keep=each, **asked) for each in keeps]
-    request = BenchRequest(plans, load_recipe(), img_size, floor)
+    request = BenchRequest(plans, load_recipe(), img_size, bound)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:
@@ -127,12 +127,12 @@ def bench(
                 baseline=each.baseline,
                 listener=progress,
             )
-    usable = [row for row in rows if row["kind"] != "floor"]
+    usable = [row for row in rows if row["kind"] != "bound"]
     environment = describe_environment()
     if as_json:
-        floors = [row for row in rows if row["kind"] == "floor"]  # apart, or somebody takes one for a model
+        bounds = [row for row in rows if row["kind"] == "bound"]  # apart, or somebody takes one for a model
         about = {"device": str(where), "precision": number_format}
-        print_json({"rows": usable, "floors": floors, **about, "environment": environment})
+        print_json({"rows": usable, "bounds": bounds, **about, "environment": environment})
     else:
         device_name = _device_name(where, environment)
         print_bench(rows, f"{device_name}, {number_format}, {environment['num_threads']} CPU threads")

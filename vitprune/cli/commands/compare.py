@@ -26,7 +26,7 @@ from vitprune.cli.progress import RunProgress
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
 
-_DEFAULT_METHODS = "random,norm,attention,attention-fold,tome,tome-late,paper,ours"
+_DEFAULT_METHODS = "random,norm,attention,attention-merge,tome,tome-late,paper,ours"
 
 
 def compare(
@@ -127,7 +127,7 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['model']} at {result['budget_gmacs']:.3f} GMACs", columns, [_cells(row) for row in result["rows"]]
     )
     for row in result["rows"]:
-        trained = f"; {row['train_steps']} steps in {row['train_s'] / 60:.1f} min" if row["train_s"] else ""
+        trained = f"; {row['train_steps']} steps in {row['train_seconds'] / 60:.1f} min" if row["train_seconds"] else ""
         note = f" ({row['note']}{trained})" if row["note"] else ""
         print_line(f"{row['method']}: {row['what']}{note}")
     print_line(

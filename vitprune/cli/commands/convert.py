@@ -72,7 +72,7 @@ def convert(
     result: dict[str, Any] = {
         "model": metadata.model,
         "keep": metadata.keep,
-        "dropped": metadata.dropped,
+        "pruned": metadata.pruned,
         "num_patches": metadata.num_patches,
         "num_classes": sparse.num_classes,
         "stages": [asdict(stage) for stage in metadata.stages],

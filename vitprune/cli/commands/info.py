@@ -49,7 +49,7 @@ def info(
     result: dict[str, Any] = {
         "model": loaded.name,
         "keep": kept,
-        "dropped": sparse.dropped,
+        "pruned": sparse.pruned,
         "align": staged.align,
         "input_size": list(size),
         "depth": staged.depth,

@@ -111,12 +111,12 @@ def visualize(
 
 
 def _print(drawn: dict[str, Any], subject: Subject) -> None:
-    from vitprune.report.schema import Answer
+    from vitprune.report.schema import NamedClass
 
     if drawn["mean"] is None:
         rows = [
-            [Path(each["name"]).name, *(Answer(**each[side][0]).text for side in ("dense", "sparse"))]
-            for each in drawn["pictures"]
+            [Path(each["name"]).name, *(NamedClass(**each[side][0]).text for side in ("dense", "sparse"))]
+            for each in drawn["images"]
         ]
         print_table(subject.legend.model, ["image", "dense" if subject.is_dense else "all tokens", "sparse"], rows)
         return
