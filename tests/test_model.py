@@ -7,6 +7,8 @@ import timm
 import torch
 from agreement import assert_masked_is_gathered
 
+from vitprune.checkpoint.sparse_file import describe, load_sparse, save
+from vitprune.errors import UsageError
 from vitprune.model import SparseViT, attach, topk_decide
 from vitprune.schedule import Sparsity, make_schedule
 from vitprune.tokens.masking import gumbel_decision
@@ -233,3 +235,52 @@ def test_keep_1_attaches_no_predictors_and_masks_nothing(make_vit, make_images):
     assert torch.equal(masked.logits, model(images))
     assert dense.pretrained_cfg["architecture"] == "test_vit"
     assert dense.num_classes == 1000
+
+
+@pytest.mark.parametrize("arguments", [{"schedule": "latee"}, {"pruned": "blend"}, {"pruned": "Merge"}])
+def test_unknown_schedule_or_fate_of_tokens_is_an_error(make_vit, arguments):
+    with pytest.raises(UsageError, match="is unknown"):
+        attach(make_vit(), **arguments)
+    if "pruned" in arguments:
+        with pytest.raises(UsageError, match="is unknown"):
+            SparseViT(make_vit(), attach(make_vit()).schedule, **arguments)
+
+
+def test_fold_is_the_old_word_for_merge(make_vit):
+    assert attach(make_vit(), pruned="fold").pruned == "merge"
+    assert SparseViT(make_vit(), attach(make_vit()).schedule, pruned="fold").pruned == "merge"
+
+
+def test_speaks_as_a_timm_model(make_sparse, make_images):
+    sparse = make_sparse(num_classes=5)
+    images = make_images(sparse)
+    features = sparse.forward_features(images)
+    left = sparse.schedule.stages[-1].num_tokens
+    assert features.shape == (2, sparse.backbone.num_prefix_tokens + left, sparse.num_features)
+    assert torch.equal(sparse.forward_head(features), sparse(images))
+    assert sparse.default_cfg == sparse.pretrained_cfg == sparse.model.pretrained_cfg
+    assert sparse.get_classifier() is sparse.model.head
+
+
+def test_forward_head_takes_the_sizes_of_merged_tokens(make_vit, make_images):
+    sparse = attach(make_vit("test_vit2"), keep=0.5).eval()
+    images = make_images(sparse)
+    answer, sizes = sparse(images), sparse.select(images).sizes
+    features = sparse.forward_features(images)
+    assert torch.allclose(sparse.forward_head(features, sizes), answer, atol=1e-6)
+    assert not torch.allclose(sparse.forward_head(features), answer, atol=1e-4)
+
+
+def test_reset_classifier_changes_what_the_model_says_of_itself(make_sparse, make_images, tmp_path):
+    sparse = make_sparse(num_classes=5)
+    sparse.class_names = tuple("abcde")
+    sparse.reset_classifier(3)
+    images = make_images(sparse)
+    assert sparse.num_classes == sparse(images).shape[1] == 3
+    assert sparse.class_names is None
+    save(sparse, tmp_path / "model.safetensors", describe(sparse, class_names=("a", "b", "c")))
+    loaded, _ = load_sparse(tmp_path / "model.safetensors")
+    assert torch.equal(loaded(images), sparse(images))
+    assert loaded.class_names == ("a", "b", "c")
+    sparse.reset_classifier(0)
+    assert sparse(images).shape == (2, sparse.num_features)

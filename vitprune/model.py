@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import wrap
-from vitprune.schedule import Pruned, Schedule, ScheduleName, Sparsity, Stage
+from vitprune.schedule import Pruned, Schedule, ScheduleName, Sparsity, Stage, known_pruned
 from vitprune.tokens.masking import attention_bias, size_bias
 from vitprune.tokens.merging import merge_masked, merge_tokens
 from vitprune.tokens.predictor import TokenPredictor
@@ -100,6 +100,11 @@ class SparseViT(nn.Module):
 
     Raises:
         UnsupportedModelError: see `vitprune.backbones.wrap`.
+        UsageError: `pruned` is unknown.
+
+    Attributes:
+        class_names: in output order, where known; `vitprune.save` stores them.
+        report: what training cost and gained, of a model from `vitprune.sparsify`; else None.
     """
 
     def __init__(
@@ -111,7 +116,9 @@ class SparseViT(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.pruned = pruned
+        self.pruned = known_pruned(pruned)
+        self.class_names: tuple[str, ...] | None = None
+        self.report: Any = None  # a `vitprune.report.Report`, which stands above this module
         self.sparsity: Sparsity | None = None  # what `attach` was asked for
         self.backbone = wrap(model)
         if schedule.depth != self.backbone.depth:
@@ -129,14 +136,57 @@ class SparseViT(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Width of the classifier."""
+        """Width of the classifier; 0 without one."""
         return self.backbone.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """C, channels of `forward_features`."""
+        return int(self.model.num_features)  # type: ignore[arg-type]
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """Timm's configuration of the weights, so that timm's data helpers work on this model too."""
         config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
         return config
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """The same by timm's older name."""
+        return self.pretrained_cfg
+
+    def get_classifier(self) -> Any:
+        """The model's classifier; of a distilled model both of them."""
+        return self.model.get_classifier()  # type: ignore[operator]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new, untrained classifier, as timm's; 0 for none: then `forward` gives pooled features (B, C).
+
+        Args:
+            num_classes: width of the new classifier.
+            global_pool: another way to pool, by timm's name; None leaves it.
+        """
+        device = next(self.model.parameters()).device
+        self.model.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))  # type: ignore[operator]
+        self.model.to(device)
+        self.class_names = None
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Tokens that are left after all stages, after the final norm: (B, in_chans, H, W) to (B, P + K, C).
+
+        Prefix tokens (class, distillation, registers) come first, then the K kept patch tokens by rising position.
+        """
+        return self.backbone.norm(self.run_blocks(self.backbone.embed(images)).x)
+
+    def forward_head(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Pool and classify what `forward_features` gave: (B, P + K, C) to logits (B, num_classes).
+
+        Args:
+            x: (B, P + K, C).
+            sizes: (B, K), how many patches each kept token stands for, as `select` gives them. Only models that merge
+                and pool over patches need it to agree with `forward`; without it kept tokens count alike.
+        """
+        return self.backbone.head(x, sizes=sizes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed."""

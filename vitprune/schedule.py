@@ -28,6 +28,22 @@ Pruned = Literal["drop", "merge"]
 """What happens to pruned tokens: removed, or merged into the kept ones (see `vitprune.tokens.merging`)."""
 
 
+def known_pruned(value: str) -> Pruned:
+    """What happens to pruned tokens, by its name or by "fold", the old one of "merge".
+
+    Raises:
+        UsageError: there is no such name.
+    """
+    name: Pruned = _known("pruned", "merge" if value == "fold" else value, Pruned)
+    return name
+
+
+def _known(name: str, value: str, choices: Any) -> Any:
+    if value not in get_args(choices):
+        raise UsageError(f"{name} '{value}' is unknown", f"choose from {', '.join(get_args(choices))}")
+    return value
+
+
 @dataclass(frozen=True)
 class Sparsity:
     """What a user may ask for: how many tokens to prune, where, and what happens to them.
@@ -60,9 +76,8 @@ class Sparsity:
             raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", f"try --keep {meant:g}")
         if self.ratios is not None:
             _check_ratios(self.ratios)
-        for name, value, choices in (("schedule", self.schedule, ScheduleName), ("pruned", self.pruned, Pruned)):
-            if value not in get_args(choices):
-                raise UsageError(f"{name} '{value}' is unknown", f"choose from {', '.join(get_args(choices))}")
+        _known("schedule", self.schedule, ScheduleName)
+        object.__setattr__(self, "pruned", known_pruned(self.pruned))
         if self.align < 1:
             raise UsageError(f"--align is {self.align}, expected at least 1", "try --align 8")
 

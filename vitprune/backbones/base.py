@@ -69,7 +69,11 @@ class Backbone:
         self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
         rows, columns = self._grid()
         self.grid_size = (int(rows), int(columns))
-        self.num_classes: int = model.num_classes
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier now: `reset_classifier` changes it."""
+        return int(self.model.num_classes)
 
     @property
     def blocks(self) -> Any:

@@ -41,7 +41,7 @@ def describe(
         model: the sparse model.
         name: full timm name with the tag of the weights.
         sparsity: what was asked for; None for what `attach` was, else a geometric schedule.
-        class_names: in output order.
+        class_names: in output order; None for the model's own.
         origin: source and licence of the weights.
 
     Raises:
@@ -75,7 +75,7 @@ def describe(
         align=schedule.align,
         stages=list(schedule.stages),
         preprocessing=Preprocessing(**preprocessing(model.model)),
-        class_names=list(class_names) if class_names else None,
+        class_names=list(class_names or model.class_names or ()) or None,
         origin=origin or {},
         versions={"vitprune": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
     )
@@ -163,7 +163,9 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
             schedule = Schedule(backbone.depth, metadata.num_patches, tuple(metadata.stages), metadata.align)
-            return SparseViT(model, schedule, pruned=metadata.pruned)
+            sparse = SparseViT(model, schedule, pruned=metadata.pruned)
+            sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
+            return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(
             f"cannot build '{metadata.architecture}' as the metadata says: {error}",
