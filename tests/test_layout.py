@@ -18,8 +18,8 @@ FLOORS = (  # lowest first; rooms of one bound do not import each other
     {"loading"},
     {"report"},
     {"jobs"},
+    {"cli"},  # its progress display serves Python too
     {"api"},
-    {"cli"},
 )
 SIDEWAYS = {("report", "export"), ("loading", "export")}
 """Lower packages that are not for helpers: who exports is the jobs' business, who loads must not need it."""

@@ -14,7 +14,7 @@ import vitprune
 
 def test_every_name_is_there_and_known_to_type_checkers():
     for name in vitprune.__all__:
-        assert getattr(vitprune, name).__name__ == name
+        assert getattr(vitprune, name).__name__.removeprefix("vitprune.") == name
     assert set(vitprune.__all__) <= set(dir(vitprune))
     typed = re.findall(r"import (\w+) as \1$", Path(vitprune.__file__).read_text(), re.MULTILINE)
     assert sorted(typed) == sorted([*vitprune.__all__, "__version__"])
@@ -50,9 +50,121 @@ def test_sparsify_with_data_trains_and_writes_a_loadable_run(make_vit, make_imag
     output = tmp_path / "run"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sparse = vitprune.sparsify(model, keep=0.5, data=image_folder, recipe=recipe, device="cpu", output=output)
+        sparse = vitprune.sparsify(
+            model, keep=0.5, data=image_folder, recipe=recipe, device="cpu", output=output, bench_seconds=0.001
+        )
     assert torch.equal(model(images), before), "the teacher must not change"
     assert all(parameter.requires_grad for parameter in [*model.parameters(), *sparse.parameters()])
     assert not torch.equal(sparse.model.blocks[-1].mlp.fc2.weight, model.blocks[-1].mlp.fc2.weight)
     loaded = vitprune.load(output)
     assert torch.equal(loaded(images), sparse(images))
+
+
+QUICK = {"device": "cpu", "pretraining_steps": 1, "steps": 2, "batch_size": 4, "num_workers": 0, "precision": "fp32"}
+
+
+class Noise(torch.utils.data.Dataset):
+    """Ten images as tensors, of two classes or none."""
+
+    def __init__(self, labelled):
+        self.images = torch.randn(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        self.labelled = labelled
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return (self.images[index], index % 2) if self.labelled else self.images[index]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("as_loader", [True, False])
+def test_sparsify_takes_datasets_and_loaders_and_reports(make_vit, labelled, as_loader, capsys):
+    data = Noise(labelled)
+    settings = QUICK
+    if as_loader:
+        data = torch.utils.data.DataLoader(data, batch_size=3, shuffle=True)
+        settings = {key: value for key, value in QUICK.items() if key not in ("batch_size", "num_workers")}
+    model = make_vit(num_classes=2, img_size=64, depth=3)
+    sparse = vitprune.sparsify(model, data, 0.5, progress=False, bench_seconds=0.001, **settings)
+    report = sparse.report
+    assert (report.keep, report.data.num_val_images, report.data.name) == (0.5, 1, "Noise")
+    assert (report.sparse.top1_pct is None) is not labelled
+    assert report.training.recipe["batch_size"] == (3 if as_loader else 4)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_evaluation_after_training_can_be_left_out_and_images_given_for_it(make_vit):
+    model = make_vit(num_classes=2, img_size=64, depth=3)
+    assert vitprune.sparsify(model, Noise(True), evaluate=False, **QUICK).report is None
+    sparse = vitprune.sparsify(model, Noise(False), val_data=Noise(True), bench_seconds=0.001, **QUICK)
+    assert sparse.report.data.num_val_images == 10
+    result = vitprune.evaluate(sparse, Noise(True), device="cpu", num_workers=0)
+    assert result["top1_pct"] == sparse.report.sparse.top1_pct
+
+
+def test_defaults_are_the_command_lines(make_vit):
+    with pytest.warns(UserWarning, match="not trained"):
+        sparse = vitprune.sparsify(make_vit())
+    assert sparse.sparsity == vitprune.Sparsity() == vitprune.Recipe().plan_defaults
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.utils.data.DataLoader(Noise(True), collate_fn=list), "collate_fn of its own"),
+        (torch.utils.data.DataLoader(Noise(True), sampler=[0, 1]), "sampler"),
+        (torch.utils.data.Subset(Noise(True), []), "holds no images"),
+        ([("text", 0)], "gives str, expected a PIL image or a tensor"),
+        (iter(()), "has no length"),
+        ("nowhere", "'nowhere' was not found"),
+    ],
+)
+def test_unusable_data_is_an_error(make_vit, data, message):
+    with pytest.raises(vitprune.VitpruneError, match=message):
+        vitprune.sparsify(make_vit(), data, **QUICK)
+
+
+def test_labels_that_the_model_does_not_have_are_an_error(make_vit):
+    with pytest.raises(vitprune.errors.DataError, match="has label 1, but the model has 1 classes"):
+        vitprune.evaluate(make_vit(num_classes=1, img_size=64, depth=3), Noise(True), device="cpu", num_workers=0)
+
+
+def test_save_load_keep_the_class_names(make_sparse, make_images, tmp_path):
+    sparse = make_sparse(num_classes=2)
+    assert vitprune.save(sparse, tmp_path / "made" / "run", ["cat", "dog"]).name == "model.safetensors"
+    loaded = vitprune.load(tmp_path / "made" / "run")
+    images = make_images(sparse)
+    assert torch.equal(loaded(images), sparse(images))
+    assert loaded.class_names == ("cat", "dog")
+    with pytest.raises(vitprune.errors.UsageError, match=r"does not end in \.safetensors"):
+        vitprune.save(sparse, tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_benchmark_compares_with_all_tokens(make_sparse):
+    rows = vitprune.benchmark(make_sparse(), [1], device="cpu", seconds=0.001, progress=False)
+    assert [row["label"] for row in rows] == ["dense", "sparse"]
+    assert rows[0]["speedup"] == 1
+    assert rows[1]["gmacs"] < rows[0]["gmacs"]
+
+
+def test_visualize_draws_files_and_folders(make_sparse, image_folder, tmp_path):
+    sparse = make_sparse(num_classes=2)
+    image = image_folder / "val" / "cat" / "0.png"
+    drawn = vitprune.visualize(sparse, image, tmp_path / "one", progress=False)
+    assert [Path(file).is_file() for file in drawn["files"]] == [True]
+    drawn = vitprune.visualize(sparse, image_folder / "val" / "cat", tmp_path / "all", mean=True, progress=False)
+    assert drawn["mean"]["num_images"] == 3
+
+
+def test_models_are_listed_by_name():
+    assert "test_vit" in vitprune.list_models("test_*")
+    assert "test_resnet" not in vitprune.list_models("test_*")
+
+
+@pytest.mark.parametrize(("name", "format"), [("model.trt", None), ("model.onnx", "trt")])
+def test_unknown_export_formats_and_endings_are_errors(make_sparse, tmp_path, name, format):
+    with pytest.raises(vitprune.VitpruneError, match="trt"):
+        vitprune.export_model(make_sparse(), tmp_path / name, format)
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,13 @@
-"""vitprune makes a pretrained timm vision transformer cheaper and faster by pruning uninformative tokens.
+"""Make a pretrained timm vision transformer cheaper and faster by pruning uninformative tokens.
 
-model = timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
-sparse = vitprune.sparsify(model, keep=0.7, data="path/to/images")
-logits = sparse(images)
+    model = timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)
+    sparse = vitprune.sparsify(model, "path/to/images", keep=0.7)
+    print(sparse.report.delta.top1_points)  # what it cost
+    logits = sparse(images)                 # call it like the model
+
+The jobs: sparsify, evaluate, benchmark, visualize, export_model, save, load, list_models.
+For a training loop of your own: attach, Objective, Recipe, LossWeights; Sparsity, Schedule and Stage are the plan.
+Every error that vitprune raises on purpose is a VitpruneError; vitprune.errors lists the kinds.
 """
 
 from __future__ import annotations
@@ -13,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 from vitprune._version import __version__ as __version__
 
 if TYPE_CHECKING:  # for type checkers; a test holds that these are the names below
-    from vitprune.api import sparsify as sparsify
+    from vitprune import errors as errors
+    from vitprune.api.inspecting import benchmark as benchmark
+    from vitprune.api.inspecting import evaluate as evaluate
+    from vitprune.api.inspecting import list_models as list_models
+    from vitprune.api.inspecting import save as save
+    from vitprune.api.inspecting import visualize as visualize
+    from vitprune.api.training import sparsify as sparsify
     from vitprune.errors import VitpruneError as VitpruneError
     from vitprune.export import export_model as export_model
     from vitprune.loading.hub import load as load
@@ -30,7 +41,8 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
 
 # Imported when first used, so that `vitprune --help` does not wait for torch.
 _NAMES = {
-    "api": ("sparsify",),
+    "api.inspecting": ("benchmark", "evaluate", "list_models", "save", "visualize"),
+    "api.training": ("sparsify",),
     "errors": ("VitpruneError",),
     "export": ("export_model",),
     "loading.hub": ("load",),
@@ -41,12 +53,14 @@ _NAMES = {
     "training.recipe": ("LossWeights", "Recipe"),
 }
 _HOMES = {name: f"vitprune.{home}" for home, names in _NAMES.items() for name in names}
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, "errors"])
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "errors":
+        return import_module("vitprune.errors")
     raise AttributeError(f"module 'vitprune' has no attribute '{name}'")
 
 

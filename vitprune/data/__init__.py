@@ -5,7 +5,7 @@ from vitprune.data.folder import read_folder
 from vitprune.data.hub import DataOptions
 from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, open_image
 from vitprune.data.loading import Faults, batches, explain_worker_crash, make_loader, training_loader
-from vitprune.data.source import Data, count_images, open_data
+from vitprune.data.source import Data, count_images, open_data, open_torch
 from vitprune.data.tables import Images, ImageStream
 from vitprune.data.transforms import Augmentation, eval_transform, train_transform
 
@@ -28,6 +28,7 @@ __all__ = [
     "match_classes",
     "open_data",
     "open_image",
+    "open_torch",
     "read_folder",
     "readable_names",
     "train_transform",

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from vitprune.common.formatting import close_match
 from vitprune.data.classes import ModelClasses
@@ -18,6 +20,7 @@ from vitprune.data.hub import HUB_SETS, DataOptions, find_shards, hub_name, miss
 from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
 from vitprune.data.tables import Images, ImageStream
+from vitprune.data.torch_data import torch_images
 from vitprune.errors import DataError
 
 HELD_OUT = 0.1
@@ -100,6 +103,26 @@ def open_data(
         data.train = data.train and data.train.sample(options.limit)
         data.val = data.val.sample(options.limit)
     return data
+
+
+def open_torch(
+    source: Dataset[Any] | DataLoader[Any],
+    val: Dataset[Any] | DataLoader[Any] | None,
+    classes: ModelClasses | None,
+    *,
+    training: bool = False,
+) -> Data:
+    """As `open_data`, of what the caller has; see `vitprune.data.torch_data`.
+
+    Args:
+        source: images to train on, or, where nothing is trained, to evaluate on.
+        val: images to evaluate on after training; None holds a tenth of `source` out.
+        classes: the model's.
+        training: whether training images are needed.
+    """
+    named = source.dataset if isinstance(source, DataLoader) else source
+    held_out = None if val is None else torch_images(val, classes)
+    return _complete(type(named).__name__, torch_images(source, classes), held_out, training)
 
 
 def _read_folders(

@@ -47,6 +47,7 @@ class Exported:
 def export_model(
     model: nn.Module,
     output: str | Path,
+    format: str | None = None,
     *,
     precision: ExportPrecision = "fp32",
     class_names: Sequence[str] | None = None,
@@ -54,16 +55,21 @@ def export_model(
 ) -> Exported:
     """Write a sparse or dense model for use without vitprune, and prove that it computes the same.
 
+    Example:
+        done = vitprune.export_model(sparse, "model.onnx")
+        print(done.agreement.max_logit_difference)
+
     Args:
         model: a SparseViT, or a timm model of a supported family; it is not changed.
         output: `*.onnx` for ONNX, `*.pt2` for torch.export, a name without an ending or a folder that exists for a
             timm folder of the backbone.
+        format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
         precision: "fp16" halves the weights; token predictors stay in fp32.
         class_names: in output order, to be stored.
         overwrite: write over an output that exists.
 
     Raises:
-        UsageError: fp16 and a timm folder.
+        UsageError: there is no such format, or fp16 and a timm folder.
         OutputError: the output has another ending, exists or cannot be written.
         ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
@@ -71,6 +77,10 @@ def export_model(
     output = Path(output)
     by_suffix: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", "": "timm"}
     kind = by_suffix.get(output.suffix) or ("timm" if output.is_dir() else None)
+    if format is not None:
+        kind = next((known for known in FORMATS if known == format), None)
+        if kind is None:
+            raise UsageError(f"format '{format}' is unknown", f"choose from {', '.join(FORMATS)}")
     if kind is None:
         raise OutputError(
             f"the output '{output}' does not say its format: its ending is '{output.suffix}'",

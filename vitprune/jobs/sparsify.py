@@ -81,7 +81,7 @@ def run(
         OutputError: the results cannot be written.
     """
     started = time.perf_counter()
-    device, precision, seconds = settings.device, settings.eval_precision, settings.bench_seconds
+    device = settings.device
     distributed.start(device)
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
     metadata = describe_run(student, loaded, data, settings.sparsity)
@@ -113,13 +113,53 @@ def run(
     if stopped is not None:
         raise _explained(stopped, progress, folder.weights, checkpoints) from stopped
 
+    report = measured(
+        student, loaded, data, recipe, settings, metadata, progress, listener, started=started - seconds_before
+    )
+    if report is None:
+        return student, distributed.from_main(None)
+    metadata.accuracy = accuracy_of(report)
+    save(student, folder.weights, metadata)
+    listener.begin("drawing the report", None)
+    models = {"dense": loaded.model, "random": random_baseline(loaded.model, student), "sparse": student}
+    write_results(folder.path, report, models, data, metadata, listener)
+    checkpoints.clear()
+    return student, distributed.from_main(report)
+
+
+def measured(
+    student: SparseViT,
+    loaded: Loaded,
+    data: Data,
+    recipe: Recipe,
+    settings: RunSettings,
+    metadata: Metadata,
+    progress: Progress,
+    listener: Listener,
+    *,
+    started: float,
+) -> Report | None:
+    """Evaluate and time a trained student beside the dense model; writes nothing. None in all but the main process.
+
+    Args:
+        student: trained.
+        loaded: the dense model.
+        data: its `val` is evaluated.
+        recipe: what it was trained by.
+        settings: device, precision and time of measuring.
+        metadata: of the student.
+        progress: of its training.
+        listener: shows how far it is.
+        started: when the run began, by `time.perf_counter`.
+    """
+    device, precision, seconds = settings.device, settings.eval_precision, settings.bench_seconds
     models = {"dense": loaded.model, "random": random_baseline(loaded.model, student), "sparse": student}
     predictions = evaluate(models, data, recipe, device, precision, listener)
     if not distributed.is_main():
-        return student, distributed.from_main(None)
+        return None
     coverage = object_coverage(models, data, device) if data.object_mask is not None else None
     timed = {name: models[name] for name in ("dense", "sparse")}
-    report = build_report(
+    return build_report(
         metadata=metadata,
         models=models,
         predictions=predictions,
@@ -130,15 +170,9 @@ def run(
         data=data,
         precision=precision,
         device=str(device),
-        seconds=time.perf_counter() - started + seconds_before,
+        seconds=time.perf_counter() - started,
         commands=settings.commands,
     )
-    metadata.accuracy = accuracy_of(report)
-    save(student, folder.weights, metadata)
-    listener.begin("drawing the report", None)
-    write_results(folder.path, report, models, data, metadata, listener)
-    checkpoints.clear()
-    return student, distributed.from_main(report)
 
 
 def describe_run(student: SparseViT, loaded: Loaded, data: Data, sparsity: Sparsity) -> Metadata:

@@ -1,0 +1,93 @@
+"""What the functions take as model, data and recipe, and how they show progress."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from vitprune.cli.progress import RunProgress
+from vitprune.data import Data, DataOptions, ModelClasses, open_data, open_torch
+from vitprune.errors import UsageError
+from vitprune.loading.load import Loaded, load_model, loaded_from
+from vitprune.model import SparseViT
+from vitprune.training.recipe import Recipe, load_recipe
+
+Model = nn.Module | str | Path
+"""A timm model or a SparseViT, or what the commands take as MODEL: a timm name, a file, a run folder, "demo"."""
+
+Images = str | Path | Dataset[Any] | DataLoader[Any]
+"""What the commands take as DATA (a folder, "imagenet", "hf:owner/name", "demo"), a torch Dataset or a DataLoader.
+
+A Dataset gives an image, or (image, label), by index; labels are output indices of the model, and optional where
+accuracy is not asked for. PIL images get the transform that the model's weights want, in training with random crops
+and flips; tensors (C, H, W) are taken as they are. Of a DataLoader the dataset, batch size and number of workers are
+used.
+"""
+
+
+class ProgressShown(RunProgress):
+    """Shows how a job goes, or nothing of it."""
+
+    def __init__(self, shown: bool) -> None:
+        super().__init__()
+        if not shown:
+            self.console.quiet = True
+            self.live = False
+
+
+def chosen_recipe(recipe: Recipe | str, settings: Mapping[str, Any]) -> Recipe:
+    if isinstance(recipe, str):
+        return load_recipe(recipe, **settings)
+    return load_recipe("short", **(recipe.model_dump() | dict(settings))) if settings else recipe
+
+
+def loader_settings(data: Any) -> dict[str, Any]:
+    """What a DataLoader says of how to read."""
+    if not isinstance(data, DataLoader) or data.batch_size is None:
+        return {}
+    return {"batch_size": data.batch_size, "num_workers": data.num_workers}
+
+
+def known(
+    model: Model,
+    checkpoint: str | Path | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Loaded:
+    """What is known of a model; one that the caller made is copied, unless it is sparse."""
+    if isinstance(model, (str, Path)):
+        loaded = load_model(str(model), checkpoint=None if checkpoint is None else Path(checkpoint), img_size=img_size)
+    elif checkpoint is not None or img_size is not None:
+        raise UsageError("--checkpoint and --img-size go with the name of a model, not with one that is built")
+    elif isinstance(model, SparseViT):
+        loaded = loaded_from(model.model, model.class_names)
+        loaded.sparse = model
+    else:
+        loaded = loaded_from(copy.deepcopy(model), class_names)  # training moves and freezes the teacher
+    loaded.class_names = tuple(class_names) if class_names else loaded.class_names
+    return loaded
+
+
+def opened(
+    data: Images,
+    loaded: Loaded,
+    val: Dataset[Any] | DataLoader[Any] | None,
+    limit: int | None,
+    *,
+    training: bool,
+    labels: bool,
+) -> Data:
+    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    if not isinstance(data, (str, Path)):
+        images = open_torch(data, val, classes if labels else None, training=training)
+        if limit is not None:
+            images.train, images.val = images.train and images.train.sample(limit), images.val.sample(limit)
+        return images
+    if val is not None:
+        raise UsageError("val_data goes with a Dataset or a DataLoader", "a folder has its own: a val folder in it")
+    return open_data(str(data), classes, DataOptions(limit=limit), training=training, labels=labels)

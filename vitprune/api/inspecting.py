@@ -1,0 +1,252 @@
+"""What a model is worth, and how it is kept: `vitprune.evaluate`, `benchmark`, `visualize`, `list_models`, `save`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vitprune.api.arguments import Images, Model, ProgressShown, known, opened
+from vitprune.backbones import input_size, why_not
+from vitprune.checkpoint.sparse_file import describe
+from vitprune.checkpoint.sparse_file import save as write_file
+from vitprune.common.devices import pick_device, pick_precision
+from vitprune.common.run_folder import RunFolder
+from vitprune.data import DataOptions, count_images, eval_transform
+from vitprune.errors import UsageError
+from vitprune.evaluation import class_accuracy, predict
+from vitprune.loading.names import match_names
+from vitprune.measure import BenchModel, check_mode, side_by_side
+from vitprune.model import SparseViT
+from vitprune.report.visualize import NUM_DRAWN, Subject, load_subject, open_images
+from vitprune.report.visualize import visualize as draw
+from vitprune.training.recipe import Recipe
+
+
+def evaluate(
+    model: Model,
+    data: Images,
+    *,
+    checkpoint: str | Path | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Accuracy of a sparse or dense model, with timm's preprocessing for it.
+
+    Example:
+        result = vitprune.evaluate(sparse, "path/to/imagenet")
+        print(result["top1_pct"], result["num_images"])
+
+    Args:
+        model: a SparseViT, a timm model, or a name, file or run folder.
+        data: as in `vitprune.sparsify`; of a folder with train and val folders, val. Labels are needed.
+        checkpoint: weights for a model given by its name.
+        img_size: image size in pixels of a model given by its name.
+        class_names: in output order, to match folders by name.
+        limit: at most so many images, chosen at random, always the same.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "auto", "fp32", "bf16" or "fp16".
+        batch_size: images per pass.
+        num_workers: processes that read images; None for what the machine has.
+        progress: whether to show how far it is, on stderr.
+
+    Returns:
+        `top1_pct` and `top5_pct` in percent (None without labels), `num_images`, and `classes`, a row for each.
+
+    Raises:
+        VitpruneError: see `vitprune.errors`.
+    """
+    loaded = known(model, checkpoint, img_size, class_names)
+    where = pick_device(device)
+    number_format = pick_precision(precision, where, training=False)
+    images = opened(data, loaded, None, limit, training=False, labels=True).val
+    images.transform = eval_transform(loaded.model)
+    with ProgressShown(progress) as listener:
+        listener.begin(f"evaluating {loaded.name}", count_images(images))
+        found, _ = predict(
+            {"model": loaded.sparse or loaded.model},
+            images,
+            where,
+            number_format,
+            batch_size=batch_size,
+            num_workers=Recipe(num_workers=num_workers).workers(),
+            listener=listener,
+        )
+    names = images.class_names | dict(enumerate(loaded.class_names or ()))
+    return {**found["model"].summary(), "classes": class_accuracy(names, top1_pct=found["model"])}
+
+
+def benchmark(
+    models: Model | Mapping[str, nn.Module],
+    batch_sizes: Sequence[int] = (1, 32),
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    mode: str = "eager",
+    seconds: float = 2.0,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Throughput and latency of models in turns, on random images.
+
+    Example:
+        for row in vitprune.benchmark(sparse, (1, 8, 32)):
+            print(row["label"], row["batch_size"], row["images_per_s"], row["speedup"])
+
+    Args:
+        models: a SparseViT, a run folder or its file, timed beside its backbone with all tokens; or several models of
+            one input size by label, the first of which the others are compared with.
+        batch_sizes: images per pass.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "auto", "fp32", "bf16" or "fp16".
+        mode: "eager", "compile" or "cudagraphs".
+        seconds: how long each row is timed.
+        progress: whether to show how far it is, on stderr.
+
+    Returns:
+        A row per batch size and model: `label`, `batch_size`, `images_per_s`, `latency_ms_p50`, `gmacs`, `speedup`
+        over the first model, and more.
+
+    Raises:
+        VitpruneError: see `vitprune.errors`.
+    """
+    where = pick_device(device)
+    how, number_format = check_mode(mode, where), pick_precision(precision, where, training=False)
+    if isinstance(models, Mapping):
+        named = dict(models)
+        if not named:
+            raise UsageError("no models are given", "give a sparse model, or several by label")
+    else:
+        loaded = known(models)
+        named = {"dense": loaded.model} | ({} if loaded.sparse is None else {"sparse": loaded.sparse})
+    timed = {
+        label: BenchModel("sparse" if isinstance(each, SparseViT) else "dense", None, each)
+        for label, each in named.items()
+    }
+    first = next(iter(named.values()))
+    with ProgressShown(progress) as listener:
+        listener.begin("measuring speed", len(timed) * len(batch_sizes))
+        return side_by_side(
+            "model",
+            timed,
+            input_size(first.model if isinstance(first, SparseViT) else first),
+            batch_sizes,
+            [how],
+            baseline=next(iter(named)),
+            device=where,
+            precision=number_format,
+            min_seconds=seconds,
+            listener=listener,
+        )
+
+
+def visualize(
+    model: SparseViT | str | Path,
+    images: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    heatmap: bool = False,
+    mean: bool = False,
+    limit: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Draw which tokens are kept, stage by stage: a PNG per image, with the likeliest classes.
+
+    Example:
+        drawn = vitprune.visualize(sparse, ["cat.jpg", "dog.jpg"], "keepmaps")
+        IPython.display.Image(drawn["files"][0])
+
+    Args:
+        model: a SparseViT, or its file or run folder; it runs on the device it is on.
+        images: an image file, a folder of them, a list of these, or a data set's name such as "demo".
+        output: folder for the PNGs.
+        heatmap: add heat maps of the predictors' keep scores.
+        mean: draw how often each position is kept, over all images, instead of a PNG for each.
+        limit: at most so many images, chosen at random; None for 16, or with `mean` for all.
+        overwrite: whether `output` may exist.
+        progress: whether to show how far it is, on stderr.
+
+    Returns:
+        `files`, the PNGs, and for each image what was kept and predicted.
+
+    Raises:
+        VitpruneError: see `vitprune.errors`.
+    """
+    subject = _subject(model)
+    given = [images] if isinstance(images, (str, Path)) else list(images)
+    is_name = isinstance(images, str) and not Path(images).exists()
+    found, many = open_images(
+        subject, [] if is_name else [Path(each) for each in given], str(images) if is_name else None, DataOptions()
+    )
+    folder = RunFolder.choose(Path(output), "", overwrite=overwrite).path
+    limit = NUM_DRAWN if limit is None and many and not mean else limit
+    with ProgressShown(progress) as listener:
+        return draw(subject, found, folder, listener, heat=heatmap, mean=mean, limit=limit)
+
+
+def list_models(pattern: str | None = None) -> list[str]:
+    """Names of timm's architectures whose tokens can be pruned. Needs no weights.
+
+    Example:
+        vitprune.list_models("deit*")
+
+    Args:
+        pattern: timm's wildcards, or a part of the name; None for all, which are built one by one: that takes minutes.
+
+    Raises:
+        UnknownModelError: none matches.
+    """
+    import timm
+    import torch
+
+    names = match_names(pattern)
+    with torch.device("meta"):
+        return [name for name in names if why_not(timm.create_model(name)) is None]
+
+
+def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None = None) -> Path:
+    """Write a sparse model to a file that `vitprune.load` and every command read, and config.json beside it.
+
+    Example:
+        vitprune.save(sparse, "model.safetensors")
+        sparse = vitprune.load("model.safetensors", device="cuda")
+
+    Args:
+        model: the sparse model; its backbone was made by timm.create_model.
+        path: `*.safetensors`, or a folder, for model.safetensors in it. Folders are made, and a file is replaced.
+        class_names: in output order; None for the model's own.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: another ending.
+        CheckpointError: the model could not be loaded again.
+        OutputError: the file cannot be written.
+    """
+    file = Path(path)
+    if not file.suffix or file.is_dir():
+        file = RunFolder(file).weights
+    if file.suffix != ".safetensors":
+        raise UsageError(f"the output '{path}' does not end in .safetensors", "name it so, or give a folder")
+    metadata = describe(model, class_names=tuple(class_names) if class_names else None)
+    RunFolder(file.parent).create(needed_bytes=0)
+    write_file(model, file, metadata)
+    return file
+
+
+def _subject(model: SparseViT | str | Path) -> Subject:
+    if not isinstance(model, SparseViT):
+        return load_subject(str(model), None)
+    if not model.schedule.stages:
+        raise UsageError("the model keeps all its tokens (keep 1), so there is nothing to show")
+    loaded = known(model)
+    return Subject(loaded, model, describe(model), model.model, is_dense=False)
