@@ -168,3 +168,41 @@ def test_unknown_export_formats_and_endings_are_errors(make_sparse, tmp_path, na
     with pytest.raises(vitprune.VitpruneError, match="trt"):
         vitprune.export_model(make_sparse(), tmp_path / name, format)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command_line", "python"),
+    [
+        ("--align is 0, expected at least 1", "align is 0, expected at least 1"),
+        ("try --align 8, or leave it out", "try align=8, or leave it out"),
+        ("for example --prune-at 3,6,9", "for example prune_at=[3, 6, 9]"),
+        ("give a weight file: --checkpoint FILE", "give a weight file: checkpoint=FILE"),
+        ("use --device cpu", 'use device="cpu"'),
+        ("such as --set lr=3e-4", "such as lr=3e-4"),
+        ("train without: --no-labels", "train without: labels=False"),
+        ("choose another --output or add --overwrite", "choose another output or add overwrite=True"),
+        ("fewer --workers", "fewer num_workers"),
+    ],
+)
+def test_options_are_said_as_arguments(command_line, python):
+    error = vitprune.VitpruneError(command_line, command_line)
+    assert str(error) == f"{python}\nhint: {python}"
+    assert error.message == error.hint == command_line
+
+
+def test_no_error_names_an_option_in_python(make_vit):
+    mistakes = [
+        {"align": 0},
+        {"keep": 70},
+        {"keep": 0.5, "target_gmacs": 1},
+        {"tokens_left": [2]},
+        {"prune_at": [9, 3]},
+        {"target_speedup": 0.5},
+        {"checkpoint": "weights.pth"},
+        {"recipe": "shorter"},
+        {"stages": [3]},
+    ]
+    for mistake in mistakes:
+        with pytest.raises(vitprune.VitpruneError) as raised:
+            vitprune.sparsify(make_vit(), **mistake)
+        assert not re.search(r"--[a-z]", str(raised.value)), str(raised.value)

@@ -17,6 +17,8 @@ VitpruneError (1)
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "CheckpointError",
     "DataError",
@@ -34,8 +36,42 @@ __all__ = [
 ]
 
 
+_FLAGS = {
+    "no-labels": "labels=False",
+    "overwrite": "overwrite=True",
+    "resume": "resume=True",
+    "compile": "compile=True",
+}
+_RENAMED = {"workers": "num_workers", "grad-accum-steps": "grad_accum"}
+_SET = re.compile(r"--set (?=[a-z])")
+_OPTION = re.compile(
+    r"--(?P<name>[a-z][a-z0-9-]*)"
+    r"(?:[ =](?:(?P<word>cpu|cuda|auto|fp32|bf16|fp16|eager|onnx|pt2)\b|(?P<list>\d[\d.]*(?:,\d[\d.]*)+)"
+    r"|(?P<other>\d[\d.e-]*(?![\w.])|[A-Z]+\b|[^\s:;,]*/[^\s:;,]+)))?"
+)
+
+
+def in_python(text: str) -> str:
+    """What is said to users of the command line, said to those of Python: "--align 8" is "align=8"."""
+
+    def argument(option: re.Match[str]) -> str:
+        flag = option["name"]
+        name = _RENAMED.get(flag, flag.replace("-", "_"))
+        if option["word"]:
+            return f'{name}="{option["word"]}"'
+        if option["list"]:
+            return f"{name}=[{option['list'].replace(',', ', ')}]"
+        return f"{name}={option['other']}" if option["other"] else _FLAGS.get(flag, name)
+
+    return _OPTION.sub(argument, _SET.sub("", text))
+
+
 class VitpruneError(Exception):
-    """What was wrong (with the offending value) and, as `hint`, the way out."""
+    """What was wrong (with the offending value) and, as `hint`, the way out.
+
+    Both name the options of the command line; the text of the exception, which a Python program sees, holds both with
+    the arguments of Python instead.
+    """
 
     exit_code = 1
 
@@ -43,6 +79,9 @@ class VitpruneError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return in_python(self.message if self.hint is None else f"{self.message}\nhint: {self.hint}")
 
 
 class UsageError(VitpruneError, ValueError):

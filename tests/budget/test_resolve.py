@@ -86,5 +86,5 @@ def test_python_has_budgets_too(vit):
     with pytest.warns(UserWarning, match="not trained"):
         sparse = vitprune.sparsify(vit, target_gmacs=target)
     assert count_macs(sparse, SIZE) / 1e9 <= target
-    with pytest.raises(UsageError, match="--keep and --target-gmacs are mutually exclusive"):
-        vitprune.sparsify(vit, 0.7, target_gmacs=target)
+    with pytest.raises(UsageError, match="keep and target_gmacs are mutually exclusive"):
+        vitprune.sparsify(vit, keep=0.7, target_gmacs=target)

@@ -201,7 +201,7 @@ def test_stages_may_be_chosen_one_for_each_predictor(official):
     sparse, _ = load_official(path, 0.7, stages=[2, 5, 8])
     expected, _ = original(state, noise(64), LVVIT_T, 0.7, blocks=(2, 5, 8))
     torch.testing.assert_close(sparse(noise(64)), expected, rtol=0, atol=1e-4)
-    with pytest.raises(UsageError, match=r"--prune-at 3,6 names 2 block\(s\), but '.*' has 3 predictors"):
+    with pytest.raises(UsageError, match=r"prune_at=\[3, 6\] names 2 block\(s\), but '.*' has 3 predictors"):
         load_official(path, 0.7, stages=[3, 6])
     with pytest.raises(UsageError, match=r"blocks 0\.\.11"):
         load_official(path, 0.7, stages=[3, 6, 12])

@@ -153,7 +153,7 @@ def test_what_is_cached_is_not_asked_for(no_hub, monkeypatch, tmp_path):
 
 def test_options_of_timm_names_do_not_go_with_what_has_weights(weights_file, tmp_path):
     for spec in (weights_file, tmp_path, "hf-hub:a/b", "demo"):
-        with pytest.raises(UsageError, match="has weights of its own; --checkpoint goes with a timm name"):
+        with pytest.raises(UsageError, match="has weights of its own; checkpoint goes with a timm name"):
             load_model(str(spec), checkpoint=weights_file)
     with pytest.raises(UsageError, match="has an image size of its own"):
         load_model(str(weights_file), img_size=96)

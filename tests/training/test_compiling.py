@@ -50,6 +50,6 @@ def test_a_machine_without_compiler_is_told_so_before_anything_runs(make_vit, mo
 
     monkeypatch.setattr(torch, "compile", fail)
     model = attach(make_vit(num_classes=2))
-    with pytest.raises(TrainingError, match=r"--compile does not work on cpu: no C.. compiler$") as error:
+    with pytest.raises(TrainingError, match=r"(?m)compile=True does not work on cpu: no C.. compiler$") as error:
         compiled_blocks(model).__enter__()
     assert "leave it out" in error.value.hint

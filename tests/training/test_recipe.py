@@ -82,7 +82,7 @@ def test_settings_replace_those_of_the_file():
 
 
 def test_a_wrong_setting_is_named():
-    with pytest.raises(UsageError, match=r"recipe 'short': weights\.kl: .*greater than or equal to 0, got -1$"):
+    with pytest.raises(UsageError, match=r"(?m)recipe 'short': weights\.kl: .*greater than or equal to 0, got -1$"):
         load_recipe("short", weights={"kl": -1})
 
 

@@ -60,7 +60,7 @@ def test_an_unknown_tracker_is_refused_before_anything_is_written(tmp_path, caps
 def test_a_tracker_that_is_not_installed_or_does_not_start_says_what_to_do(monkeypatch, tmp_path):
     (tmp_path / "tensorboard").write_text("no folder")
     with (
-        pytest.raises(UsageError, match="--report-to tensorboard does not start"),
+        pytest.raises(UsageError, match="report_to tensorboard does not start"),
         tracker_log("tensorboard", tmp_path, Recipe()),
     ):
         pass

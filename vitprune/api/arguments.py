@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitprune.cli.progress import RunProgress
 from vitprune.data import Data, DataOptions, ModelClasses, open_data, open_torch
-from vitprune.errors import UsageError
+from vitprune.errors import UsageError, in_python
 from vitprune.loading.load import Loaded, load_model, loaded_from
 from vitprune.model import SparseViT
 from vitprune.training.recipe import Recipe, load_recipe
@@ -38,6 +38,10 @@ class ProgressShown(RunProgress):
         if not shown:
             self.console.quiet = True
             self.live = False
+
+    def say(self, sentence: str) -> None:
+        """A line of its own, in the words of Python."""
+        super().say(in_python(sentence))
 
 
 def chosen_recipe(recipe: Recipe | str, settings: Mapping[str, Any]) -> Recipe:

@@ -46,6 +46,7 @@ def sparsify(
     device: str = "auto",
     output: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     class_names: Sequence[str] | None = None,
     evaluate: bool = True,
     bench_seconds: float | None = None,
@@ -84,6 +85,7 @@ def sparsify(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         output: run folder for model.safetensors, the report and the log; None writes nothing.
         overwrite: whether `output` may exist.
+        resume: resume the run in `output` from its training checkpoint.
         class_names: in output order, to match folders by name and to store in the file.
         evaluate: whether to evaluate and time the result; a run with `output` always does.
         bench_seconds: how long each model is timed at each batch size; None for 2.
@@ -125,10 +127,10 @@ def sparsify(
             warnings.warn(message, UserWarning, stacklevel=2)
             return attach_as(loaded.model, sparsity).eval()
         where = pick_device(device)
-        folder = None if output is None else RunFolder.choose(Path(output), "", overwrite=overwrite).path
+        folder = None if output is None else RunFolder.choose(Path(output), "", overwrite=overwrite, resume=resume).path
         images = opened(data, loaded, val_data, limit, training=True, labels=chosen.labels)
         run_settings = RunSettings(
-            sparsity, where, folder or Path(), bench_seconds=bench_seconds, prediction=prediction
+            sparsity, where, folder or Path(), resume=resume, bench_seconds=bench_seconds, prediction=prediction
         )
         if folder is not None:
             student, report = run(loaded, images, chosen, run_settings, listener)

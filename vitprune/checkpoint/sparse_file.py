@@ -168,7 +168,7 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(
-            f"cannot build '{metadata.architecture}' as the metadata says: {error}",
+            f"cannot build '{metadata.architecture}' as the metadata says: {getattr(error, 'message', error)}",
             f"it was written with timm {metadata.versions.get('timm', '?')}, this is {timm.__version__}",
         ) from error
 
