@@ -1,14 +1,14 @@
-"""Every error vitprune raises on purpose, and the exit code the command line gives it.
+"""Every error vitprune raises on purpose, and the exit code the command line gives it: 2 where an argument is wrong.
 
 VitpruneError (1)
 ├── UsageError (2)             an argument is out of range or does not fit the others
 ├── UnknownModelError (2)      no model of that name
-├── UnsupportedModelError (1)  a timm model whose tokens cannot be pruned, with the reason
-├── CheckpointError (1)        a weight file that is missing, damaged, foreign or does not fit
-├── DataError (1)              images that are missing, unreadable or do not fit the model's classes
+├── UnsupportedModelError (2)  a timm model whose tokens cannot be pruned, with the reason
+├── CheckpointError (1)        a weight file that is damaged, foreign or does not fit; (2) that is missing
+├── DataError (1)              images that are unreadable or do not fit the model's classes; (2) that are missing
 ├── HubError (1)               the Hugging Face Hub is out of reach, or the repository is gated or absent
 ├── DeviceError (2)            the device is not available
-├── OutputError (1)            the output exists, cannot be written, or the disk is full
+├── OutputError (1)            the output cannot be written, or the disk is full; (2) it exists
 ├── TrainingError (1)          training cannot continue
 ├── ExportError (1)            a model that cannot be exported, or whose file computes something else
 ├── Interrupted (130)          the user stopped the run; says what was saved
@@ -71,14 +71,21 @@ class VitpruneError(Exception):
 
     Both name the options of the command line; the text of the exception, which a Python program sees, holds both with
     the arguments of Python instead.
+
+    Args:
+        message: one sentence.
+        hint: the way out.
+        exit_code: of the command line; None for that of the kind.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, *, exit_code: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if exit_code is not None:
+            self.exit_code = exit_code
 
     def __str__(self) -> str:
         return in_python(self.message if self.hint is None else f"{self.message}\nhint: {self.hint}")
@@ -98,6 +105,8 @@ class UnknownModelError(VitpruneError):
 
 class UnsupportedModelError(VitpruneError):
     """A model whose tokens cannot be pruned."""
+
+    exit_code = 2
 
 
 class CheckpointError(VitpruneError):

@@ -35,7 +35,7 @@ def test_what_is_not_asked_for_is_the_default(vit):
     assert resolve(PlanRequest(), vit, DEFAULTS) == (DEFAULTS, None)
     asked = PlanRequest(ratios=[0.5], stages=[1], pruned="drop", align=8)
     assert resolve(asked, vit, DEFAULTS)[0] == Sparsity(0.7, [1], "late", [0.5], "drop", 8)
-    assert PlanRequest(device="cpu", precision="bf16").is_empty
+    assert PlanRequest(device="cpu").is_empty
     assert not PlanRequest(stages=[2]).is_empty
 
 

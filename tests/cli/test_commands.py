@@ -104,7 +104,7 @@ MISTAKES = [
     (["info", "demo", "--keep", "70"], 2, "keep ratio is 70", "try --keep 0.7"),
     (["info", "demo", "--keep", "70%"], 2, "--keep is '70%', expected a number", "70 % is 0.7"),
     (["sparsify"], 2, "vitprune sparsify needs MODEL"),
-    (["sparsify", "swin_tiny"], 1, "plain sequence of tokens"),
+    (["sparsify", "swin_tiny"], 2, "plain sequence of tokens"),
     (["sparsify", "demo", "--keep", "0"], 2, "keep ratio is 0, expected a number in (0, 1]"),
     (["sparsify", "demo", "--keep", "nan"], 2, "keep ratio is nan"),
     (["sparsify", "demo", "--keep", "most"], 2, "--keep is 'most', expected a number"),
@@ -151,10 +151,10 @@ MISTAKES = [
         "--target-speedup and --target-latency-ms are mutually exclusive",
     ),
     (["bench", "test_vit", "-b", "0"], 2, "--batch-size is '0'"),
-    (["sparsify", "demo", "--data", "nowhere"], 1, "the data 'nowhere' was not found"),
+    (["sparsify", "demo", "--data", "nowhere"], 2, "the data 'nowhere' was not found"),
     (["sparsify", "demo", "--data", "images"], 1, "the model has 10 classes"),
     (["eval", "model.safetensors", "three"], 1, "the model has 2 classes (cat, dog)"),
-    (["convert", "absent.pth", "--keep", "0.7"], 1, "file 'absent.pth' not found"),
+    (["convert", "absent.pth", "--keep", "0.7"], 2, "file 'absent.pth' not found"),
     (["sparsify", "model.safetensors", "--data", "images"], 2, "is sparse already"),
     (["bench", "demo", "--target-latency-ms", "inf"], 2, "--target-latency-ms is inf"),
     (["sparsfy"], 2, "unknown command 'sparsfy'", "did you mean vitprune sparsify?"),
@@ -172,7 +172,7 @@ MISTAKES = [
         "did you mean short?",
     ),
     (["info", "deit_smal"], 2, "model or file 'deit_smal' not found", "did you mean deit_small"),
-    (["eval", "demo", "imagnet"], 1, "did you mean imagenet?"),
+    (["eval", "demo", "imagnet"], 2, "did you mean imagenet?"),
     (["compare", "demo", "--methods", "randm"], 2, "unknown method 'randm'", "did you mean random?"),
     (["sparsify", "demo", "--set", "weights.k=1"], 2, "has no setting 'weights.k'", "did you mean weights.kl?"),
     (["frobnicate"], 2, "the commands are sparsify, eval", "\nhint: "),
@@ -211,10 +211,10 @@ def test_mistakes_get_one_clear_sentence_and_write_nothing(workplace, capsys):
 
 
 def test_error_with_json_is_one_object(workplace, capsys):
-    assert run(["eval", "absent.safetensors", "images", "--json"]) == 1
+    assert run(["eval", "absent.safetensors", "images", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)
     assert error.pop("schema_version") == 2
-    assert error == {"error": "file 'absent.safetensors' not found", "hint": "check the path", "exit_code": 1}
+    assert error == {"error": "file 'absent.safetensors' not found", "hint": "check the path", "exit_code": 2}
 
 
 def test_traceback_on_request_only(monkeypatch, capsys):

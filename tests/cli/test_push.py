@@ -91,7 +91,9 @@ def test_one_commit_brings_all_files_and_no_path_of_this_machine(folder, hub, tm
     there = content(hub.files)
     assert sorted(there) == OURS
     result = json.loads(out)
-    assert {row["name"]: row["size_bytes"] for row in result["files"]} == {name: len(there[name]) for name in there}
+    assert {row["name"]: row["size_mib"] for row in result["files"]} == {
+        name: len(there[name]) / 2**20 for name in there
+    }
     assert (result["private"], result["created"], result["num_images"]) == (False, True, 2)
     assert result["commit_url"] == "https://hub.example/me/mine/commit/1"
     assert "PUBLIC" in err
@@ -204,7 +206,7 @@ def test_names_that_cannot_be(folder, monkeypatch, capsys):
     for name in ("mine", "a/b/c", "me/", "me/mi ne", "me/mine.git", "../mine", "hf-hub:me/mine"):
         assert run(["push", str(folder), name, "--yes"]) == 2
         err = capsys.readouterr().err
-        assert f"'{name}' is no name of a repository" in err
+        assert f"'{name}' is an invalid repository name" in err
         assert "OWNER/NAME" in err
 
 

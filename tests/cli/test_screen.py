@@ -32,7 +32,7 @@ def test_quiet_leaves_results_errors_and_missed_limits(capsys):
         assert err == ""
     assert run(["eval", "demo", "--limit", "8", "-j", "0", "-q", "--min-top1", "101"]) == 3
     assert capsys.readouterr().err.startswith("--min-top1: missed")
-    assert run(["eval", "absent.safetensors", "-q"]) == 1
+    assert run(["eval", "absent.safetensors", "-q"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 

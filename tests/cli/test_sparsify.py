@@ -289,18 +289,18 @@ def test_interrupted_and_resumed_is_the_same_file(finished, arguments, tmp_path,
     assert not (folder / "checkpoints").exists()
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5, 6]
-    assert run([*arguments, "--resume"]) == 1
+    assert run([*arguments, "--resume"]) == 2
     assert "is complete" in capsys.readouterr().err
 
 
 def test_without_a_checkpoint_the_run_begins_anew(arguments, at_step, capsys):
-    assert run([*arguments, "--resume"]) == 1
+    assert run([*arguments, "--resume"]) == 2
     assert "there is no run to resume in 'runs/test_vit-keep0.7'" in capsys.readouterr().err
     at_step(2, _interrupt)
     assert run(arguments) == 130
     assert "--resume" not in capsys.readouterr().err
     at_step(2, _interrupt)
-    assert run([*arguments, "--resume"]) == 130
+    assert run([*arguments, "--resume"]) == 230
     assert "holds no training checkpoint to resume from: the run starts over" in capsys.readouterr().err
 
 

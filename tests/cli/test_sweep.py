@@ -247,17 +247,17 @@ MISTAKES = [
     (["--keep", ".7,.70"], 2, "names 0.7 twice"),
     (["--keep", ".5,x"], 2, "--keep is '.5,x', expected ratios"),
     (["--also", "deit_smal"], 2, "model or file 'deit_smal' not found"),
-    (["--also", "swin_tiny"], 1, "plain sequence of tokens"),
+    (["--also", "swin_tiny"], 2, "plain sequence of tokens"),
     (["--also", "a,,b"], 2, "--also is 'a,,b'"),
     (["--also", "a="], 2, "--also is 'a='"),
     (["--also", "deit_tiny,deit_tiny"], 2, "--also names 'deit_tiny' twice"),
     (["--also", "deit_tiny"], 1, "give a weight file that is already here: --also deit_tiny=FILE"),
-    (["--also", "test_vit=absent.safetensors"], 1, "file 'absent.safetensors' not found"),
+    (["--also", "test_vit=absent.safetensors"], 2, "file 'absent.safetensors' not found"),
     (["--also", "test_vit=three.safetensors"], 2, "'test_vit' has 3 classes and test_vit"),
     (["--also", "large"], 2, "takes images of 3x192x192"),
     (["--also", "sparse"], 2, "is sparse, and --also is for dense models"),
-    (["--resume"], 1, f"there is no run to resume in '{FOLDER}'"),
-    (["-o", "there"], 1, "the output folder 'there' exists"),
+    (["--resume"], 2, f"there is no run to resume in '{FOLDER}'"),
+    (["-o", "there"], 2, "the output folder 'there' exists"),
 ]
 
 

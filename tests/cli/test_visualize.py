@@ -137,14 +137,14 @@ def test_mistakes_are_one_sentence_with_a_way_out(make_vit, sparse_file, tmp_pat
     save(whole, tmp_path / "whole.safetensors", describe(whole))
     for arguments, code, message in (
         ([sparse_file], 2, "no images are named"),
-        ([sparse_file, "absent.jpg"], 1, "there is no image or folder 'absent.jpg'"),
+        ([sparse_file, "absent.jpg"], 2, "image or folder 'absent.jpg' not found"),
         ([sparse_file, "bad.jpg"], 1, "cannot read image 'bad.jpg'"),
         ([sparse_file, "empty"], 1, "there are no images in 'empty'"),
         ([sparse_file, "bad.jpg", "--data", "demo"], 2, "IMAGE and --data"),
         (["demo"], 2, "'demo' is a dense model"),
         (["whole.safetensors", "--data", "demo"], 2, "keeps all its tokens"),
         ([sparse_file, "bad.jpg", "--limit", "0"], 2, "--limit"),
-        ([sparse_file, "bad.jpg", "-o", "maps"], 1, "the output folder 'maps' exists"),
+        ([sparse_file, "bad.jpg", "-o", "maps"], 2, "the output folder 'maps' exists"),
     ):
         assert run(["visualize", *arguments]) == code, arguments
         err = capsys.readouterr().err

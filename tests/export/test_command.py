@@ -37,7 +37,7 @@ def test_timm_folder_beside_the_file_holds_the_backbone(place, capsys):
     assert run(["eval", "timm", "images", "-j", "0", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in result["classes"]] == ["cat", "dog"]
-    assert run(["export", "model.safetensors", "--format", "timm"]) == 1
+    assert run(["export", "model.safetensors", "--format", "timm"]) == 2
     assert "the output 'timm' exists" in capsys.readouterr().err
     (place / "timm" / "notes.txt").write_text("mine")
     assert run(["export", ".", "--format", "timm", "--overwrite", "--data", "images", "--limit", "5"]) == 0
@@ -74,17 +74,17 @@ def test_a_dense_model_goes_to_the_working_directory(place, weights_file, capsys
 
 
 MISTAKES = [
-    (["export", "."], 1, "the output 'model.onnx' exists"),
-    (["export", ".", "-o", "model.bin"], 1, "the output 'model.bin' is not the name of a .onnx file"),
-    (["export", ".", "-o", "a.onnx", "--format", "pt2"], 1, "not the name of a .pt2 file"),
-    (["export", ".", "-o", "dir.onnx"], 1, "the output 'dir.onnx' is a folder"),
-    (["export", ".", "-o", "model.onnx", "--format", "timm"], 1, "is a file, not a folder"),
-    (["export", ".", "-o", ".", "--format", "timm", "--overwrite"], 1, "would replace"),
-    (["export", ".", "-o", "absent/model.onnx"], 1, "there is no folder 'absent' to write to"),
+    (["export", "."], 2, "the output 'model.onnx' exists"),
+    (["export", ".", "-o", "model.bin"], 2, "the output 'model.bin' is not the name of a .onnx file"),
+    (["export", ".", "-o", "a.onnx", "--format", "pt2"], 2, "not the name of a .pt2 file"),
+    (["export", ".", "-o", "dir.onnx"], 2, "the output 'dir.onnx' is a folder"),
+    (["export", ".", "-o", "model.onnx", "--format", "timm"], 2, "is a file, not a folder"),
+    (["export", ".", "-o", ".", "--format", "timm", "--overwrite"], 2, "would replace"),
+    (["export", ".", "-o", "absent/model.onnx"], 2, "there is no folder 'absent' to write to"),
     (["export", ".", "--format", "tflite"], 2, "--format is 'tflite', expected one of"),
     (["export", ".", "--format", "timm", "--precision", "fp16"], 2, "is written in fp32"),
     (["export", ".", "--limit", "3"], 2, "there is no --data"),
-    (["export", ".", "-o", "b.onnx", "--data", "nowhere"], 1, "the data 'nowhere' was not found"),
+    (["export", ".", "-o", "b.onnx", "--data", "nowhere"], 2, "the data 'nowhere' was not found"),
     (["export", "model.onnx"], 2, "'model.onnx' is an exported file"),
     (["sparsify", "model.onnx", "--data", "images"], 2, "is an exported file"),
     (["info", "model.onnx"], 2, "is an exported file"),

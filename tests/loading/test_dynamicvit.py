@@ -285,7 +285,7 @@ def test_convert_does_not_overwrite_unasked(official, tmp_path, monkeypatch, cap
     (tmp_path / "there").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "there" / name).write_text("mine")
-        assert run(arguments) == 1
+        assert run(arguments) == 2
         assert "exists" in capsys.readouterr().err
         assert (tmp_path / "there" / name).read_text() == "mine"
     assert run([*arguments, "--overwrite"]) == 0

@@ -103,10 +103,10 @@ def test_settings_given_as_text_replace_others():
         ({"weights": "1"}, "no setting 'weights'", "did you mean weights."),
         ({"name": "mine"}, "no setting 'name'", ""),
         ({"qqq": "1"}, "no setting 'qqq'", "augmentation.crop_scale, "),
-        ({"lr": "fast"}, "lr: Input should be a valid number", "--help"),
-        ({"lr": "["}, "got '['", "--help"),
-        ({"tau": "0"}, "tau: Input should be greater than 0, got 0", "--help"),
-        ({"steps": "1", "epochs": "1"}, "give steps or epochs, not both", "--help"),
+        ({"lr": "fast"}, "lr: expected a valid number", "--print-config"),
+        ({"lr": "["}, "got '['", "--print-config"),
+        ({"tau": "0"}, "tau: expected greater than 0, got 0", "--print-config"),
+        ({"steps": "1", "epochs": "1"}, "give steps or epochs, not both", "--print-config"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(updates, message, hint):

@@ -32,8 +32,8 @@ class PlanRequest:
         target_gmacs: most multiply-accumulates of one image, in billions.
         target_speedup: images per second over the dense model's, measured; above 1.
         target_latency_ms: time of a pass, measured.
-        target_batch_size: images per pass in these measurements.
-        precision: of a pass in these measurements: "auto", "fp32", "bf16" or "fp16".
+        target_batch_size: images per pass in these measurements; 32 if None.
+        precision: of a pass in these measurements: "auto", "fp32", "bf16" or "fp16"; None is fp32.
         device: where to measure: "auto", "cpu", "cuda", "cuda:N" or "mps".
 
     Raises:
@@ -49,8 +49,8 @@ class PlanRequest:
     target_gmacs: float | None = None
     target_speedup: float | None = None
     target_latency_ms: float | None = None
-    target_batch_size: int = 32
-    precision: str = "fp32"
+    target_batch_size: int | None = None
+    precision: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -67,6 +67,12 @@ class PlanRequest:
         if self.ratios is not None and self.schedule is not None:
             raise UsageError(
                 "--tokens-left is a schedule of its own; --token-schedule goes with --keep or --target-gmacs"
+            )
+        how = {"--target-batch-size": self.target_batch_size, "--target-precision": self.precision}
+        idle = [name for name, value in how.items() if value is not None]
+        if idle and self.measured is None:
+            raise UsageError(
+                f"{idle[0]} says how a target is measured, and there is none", "add --target-speedup or leave it out"
             )
         self.sparsity(Sparsity())  # raises what is wrong with the rest
         for name, value, least, example in (
@@ -85,9 +91,8 @@ class PlanRequest:
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything is left to the defaults; how to measure is nothing that is asked of a plan."""
-        how = {name: getattr(self, name) for name in ("target_batch_size", "precision", "device")}
-        return self == PlanRequest(**how)
+        """Whether everything is left to the defaults; the device is nothing that is asked of a plan."""
+        return self == PlanRequest(device=self.device)
 
     def sparsity(self, defaults: Sparsity) -> Sparsity:
         """The part that needs neither a model nor a measurement.
@@ -130,8 +135,8 @@ def resolve(
     if request.measured is None:
         return sparsity, None
     device = pick_device(request.device)
-    precision = pick_precision(request.precision, device, training=False)
-    target = SpeedTarget(request.target_speedup, request.target_latency_ms, request.target_batch_size, precision)
+    precision = pick_precision(request.precision or "fp32", device, training=False)
+    target = SpeedTarget(request.target_speedup, request.target_latency_ms, request.target_batch_size or 32, precision)
     listener.say(f"{target}: measuring on {device}")
     found = find_plan(model, sparsity, target, device, listener) if distributed.is_main() else None
     result: tuple[Sparsity, Prediction] = distributed.from_main(found)

@@ -27,7 +27,7 @@ def check_exists(path: Path) -> None:
         CheckpointError: there is none.
     """
     if not path.is_file():
-        raise CheckpointError(f"file '{path}' not found", "check the path")
+        raise CheckpointError(f"file '{path}' not found", "check the path", exit_code=2)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -67,8 +67,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
                 "save the state_dict alone, best as .safetensors",
             ) from error
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise CheckpointError(f"'{path}' is damaged or no weight file: {reason}", "copy it again") from error
+        what = "is damaged, or not a PyTorch checkpoint"
+        reason = "" if isinstance(error, KeyError) else f": {first_line(error)}"  # which is of pickle's insides
+        raise CheckpointError(f"'{path}' {what}{reason}", "check the file, or copy it again") from error
     tensors = {name: tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
     if not tensors:
         raise CheckpointError(f"'{path}' holds no tensors")
@@ -89,7 +90,9 @@ def check_npz(path: Path) -> None:
                 if not np.isfinite(arrays[name]).all():
                     raise _not_finite(path, name)
     except _DAMAGE as error:
-        raise CheckpointError(f"'{path}' is damaged or no weight file: {error}", "copy it again") from error
+        raise CheckpointError(
+            f"'{path}' is damaged, or not a JAX weight file: {error}", "check the file, or copy it again"
+        ) from error
 
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:

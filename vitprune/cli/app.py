@@ -23,6 +23,7 @@ from vitprune.cli.commands import (
     export,
     info,
     models,
+    predict,
     push,
     report,
     sparsify,
@@ -41,6 +42,7 @@ _QUIET = ("--quiet", "-q")
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "sparsify": sparsify.sparsify,
     "eval": evaluate.evaluate,
+    "predict": predict.predict,
     "bench": bench.bench,
     "compare": compare.compare,
     "sweep": sweep.sweep,

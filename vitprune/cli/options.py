@@ -134,6 +134,20 @@ DataArgument = Annotated[
 ]
 
 
+def _preprocessing(help_text: str, **limits: Any) -> Any:
+    return typer.Option(
+        help=f"{help_text} With --checkpoint.", show_default="timm's", rich_help_panel="Preprocessing", **limits
+    )
+
+
+def _colours(text: str | None, option: str) -> tuple[float, ...] | None:
+    numbers = parse_ratios(text, option, ".485,.456,.406")
+    if numbers is not None and (len(numbers) not in (1, 3) or (option == "--std" and min(numbers) <= 0)):
+        what = "three numbers above 0" if option == "--std" else "three numbers"
+        raise UsageError(f"{option} is '{text}', expected {what}, one a colour, such as .5,.5,.5")
+    return None if numbers is None else tuple(numbers)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Of MODEL."""
@@ -143,6 +157,36 @@ class ModelOptions:
         typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz."),
     ] = None
     img_size: ImgSize = None
+    mean: Annotated[str | None, _preprocessing("Mean that images are normalised by, such as .485,.456,.406.")] = None
+    std: Annotated[str | None, _preprocessing("Standard deviation likewise, such as .229,.224,.225.")] = None
+    crop_pct: Annotated[
+        float | None, _preprocessing("Share of the resized image that is evaluated, such as 0.9.", min=0.1, max=10)
+    ] = None
+    interpolation: Annotated[
+        Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"] | None,
+        _preprocessing("How images are resized."),
+    ] = None
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What replaces timm's preprocessing.
+
+        Raises:
+            UsageError: no numbers, or options that are of no use.
+        """
+        given: dict[str, Any] = {
+            "mean": _colours(self.mean, "--mean"),
+            "std": _colours(self.std, "--std"),
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+        }
+        given = {key: value for key, value in given.items() if value is not None}
+        if given and self.checkpoint is None:
+            name = next(iter(given)).replace("_", "-")
+            raise UsageError(
+                f"--{name} is of own weights, and there is no --checkpoint",
+                "leave it out: weights of timm and files of vitprune say how their images are prepared",
+            )
+        return given
 
 
 @dataclass(frozen=True)
@@ -224,7 +268,7 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def parse_ratios(text: str | None, option: str) -> list[float] | None:
+def parse_ratios(text: str | None, option: str, example: str = "0.8,0.6,0.4") -> list[float] | None:
     """`.8,.6,.4` to [0.8, 0.6, 0.4].
 
     Raises:
@@ -235,4 +279,4 @@ def parse_ratios(text: str | None, option: str) -> list[float] | None:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"{option} is '{text}', expected ratios such as 0.8,0.6,0.4") from None
+        raise UsageError(f"{option} is '{text}', expected numbers such as {example}") from None

@@ -99,8 +99,7 @@ class StageOptions:
         given: dict[str, Any] = {**vars(self), **more}
         given["stages"] = parse_numbers(given["stages"], "--prune-at")
         given["ratios"] = parse_ratios(given.get("ratios"), "--tokens-left")
-        if "target_precision" in given:
-            given["precision"] = given.pop("target_precision")
+        given["precision"] = given.pop("target_precision", None)
         return PlanRequest(**given)
 
 
@@ -154,13 +153,21 @@ class AllPlanOptions(SpeedOptions, MacsOptions):
     """All that a plan can be chosen by."""
 
     target_batch_size: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Images per pass where a target is measured.", rich_help_panel=_PANEL),
-    ] = 32
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Images per pass where a target is measured.",
+            show_default="32",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
     target_precision: Annotated[
-        PrecisionName,
-        typer.Option(help="Precision of a pass where a target is measured.", rich_help_panel=_PANEL),
-    ] = "fp32"
+        PrecisionName | None,
+        typer.Option(
+            help="Precision of a pass where a target is measured.", show_default="fp32", rich_help_panel=_PANEL
+        ),
+    ] = None
 
 
 def resolve_plan(request: PlanRequest, model: nn.Module, recipe: Recipe) -> tuple[Sparsity, Prediction | None]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitprune.cli.options import Precision, RecipeName, Seed, Workers
+from vitprune.cli.options import ModelOptions, Precision, RecipeName, Seed, Workers, parse_numbers
 from vitprune.cli.output import say, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from vitprune.data import Data, DataOptions, Images
     from vitprune.loading.load import Loaded
     from vitprune.training.recipe import Recipe
@@ -115,6 +116,14 @@ class RunOptions:
             show_default="about every two minutes",
         ),
     ] = None
+    eval_precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Precision of accuracy and speed in the report.", rich_help_panel=PANEL),
+    ] = "fp32"
+    bench_batch_sizes: Annotated[
+        str,
+        typer.Option(metavar="N,N", help="Batch sizes that the report times.", rich_help_panel=PANEL),
+    ] = "1,32"
     bench_seconds: Annotated[
         float | None,
         typer.Option(
@@ -125,6 +134,21 @@ class RunOptions:
             rich_help_panel=PANEL,
         ),
     ] = None
+
+    def timing(self, device: torch.device) -> dict[str, Any]:
+        """How the report is measured, for the settings of a run.
+
+        Raises:
+            UsageError: no batch sizes, or a precision that the device does not have.
+        """
+        from vitprune.common.devices import pick_precision
+
+        sizes = parse_numbers(self.bench_batch_sizes, "--bench-batch-sizes") or []
+        return {
+            "eval_precision": pick_precision(self.eval_precision, device, training=False),
+            "bench_batch_sizes": tuple(sorted(set(sizes))),
+            "bench_seconds": self.bench_seconds,
+        }
 
 
 def batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, Any]:
@@ -202,7 +226,7 @@ def training_device(device: str, recipe: Recipe) -> Any:
     return where
 
 
-def load_dense_model(model: str, checkpoint: Path | None, img_size: tuple[int, int] | None) -> Loaded:
+def load_dense_model(model: str, weights: ModelOptions) -> Loaded:
     """The model to start from.
 
     Raises:
@@ -210,7 +234,8 @@ def load_dense_model(model: str, checkpoint: Path | None, img_size: tuple[int, i
     """
     from vitprune.loading.load import load_model
 
-    loaded = load_model(model, checkpoint=checkpoint, img_size=img_size)
+    prepared = weights.preprocessing()
+    loaded = load_model(model, checkpoint=weights.checkpoint, img_size=weights.img_size, preprocessing=prepared)
     if loaded.sparse is not None:
         raise UsageError(
             f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"

@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.exceptions import TyperException
 
-from vitprune.common.formatting import close_match
+from vitprune.common.formatting import JOIN_WITH_COMMAS, close_match, is_number
 
 _NUMBERS = {"int": "a whole number", "float": "a number"}
 _BOUNDS = {
@@ -59,8 +59,8 @@ def explain(error: TyperException) -> tuple[str, str]:
         return "vitprune needs a command", "vitprune --help lists them"
     for pattern, ours in _REWORDED:
         if found := re.fullmatch(pattern, message, flags=re.DOTALL):
-            several = found.re.pattern.startswith("Got") and re.fullmatch(r"[\d. ]+", found[1])
-            hint = "values of one option are joined with commas, such as 3,6,9" if several else help_hint
+            several = found.re.pattern.startswith("Got") and is_number(found[1].replace(" ", ""))
+            hint = JOIN_WITH_COMMAS if several else help_hint
             return ours.format(*found.groups(), command=command), hint
     return message, help_hint
 

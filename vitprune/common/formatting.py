@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,14 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     reason = fault["msg"].removeprefix("Value error, ")
     return ": ".join((".".join(map(str, fault["loc"])), reason)) if fault["loc"] else reason
+
+
+JOIN_WITH_COMMAS = "values of one option are joined with commas, such as 3,6,9"
+
+
+def is_number(text: str) -> bool:
+    """Whether an argument is a number, so most likely a further value of the option before it."""
+    return re.fullmatch(r"[\d.]+", text) is not None
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

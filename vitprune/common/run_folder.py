@@ -61,9 +61,11 @@ class RunFolder:
         if output is None:
             return cls(next(folder for folder in _numbered(name) if not folder.exists()))
         if output.exists() and not output.is_dir():
-            raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output")
+            raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output", exit_code=2)
         if output.is_dir() and any(output.iterdir()) and not overwrite:
-            raise OutputError(f"the output folder '{output}' exists", "choose another --output or add --overwrite")
+            raise OutputError(
+                f"the output folder '{output}' exists", "choose another --output or add --overwrite", exit_code=2
+            )
         return cls(output)
 
     @classmethod
@@ -73,17 +75,24 @@ class RunFolder:
         existing = [folder for folder in found if folder.is_dir()]
         if not existing:
             raise OutputError(
-                f"there is no run to resume in '{output or RUNS / name}'", "start one by leaving out --resume"
+                f"there is no run to resume in '{output or RUNS / name}'",
+                "start one by leaving out --resume",
+                exit_code=2,
             )
         run = cls(existing[-1])
         if run.is_complete:
-            raise OutputError(f"the run in '{run}' is complete", "start another by leaving out --resume")
+            raise OutputError(f"the run in '{run}' is complete", "start another by leaving out --resume", exit_code=2)
         return run
 
     @staticmethod
     def weights_in(path: Path) -> Path:
         """The weight file that `path` is, or that lies in the run folder that it is."""
         return RunFolder(path).weights if path.is_dir() else path
+
+    @staticmethod
+    def of(path: Path) -> Path:
+        """The run folder that `path` is, or that the weight file `path` lies in."""
+        return path.parent if path.name == WEIGHTS and path.is_file() else path
 
     @property
     def is_complete(self) -> bool:
@@ -130,10 +139,10 @@ def check_file_is_new(path: Path, *, overwrite: bool) -> None:
         OutputError: `path` does not end in .safetensors or is a folder, or a file exists and may not be overwritten.
     """
     if path.suffix != ".safetensors" or path.is_dir():
-        raise OutputError(f"the output '{path}' is not the name of a .safetensors file", f"-o {WEIGHTS}")
+        raise OutputError(f"the output '{path}' is not the name of a .safetensors file", f"-o {WEIGHTS}", exit_code=2)
     for file in (path, path.parent / CONFIG):
         if file.exists() and not overwrite:
-            raise OutputError(f"the output '{file}' exists", "choose another --output or add --overwrite")
+            raise OutputError(f"the output '{file}' exists", "choose another --output or add --overwrite", exit_code=2)
 
 
 def _numbered(name: str) -> Iterator[Path]:

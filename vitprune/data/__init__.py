@@ -1,7 +1,7 @@
 """From a DATA argument to image sets and loaders; the embedded demo set."""
 
 from vitprune.data.classes import ModelClasses, match_classes, readable_names
-from vitprune.data.folder import read_folder
+from vitprune.data.folder import Unlabelled, image_files, read_folder
 from vitprune.data.hub import DataOptions
 from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, open_image
 from vitprune.data.loading import Faults, batches, explain_worker_crash, make_loader, training_loader
@@ -19,11 +19,13 @@ __all__ = [
     "ImageStream",
     "Images",
     "ModelClasses",
+    "Unlabelled",
     "Unreadable",
     "batches",
     "count_images",
     "eval_transform",
     "explain_worker_crash",
+    "image_files",
     "make_loader",
     "match_classes",
     "open_data",

@@ -14,6 +14,25 @@ _TRAIN = ("train",)
 _VAL = ("val", "validation", "valid", "test")
 
 
+class Unlabelled(DataError):
+    """Images without labels, where labels are needed."""
+
+
+def image_files(path: Path) -> list[Path]:
+    """An image file, or all images below a folder.
+
+    Raises:
+        DataError: there is no such file or folder, or it holds no image.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"image or folder '{path}' not found", "check the path", exit_code=2)
+    if not (found := _images(path)):
+        raise DataError(f"there are no images in '{path}'")
+    return found
+
+
 def find_splits(root: Path) -> tuple[Path | None, Path | None]:
     """The folders with the training and the validation images; (None, None) if `root` has no such split."""
     train = next((root / name for name in _TRAIN if (root / name).is_dir()), None)
@@ -32,7 +51,7 @@ def read_folder(root: Path, classes: ModelClasses | None) -> ImageSet:
         DataError: there are no images, no class folders though labels are asked for, or the classes do not fit.
     """
     if not root.is_dir():
-        raise DataError(f"there is no folder '{root}'", "check the path given as DATA")
+        raise DataError(f"folder '{root}' not found", "check the path given as DATA", exit_code=2)
     class_folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     index: dict[str, int] = {}
     if classes is None:
@@ -41,7 +60,7 @@ def read_folder(root: Path, classes: ModelClasses | None) -> ImageSet:
     else:
         by_class = {folder.name: found for folder in class_folders if (found := _images(folder))}
         if not by_class and _images(root):
-            raise DataError(
+            raise Unlabelled(
                 f"the images in '{root}' are not in class folders, so their labels are not known",
                 "put them into one folder per class, or train without labels: vitprune sparsify ... --no-labels",
             )

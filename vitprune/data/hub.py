@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitprune.data.classes import ModelClasses
+from vitprune.data.classes import ModelClasses, shown
 from vitprune.data.tables import Columns, Images, read_table
 from vitprune.errors import DataError, HubError
 
@@ -19,6 +20,9 @@ HUB_SETS: dict[str, tuple[str, str | None]] = {
 }
 """Repository and configuration of the data sets that have a name of their own."""
 
+OFFLINE = "HF_HUB_OFFLINE is set"
+_TIMEOUT_S = 10.0
+_IMAGENET_CLASSES = 1000
 _TRAIN = ("train", "training")
 _VAL = ("validation", "val", "valid", "test")
 _MOST_SHARDS = 100_000
@@ -74,10 +78,17 @@ def read_hub(spec: str, classes: ModelClasses | None, options: DataOptions) -> t
     from huggingface_hub.errors import GatedRepoError
 
     repository, config = _hub_set(spec)
+    if repository == HUB_SETS["imagenet"][0] and classes is not None and classes.num_classes < _IMAGENET_CLASSES:
+        raise DataError(
+            f"the model has {classes.num_classes} classes{shown(classes.names)}, but '{spec}' has {_IMAGENET_CLASSES}",
+            "use data with the model's classes, or train without labels: vitprune sparsify ... --no-labels",
+        )
+    unreachable = _why_unreachable(repository)
     try:
         # Never `trust_remote_code`: a data set is data.
         once = DownloadConfig(max_retries=1)
-        tables = load_dataset(repository, config, download_config=once, streaming=options.streaming)
+        with _offline() if unreachable else nullcontext():  # what is cached is read all the same
+            tables = load_dataset(repository, config, download_config=once, streaming=options.streaming)
     except (DatasetNotFoundError, GatedRepoError) as error:
         if "gated" in str(error).lower():
             raise HubError(
@@ -89,11 +100,44 @@ def read_hub(spec: str, classes: ModelClasses | None, options: DataOptions) -> t
             f"there is no data set '{repository}' on the Hugging Face Hub", "check the name, or pass a folder"
         ) from error
     except (OSError, RuntimeError, ValueError) as error:  # no connection, offline mode, HTTP errors
+        offline = unreachable == OFFLINE
         raise HubError(
-            f"cannot load '{repository}' from the Hugging Face Hub: {str(error).splitlines()[0]}",
-            "check the connection, or pass a local folder as DATA (for ImageNet also by $VITPRUNE_IMAGENET)",
+            f"cannot load '{repository}' from the Hugging Face Hub: {unreachable or str(error).splitlines()[0]}",
+            f"{'unset it' if offline else 'check the connection'}, or pass a local folder as DATA (for ImageNet also "
+            "by $VITPRUNE_IMAGENET)",
         ) from error
     return _read_splits(tables, classes, repository, options)
+
+
+def _why_unreachable(repository: str) -> str | None:
+    """Why the Hub cannot be asked, found in one short try: `load_dataset` retries for half a minute; None if it can."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if is_offline_mode():
+        return OFFLINE
+    try:
+        HfApi().dataset_info(repository, timeout=_TIMEOUT_S)
+    except HfHubHTTPError:  # it answers, and load_dataset says what is wrong
+        return None
+    except Exception as error:  # the system's, or one of whichever HTTP client it uses
+        return f"it is out of reach ({type(error).__name__})"
+    return None
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """In the block, `datasets` takes what is cached and asks no network."""
+    import datasets
+    import huggingface_hub
+
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def find_shards(spec: str) -> list[Path]:

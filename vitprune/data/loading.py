@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ def make_loader(images: Images, batch_size: int, *, num_workers: int = 0) -> Dat
     """
     if isinstance(images, ImageStream):
         num_workers = min(num_workers, images.num_shards)  # each reads shards of its own
-    return DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate)
+    return DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=leave_signals)
 
 
 def training_loader(
@@ -120,6 +121,7 @@ def training_loader(
     # With a generator of its own, or the loader would draw from the caller's.
     common: dict[str, Any] = {
         "collate_fn": collate,
+        "worker_init_fn": leave_signals,
         "pin_memory": pin,
         "generator": torch.Generator().manual_seed(derive_seed(seed)),
     }
@@ -199,6 +201,12 @@ def explain_worker_crash() -> Iterator[None]:
             f"a process that reads images died ({str(error).splitlines()[0]})",
             "most often because memory ran out: fewer --workers, or none (-j 0)",
         ) from error
+
+
+def leave_signals(_: int) -> None:
+    """In a worker: signals sent to the whole process group are for the main process, which ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> Batch:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from vitprune.common.formatting import close_match
+from vitprune.common.formatting import JOIN_WITH_COMMAS, close_match, is_number
 from vitprune.data.classes import ModelClasses
 from vitprune.data.folder import find_splits, read_folder
 from vitprune.data.hub import HUB_SETS, DataOptions, find_shards, hub_name, missing_shards, read_hub, read_shards
@@ -171,7 +171,9 @@ def _existing(name: str) -> Path:
         what = "is a file, not a folder of images" if folder.exists() else "was not found"
         close = close_match(name, ("demo", *HUB_SETS))
         words = "give a folder, parquet or tar files, 'imagenet', 'imagenette', 'hf:owner/name' or 'demo'"
-        raise DataError(f"the data '{name}' {what}", f"did you mean {close}?" if close else words)
+        if is_number(name):
+            close, words = None, JOIN_WITH_COMMAS
+        raise DataError(f"the data '{name}' {what}", f"did you mean {close}?" if close else words, exit_code=2)
     return folder
 
 

@@ -85,6 +85,7 @@ def export_model(
         raise OutputError(
             f"the output '{output}' does not say its format: its ending is '{output.suffix}'",
             "end it in .onnx or .pt2, or in neither for a timm folder",
+            exit_code=2,
         )
     sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
@@ -105,24 +106,25 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
             "timm.create_model(...).half() casts it; --precision goes with onnx and pt2",
         )
     if kind != "timm" and output.suffix != f".{kind}":
-        raise OutputError(f"the output '{output}' is not the name of a .{kind} file", f"-o model.{kind}")
+        raise OutputError(f"the output '{output}' is not the name of a .{kind} file", f"-o model.{kind}", exit_code=2)
     if not output.parent.is_dir():
-        raise OutputError(f"there is no folder '{output.parent}' to write to", "make it first")
+        raise OutputError(f"there is no folder '{output.parent}' to write to", "make it first", exit_code=2)
     if kind == "timm":
         if output.exists() and not output.is_dir():
-            raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output")
+            raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output", exit_code=2)
         if written_by_vitprune(RunFolder(output).weights):
             raise OutputError(
                 f"the output '{output}' holds a model that vitprune wrote, which the backbone would replace",
                 f"-o {output / 'timm'}",
+                exit_code=2,
             )
         taken = output.is_dir() and any(output.iterdir())
     else:
         if output.is_dir():
-            raise OutputError(f"the output '{output}' is a folder", f"-o {output / 'model'}.{kind}")
+            raise OutputError(f"the output '{output}' is a folder", f"-o {output / 'model'}.{kind}", exit_code=2)
         taken = output.exists()
     if taken and not overwrite:
-        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite")
+        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
 
 
 def export(

@@ -11,7 +11,7 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import read_metadata
 from vitprune.common.files import json_text
 from vitprune.common.formatting import one_line
-from vitprune.common.run_folder import CARD, CONFIG, PAGE, REPORT, WEIGHTS
+from vitprune.common.run_folder import CARD, CONFIG, PAGE, REPORT, WEIGHTS, RunFolder
 from vitprune.errors import CheckpointError, HubError, UsageError
 from vitprune.loading.hub import HUB_TIMEOUT_S
 from vitprune.report.card import PLACEHOLDER, is_repository, render_card
@@ -68,10 +68,10 @@ def prepare(folder: Path, repository: str, *, images: bool = True) -> Upload:
     """
     if not is_repository(repository):
         raise UsageError(
-            f"'{repository}' is no name of a repository on the Hub",
+            f"'{repository}' is an invalid repository name",
             "it is OWNER/NAME, your name there or an organisation's first, of letters, digits, '-', '_' and '.'",
         )
-    run = read_run(folder)
+    run, folder = read_run(folder), RunFolder.of(folder)
     weights, card = folder / WEIGHTS, folder / CARD
     if not weights.is_file():
         raise UsageError(f"'{folder}' holds no {WEIGHTS}, so there is no model to upload", "give a whole run folder")

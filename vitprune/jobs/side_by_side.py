@@ -21,7 +21,6 @@ from vitprune.measure import Timing, benchmark
 from vitprune.model import SparseViT
 from vitprune.training.recipe import Recipe
 
-BENCH_BATCH_SIZES = (1, 32)
 EVAL_BATCH_SIZE = 64
 """At most; a training batch may be far more than one process holds."""
 BENCH_SECONDS = 2.0
@@ -73,7 +72,7 @@ def bench(
     precision: Precision,
     seconds: float | None,
     listener: Listener,
-    batch_sizes: Sequence[int] = BENCH_BATCH_SIZES,
+    batch_sizes: Sequence[int],
 ) -> list[Timing]:
     """Time models of one input size in turns, each so many seconds (None: 2) at each batch size."""
     listener.begin("measuring speed", len(models) * len(batch_sizes))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from vitprune.backbones import input_size
 from vitprune.budget.speed import Prediction
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, save
@@ -21,10 +25,11 @@ from vitprune.common import distributed
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
-from vitprune.data import Data, Images, explain_worker_crash
+from vitprune.data import Data, Images, count_images, explain_worker_crash
 from vitprune.errors import Interrupted, Preempted, TrainingError, UsageError
 from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
+from vitprune.measure import count_macs
 from vitprune.model import SparseViT, attach, attach_as
 from vitprune.report import Report, accuracy_of, build_report, object_coverage, write_results
 from vitprune.schedule import Sparsity
@@ -46,6 +51,7 @@ class RunSettings:
         resume: resume the run in `output`, if there is a checkpoint.
         checkpoint_every: steps between two training checkpoints; None for about every two minutes.
         track: also log the steps to this tracker of accelerate's.
+        bench_batch_sizes: of the report's timings, rising.
         bench_seconds: how long each model is timed at each batch size of the report; None for 2.
         prediction: of a plan chosen for a speed, to be compared with what is measured after training; else None.
         commands: the command line that began the run, by the command's name; None where none did.
@@ -59,6 +65,7 @@ class RunSettings:
     checkpoint_every: int | None = None
     track: str | None = None
     bench_seconds: float | None = None
+    bench_batch_sizes: Sequence[int] = (1, 32)
     prediction: Prediction | None = None
     commands: Mapping[str, str] | None = None
 
@@ -163,7 +170,7 @@ def measured(
         metadata=metadata,
         models=models,
         predictions=predictions,
-        timings=bench(timed, device, precision, seconds, listener),
+        timings=bench(timed, device, precision, seconds, listener, settings.bench_batch_sizes),
         coverage=coverage,
         target=outcome(settings.prediction, models, device, seconds, listener),
         training={"recipe": recipe.model_dump(mode="json")} | asdict(progress),
@@ -212,6 +219,49 @@ def fit(
         for step in steps:
             listener.step(step.record)
     return progress
+
+
+def rehearse(
+    loaded: Loaded, data: Data, recipe: Recipe, sparsity: Sparsity, device: torch.device, listener: Listener
+) -> dict[str, Any]:
+    """All checks of a run and its first steps, for JSON; writes nothing.
+
+    Returns:
+        The plan, its cost, `num_steps`, the estimated `seconds` of training (from the last of two steps of each phase,
+        so without the time that workers take to start), and the `peak_memory_mib` of doing so.
+    """
+    distributed.start(device)
+    student = new_student(loaded.model, sparsity, recipe.seed)
+    describe_run(student, loaded, data, sparsity)
+    images = _trainable(student, data)
+    per_epoch = count_images(images)
+    planned = recipe.plan_steps(
+        None if per_epoch is None else max(1, per_epoch // recipe.batch_size), has_stages=bool(student.schedule.stages)
+    )
+    phases = Counter(step.phase for steps in planned for step in steps)
+    size = input_size(loaded.model)
+    macs = {"dense": count_macs(loaded.model, size), "sparse": count_macs(student, size)}
+    rates: dict[str, float] = {}
+    short = {"pretraining_steps": min(2, recipe.pretraining_steps), "steps": 2, "epochs": None, "freeze_epochs": 0.0}
+    few = recipe.model_copy(update=short)
+    teacher = attach(copy.deepcopy(loaded.model), keep=1.0)
+    listener.begin("taking four steps", None)
+    with explain_worker_crash(), closing(train(student, teacher, images, few, device, Progress())) as steps:
+        for step in steps:
+            rates[step.record.phase] = step.record.images_per_s
+    slowest = min(rates.values())
+    return {
+        "model": loaded.name,
+        "keep": None if sparsity.ratios else sparsity.keep,
+        "num_patches": student.schedule.num_patches,
+        "stages": [asdict(stage) for stage in student.schedule.stages],
+        **{side: {"gmacs": count / 1e9} for side, count in macs.items()},
+        "num_train_images": per_epoch,
+        "num_val_images": count_images(data.val),
+        "num_steps": sum(phases.values()),
+        "seconds": sum(count * recipe.batch_size / rates.get(phase, slowest) for phase, count in phases.items()),
+        "peak_memory_mib": peak_memory_mib(device),
+    }
 
 
 def num_bytes(model: nn.Module) -> int:
@@ -278,6 +328,13 @@ def _trainable(student: SparseViT, data: Data) -> Images:
     if data.train is None:
         raise UsageError(f"'{data.name}' has no images to train on")
     return data.train
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory used so far: of a GPU what torch has allocated on it, else what the process holds, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 @contextmanager

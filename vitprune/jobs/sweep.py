@@ -140,7 +140,9 @@ def _measured(
     started = time.perf_counter()
     predictions = _predictions(entries, data, recipe, settings, listener)
     models = {label: entry.model for label, entry in entries.items()}
-    timings = bench(models, settings.device, settings.eval_precision, settings.bench_seconds, listener)
+    timings = bench(
+        models, settings.device, settings.eval_precision, settings.bench_seconds, listener, settings.bench_batch_sizes
+    )
     about = {
         "model": entries["dense"].name,
         "recipe": recipe.model_dump(mode="json"),

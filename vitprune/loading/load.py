@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -66,6 +66,7 @@ def load_model(
     checkpoint: Path | None = None,
     weights: Weights = "pretrained",
     img_size: int | tuple[int, int] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     exported: bool = False,
 ) -> Loaded:
     """Build the model that `spec` names and load its weights.
@@ -77,6 +78,7 @@ def load_model(
         weights: "pretrained", or without any file or download "random", or "none": the structure alone, on the
             meta device.
         img_size: another image size in pixels, or height and width; position embeddings are resampled.
+        preprocessing: replaces entries of timm's data configuration, beside `checkpoint`.
         exported: whether an ONNX file that `vitprune export` wrote will do, which can be run and nothing else.
 
     Raises:
@@ -89,7 +91,19 @@ def load_model(
     load = next(load for matches, load in _SOURCES if matches(spec))
     if checkpoint is not None and load is not _load_name:
         raise UsageError(f"'{spec}' has weights of its own; --checkpoint goes with a timm name")
-    return load(spec, _Options(checkpoint, weights, img_size, exported))
+    loaded = load(spec, _Options(checkpoint, weights, img_size, exported))
+    if preprocessing:
+        _prepare_images(loaded.model, preprocessing)
+    return loaded
+
+
+def _prepare_images(model: Any, preprocessing: Mapping[str, Any]) -> None:
+    """Replace entries of the model's data configuration."""
+    if (channels := input_size(model)[0]) != 3:
+        wrong = [key for key in ("mean", "std") if len(preprocessing.get(key, range(channels))) != channels]
+        if wrong:
+            raise UsageError(f"--{wrong[0]} has 3 numbers, and the model takes images of {channels} channel(s)")
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **preprocessing}
 
 
 @dataclass(frozen=True)
@@ -171,9 +185,26 @@ def _refuse_size(spec: str, options: _Options) -> None:
         raise UsageError(f"'{spec}' has an image size of its own; --img-size goes with a timm name")
 
 
+def _check_size(model: Any, img_size: int | tuple[int, int] | None) -> None:
+    """Timm takes any size and leaves out the pixels that fill no patch."""
+    if img_size is None:
+        return
+    size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    patch = (patch, patch) if isinstance(patch, int) else patch
+    if patch and any(side % of for side, of in zip(size, patch, strict=True)):
+        fitting = [max(1, round(side / of)) * of for side, of in zip(size, patch, strict=True)]
+        near = f"{fitting[0]}x{fitting[1]}" if fitting[0] != fitting[1] else str(fitting[0])
+        raise UsageError(
+            f"--img-size is {size[0]}x{size[1]}, no multiple of the patch size {patch[0]}x{patch[1]}",
+            f"try --img-size {near}",
+        )
+
+
 def _load_demo(spec: str, options: _Options) -> Loaded:
     from vitprune.data import demo
 
+    _refuse_size(spec, options)
     model = timm.create_model(
         demo.ARCHITECTURE, pretrained=False, pretrained_cfg_overlay=demo.PREPROCESSING, **demo.MODEL_ARGS
     )
@@ -210,6 +241,7 @@ def _load_name(spec: str, options: _Options) -> Loaded:
     with torch.device("meta"):
         structure = timm.create_model(name, **options.sizes)
     wrap(structure)  # refuses what cannot be sparsified before anything is read or downloaded
+    _check_size(structure, options.img_size)
     if options.checkpoint is not None:
         return _with_weights(spec, name, options.checkpoint, options.sizes)
     if options.weights == "none":
@@ -234,6 +266,12 @@ _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]],
 """Which MODEL is loaded how; the first that matches."""
 
 
+def with_dense(spec: str, checkpoint: Path | None) -> tuple[Loaded, Loaded]:
+    """A sparse file and the dense model that it was made from, see `load_dense`."""
+    sparse = load_model(spec)
+    return sparse, load_dense(sparse, checkpoint)
+
+
 def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
     """The dense model that a sparse file was made from, at the file's image size; without `checkpoint` by its name.
 
@@ -244,7 +282,9 @@ def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
     metadata = sparse.metadata
     assert metadata is not None
     if checkpoint is not None:
-        return _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args)
+        dense = _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args)
+        _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))
+        return dense
     _, height, width = input_size(sparse.model)
     return load_model(metadata.model, img_size=None if metadata.model == "demo" else (height, width))
 

@@ -11,6 +11,7 @@ import torch
 
 from vitprune.backbones import family_of, input_size, why_not, wrap
 from vitprune.backbones.registry import ADAPTERS
+from vitprune.common.formatting import JOIN_WITH_COMMAS, is_number
 from vitprune.errors import UnknownModelError, UsageError
 from vitprune.measure import count_macs, count_params
 from vitprune.model import attach, attach_as
@@ -52,17 +53,34 @@ def resolve_name(spec: str) -> str:
 
 def _hint(base: str, known: list[str]) -> str:
     """What somebody who wrote `base` may have meant: supported models whose name holds it, or close names."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+    if is_number(base):
+        return JOIN_WITH_COMMAS
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.endswith((".json", ".yaml", ".html")):
         return f"a repository of the Hugging Face Hub is named hf-hub:{base}"
     short = sorted({re.sub(r"_patch\d+.*", "", name) for name in known} | set(known))
     close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
     if not difflib.get_close_matches(base, close, cutoff=0.8):  # no slip of the pen
         families = {adapted.__module__.rpartition(".")[2] for adapted in ADAPTERS}
         supported = sorted(name for family in families for name in timm.list_models(module=family))
-        needle = base.lower().replace("-", "_")
-        if found := [name for name in supported if needle in name]:
-            return f"`vitprune models {needle}` lists {len(found)}, such as {found[0]}"
+        for needle in _needles(base.lower().replace("-", "_")):
+            if found := [name for name in supported if needle in name]:
+                return f"`vitprune models {needle}` lists {len(found)}, such as {found[0]}"
+        close = [name for name in close if any(name in each for each in supported)]
     return f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
+
+
+def _needles(name: str) -> list[str]:
+    """What to look for in timm's names instead of one of another library's: all of it; `vit_base_patch16` for ViT-B-16,
+    ViT-B/16 or vitb16; or its first word.
+    """
+    sizes = {size[0]: size for size in ("tiny", "small", "base", "large", "huge", "giant")}
+    theirs = re.search(r"vit_?([tsblhg])[_/]?(\d+)", name)
+    first = re.split(r"[_/.]", name)[0]
+    return [
+        name,
+        *([f"vit_{sizes[theirs[1]]}_patch{theirs[2]}"] if theirs else []),
+        *([first] if len(first) > 2 else []),
+    ]
 
 
 def match_names(pattern: str | None = None) -> list[str]:

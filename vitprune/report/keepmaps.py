@@ -85,8 +85,8 @@ def keep_maps(
             grid_size=sparse.backbone.grid_size,
             kept=[stage[i].tolist() for stage in selection.indices],
             scores=[stage[i].float().tolist() for stage in scores],
-            dense=_likeliest(of_dense[i], names),
-            sparse=_likeliest(of_sparse[i], names),
+            dense=likeliest(of_dense[i], names),
+            sparse=likeliest(of_sparse[i], names),
             kl=kl[i].item(),
             label=None if label == UNLABELLED else label,
             label_name=None if label == UNLABELLED else names.get(label, f"class {label}"),
@@ -137,8 +137,15 @@ def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.d
     return {name: 100 * torch.cat(parts).mean().item() for name, parts in shares.items()}
 
 
-def _likeliest(log_probabilities: Tensor, names: Mapping[int, str]) -> list[NamedClass]:
-    best = log_probabilities.topk(min(NUM_CLASSES_SHOWN, len(log_probabilities)))
+def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_CLASSES_SHOWN) -> list[NamedClass]:
+    """The `count` likeliest classes of one image, best first.
+
+    Args:
+        log_probabilities: (num_classes,).
+        names: of the classes, by index, where known.
+        count: how many.
+    """
+    best = log_probabilities.topk(min(count, len(log_probabilities)))
     shares = (100 * best.values.exp()).tolist()
     return [
         NamedClass(index=index, name=names.get(index), probability_pct=share)

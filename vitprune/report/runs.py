@@ -40,14 +40,15 @@ class FinishedRun:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read a run folder.
+    """Read a run folder, named by itself or by its model.safetensors.
 
     Raises:
         UsageError: it is no folder, or holds no report.
         CheckpointError: one of its files is damaged, or not what vitprune writes.
     """
+    folder = RunFolder.of(folder)
     if not folder.is_dir():
-        raise UsageError(f"there is no run folder '{folder}'", "give the folder that vitprune sparsify wrote")
+        raise UsageError(f"run folder '{folder}' not found", "give the folder that vitprune sparsify wrote")
     files = RunFolder(folder)
     if not files.is_complete:
         raise UsageError(

@@ -25,10 +25,10 @@ from vitprune.data import (
     batches,
     count_images,
     eval_transform,
+    image_files,
     make_loader,
     open_data,
     open_image,
-    read_folder,
     readable_names,
 )
 from vitprune.errors import DataError, UsageError
@@ -210,15 +210,7 @@ def _keep_maps(subject: Subject, images: Images) -> Iterator[tuple[str, KeepMap]
 
 
 def _from_files(files: Sequence[Path]) -> ImageSet:
-    paths: list[Path] = []
-    for path in files:
-        if path.is_dir():
-            paths += read_folder(path, None).items
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise DataError(f"there is no image or folder '{path}'", "check the path")
-    paths = list(dict.fromkeys(paths))
+    paths = list(dict.fromkeys(found for path in files for found in image_files(path)))
     return ImageSet(paths, [UNLABELLED] * len(paths), open_image)
 
 

@@ -147,7 +147,7 @@ class Recipe(BaseModel):
         for key, text in updates.items():
             if key not in known:
                 nested = (name for name in known if name.endswith(f".{key}"))
-                close = next(nested, None) or close_match(key, known)
+                close = _ELSEWHERE.get(key) or next(nested, None) or close_match(key, known)
                 raise UsageError(
                     f"recipe '{self.name}' has no setting '{key}'",
                     f"did you mean {close}?" if close else f"choose from {', '.join(sorted(known))}",
@@ -215,6 +215,17 @@ class Recipe(BaseModel):
         return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
 
 
+_ELSEWHERE = RENAMED | {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "max_grad_norm": "clip_grad",
+    "bs": "batch_size",
+    "warmup_ratio": "warmup_share",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+}
+"""What other tools, and we before, call our settings."""
+
 DEFAULT_STEPS = 500
 
 DEMO = {"pretraining_steps": 80, "steps": 40}
@@ -245,15 +256,14 @@ def _checked(content: dict[str, Any], name: str) -> Recipe:
         return Recipe(**content)
     except ValidationError as error:
         fault = error.errors()[0]
-        got = f", got {fault['input']!r}" if fault["loc"] else ""
-        key = str(fault["loc"][-1]) if fault["loc"] else ""
-        close = RENAMED.get(key) or close_match(key, flattened(Recipe().model_dump()))
-        hint = (
-            f"did you mean {close}?"
-            if close and close != key
-            else "vitprune sparsify --help, and --print-config, list them"
-        )
-        raise UsageError(f"recipe '{name}': {first_fault(error)}{got}", hint) from error
+        path = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            close = _ELSEWHERE.get(path) or close_match(path, flattened(Recipe().model_dump()))
+            hint = f"did you mean {close}?" if close else "vitprune sparsify --print-config lists them"
+            raise UsageError(f"recipe '{name}' has no setting '{path}'", hint) from error
+        got = f", got {fault['input']!r}" if path else ""
+        what = first_fault(error).replace("Input should be", "expected")
+        raise UsageError(f"recipe '{name}': {what}{got}", "vitprune sparsify --print-config lists them") from error
 
 
 def _parse(text: str) -> Any:

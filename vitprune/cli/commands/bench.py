@@ -107,7 +107,9 @@ def bench(
     keeps: Sequence[float | None] = parse_ratios(keep, "--keep") or [None]
     if not models and keep is None and plan.target_speedup is None and plan.target_latency_ms is None:
         keeps = _DEFAULT_KEEPS
-    asked = {"target_batch_size": max(sizes), "precision": precision, "device": device}
+    asked: dict[str, Any] = {"device": device}
+    if plan.target_speedup is not None or plan.target_latency_ms is not None:
+        asked |= {"target_batch_size": max(sizes), "target_precision": precision}
     plans = [plan.request(keep=each, **asked) for each in keeps]
     request = BenchRequest(plans, load_recipe(), img_size, bound)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)

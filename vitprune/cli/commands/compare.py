@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,9 @@ from vitprune.cli.plan_options import MacsOptions, refuse_plan, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
+from vitprune.common.files import write_json
+from vitprune.common.json_version import SCHEMA_VERSION
+from vitprune.errors import OutputError, UsageError
 
 _DEFAULT_METHODS = "random,norm,attention,attention-merge,tome,tome-late,paper,ours"
 
@@ -54,9 +58,14 @@ def compare(
     seed: Seed = None,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Train without labels.")] = False,
     changes: Settings = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the result to FILE, as JSON.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The same budget by other means: all methods at the MACs of ours, on the same images, in one run.
+    """Compare methods at the same MACs: ours and others, on the same images, in one run.
 
     MODEL is a file that vitprune wrote (its dense model comes from the Hub, or from --checkpoint), or a timm name:
     then ours is trained here too.
@@ -68,12 +77,14 @@ def compare(
       vitprune compare deit_small path/to/imagenet --keep 0.5 --methods tome,tome-late,ours
     """
     distributed.refuse_several("compare")
+    if output is not None and (output.is_dir() or (output.exists() and not overwrite)):
+        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
     names = [name.strip() for name in methods.split(",") if name.strip()]
 
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
         from vitprune.data import ModelClasses, open_data
-        from vitprune.jobs.compare import TRAINED, CompareSettings, Subject
+        from vitprune.jobs.compare import METHODS, TRAINED, CompareSettings, Subject
         from vitprune.jobs.compare import compare as run
         from vitprune.loading.load import load_dense, load_model, sparse_file
         from vitprune.measure import describe_environment
@@ -88,7 +99,12 @@ def compare(
     request = plan.request()
     with waiting(f"loading {model}"):
         has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
-        loaded = load_model(model, checkpoint=None if has_weights else weights.checkpoint, img_size=weights.img_size)
+        loaded = load_model(
+            model,
+            checkpoint=None if has_weights else weights.checkpoint,
+            img_size=weights.img_size,
+            preprocessing=weights.preprocessing(),
+        )
         if loaded.sparse is None:
             subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
         else:
@@ -99,6 +115,8 @@ def compare(
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
     spec = images.spec(data, loaded)
+    if spec in METHODS:
+        raise UsageError(f"'{spec}' is a method, not DATA", f"--methods takes them joined with commas: tome,{spec}")
     with waiting(f"opening {spec}"):
         opened = open_data(spec, classes, images.parsed(), training=trains)
     if opened.note:
@@ -115,6 +133,9 @@ def compare(
         "device": str(where),
         "environment": describe_environment(),
     }
+    if output is not None:
+        write_json(output, {"schema_version": SCHEMA_VERSION} | result)
+        say(f"written to {output}")
     if as_json:
         print_json(result)
     else:

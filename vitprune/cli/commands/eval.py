@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +17,14 @@ from vitprune.cli.options import (
     Precision,
     Workers,
 )
-from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, waiting
+from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
+from vitprune.errors import DataError
+
+if TYPE_CHECKING:
+    from vitprune.data import Data, DataOptions, ModelClasses
+    from vitprune.loading.load import Loaded
 
 
 def evaluate(
@@ -40,7 +45,9 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
 
-    MODEL may also be an ONNX file that vitprune export wrote, which runs on the CPU.
+    Of a sparse file, --checkpoint names the weights of the dense model that it was made from: both are evaluated and
+    compared. Images without labels are enough for that. MODEL may also be an ONNX file that vitprune export wrote,
+    which runs on the CPU.
 
     Examples:
 
@@ -52,21 +59,30 @@ def evaluate(
     """
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
-        from vitprune.data import ModelClasses, count_images, eval_transform, open_data
-        from vitprune.evaluation import class_accuracy, predict
-        from vitprune.loading.load import device_for, load_model
+        from vitprune.data import ModelClasses, count_images, eval_transform
+        from vitprune.evaluation import class_accuracy, paired_difference, predict
+        from vitprune.loading.load import device_for, load_dense, load_model, sparse_file
         from vitprune.training.recipe import Recipe
 
     where = pick_device(device_for(model, device, precision))
     distributed.start(where)
     number_format = pick_precision(precision, where, training=False)
     with waiting(f"loading {model}"):
-        loaded = load_model(model, checkpoint=weights.checkpoint, img_size=weights.img_size, exported=True)
+        of_dense = weights.checkpoint if sparse_file(model) else None
+        loaded = load_model(
+            model,
+            checkpoint=None if of_dense else weights.checkpoint,
+            img_size=weights.img_size,
+            preprocessing=weights.preprocessing(),
+            exported=True,
+        )
     subject = loaded.sparse or loaded.model
     model_classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
-        opened = open_data(spec, model_classes, images.parsed())
+        opened, labelled = _open(spec, model_classes, images.parsed(), loaded)
+        compares = of_dense is not None or not labelled
+        models = {"dense": load_dense(loaded, of_dense).model} if compares else {}
     val = opened.val
     val.transform = eval_transform(loaded.model)
     if opened.note:
@@ -75,12 +91,13 @@ def evaluate(
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
         found, faults = predict(
-            {"model": subject},
+            models | {"model": subject},
             val,
             where,
             number_format,
             batch_size=batch_size,
             num_workers=workers,
+            reference="dense" if models else None,
             allowed_share=1.0 if skip_unreadable else 0.0,
             listener=progress,
         )
@@ -98,11 +115,36 @@ def evaluate(
         "device": str(where),
         "classes": class_accuracy(names, top1_pct=predictions),
     }
+    if models:
+        result |= {
+            "dense": found["dense"].summary(),
+            "delta": {
+                **paired_difference(predictions, found["dense"]),
+                "agreement_pct": predictions.agreement_pct(found["dense"]),
+                "kl": predictions.mean_kl,
+            },
+        }
     if as_json:
         print_json(result)
     else:
         _print(result, loaded.metadata.label if loaded.metadata else "dense", per_class)
     enforce([("--min-top1", predictions.top1_pct, min_top1)])
+
+
+def _open(spec: str, classes: ModelClasses, options: DataOptions, loaded: Loaded) -> tuple[Data, bool]:
+    """The images, and whether they have labels; without, a sparse model can still be compared with its dense one."""
+    from vitprune.data import Unlabelled, open_data
+
+    try:
+        return open_data(spec, classes, options), True
+    except Unlabelled as error:
+        if loaded.sparse is None:
+            raise DataError(
+                f"{error.message}, and accuracy needs labels",
+                "put them into one folder per class; `vitprune predict` shows predictions",
+            ) from error
+    say(f"the images in '{spec}' have no labels: predictions are compared with the dense model's")
+    return open_data(spec, None, options), False
 
 
 def _print(result: dict[str, Any], label: str, per_class: bool) -> None:
@@ -112,10 +154,19 @@ def _print(result: dict[str, Any], label: str, per_class: bool) -> None:
             for row in result["classes"]
         ]
         print_table("by class", ["class", "images", "top-1 (%)"], rows)
-    print_line(
-        f"{result['model']}, {label}: top-1 {result['top1_pct']:.2f} %, "
-        f"top-5 {result['top5_pct']:.2f} % on {result['num_images']} images"
-    )
+    about, delta = f"{result['model']}, {label}:", result.get("delta")
+    if result["top1_pct"] is not None:
+        print_line(
+            f"{about} top-1 {result['top1_pct']:.2f} %, top-5 {result['top5_pct']:.2f} % "
+            f"on {result['num_images']} images"
+        )
+    if delta is not None:
+        change = delta["top1_points"]
+        points = "" if change is None else f"top-1 {signed(change)} points, "
+        print_line(
+            f"{about} against dense: {points}same prediction on {delta['agreement_pct']:.2f} % "
+            f"of {result['num_images']} images, KL {delta['kl']:.4f}"
+        )
     if result["num_unreadable"]:
         print_line(
             f"{result['num_unreadable']} unreadable image(s) were left out: {', '.join(result['unreadable'][:3])}"

@@ -83,7 +83,9 @@ def export(
         from vitprune.model import attach
     if kind == "onnx":
         require_onnx()
-    loaded = load_model(model, checkpoint=weights.checkpoint, img_size=weights.img_size)
+    loaded = load_model(
+        model, checkpoint=weights.checkpoint, img_size=weights.img_size, preprocessing=weights.preprocessing()
+    )
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin

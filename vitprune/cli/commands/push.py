@@ -60,7 +60,7 @@ def push(
                 "commit_url": commit,
                 "private": target.private,
                 "created": not target.exists,
-                "files": [{"name": name, "size_bytes": size} for name, size in prepared.sizes().items()],
+                "files": [{"name": name, "size_mib": size / 2**20} for name, size in prepared.sizes().items()],
                 "num_images": prepared.num_images,
                 "message": prepared.message,
             }

@@ -43,14 +43,14 @@ def report(
     from vitprune.report.runs import read_run
 
     if output is not None and (output.is_dir() or (output.exists() and not overwrite)):
-        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite")
+        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
     found = read_run(run)
-    files = RunFolder(run)
+    files = RunFolder(RunFolder.of(run))
     path = output or files.page
     write_text(path, render_page(found, images=not no_images))
     card: Path | None = None
     if output is None and not files.weights.is_file():
-        say(f"{files.card.name} was not written: it tells what is in {files.weights.name}, which is not in '{run}'")
+        say(f"{files.card.name} was not written: it tells what is in {files.weights.name}, which is not in '{files}'")
     elif output is None and write_card(run, found, read_metadata(files.weights)):
         card = files.card
     elif output is None:
@@ -58,7 +58,7 @@ def report(
     size, shown = path.stat().st_size, 0 if no_images or found.keep_maps is None else len(found.keep_maps.images)
     if as_json:
         written = None if card is None else str(card)
-        print_json({"output": str(path), "size_bytes": size, "num_images": shown, "card": written})
+        print_json({"output": str(path), "size_mib": size / 2**20, "num_images": shown, "card": written})
         return
     print_line(f"written to {path}: {size / 2**20:.2f} MiB, {shown} images")
     if card is not None:

@@ -22,11 +22,16 @@ from vitprune.cli.training_options import (
     training_images,
 )
 from vitprune.common import distributed
+from vitprune.common.formatting import duration
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
+    from vitprune.data import Data
     from vitprune.loading.load import Loaded
     from vitprune.schedule import Sparsity
+    from vitprune.training.recipe import Recipe
 
 _CHECKS = "Checks (exit code 3 if missed)"
 
@@ -71,13 +76,17 @@ def sparsify(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check all, take four steps to estimate the time, and write nothing."),
+    ] = False,
     print_config: Annotated[
         bool,
         typer.Option("--print-config", help="Print the recipe with what replaces it as YAML.", rich_help_panel=PANEL),
     ] = False,
     max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.", min=0)] = None,
     min_top1: Annotated[float | None, _check("Lowest top-1, in percent.", min=1)] = None,
-    min_speedup: Annotated[float | None, _check("Lowest speed-up at the largest batch size measured.", min=0)] = None,
+    min_speedup: Annotated[float | None, _check("Lowest speed-up at any batch size of the report.", min=0)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prune tokens of a model: attach predictors, train for minutes, report what that cost and gained.
@@ -114,10 +123,14 @@ def sparsify(
 
         check_tracker(track)
     with waiting(f"loading {model}"):
-        loaded = load_dense_model(model, weights.checkpoint, weights.img_size)
+        loaded = load_dense_model(model, weights)
     sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
     opened = training_images(loaded, images.spec(data, loaded), options, chosen, sparsity.label, where)
+
+    if dry_run:
+        _rehearse(loaded, opened, chosen, sparsity, where, folder, as_json)
+        return
 
     from vitprune.jobs.sparsify import RunSettings, run
     from vitprune.report.publishable import command_line
@@ -128,7 +141,7 @@ def sparsify(
         folder,
         resume=resume,
         checkpoint_every=running.checkpoint_every,
-        bench_seconds=running.bench_seconds,
+        **running.timing(where),
         track=track,
         prediction=prediction,
         commands={"sparsify": command_line(context.obj)},
@@ -144,9 +157,31 @@ def sparsify(
         [
             ("--max-drop (as change of top-1)", delta.top1_points, None if max_drop is None else -max_drop),
             ("--min-top1", top1, min_top1),
-            ("--min-speedup", delta.speedup[-1].speedup, min_speedup),
+            ("--min-speedup", min(row.speedup for row in delta.speedup), min_speedup),
         ]
     )
+
+
+def _rehearse(
+    loaded: Loaded, images: Data, recipe: Recipe, sparsity: Sparsity, device: torch.device, folder: Path, as_json: bool
+) -> None:
+    """--dry-run: what the run would do and how long its training would take."""
+    from vitprune.jobs.sparsify import rehearse
+
+    with RunProgress() as progress:
+        result = rehearse(loaded, images, recipe, sparsity, device, progress)
+    result |= {"output": str(folder)}
+    if as_json:
+        print_json(result)
+        return
+    counts = ", ".join(f"{stage['num_tokens']} before block {stage['block']}" for stage in result["stages"])
+    print_line(f"of {result['num_patches']} patch tokens are left: {counts or 'all'}")
+    print_line(f"GMACs {result['dense']['gmacs']:.3f} > {result['sparse']['gmacs']:.3f}")
+    print_line(
+        f"training: {result['num_steps']} steps of {recipe.batch_size} images, about {duration(result['seconds'])}; "
+        f"peak memory so far {result['peak_memory_mib']:.0f} MiB"
+    )
+    print_line(f"a run would write to {folder}; nothing was written")
 
 
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
@@ -158,6 +193,8 @@ def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: 
     # One process chooses: another may be so late that the folder is there already.
     chosen = RunFolder.choose(output, name, overwrite=overwrite, resume=resume) if distributed.is_main() else None
     folder = distributed.from_main(chosen)
+    if output is None and not resume and folder.path.name != name:
+        say(f"'{folder.path.with_name(name)}' exists: this run is written to '{folder}'")
     if resume and Checkpoints(folder.checkpoints, {}).latest_step() is None:
         say(f"'{folder}' holds no training checkpoint to resume from: the run starts over")
     return folder.path

@@ -95,7 +95,7 @@ def sweep(
     requests = [stages.request(keep=ratio) for ratio in ratios]
     where = training_device(device, plan)
     options = images.parsed()
-    loaded = load_dense_model(model, weights.checkpoint, weights.img_size)
+    loaded = load_dense_model(model, weights)
     plans = [resolve_plan(each, loaded.model, plan)[0] for each in requests]
     others = _others(loaded, named, weights.img_size)
 
@@ -113,7 +113,7 @@ def sweep(
         folder,
         resume=resume,
         checkpoint_every=running.checkpoint_every,
-        bench_seconds=running.bench_seconds,
+        **running.timing(where),
         commands={"sweep": command_line(context.obj)},
     )
     with RunProgress() as progress:
