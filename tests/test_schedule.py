@@ -73,9 +73,9 @@ def test_a_dense_plan_has_no_stages():
 
 REFUSED = [
     *(({"keep": keep}, f"keep ratio is {keep:g}") for keep in (0, -1, 1.5, math.nan, math.inf, -math.inf)),
-    *(({name: value}, f"{name} .*{value}") for name, value in (("schedule", "latee"), ("pruned", "fold"))),
-    *(({"align": align}, f"--align is {align}") for align in (0, -8, 500)),
-    ({"num_patches": 5, "align": 8}, "--align is 8"),
+    *(({name: value}, f"{name} .*{value}") for name, value in (("schedule", "latee"), ("pruned", "folded"))),
+    *(({"align": align}, f"align is {align}") for align in (0, -8, 500)),
+    ({"num_patches": 5, "align": 8}, "align is 8"),
     *(
         ({"keep": keep, "stages": stages}, message)
         for keep in (0.7, 1.0)

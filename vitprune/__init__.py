@@ -5,7 +5,7 @@
     print(sparse.report.delta.top1_points)  # what it cost
     logits = sparse(images)                 # call it like the model
 
-The jobs: sparsify, evaluate, benchmark, visualize, export_model, save, load, list_models.
+The jobs: sparsify, evaluate, predict, benchmark, visualize, export_model, save, load, list_models.
 For a training loop of your own: attach, Objective, Recipe, LossWeights; Sparsity, Schedule and Stage are the plan.
 Every error that vitprune raises on purpose is a VitpruneError; vitprune.errors lists the kinds.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
     from vitprune.api.inspecting import benchmark as benchmark
     from vitprune.api.inspecting import evaluate as evaluate
     from vitprune.api.inspecting import list_models as list_models
+    from vitprune.api.inspecting import predict as predict
     from vitprune.api.inspecting import save as save
     from vitprune.api.inspecting import visualize as visualize
     from vitprune.api.training import sparsify as sparsify
@@ -41,7 +42,7 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
 
 # Imported when first used, so that `vitprune --help` does not wait for torch.
 _NAMES = {
-    "api.inspecting": ("benchmark", "evaluate", "list_models", "save", "visualize"),
+    "api.inspecting": ("benchmark", "evaluate", "list_models", "predict", "save", "visualize"),
     "api.training": ("sparsify",),
     "errors": ("VitpruneError",),
     "export": ("export_model",),

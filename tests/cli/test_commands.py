@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
@@ -36,6 +37,24 @@ def test_eval_of_a_sparse_file(sparse_file, image_folder, capsys):
     assert run(["eval", str(sparse_file), str(image_folder), "-j", "0", "--limit", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_images"] == 3
     assert run(["eval", str(sparse_file), str(image_folder), "-j", "0", "--min-top1", "101"]) == 3
+
+
+def test_eval_compares_with_the_dense_model_labels_or_not(sparse_file, image_folder, make_vit, tmp_path, capsys):
+    save_file(make_vit(num_classes=2).state_dict(), tmp_path / "dense.safetensors")
+    arguments = ["eval", str(sparse_file), "-j", "0", "--checkpoint", str(tmp_path / "dense.safetensors")]
+    assert run([*arguments, str(image_folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["delta"]["top1_points"] == pytest.approx(result["top1_pct"] - result["dense"]["top1_pct"])
+    assert result["delta"]["kl"] > 0
+    flat = (image_folder / "val" / "cat").rename(tmp_path / "flat")
+    assert run([*arguments, str(flat), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "have no labels" in captured.err
+    unlabelled = json.loads(captured.out)
+    assert unlabelled["top1_pct"] is None
+    assert 0 <= unlabelled["delta"]["agreement_pct"] <= 100
+    assert run([*arguments, str(flat)]) == 0
+    assert "same prediction on" in capsys.readouterr().out
 
 
 def test_info_previews_the_plan_without_weights(capsys, no_hub, monkeypatch):
@@ -125,12 +144,12 @@ MISTAKES = [
     (["info", "model.safetensors", "--keep", "0.5"], 2, "has its own plan"),
     (["bench", "model.safetensors", "--keep", "0.5"], 2, "has its own plan"),
     (["compare", "model.safetensors", "--tokens-left", ".5"], 2, "has its own plan"),
-    (["sparsify", "demo", "--recipe", "typo.yaml"], 2, "leanring_rate: Extra inputs"),
+    (["sparsify", "demo", "--recipe", "typo.yaml"], 2, "has no setting 'leanring_rate'"),
     (["sparsify", "demo", "--recipe", "list.yaml"], 2, "holds no settings"),
     (["sparsify", "demo", "--recipe", "broken.yaml"], 2, "is not YAML"),
     (["compare", "model.safetensors", "images", "--methods", "tome"], 1, "Hub"),
     (["sparsify", "demo", "--steps", "1", "--epochs", "1"], 2, "steps or epochs, not both"),
-    (["sparsify", "demo", "--set", "lr=-1"], 2, "lr: Input should be greater than 0"),
+    (["sparsify", "demo", "--set", "lr=-1"], 2, "lr: expected greater than 0"),
     (["sparsify", "demo", "--device", "tpu"], 2, "device 'tpu' is unknown"),
     (["sparsify", "demo", "-b", "many"], 2, "--batch-size is 'many'"),
     (["sparsify", "demo", "-b", "0"], 2, "--batch-size is '0'"),
@@ -182,6 +201,34 @@ MISTAKES = [
     (["info", "demo", "more"], 2, "unexpected argument 'more'", "\nhint: "),
     (["eval", "demo", "-b", "0"], 2, "--batch-size is 0, expected at least 1", "\nhint: "),
     (["eval", "demo", "-b", "2.5"], 2, "--batch-size is '2.5', expected a whole number", "\nhint: "),
+    (["sparsify", "demo", "--keep", ".9", ".7"], 2, "'.7' was not found", "such as 3,6,9"),
+    (["bench", "demo", "-b", "1", "8"], 2, "'8' not found", "such as 3,6,9"),
+    (["compare", "demo", "--methods", "tome", "random"], 2, "'random' is a method, not DATA", "tome,random"),
+    (["info", "dinov2"], 2, "`vitprune models dinov2` lists"),
+    (["info", "dino_vits8"], 2, "`vitprune models vit_small_patch8` lists"),
+    (["info", "ViT-B-16"], 2, "`vitprune models vit_base_patch16` lists"),
+    (["info", "clip"], 2, "`vitprune models clip` lists"),
+    (["info", "google/vit-base-patch16-224"], 2, "hf-hub:google/vit-base-patch16-224"),
+    (["eval", "demo", "demo", "--img-size", "128"], 2, "--img-size goes with a timm name"),
+    (["eval", "demo", "demo", "--checkpoint", "junk.pth"], 2, "--checkpoint goes with a timm name"),
+    (["eval", "deit_tiny", "images", "--checkpoint", "junk.pth"], 1, "not a PyTorch checkpoint"),
+    (["info", "deit_tiny", "--img-size", "225"], 2, "no multiple of the patch size 16x16", "try --img-size 224"),
+    (["sparsify", "demo", "--target-batch-size", "8"], 2, "--target-batch-size says how a target is measured"),
+    (["sparsify", "demo", "--set", "learning_rate=1"], 2, "did you mean lr?"),
+    (["eval", "demo", "imagenet"], 1, "the model has 10 classes", "'imagenet' has 1000"),
+    (["eval", "demo", "flat"], 1, "accuracy needs labels", "`vitprune predict` shows predictions"),
+    (["sparsify", "demo", "--mean", ".5,.5,.5"], 2, "--mean is of own weights, and there is no --checkpoint"),
+    (
+        ["eval", "deit_tiny", "--checkpoint", "junk.pth", "--std", "0"],
+        2,
+        "--std is '0', expected three numbers above 0",
+    ),
+    (["sparsify", "demo", "--bench-batch-sizes", "0"], 2, "--bench-batch-sizes is '0'"),
+    (["compare", "demo", "demo", "-o", "list.yaml"], 2, "the output 'list.yaml' exists"),
+    (["predict", "demo", "absent.jpg"], 2, "image or folder 'absent.jpg' not found"),
+    (["predict", "demo", "flat", "-o", "p.txt"], 2, "expected a name that ends in .csv or .json"),
+    (["predict", "demo", "typo.yaml"], 1, "none of 1 image(s) could be read"),
+    (["push", "flat/model.safetensors", "me/x", "--yes"], 2, "run folder 'flat/model.safetensors' not found"),
     (["info", "demo", "--img-size", "big"], 2, "--img-size: 'big' is no image size", "\nhint: "),
 ]
 
@@ -192,6 +239,9 @@ def workplace(sparse_file, image_folder, tmp_path, monkeypatch, no_hub):
     for name in "abc":
         (tmp_path / "three" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32), "red").save(tmp_path / "three" / name / "1.png")
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "flat" / "1.png")
+    (tmp_path / "junk.pth").write_text("no weights")
     (tmp_path / "typo.yaml").write_text("leanring_rate: 1\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("lr: [1\n")

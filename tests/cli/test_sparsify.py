@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_images_without_labels_into_an_existing_output_on_request(
     mine = shutil.copytree(finished.folder, tmp_path / "mine")
     loose = (images / "train" / "cat").rename(tmp_path / "loose")
     arguments = [*arguments, "--data", str(loose), "-o", "mine"]
-    assert run(arguments) == 1
+    assert run(arguments) == 2
     assert "the output folder 'mine' exists" in capsys.readouterr().err
     assert run([*arguments, "--overwrite"]) == 1
     assert "not in class folders" in capsys.readouterr().err
@@ -214,6 +215,52 @@ def test_demo_reports_object_coverage(tmp_path, monkeypatch, capsys):
 # Images
 
 
+def test_a_dry_run_checks_estimates_and_writes_nothing(arguments, tmp_path, capsys):
+    assert run([*arguments, "--dry-run", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["num_steps"], result["num_train_images"], result["num_val_images"]) == (6, 12, 6)
+    assert result["seconds"] > 0
+    assert result["sparse"]["gmacs"] < result["dense"]["gmacs"]
+    assert result["peak_memory_mib"] > 10
+    assert run([*arguments, "--dry-run"]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert run([*arguments, "--dry-run", "--data", "nowhere"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_is_measured_as_asked_and_own_preprocessing_travels(arguments, capsys):
+    how = ["--eval-precision", "bf16", "--bench-batch-sizes", "2,1", "--bench-seconds", "0", "--json"]
+    prepared = ["--mean", ".4,.5,.6", "--std", ".2,.2,.2", "--crop-pct", "1", "--interpolation", "nearest"]
+    assert run([*arguments, *how, *prepared, "--min-speedup", "1000"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["precision"] == "bf16"
+    assert [row["batch_size"] for row in report["sparse"]["speed"]] == [1, 2]
+    about = json.loads(Path("runs/test_vit-keep0.7/config.json").read_text())["preprocessing"]
+    assert (about["mean"], about["std"]) == ([0.4, 0.5, 0.6], [0.2, 0.2, 0.2])
+    assert (about["crop_pct"], about["interpolation"]) == (1.0, "nearest")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_leaves_a_checkpoint(arguments, tmp_path):
+    """As Slurm and `timeout` send it: to the processes that read images too."""
+    index = arguments.index("-j")
+    command = [*arguments[:index], "-j", "2", *arguments[index + 2 :], "--steps", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vitprune", *command], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE
+    )
+    log = tmp_path / "runs" / "test_vit-keep0.7" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and len(log.read_text().splitlines()) > 4):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert b"the run was terminated" in err
+    assert list((log.parent / "checkpoints").iterdir())
+
+
 def test_a_folder_of_broken_images_ends_at_once(arguments, images, capsys):
     for victim in (images / "train").glob("*/*.png"):
         victim.write_bytes(b"no image")
@@ -300,7 +347,7 @@ def test_without_a_checkpoint_the_run_begins_anew(arguments, at_step, capsys):
     assert run(arguments) == 130
     assert "--resume" not in capsys.readouterr().err
     at_step(2, _interrupt)
-    assert run([*arguments, "--resume"]) == 230
+    assert run([*arguments, "--resume"]) == 130
     assert "holds no training checkpoint to resume from: the run starts over" in capsys.readouterr().err
 
 

@@ -245,7 +245,7 @@ MISTAKES = [
     (["--keep", "0,.5"], 2, "keep ratio is 0, expected a number in (0, 1]"),
     (["--keep", "1,.5"], 2, "1 is the dense model"),
     (["--keep", ".7,.70"], 2, "names 0.7 twice"),
-    (["--keep", ".5,x"], 2, "--keep is '.5,x', expected ratios"),
+    (["--keep", ".5,x"], 2, "--keep is '.5,x', expected numbers such as"),
     (["--also", "deit_smal"], 2, "model or file 'deit_smal' not found"),
     (["--also", "swin_tiny"], 2, "plain sequence of tokens"),
     (["--also", "a,,b"], 2, "--also is 'a,,b'"),

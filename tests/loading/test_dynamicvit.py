@@ -292,7 +292,7 @@ def test_convert_does_not_overwrite_unasked(official, tmp_path, monkeypatch, cap
     assert "12 before block 3, 9 before block 6, 6 before block 9" in capsys.readouterr().out
     vitprune.load("there/model.safetensors")
     for name in ("there", "model.pth"):
-        assert run([*arguments[:-1], name]) == 1
+        assert run([*arguments[:-1], name]) == 2
         assert "is not the name of a .safetensors file" in capsys.readouterr().err
 
 

@@ -279,10 +279,10 @@ def test_the_command_draws_again_and_tells_mistakes(make_run, tmp_path, capsys, 
     assert result["size_mib"] * 2**20 == (folder / "report.html").stat().st_size < 3 * 2**20
     assert run(["report", str(folder), "--no-images", "-o", "page.html"]) == 0
     assert "0 images" in capsys.readouterr().out
-    assert run(["report", str(folder), "-o", "page.html"]) == 1
+    assert run(["report", str(folder), "-o", "page.html"]) == 2
     assert "the output 'page.html' exists" in capsys.readouterr().err
     assert run(["report", "absent"]) == 2
-    assert "there is no run folder 'absent'" in capsys.readouterr().err
+    assert "run folder 'absent' not found" in capsys.readouterr().err
     (folder / "report.json").unlink()
     assert run(["report", str(folder)]) == 2
     assert "no complete run" in capsys.readouterr().err

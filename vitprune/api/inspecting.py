@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from vitprune.api.arguments import Images, Model, ProgressShown, known, opened
@@ -14,9 +15,11 @@ from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
 from vitprune.common.devices import pick_device, pick_precision
 from vitprune.common.run_folder import RunFolder
-from vitprune.data import DataOptions, count_images, eval_transform
+from vitprune.data import DataOptions, count_images, eval_transform, readable_names
 from vitprune.errors import UsageError
-from vitprune.evaluation import class_accuracy, predict
+from vitprune.evaluation import class_accuracy
+from vitprune.evaluation import predict as run_over
+from vitprune.jobs.predict import ImagePrediction, image_set, predict_images
 from vitprune.loading.names import match_names
 from vitprune.measure import BenchModel, check_mode, side_by_side
 from vitprune.model import SparseViT
@@ -71,7 +74,7 @@ def evaluate(
     images.transform = eval_transform(loaded.model)
     with ProgressShown(progress) as listener:
         listener.begin(f"evaluating {loaded.name}", count_images(images))
-        found, _ = predict(
+        found, _ = run_over(
             {"model": loaded.sparse or loaded.model},
             images,
             where,
@@ -145,6 +148,51 @@ def benchmark(
             min_seconds=seconds,
             listener=listener,
         )
+
+
+def predict(
+    model: Model,
+    images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
+    *,
+    topk: int = 5,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int = 64,
+    progress: bool = True,
+) -> list[ImagePrediction]:
+    """The likeliest classes of images, which need no labels.
+
+    Example:
+        for each in vitprune.predict(sparse, "path/to/images"):
+            print(each.image, each.classes["sparse"][0].text)
+
+    Args:
+        model: a SparseViT, a timm model, or a name, file or run folder.
+        images: an image file, a folder of them, an image of PIL's, or a list of these.
+        topk: how many classes.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "auto", "fp32", "bf16" or "fp16".
+        batch_size: images per pass.
+        progress: whether to show how far it is, on stderr.
+
+    Returns:
+        An entry per image that could be read: `image`, and by "sparse" or "dense" the `classes`, best first, each with
+        `index`, `name` and `probability_pct`.
+
+    Raises:
+        VitpruneError: see `vitprune.errors`.
+    """
+    loaded, where = known(model), pick_device(device)
+    found = image_set([images] if isinstance(images, (str, Path, Image.Image)) else list(images))
+    names = readable_names(dict(enumerate(loaded.class_names or ())), getattr(loaded.model, "num_classes", 0))
+    subject = {"sparse": loaded.sparse} if loaded.sparse is not None else {"dense": loaded.model}
+    with ProgressShown(progress) as listener:
+        listener.begin(f"predicting with {loaded.name}", len(found))
+        number_format = pick_precision(precision, where, training=False)
+        rows, _ = predict_images(
+            subject, found, names, where, number_format, topk=topk, batch_size=batch_size, listener=listener
+        )
+    return rows
 
 
 def visualize(

@@ -41,7 +41,7 @@ def sparsify(
     target_gmacs: float | None = None,
     target_speedup: float | None = None,
     target_latency_ms: float | None = None,
-    target_batch_size: int = 32,
+    target_batch_size: int | None = None,
     recipe: Recipe | str = "short",
     device: str = "auto",
     output: str | Path | None = None,

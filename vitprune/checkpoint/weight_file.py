@@ -62,7 +62,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # torch's own word on pickles; ours follows
             content = load_state_dict(str(path), weights_only=True)
     except (*_DAMAGE, RuntimeError, KeyError) as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        with path.open("rb") as file:
+            is_pickle = file.read(2).startswith((b"PK", b"\x80"))  # a zip archive of torch's, or a pickle
+        if is_pickle and ("weights_only" in str(error) or "Unsupported" in str(error)):
             raise CheckpointError(
                 f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
                 "save the state_dict alone, best as .safetensors",

@@ -29,7 +29,7 @@ def image_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"image or folder '{path}' not found", "check the path", exit_code=2)
     if not (found := _images(path)):
-        raise DataError(f"there are no images in '{path}'")
+        raise DataError(f"there are no images in '{path}'", "give image files, or a folder of them")
     return found
 
 

@@ -258,7 +258,8 @@ def _checked(content: dict[str, Any], name: str) -> Recipe:
         fault = error.errors()[0]
         path = ".".join(map(str, fault["loc"]))
         if fault["type"] == "extra_forbidden":
-            close = _ELSEWHERE.get(path) or close_match(path, flattened(Recipe().model_dump()))
+            known = {*flattened(Recipe().model_dump()), *Recipe.model_fields}
+            close = _ELSEWHERE.get(path) or close_match(path, known)
             hint = f"did you mean {close}?" if close else "vitprune sparsify --print-config lists them"
             raise UsageError(f"recipe '{name}' has no setting '{path}'", hint) from error
         got = f", got {fault['input']!r}" if path else ""
