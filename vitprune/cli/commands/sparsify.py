@@ -117,7 +117,7 @@ def sparsify(
             "give what it found: --keep, --prune-at and --align are in its config.json",
         )
     where = training_device(device, chosen)
-    options = images.parsed()
+    options, timing = images.parsed(), running.timing(where)
     if track is not None:
         from vitprune.training.progress import check_tracker
 
@@ -141,7 +141,7 @@ def sparsify(
         folder,
         resume=resume,
         checkpoint_every=running.checkpoint_every,
-        **running.timing(where),
+        **timing,
         track=track,
         prediction=prediction,
         commands={"sparsify": command_line(context.obj)},

@@ -94,7 +94,7 @@ def sweep(
     plan = recipe.chosen(model)
     requests = [stages.request(keep=ratio) for ratio in ratios]
     where = training_device(device, plan)
-    options = images.parsed()
+    options, timing = images.parsed(), running.timing(where)
     loaded = load_dense_model(model, weights)
     plans = [resolve_plan(each, loaded.model, plan)[0] for each in requests]
     others = _others(loaded, named, weights.img_size)
@@ -113,7 +113,7 @@ def sweep(
         folder,
         resume=resume,
         checkpoint_every=running.checkpoint_every,
-        **running.timing(where),
+        **timing,
         commands={"sweep": command_line(context.obj)},
     )
     with RunProgress() as progress:
