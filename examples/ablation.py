@@ -66,7 +66,7 @@ def main() -> None:
     data = args.data
     if args.hold_out:
         data = str(hold_out(Path(data), args.output / "images", args.hold_out))
-    print("| variant | top-1 change | same answer | KL from dense | minutes |\n|---|---|---|---|---|")
+    print("| variant | top-1 change | same prediction | KL from dense | minutes |\n|---|---|---|---|---|")
     for name in names:
         folder = args.output / name
         if not (folder / "report.json").exists():

@@ -1,11 +1,11 @@
-"""All that a GPU has to show, in one go: is it right there, how fast is it, does it train, is a promised speed kept?
+"""All that a GPU has to show, in one go: is it right there, how fast is it, does it train, is a speed target kept?
 
     python examples/gpu.py
     python examples/gpu.py --models deit_small_patch16_224 --mode eager --batch-size 1,32 --seconds 0.5
 
 What was measured is kept in --output, and not repeated when the command is given again: a long table can be made in
 several goes. Prints Markdown with the device's name. Exit code 3 where a target is missed: from batch 32 on a speed-up
-of 95 % of what the MACs promise, at batch 1 no slower than dense in the same mode, and the same tokens as on the CPU.
+of 95 % of what MACs suggest, at batch 1 no slower than dense in the same mode, and the same tokens as on the CPU.
 Weights are random (of the demo model: trained), so nothing is downloaded.
 """
 
@@ -91,7 +91,7 @@ def check_right(args: argparse.Namespace) -> list[str]:
 
 
 def measure_speed(args: argparse.Namespace) -> list[str]:
-    """Dense, sparse and bound in turns, per model, precision and mode."""
+    """Dense, sparse and bound interleaved, per model, precision and mode."""
     print(
         "\n| model | precision | mode | batch | dense images/s | sparse images/s | speed-up | of promise | over bound |"
     )
@@ -148,12 +148,12 @@ def print_row(row: dict[str, Any], rows: list[dict[str, Any]], spec: str, precis
     )
     where = f"{spec}, {precision}, {row['mode']}, batch {batch}"
     if batch >= FROM_BATCH and row["efficiency"] < EFFICIENCY:
-        return f"{where}: {100 * row['efficiency']:.0f} % of what the MACs promise"
+        return f"{where}: {100 * row['efficiency']:.0f} % of what MACs suggest"
     return f"{where}: slower than dense" if row["slower"] else None
 
 
 def train(args: argparse.Namespace) -> list[str]:
-    """The demo, eager and compiled, and a promised speed."""
+    """The demo, eager and compiled, and a speed target."""
     runs: dict[str, tuple[list[str], list[str]]] = {
         "demo": (["demo"], ["--max-drop", "1"]),
         "demo, compiled": (["demo", "--compile"], ["--max-drop", "1"]),

@@ -107,7 +107,7 @@ def table(programs: dict[str, OnnxProgram], images: Any, seconds: float) -> Iter
     size = input_size(programs["fp32"])
     timings = benchmark(programs, size, BATCH_SIZES, device=torch.device("cpu"), precision="fp32", min_seconds=seconds)
     speed = {(timing.model, timing.batch_size): timing.images_per_s for timing in timings}
-    columns = ["file", "top-1", "change, points", "same answer", "KL from fp32", "MiB"]
+    columns = ["file", "top-1", "change, points", "same prediction", "KL from fp32", "MiB"]
     columns += [f"images/s, batch {size}" for size in BATCH_SIZES]
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for name, predictions in found.items():

@@ -23,7 +23,7 @@ def assert_dense_is_its_own(sparse, images):
 
 
 def assert_masked_is_gathered(sparse, images):
-    """Same tokens, same answer, and not the dense model's answer."""
+    """Same tokens, same prediction, and not the dense model's answer."""
     with torch.no_grad():
         dense, selection, masked = sparse.model(images), sparse.select(images), sparse.forward_masked(images)
     for indices, kept in zip(selection.indices, masked.kept, strict=True):

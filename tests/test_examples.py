@@ -129,7 +129,7 @@ def test_int8_keeps_the_demos_predictions_in_half_the_space(tmp_path):
     out = _run("quantise_onnx.py", "m.onnx", *quick, cwd=tmp_path)
     exact, quantised = (_cells(line) for line in out.splitlines()[2:])
     assert (exact[0], quantised[0]) == ("fp32", "int8")
-    assert float(quantised[3].removesuffix(" %")) > 90, "the same answer as in fp32"
+    assert float(quantised[3].removesuffix(" %")) > 90, "the same prediction as in fp32"
     assert float(quantised[5]) < 0.6 * float(exact[5]), "MiB"
     program = read_onnx(tmp_path / "m-int8.onnx")
     assert program.precision == "int8"

@@ -16,6 +16,7 @@ from vitprune.cli import completion
 from vitprune.cli.app import app, run
 from vitprune.cli.old_names import renamed
 from vitprune.common.formatting import close_match
+from vitprune.training.recipe import load_recipe
 
 PROGRAM = typer.main.get_command(app)
 EXAMPLES = [
@@ -59,6 +60,24 @@ def test_examples_parse():
         PROGRAM.commands[command].make_context(command, words[2:])  # up to running
     with pytest.raises(Exception, match="--kepe"):
         PROGRAM.commands["info"].make_context("info", ["demo", "--kepe", "1"])
+
+
+def test_the_defaults_that_help_shows_are_the_recipes():
+    recipe = load_recipe("short")
+    values = {"seed": recipe.seed, "batch_size": recipe.batch_size, "grad_accum": recipe.grad_accum}
+    values |= {"pretraining_steps": recipe.pretraining_steps, "steps": recipe.num_steps(None)}
+    values |= {"schedule": recipe.schedule, "pruned": recipe.pruned, "keep": recipe.plan_defaults.keep}
+    command = typer.main.get_command(app).commands["sparsify"]
+    shown = {parameter.name: parameter.show_default for parameter in command.params}
+    assert {name: shown[name] for name in values} == {name: str(value) for name, value in values.items()}
+    assert not any("recipe" in str(default) for default in shown.values())
+
+
+def test_the_first_panel_of_sparsify_fits_one_screen(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["sparsify", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert next(i for i, line in enumerate(lines) if "Pruning plan" in line) <= 50
 
 
 def test_without_a_command_there_is_help(capsys):

@@ -140,7 +140,7 @@ def test_recipe_takes_options_and_settings():
     assert (recipe.name, recipe.seed, recipe.steps, recipe.labels) == ("paper", 5, 7, True)
     assert (recipe.lr, recipe.backbone_lr_scale, recipe.clip_grad) == (2e-3, 0.2, None)
     assert (recipe.weights.kl, recipe.augmentation.mixup) == (0.3, 0.8)
-    assert chosen_recipe("demo", "short", {}, []).steps == 40
+    assert chosen_recipe("demo", "short", {}, []).steps == 20
     assert chosen_recipe("demo", "short", {"epochs": 2}, []).steps is None
     assert chosen_recipe("demo", "short", {}, ["epochs=2"]).epochs == 2
 

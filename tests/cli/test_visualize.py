@@ -113,7 +113,7 @@ def test_the_demo_needs_no_images_and_no_weights(tmp_path, visualize, no_hub):
     save(sparse, tmp_path / "model.safetensors", describe(sparse, name="demo", class_names=demo.CLASS_NAMES))
     result = visualize(tmp_path, "--limit", 1)
     assert result["dense"] == "dense"
-    assert result["grid_size"] == [12, 12]
+    assert result["grid_size"] == [14, 14]
     assert all(entry["dense"][0]["name"] in demo.CLASS_NAMES for entry in result["images"])
 
 

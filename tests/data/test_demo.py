@@ -77,7 +77,7 @@ def test_shipped_model_is_small_and_knows_the_classes():
     model = timm.create_model(ARCHITECTURE, **MODEL_ARGS).eval()
     model.load_state_dict(load_file(WEIGHTS), strict=True)
     assert len(model.blocks) == 12
-    assert model.patch_embed.num_patches == 144
+    assert model.patch_embed.num_patches == 196
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     transform = create_transform(**PREPROCESSING, is_training=False)
     images, labels = next(iter(DataLoader(demo_images("val", transform=transform), batch_size=100)))

@@ -178,7 +178,7 @@ def test_a_file_that_computes_something_else_or_does_not_open_is_not_kept(export
             (lambda images, logits: logits * 1.02, "typical image"),
             (lambda images, logits: logits + 0.1 * (len(images) == 1), "typical image"),
             (lambda images, logits: logits.log(), "not finite"),
-            (_another_class, "clear answers are another class"),
+            (_another_class, "clear predictions change class"),
         ):
             wrong = _Wrong(model, change)
             refused(kind, message, write=lambda *arguments: None, read=lambda path, wrong=wrong: wrong)

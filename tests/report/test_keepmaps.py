@@ -137,7 +137,7 @@ def test_oracle_covers_the_object_and_its_opposite_none_of_it():
     data.val = data.val.sample(8)
     data.val.transform = eval_transform(model)
     masks = torch.stack([torch.from_numpy(data.object_mask(item)) for item in data.val.items])
-    shares = masks.float().reshape(8, 12, 8, 12, 8).mean(dim=(2, 4)).reshape(8, 144)
+    shares = masks.float().reshape(8, 14, 8, 14, 8).mean(dim=(2, 4)).reshape(8, 196)
 
     schedule = attach(model, keep=0.5, stages=[3]).schedule
     oracle, opposite = _Oracle(), _Oracle()

@@ -61,7 +61,7 @@ def test_the_first_screen_says_what_happened(drawn):
     for words in (
         "35.4 % fewer GMACs",
         "1.46 x as fast",
-        "slower at batch 1",
+        "x at batch 1, slower",
         "-0.60 points",
         "-1.62 to +0.43",
         "75.09",
@@ -215,7 +215,7 @@ def test_a_run_without_labels(make_run):
     sides = {side: report[side] | blank for side in ("dense", "sparse", "random")}
     folder = make_run(**sides, delta=delta, correct=None, classes=[])
     page = Page(render_page(read_run(folder)))
-    assert "the dense model's answer on 94.1 % of 1172 images" in page.text
+    assert "predicts the dense model's class on 94.1 % of 1172 images" in page.text
     assert "have no labels" in page.text
 
 

@@ -28,8 +28,8 @@ def _map(label, dense, sparse):
         (1, 0, 1, "dense wrong, sparse right"),
         (1, 0, 2, "both wrong"),
         (1, 0, 0, "both wrong"),
-        (None, 0, 0, "same answer"),
-        (None, 0, 1, "another answer"),
+        (None, 0, 0, "same prediction"),
+        (None, 0, 1, "another prediction"),
     ],
 )
 def test_groups(label, dense, sparse, group):

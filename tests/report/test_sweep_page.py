@@ -97,7 +97,7 @@ def test_a_difference_that_may_be_chance_is_said_to_be(result):
     for points, low, high, words in (
         (1.0, -0.5, 2.5, "(+1.00 points, within chance, 1.70 x as fast)"),
         (0.0, -0.5, 0.5, "(as accurate, 1.70 x as fast)"),
-        (None, 0, 0, "(+1.50 points of answers as dense, 1.70 x as fast)"),
+        (None, 0, 0, "(+1.50 points of predictions as dense, 1.70 x as fast)"),
     ):
         result["rows"][2]["by_throughput"]["dominated_by"] = [_beats("tiny", points, low, high, 1.7)]
         assert any(words in sentence for sentence in verdict(result["rows"], 32))

@@ -97,7 +97,7 @@ def benchmark(
     seconds: float = 2.0,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Throughput and latency of models in turns, on random images.
+    """Throughput and latency of models interleaved, on random images.
 
     Example:
         for row in vitprune.benchmark(sparse, (1, 8, 32)):

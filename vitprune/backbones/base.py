@@ -1,4 +1,4 @@
-"""What the rest of vitprune may ask of a vision transformer, and how timm's plain ones answer."""
+"""What the rest of vitprune may ask of a vision transformer, and how timm's plain ones do it."""
 
 from __future__ import annotations
 

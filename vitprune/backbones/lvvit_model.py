@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitprune.backbones.base import Backbone
 
 AUX_WEIGHT = 0.5
-"""What the best answer of a single patch token counts beside the class token's."""
+"""What the best logit of a single patch token counts beside the class token's."""
 
 
 class Stem(nn.Module):
@@ -87,7 +87,7 @@ class Divided(nn.Module):
 
 
 class LvVit(VisionTransformer):  # type: ignore[misc]  # timm is untyped
-    """A vision transformer whose patch tokens answer too: logits = head(class token) + 0.5 max over aux_head(patch).
+    """A ViT whose patch tokens are classified too: logits = head(class token) + 0.5 max over aux_head(patch).
 
     Args:
         stem_width: channels of the stem's convolutions.
@@ -130,7 +130,7 @@ class LvVit(VisionTransformer):  # type: ignore[misc]  # timm is untyped
 
 
 class LvVitBackbone(Backbone):
-    """LvVit: with `kept`, the best answer of a patch token is looked for among kept tokens only."""
+    """LvVit: with `kept`, the best logit of a patch token is taken among kept tokens only."""
 
     def token_logits(self, features: Tensor) -> Tensor | None:
         """What the auxiliary head says of each patch token."""
@@ -143,7 +143,7 @@ class LvVitBackbone(Backbone):
             return self.model.forward_head(x)
         gone = (kept < 0.5).unsqueeze(-1)
         best = answers.masked_fill(gone, torch.finfo(answers.dtype).min).amax(dim=1)
-        # Of an image without a kept token the class token alone answers.
+        # Of an image without a kept token the class token alone decides.
         return self.model.head(x[:, 0]) + AUX_WEIGHT * best.masked_fill(gone.all(dim=1), 0.0)
 
 

@@ -31,7 +31,7 @@ def merges_per_block(depth: int, total: int, *, late: bool = False) -> tuple[int
 class ToMeViT(nn.Module):
     """A model that merges its most similar patch tokens in every block, between attention and MLP. No training.
 
-    Patch tokens are split into two sets in turns; every token of the first finds its most similar one in the second
+    Patch tokens are split into two sets interleaved; every token of the first finds its most similar one in the second
     (cosine of the keys, mean over heads); the `merges` most similar pairs become one token each, their average
     weighted by size. Attention weighs keys by size (log size added to their logits). Prefix tokens never merge.
 

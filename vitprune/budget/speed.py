@@ -58,7 +58,7 @@ class SpeedTarget:
 
 @dataclass(frozen=True)
 class Speed:
-    """Dense and sparse, measured in turns.
+    """Dense and sparse, measured interleaved.
 
     Attributes:
         dense_ms: median time of a forward pass.
@@ -127,7 +127,7 @@ class _Trial:
 def measure_speed(
     dense: nn.Module, sparse: nn.Module, target: SpeedTarget, device: torch.device, seconds: float = 1.0
 ) -> Speed:
-    """Time a dense and a sparse model in turns, at the batch size and precision of `target`."""
+    """Time a dense and a sparse model interleaved, at the batch size and precision of `target`."""
     timings = _bench({"dense": dense, "sparse": sparse}, target, device, seconds)
     return Speed(timings["dense"], timings["sparse"])
 

@@ -63,14 +63,17 @@ Model = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.device)
 ]
-Precision = Annotated[
-    PrecisionName, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16; auto trains in 16 bits where fast.")
-]
+Precision = Annotated[PrecisionName, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16; auto is fp32.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")]
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers", "-j", metavar="N", min=0, help="Processes that read images.", show_default="half the CPUs"
+        "--workers",
+        "-j",
+        metavar="N",
+        min=0,
+        help="Processes that read images.",
+        show_default="half the CPUs, at most 8",
     ),
 ]
 Seed = Annotated[
@@ -79,7 +82,7 @@ Seed = Annotated[
         metavar="N",
         min=0,
         help="Same seed, same result, on the CPU.",
-        show_default="by recipe: 0",
+        show_default="0",
         rich_help_panel="Training",
     ),
 ]
@@ -120,6 +123,7 @@ ImgSize = Annotated[
         parser=_image_size,
         metavar="SIZE",
         help="Another image size: 384, or 256x320.",
+        rich_help_panel="Preprocessing",
     ),
 ]
 DataArgument = Annotated[

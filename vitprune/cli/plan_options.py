@@ -40,7 +40,9 @@ class KeepOptions:
     keep: Annotated[
         float | None,
         typer.Option(
-            metavar="RATIO", help="Share of patch tokens that one stage keeps, in (0, 1].", show_default="0.7"
+            metavar="RATIO",
+            help="Share of patch tokens a stage keeps. 0.7 of 196 is 148/100/52, at the cost of the paper's 137/96/67.",
+            show_default="0.7",
         ),
     ] = None
     ratios: Annotated[
@@ -74,7 +76,7 @@ class StageOptions:
         typer.Option(
             "--token-schedule",
             help="How the stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
-            show_default="by recipe",
+            show_default="late",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -83,7 +85,7 @@ class StageOptions:
         typer.Option(
             "--pruned",
             help="Merge pruned tokens into the most similar kept ones, or drop them.",
-            show_default="by recipe",
+            show_default="merge",
             rich_help_panel=_PANEL,
         ),
     ] = None

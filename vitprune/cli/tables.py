@@ -15,21 +15,19 @@ if TYPE_CHECKING:
 
 def print_summary(report: Report, folder: Path) -> None:
     """Print what report.json says."""
-    from vitprune.report.tables import figure_rows, plain_figures, speed_rows, unreadable
+    from vitprune.report.tables import figure_rows, plain_figures, speed_rows, unreadable, verdict
 
     sparse, delta, fig = report.sparse, report.delta, plain_figures(report)
     rows = figure_rows(fig)
     for batch_size, dense_rate, sparse_rate, *_, change in speed_rows(report, fig, " SLOWER"):
         rows.append([f"images/s at batch {batch_size}", dense_rate, sparse_rate, change])
+    print_line(verdict(report))
     print_table(f"{report.model}, {report.label}", ["", "dense", "sparse", "change"], rows)
     images = f"{sparse.num_images} images"
-    if delta.top1_points_ci95 is not None:
-        low, high = delta.top1_points_ci95
-        print_line(f"top-1 {delta.top1_points:+.2f} points on the same {images} (95 %: {low:+.2f} to {high:+.2f})")
-        print_line(f"random baseline {report.random.top1_pct:.2f} %: ours {delta.top1_points_over_random:+.2f}")
+    top1 = "" if report.random.top1_pct is None else f"top-1 {report.random.top1_pct:.2f} %, "
     print_line(
-        f"same prediction as dense on {delta.agreement_pct:.1f} % of {images}; KL {delta.kl:.3f}, "
-        f"random {delta.kl_random:.3f}"
+        f"same prediction as dense on {delta.agreement_pct:.1f} % of {images}, KL {delta.kl:.3f}; random baseline: "
+        f"{top1}KL {delta.kl_random:.3f}"
     )
     if report.coverage:
         shares = report.coverage
@@ -39,15 +37,14 @@ def print_summary(report: Report, folder: Path) -> None:
     if report.target is not None:
         print_line(_kept_target(report.target))
     training = report.training
-    if training.seconds:
-        print_line(f"training: {training.num_images / training.seconds:.1f} images/s")
     for count, names, what in unreadable(report):
         print_line(f"{count} unreadable image(s) were left out {what}: {', '.join(names)}")
     if training.num_skipped:
         print_line(f"{training.num_skipped} training steps were skipped: loss or gradient not finite")
     if training.num_microbatches > 1:
         print_line(f"each process took its part of a batch in {training.num_microbatches} passes")
-    print_line(f"in {duration(report.seconds)}, written to {folder} (its report.html shows more)")
+    rate = f", training {training.num_images / training.seconds:.1f} images/s" if training.seconds else ""
+    print_line(f"in {duration(report.seconds)}{rate}; written to {folder} (its report.html shows more)")
 
 
 def _kept_target(target: Target) -> str:
@@ -71,7 +68,7 @@ def print_bench(rows: list[dict[str, Any]], where: str) -> None:
         print_table(f"{model}, {mode}", _BENCH_SPEED, [_bench_speed(row) for row in chosen])
         print_table("single passes, memory, MACs", _BENCH_MORE, [_bench_more(row) for row in chosen])
     print_line(where)
-    print_line("timed in turns; ms a batch: median ± half the interquartile range of passes back to back")
+    print_line("timed interleaved; ms a batch: median ± half the interquartile range of passes back to back")
     print_line("MACs with attention; efficiency: measured / fewer MACs; MiB: weights, images and the pass at its peak")
     if any(row["kind"] == "bound" for row in rows):
         print_line("(bound): no model to use; the same token counts, taken for free: no choice of tokens is faster")
@@ -115,7 +112,7 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
         "front: no other model is as accurate and as fast"
     )
     if not labelled:
-        print_line("same: answers as dense, in percent; the images have no labels")
+        print_line("same: predictions as dense, in percent; the images have no labels")
     if all(row["kind"] != "other" for row in rows):
         print_line("--also NAME shows whether a smaller dense model is the better choice")
     print_line(f"in {result['seconds']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitprune.cli.options import ModelOptions, Precision, RecipeName, Seed, Workers, parse_numbers
+from vitprune.cli.options import ModelOptions, PrecisionName, RecipeName, Seed, parse_numbers
 from vitprune.cli.output import say, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 PANEL = "Training"
 
 
-def _setting(help_text: str, *names: str, **limits: Any) -> Any:
-    """An option that replaces a setting of the recipe."""
-    return typer.Option(*names, help=help_text, rich_help_panel=PANEL, show_default="by recipe", **limits)
+def _setting(help_text: str, *names: str, default: str, **limits: Any) -> Any:
+    """An option that replaces a setting of the recipe; `default` is that of the short one."""
+    return typer.Option(*names, help=help_text, rich_help_panel=PANEL, show_default=default, **limits)
 
 
 Settings = Annotated[
@@ -46,7 +46,10 @@ class RecipeOptions:
     """The recipe, and what replaces its settings."""
 
     recipe: RecipeName = "short"
-    precision: Precision = "auto"
+    precision: Annotated[
+        PrecisionName,
+        typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16 for training; auto: 16 bits where they are fast."),
+    ] = "auto"
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -54,16 +57,20 @@ class RecipeOptions:
             "-b",
             metavar="N|auto",
             help="Images per step; auto: fits them into memory.",
-            show_default="by recipe",
+            show_default="32",
         ),
     ] = None
-    workers: Workers = None
+    workers: Annotated[
+        int | None,
+        _setting("Processes that read images.", "--workers", "-j", default="half the CPUs, at most 8", min=0),
+    ] = None
     seed: Seed = None
     grad_accum: Annotated[
         int | None,
         _setting(
             "Passes that share a step's images: less memory, the same result but for rounding.",
             "--grad-accum-steps",
+            default="1",
             min=1,
         ),
     ] = None
@@ -72,10 +79,12 @@ class RecipeOptions:
         typer.Option("--no-labels", help="Train without labels, on any folder."),
     ] = False
     pretraining_steps: Annotated[
-        int | None, _setting("Steps of predictor pretraining.", "--pretraining-steps", min=0)
+        int | None, _setting("Steps of predictor pretraining.", "--pretraining-steps", default="200", min=0)
     ] = None
-    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", min=0)] = None
-    epochs: Annotated[float | None, _setting("The same as --steps, in passes over the images.", min=0)] = None
+    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", default="500", min=0)] = None
+    epochs: Annotated[
+        float | None, _setting("The same as --steps, in passes over the images.", default="by --steps", min=0)
+    ] = None
     changes: Settings = None
 
     def chosen(self, model: str, **more: Any) -> Recipe:

@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw
 
 from vitprune.data.images import ImageSet, Transform
 
-IMAGE_SIZE = 96
+IMAGE_SIZE = 112
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS: dict[str, Any] = {
     "img_size": IMAGE_SIZE,
     "patch_size": 8,
-    "embed_dim": 96,
+    "embed_dim": 144,
     "depth": 12,
     "num_heads": 3,
     "mlp_ratio": 2.0,
@@ -125,7 +125,7 @@ def demo_images(split: Split, num_images: int | None = None, transform: Transfor
 
 
 def object_mask(split: Split, index: int) -> NDArray[np.bool_]:
-    """Which pixels (96, 96) of an image show the object."""
+    """Which pixels (112, 112) of an image show the object."""
     return draw(split, index)[1]
 
 

@@ -44,7 +44,7 @@ def eval_transform(model: nn.Module) -> Transform:
 def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
     """A random crop, a horizontal flip, and what else the recipe asks for, normalised as the model's weights want it.
 
-    The teacher sees the same image as the student, so its answer is right for it whatever the label says.
+    The teacher sees the same image as the student, so its prediction is right for it whatever the label says.
     """
     transform = timm.data.create_transform(
         **preprocessing(model),

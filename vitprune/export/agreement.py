@@ -120,5 +120,5 @@ def _fault(agreement: Agreement, precision: str) -> str | None:
             f"where rounding explains {_TYPICAL[precision]:g}"
         )
     if agreement.num_clear_changed:
-        return f"{agreement.num_clear_changed} of {agreement.num_clear} clear answers are another class"
+        return f"{agreement.num_clear_changed} of {agreement.num_clear} clear predictions change class"
     return None

@@ -142,7 +142,7 @@ def upload(prepared: Upload, target: Target) -> str:
 
 
 def _check_one_run(run: FinishedRun, metadata: Metadata, folder: Path) -> None:
-    """A report beside a file that it is not of would be a false promise; and no path of this machine goes out."""
+    """A report of another model would state false figures; and no path of this machine goes out."""
     about = {"accuracy": metadata.accuracy, "origin": metadata.origin}
     if publishable(about) != about:
         raise CheckpointError(

@@ -74,7 +74,7 @@ def bench(
     listener: Listener,
     batch_sizes: Sequence[int],
 ) -> list[Timing]:
-    """Time models of one input size in turns, each so many seconds (None: 2) at each batch size."""
+    """Time models of one input size interleaved, each so many seconds (None: 2) at each batch size."""
     listener.begin("measuring speed", len(models) * len(batch_sizes))
     return benchmark(
         models,

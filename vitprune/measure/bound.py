@@ -1,4 +1,4 @@
-"""Dense, sparse and zero-overhead bound in one run: what fewer MACs promise, what was measured, what is possible."""
+"""Dense, sparse and zero-overhead bound in one run: what fewer MACs suggest, what was measured, what is possible."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def side_by_side(
     baseline: str = "dense",
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Time all models in turns, mode by mode, and compare each with the baseline of its mode and batch size.
+    """Time all models interleaved, mode by mode, and compare each with the baseline of its mode and batch size.
 
     Models, variants of the one called `name`, are by label, as is the baseline; the size is (C, H, W), and settings are
     the other arguments of `benchmark`.
@@ -77,7 +77,7 @@ def side_by_side(
     Returns:
         A row per mode, batch size and model, in JSON's types, with units in the keys. Of `Timing` all entries;
         `speedup` is images per second over the baseline, `efficiency` that over `macs_ratio` (1 is as fast as the MACs
-        promise), `overhead_over_bound_pct` how much longer a sparse model takes than its zero-overhead bound.
+        suggest), `overhead_over_bound_pct` how much longer a sparse model takes than its zero-overhead bound.
     """
     macs = {label: count_macs(each.model, size) for label, each in models.items()}
     bounds = {each.bound_of: label for label, each in models.items() if each.bound_of is not None}

@@ -57,7 +57,7 @@ def build_report(
 
     Models and predictions are "dense", "random" (the same number of tokens, at random) and "sparse", on the same
     images; timings are of "dense" and "sparse", from one benchmark. `coverage` is that of the object in percent by
-    model, `target` a speed that was promised and what came of it, `training` the recipe and what was done. Precision
+    model, `target` a speed target, predicted and measured, `training` the recipe and what was done. Precision
     and device are those of accuracy and speed; `seconds` is the duration of the run so far, in seconds.
     """
     size = input_size(models["dense"])  # of LV-ViT, the sparse model does not say

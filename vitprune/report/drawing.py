@@ -32,7 +32,7 @@ class Legend:
         model: its name and how much it keeps.
         stages: of the model.
         merged: whether pruned patches are merged into kept ones.
-        dense: what the answers called dense are of.
+        dense: what the predictions called dense are of.
     """
 
     model: str
@@ -82,7 +82,7 @@ def heat_map(
 
 
 def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat: bool = False) -> None:
-    """Write a PNG of one image: itself and every stage side by side, with `heat` scores below, answers under them."""
+    """Write a PNG of one image: itself and every stage side by side, `heat` scores below, then predictions."""
     image, grid_size, total = keep_map.image, keep_map.grid_size, keep_map.num_patches
     tiles = [(image, f"as the model sees it\n{grid_size[0]} x {grid_size[1]} = {total} patches")]
     for number, (stage, kept) in enumerate(zip(legend.stages, keep_map.kept, strict=True)):
@@ -103,8 +103,8 @@ def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat
     truth = [] if keep_map.label_name is None else [f"true class: {keep_map.label_name}"]
     below = [
         *truth,
-        f"{legend.dense}: {'; '.join(answer.text for answer in keep_map.dense)}",
-        f"sparse: {'; '.join(answer.text for answer in keep_map.sparse)}",
+        f"{legend.dense}: {'; '.join(each.text for each in keep_map.dense)}",
+        f"sparse: {'; '.join(each.text for each in keep_map.sparse)}",
         legend.dimmed,
     ]
     _write(figure, path, f"{title} - {legend.model}", below)

@@ -30,7 +30,7 @@ class KeepMap:
         scores: log-odds that a stage's predictor gave for keeping each patch that had reached it.
         dense: likeliest classes of the dense model, best first.
         sparse: likewise of the sparse model.
-        kl: KL divergence of the sparse model's answer from the dense one's, in nats.
+        kl: KL divergence of the sparse model's prediction from the dense one's, in nats.
         label: index of the true class; None where not known.
         label_name: what it is called.
     """

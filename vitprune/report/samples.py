@@ -22,8 +22,8 @@ GROUPS = {
     "dense right, sparse wrong": 2,
     "dense wrong, sparse right": 2,
     "both wrong": 2,
-    "same answer": 3,
-    "another answer": 3,
+    "same prediction": 3,
+    "another prediction": 3,
 }
 """How many images of each group are shown, in this order."""
 _SIDE = 256
@@ -36,7 +36,7 @@ def choose_images(
 ) -> KeepMaps | None:
     """Run both models on some images of `data.val`, whose transform is set, and keep a few of them, small.
 
-    Of each group those whose sparse answer is nearest to the dense one, in the middle, and farthest, by KL divergence.
+    Of each group those with the least, the middle and the greatest KL divergence of sparse from dense.
 
     Returns:
         What goes into keepmaps.json; None where the model has no stage.
@@ -49,7 +49,7 @@ def choose_images(
     some = data.val.sample(NUM_SEEN)
     for images, labels in batches(make_loader(some, _BATCH_SIZE), Faults(allowed_share=1.0)):
         for keep_map in keep_maps(sparse, dense, images, labels, names):
-            if math.isfinite(keep_map.kl):  # else a model gave no answer, and there is no place for it in the order
+            if math.isfinite(keep_map.kl):  # else a model gave no prediction, and there is no place for it in the order
                 keep_map.image.thumbnail((_SIDE, _SIDE))
                 groups[group_of(keep_map)].append(keep_map)
     rows = [
@@ -65,8 +65,8 @@ def group_of(keep_map: KeepMap) -> str:
     """Who was right."""
     dense, sparse = keep_map.dense[0].index, keep_map.sparse[0].index
     if keep_map.label is None:
-        return "same answer" if dense == sparse else "another answer"
-    of_dense, of_sparse = ("right" if answer == keep_map.label else "wrong" for answer in (dense, sparse))
+        return "same prediction" if dense == sparse else "another prediction"
+    of_dense, of_sparse = ("right" if predicted == keep_map.label else "wrong" for predicted in (dense, sparse))
     return f"both {of_dense}" if of_dense == of_sparse else f"dense {of_dense}, sparse {of_sparse}"
 
 

@@ -202,7 +202,7 @@ class ImageRow(BaseModel):
         label: the true class; None where not known.
         kept: numbers of the patches that are left after each stage, in raster order.
         dense, sparse: the likeliest classes, best first.
-        kl: KL divergence of the sparse answer from the dense one, in nats.
+        kl: KL divergence of the sparse prediction from the dense one, in nats.
     """
 
     group: str

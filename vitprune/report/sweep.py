@@ -135,8 +135,8 @@ def _choice(rows: Sequence[Mapping[str, Any]], batch_size: int) -> str:
     dense = rows[0]
     if dense["top1_pct"] is None:
         return (
-            "The images have no labels: models are judged by how often they answer as the dense one does, which "
-            "says little of a model that is not made from it."
+            "The images have no labels: models are judged by how often they predict the dense model's class, "
+            "which says little of a model that is not made from it."
         )
     near = [row for row in rows if row["delta"]["top1_points"] >= -WITHIN_POINTS]
     best = max(near, key=lambda row: row["speed"][-1]["images_per_s"])
@@ -155,7 +155,7 @@ def _margin(best: Mapping[str, Any]) -> str:
     """By how much a row is dominated."""
     speed = f"{number(best['speed_ratio'])} x as fast"
     if best["top1_points"] is None:
-        return f"{signed(best['agreement_points'])} points of answers as dense, {speed}"
+        return f"{signed(best['agreement_points'])} points of predictions as dense, {speed}"
     low, high = best["top1_points_ci95"]
     points = f"{signed(best['top1_points'])} points" if best["top1_points"] else "as accurate"
     return f"{points}{', within chance' if low <= 0 < best['top1_points'] <= high else ''}, {speed}"

@@ -74,7 +74,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, labelled: 
             interval = [rows[0]["top1_pct"] + bound for bound in row["delta"]["top1_points_ci95"]]
         points.append(ChartPoint(name, x, y, _KINDS[row["kind"]], row[key]["on_front"], *interval))
         sentences.append(f"{name}: {number(y)} % at {number(x, digits)} {x_label}, {_standing(row, key)}")
-    title = f"{'Top-1 (%)' if labelled else 'Answers as dense (%)'} against {x_label}"
+    title = f"{'Top-1 (%)' if labelled else 'Predictions as dense (%)'} against {x_label}"
     return models_chart(title, "; ".join(sentences), points, x_label)
 
 

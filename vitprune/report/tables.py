@@ -114,16 +114,16 @@ def _speed_said(report: Report) -> str:
     largest = rows[-1]
     change = report.delta.gmacs_pct
     cost = f"{number(abs(change), 1)} % {'fewer' if change <= 0 else 'more'} GMACs"
-    others = [f"{number(row.speedup)} x at batch {row.batch_size}" for row in rows[:-1]]
+    others = [
+        f"{number(row.speedup)} x at batch {row.batch_size}{', slower' if row.slower else ''}" for row in rows[:-1]
+    ]
     also = f" ({', '.join(others)})" if others else ""
     if largest.slower:
         start = f"With {cost} it is slower than the dense model at batch {largest.batch_size}"
         return f"{start}: {number(largest.speedup)} x{also}"
-    lead = (
+    return (
         f"With {cost} it is {number(largest.speedup)} x as fast as the dense model at batch {largest.batch_size}{also}"
     )
-    slow = [str(row.batch_size) for row in rows if row.slower]
-    return f"{lead}, and slower at batch {', '.join(slow)}" if slow else lead
 
 
 def _beside_random(report: Report) -> str:
@@ -137,7 +137,7 @@ def _beside_random(report: Report) -> str:
 def _accuracy_said(report: Report) -> str:
     delta, images = report.delta, f"{report.sparse.num_images} images"
     if delta.top1_points is None or delta.top1_points_ci95 is None:
-        return f"it gives the dense model's answer on {number(delta.agreement_pct, 1)} % of {images} without labels"
+        return f"it predicts the dense model's class on {number(delta.agreement_pct, 1)} % of {images} without labels"
     low, high = delta.top1_points_ci95
     change = f"top-1 changes by {signed(delta.top1_points)} points on {images}"
     interval = f"(95 %: {signed(low)} to {signed(high)})"

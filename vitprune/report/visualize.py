@@ -178,8 +178,8 @@ def _entries(
             "label": None if keep_map.label is None else {"index": keep_map.label, "name": keep_map.label_name},
             "kept": keep_map.kept,
             "kept_pct": keep_map.kept_pct,
-            "dense": [answer.model_dump() for answer in keep_map.dense],
-            "sparse": [answer.model_dump() for answer in keep_map.sparse],
+            "dense": [each.model_dump() for each in keep_map.dense],
+            "sparse": [each.model_dump() for each in keep_map.sparse],
             "kl": keep_map.kl,
             "file": None if path is None else str(path),
         }

@@ -228,7 +228,7 @@ _ELSEWHERE = RENAMED | {
 
 DEFAULT_STEPS = 500
 
-DEMO = {"pretraining_steps": 80, "steps": 40}
+DEMO = {"pretraining_steps": 60, "steps": 20}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""
 
 

@@ -73,7 +73,7 @@ def bench(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Throughput and latency, dense and sparse in turns in one run, MACs beside what the clock says.
+    """Throughput and latency, dense and sparse interleaved in one run, MACs beside measured time.
 
     Weights do not matter for speed: timm names are measured with random ones, so nothing is downloaded. The
     zero-overhead bound of a row is its backbone with the same token counts, chosen for free: no choice is faster.

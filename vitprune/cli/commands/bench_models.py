@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Models that are timed in turns.
+    """Models that are timed interleaved.
 
     Attributes:
         name: of the model that they are variants of.

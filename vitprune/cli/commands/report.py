@@ -50,7 +50,7 @@ def report(
     write_text(path, render_page(found, images=not no_images))
     card: Path | None = None
     if output is None and not files.weights.is_file():
-        say(f"{files.card.name} was not written: it tells what is in {files.weights.name}, which is not in '{files}'")
+        say(f"{files.card.name} was not written: it describes {files.weights.name}, which is not in '{files}'")
     elif output is None and write_card(run, found, read_metadata(files.weights)):
         card = files.card
     elif output is None:

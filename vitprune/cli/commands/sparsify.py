@@ -78,7 +78,7 @@ def sparsify(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Check all, take four steps to estimate the time, and write nothing."),
+        typer.Option("--dry-run", help="Check all, estimate the time, write nothing."),
     ] = False,
     print_config: Annotated[
         bool,

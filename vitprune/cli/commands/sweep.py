@@ -74,7 +74,7 @@ def sweep(
 ) -> None:
     """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
 
-    All models see the same images and are timed in turns. Writes a run folder for each ratio, and sweep.html
+    All models see the same images and are timed interleaved. Writes a run folder for each ratio, and sweep.html
     and sweep.json: accuracy and speed of each, and the Pareto front. Other settings of training: --set, or a YAML
     file as --recipe.
 

@@ -74,8 +74,8 @@ def visualize(
 ) -> None:
     """Which tokens are kept, stage by stage: a PNG per image, with the three likeliest classes, dense and sparse.
 
-    Dense answers are of the dense model where it is at hand (--checkpoint FILE; a demo model's always is), else of the
-    fine-tuned backbone with all tokens, and the caption says which.
+    Dense predictions are of the dense model where there is one (--checkpoint FILE; always for a demo model), else of
+    the fine-tuned backbone with all tokens, and the caption says which.
 
     Examples:
 
@@ -105,7 +105,7 @@ def visualize(
         print_json(drawn)
         return
     if not subject.is_dense:
-        say("dense answers are of the fine-tuned backbone with all tokens; --checkpoint FILE gives the dense model's")
+        say("dense: the fine-tuned backbone with all tokens; --checkpoint FILE gives the dense model's predictions")
     _print(drawn, subject)
     print_line(f"{len(drawn['files'])} file(s) written to {folder}")
 
