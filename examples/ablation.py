@@ -1,7 +1,7 @@
 """What each part of the short recipe brings: one run per variant, on images held out of the training folder.
 
-    python examples/ablation.py deit_tiny --data path/to/imagenet --output ablation --variants default,no-warm-start
-    python examples/ablation.py demo --variants default,warm-only
+    python examples/ablation.py deit_tiny --data path/to/imagenet --output ablation --variants default,no-pretraining
+    python examples/ablation.py demo --variants default,pretraining-only
 
 Settings are chosen on held-out training images so that the val folder can still prove something. `--hold-out 600`
 puts that many images of DATA/train aside (symbolic links, always the same ones, at most ten of a class) and every
@@ -24,8 +24,8 @@ import yaml
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "no-warm-start": {"pretraining_steps": 0},
-    "warm-only": {"steps": 0},
+    "no-pretraining": {"pretraining_steps": 0},
+    "pretraining-only": {"steps": 0},
     "half-the-steps": {"steps": 250},
     "twice-the-steps": {"steps": 1000},
     "no-sampling": {"deployed_share": 1.0},
@@ -109,7 +109,7 @@ def row(name: str, report: dict[str, Any]) -> str:
         f"{delta['top1_points']:+.2f} ({low:+.2f} to {high:+.2f})",
         f"{delta['agreement_pct']:.1f} %",
         f"{delta['kl']:.4f}",
-        f"{report['wall_s'] / 60:.1f}",
+        f"{report['seconds'] / 60:.1f}",
     ]
     return "| " + " | ".join(cells) + " |"
 

@@ -57,11 +57,11 @@ def test_own_training_loop_runs_and_saves(tmp_path):
 
 @pytest.mark.slow
 def test_ablation_tables_its_variants_and_reads_what_is_there(tmp_path):
-    options = ["demo", "--variants", "warm-only,drop", "--output", "out"]
+    options = ["demo", "--variants", "pretraining-only,drop", "--output", "out"]
     quick = [*QUICK, "--limit", "20", "--pretraining-steps", "2", "--steps", "1"]
     out = _run("ablation.py", *options, "--", *quick, cwd=tmp_path)
-    assert [_cells(line)[0] for line in out.splitlines()[2:]] == ["warm-only", "drop"]
-    for name, pruned in (("warm-only", "merge"), ("drop", "drop")):
+    assert [_cells(line)[0] for line in out.splitlines()[2:]] == ["pretraining-only", "drop"]
+    for name, pruned in (("pretraining-only", "merge"), ("drop", "drop")):
         assert json.loads((tmp_path / "out" / name / "report.json").read_text())["pruned"] == pruned
     assert _run("ablation.py", *options, cwd=tmp_path) == out, "finished runs are read, not repeated"
 

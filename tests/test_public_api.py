@@ -1,5 +1,6 @@
 """What `import vitprune` offers."""
 
+import pydoc
 import re
 import subprocess
 import sys
@@ -206,3 +207,18 @@ def test_no_error_names_an_option_in_python(make_vit):
         with pytest.raises(vitprune.VitpruneError) as raised:
             vitprune.sparsify(make_vit(), **mistake)
         assert not re.search(r"--[a-z]", str(raised.value)), str(raised.value)
+
+
+def test_help_shows_what_vitprune_defines_and_nothing_inherited():
+    text = pydoc.render_doc(vitprune, renderer=pydoc.plaintext)
+    assert len(text.splitlines()) < 1200
+    assert "forward_masked" in text
+    assert "share of those steps on the deployed path" in text, "fields of settings are described"
+    assert "register_forward_hook" not in text
+    assert "model_dump" not in text
+
+
+def test_instances_still_list_everything(make_sparse):
+    listed = dir(make_sparse())
+    assert {"forward_masked", "state_dict", "parameters", "predictors", "schedule"} <= set(listed)
+    assert {"with_settings", "model_dump", "lr"} <= set(dir(vitprune.Recipe()))

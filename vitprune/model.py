@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import wrap
+from vitprune.common.own_members import PublicModule
 from vitprune.schedule import Pruned, Schedule, ScheduleName, Sparsity, Stage, known_pruned
 from vitprune.tokens.masking import attention_bias, size_bias
 from vitprune.tokens.merging import merge_masked, merge_tokens
@@ -84,7 +85,7 @@ def topk_decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
     return topk_decision(keep_scores(log_pi), stage.num_tokens, kept)
 
 
-class SparseViT(nn.Module):
+class SparseViT(PublicModule):
     """A vision transformer that drops its least informative patch tokens on the way.
 
     `forward` is what is deployed: the same, constant number of tokens for every image, really removed.

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitprune.common.own_members import PublicModule
 
-class TokenPredictor(nn.Module):
+
+class TokenPredictor(PublicModule):
     """Keep and drop probabilities of every patch token (DynamicViT section 3.2).
 
     LayerNorm > Linear C>C > GELU, whose first half is the token's local feature and whose second half, averaged

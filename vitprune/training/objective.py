@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitprune.common.own_members import PublicModule
 from vitprune.model import Decide, MaskedOutput, Selection, SparseViT
 from vitprune.schedule import Stage
 from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
@@ -37,7 +38,7 @@ Rows = tuple[int, int]
 """Which rows of a larger batch some images are: the first one's number, and how many there are in all."""
 
 
-class Objective(nn.Module):
+class Objective(PublicModule):
     """Student and losses as one module, so that a data-parallel wrapper sees the whole step, but not the teacher.
 
     Args:

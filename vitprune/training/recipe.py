@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from vitprune.common.formatting import close_match, first_fault, first_line, flattened
 from vitprune.common.json_version import RENAMED
+from vitprune.common.own_members import PublicSettings
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
 from vitprune.schedule import Sparsity
@@ -40,10 +41,8 @@ class PlannedStep(NamedTuple):
     trains_backbone: bool
 
 
-class LossWeights(BaseModel):
+class LossWeights(PublicSettings):
     """Weights of the four losses of DynamicViT eq. 16."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     ce: float = Field(0.0, ge=0, description="cross-entropy with the labels")
     ratio: float = Field(2.0, ge=0, description="squared distance of the kept share from its target")
@@ -56,7 +55,7 @@ class LossWeights(BaseModel):
     )
 
 
-class Recipe(BaseModel):
+class Recipe(PublicSettings):
     """Settings of a training run. The defaults are those of recipes/short.yaml, which says what they are for.
 
     Training has three phases. "pretraining": predictors alone learn the ranking of tokens that the teacher gives. Then,
@@ -64,8 +63,6 @@ class Recipe(BaseModel):
     "sampled", with sampled decisions and masked attention, and at last "deployed", on the path that is deployed, where
     pruned tokens are really removed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("short", description="of the settings file this began with")
     schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
