@@ -38,13 +38,13 @@ def assert_masked_is_gathered(sparse, images):
 class _SameTokens(nn.Module):
     """Runs a predictor, then returns what was recorded: rounding moves values, and not the choice of tokens."""
 
-    def __init__(self, predictor, log_pi):
+    def __init__(self, predictor, scores):
         super().__init__()
-        self.predictor, self.log_pi = predictor, log_pi
+        self.predictor, self.scores = predictor, scores
 
     def forward(self, x, kept=None):
         assert self.predictor(x, kept).isfinite().all()
-        return self.log_pi
+        return self.scores
 
 
 def assert_same_in_low_precision(sparse, images, dtype=torch.bfloat16):
@@ -54,8 +54,9 @@ def assert_same_in_low_precision(sparse, images, dtype=torch.bfloat16):
     """
     with torch.no_grad():
         expected, selection, masked = sparse(images), sparse.select(images), sparse.forward_masked(images)
-        predictors = map(_SameTokens, sparse.predictors, selection.log_pi)
+        predictors = map(_SameTokens, sparse.predictors, selection.scores)
         fixed = SparseViT(sparse.model, sparse.schedule, predictors, sparse.pruned).eval()
+        assert sparse.balance is None, "the scores alone decide"
         kept = dict(zip(sparse.schedule.blocks, masked.kept, strict=True))
 
         def outputs(images):

@@ -15,7 +15,8 @@ from torch import nn
 
 from vitprune.backbones import input_size
 from vitprune.measure import benchmark
-from vitprune.model import SparseViT, attach
+from vitprune.model import SparseViT, attach_as
+from vitprune.schedule import Sparsity
 
 
 def pytest_collection_finish():
@@ -58,7 +59,7 @@ def _make_vit(name="test_vit", seed=0, **kwargs):
 
 
 def _make_sparse(name="test_vit", keep=0.7, stages=None, seed=0, **kwargs) -> SparseViT:
-    sparse = attach(_make_vit(name, seed, **kwargs), keep, stages, schedule="geometric", pruned="drop")
+    sparse = attach_as(_make_vit(name, seed, **kwargs), Sparsity.as_published(keep, stages))
     randomise(sparse.predictors, seed + 1)
     return sparse.eval()
 

@@ -33,7 +33,7 @@ def fresh():
 def test_one_whole_graph_serves_all_batch_sizes(make_sparse, make_images, kind, pruned):
     plain = make_sparse(**KINDS[kind])
     calm_attention(plain.model)
-    sparse = SparseViT(plain.model, plain.schedule, plain.predictors, pruned).eval()
+    sparse = SparseViT(plain.model, plain.schedule, plain.predictors, pruned, 0.1, 1.0).eval()
     graphs = []
 
     def count(graph, inputs):
@@ -50,7 +50,7 @@ def test_one_whole_graph_serves_all_batch_sizes(make_sparse, make_images, kind, 
 
 def test_the_training_pass_compiles_whole_too(make_sparse, make_images):
     sparse = make_sparse(**KINDS["positions in the tokens"])
-    sparse.pruned = "merge"
+    sparse.pruned, sparse.balance, sparse.beta = "merge", 0.1, 1.0
     images = make_images(sparse)
     compiled = torch.compile(sparse.forward_masked, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_the_training_pass_compiles_whole_too(make_sparse, make_images):
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
 def test_compiled_code_answers_as_the_model_does(make_sparse, make_images):
     sparse = make_sparse(**KINDS["positions in the tokens"])
-    sparse.pruned = "merge"
+    sparse.pruned, sparse.balance, sparse.beta = "merge", 0.1, 1.0
     images = make_images(sparse, 3)
     with torch.no_grad():
         expected = sparse(images)

@@ -9,10 +9,11 @@ from agreement import assert_masked_is_gathered
 
 from vitprune.checkpoint.sparse_file import describe, load_sparse, save
 from vitprune.errors import UsageError
-from vitprune.model import SparseViT, attach, topk_decide
+from vitprune.model import SparseViT, attach
 from vitprune.schedule import Sparsity, make_schedule
 from vitprune.tokens.masking import gumbel_decision
 from vitprune.tokens.predictor import TokenPredictor
+from vitprune.tokens.selection import topk_decision
 
 NANO = {"name": "test_vit", "img_size": 96}  # 6 blocks, 36 patches, class token
 KINDS = {
@@ -37,9 +38,9 @@ def test_selected_tokens_are_the_planned_number_of_highest_scores_of_those_prese
     selection = sparse.select(images)
     assert [chosen.shape for chosen in selection.indices] == [(3, 25), (3, 17), (3, 12)]
     present = torch.arange(36).expand(3, -1)
-    for log_pi, chosen in zip(selection.log_pi, selection.indices, strict=True):
-        assert log_pi.shape == (3, present.shape[1], 2)
-        best = log_pi[..., 1].argsort(dim=1, descending=True)[:, : chosen.shape[1]]
+    for scores, chosen in zip(selection.scores, selection.indices, strict=True):
+        assert scores.shape == (3, present.shape[1])
+        best = scores.argsort(dim=1, descending=True)[:, : chosen.shape[1]]
         present = present.gather(1, best.sort(dim=1).values)
         assert torch.equal(present, chosen)
     assert torch.equal(selection.logits, sparse(images))
@@ -51,10 +52,11 @@ def test_masked_pass_reports_the_decisions_of_the_gathered_pass(sparse, images):
     assert_masked_is_gathered(sparse, images)
     selection, masked = sparse.select(images), sparse.forward_masked(images)
     previous = torch.arange(36).expand(3, -1)
-    for gathered, full, indices in zip(selection.log_pi, masked.log_pi, selection.indices, strict=True):
+    for gathered, full, indices in zip(selection.scores, masked.log_pi, selection.indices, strict=True):
         assert full.shape == (3, 36, 2)
-        at = previous.unsqueeze(-1).expand(-1, -1, 2)
-        torch.testing.assert_close(full.gather(1, at), gathered, rtol=0, atol=1e-4)
+        torch.testing.assert_close(full.exp().sum(-1), torch.ones(3, 36))
+        log_odds = (full[..., 1] - full[..., 0]).gather(1, previous)
+        torch.testing.assert_close(log_odds, gathered, rtol=0, atol=1e-4)
         previous = indices
 
 
@@ -62,9 +64,9 @@ def test_a_predictor_sees_patch_tokens_only_and_what_is_left_of_them(make_vit, m
     seen = []
 
     class Recording(TokenPredictor):
-        def logits(self, x, kept=None):
+        def forward(self, x, kept=None):
             seen.append((x.shape[1], kept))
-            return super().logits(x, kept)
+            return super().forward(x, kept)
 
     model = make_vit(**NANO)
     schedule = make_schedule(6, 36, Sparsity(0.5, [1, 3], "geometric"))
@@ -154,7 +156,7 @@ def test_pruned_tokens_decisions_receive_gradient_through_the_whole_model(make_s
     decisions = []
 
     def decide(log_pi, kept, stage):
-        decision = topk_decide(log_pi, kept, stage).detach().requires_grad_()
+        decision = topk_decision(log_pi[..., 1], stage.num_tokens, kept).detach().requires_grad_()
         decisions.append(decision)
         return decision
 
@@ -172,7 +174,7 @@ def test_pruned_tokens_decisions_receive_gradient_through_the_whole_model(make_s
 def test_parameters_with_three_predictors_are_the_published_number(size, total):
     with torch.device("meta"):
         model = timm.create_model(f"deit_{size}_patch16_224")
-    sparse = attach(model)
+    sparse = attach(model, predictor="paper")
     assert len(sparse.predictors) == 3
     assert {parameter.device.type for parameter in sparse.parameters()} == {"meta"}, "where the model is"
     assert sum(parameter.numel() for parameter in sparse.parameters()) == total
@@ -181,9 +183,9 @@ def test_parameters_with_three_predictors_are_the_published_number(size, total):
 def test_casting_the_model_keeps_the_scores_in_fp32(sparse, images):
     sparse.bfloat16()
     assert {parameter.dtype for parameter in sparse.model.parameters()} == {torch.bfloat16}
-    for log_pi in sparse.select(images.bfloat16()).log_pi:
-        assert log_pi.dtype == torch.float32
-        assert not torch.equal(log_pi, log_pi.bfloat16().float())
+    for scores in sparse.select(images.bfloat16()).scores:
+        assert scores.dtype == torch.float32
+        assert not torch.equal(scores, scores.bfloat16().float())
 
 
 def test_float64_agrees_with_fp32(sparse, images):

@@ -28,6 +28,11 @@ Pruned = Literal["drop", "merge"]
 """What happens to pruned tokens: removed, or merged into the kept ones (see `vitprune.tokens.merging`)."""
 
 
+PredictorName = Literal["light", "paper", "attention"]
+"""What scores tokens: a small network of ours, or DynamicViT's (see `vitprune.tokens.predictor`), or the class token's
+attention, which needs no training (see `vitprune.model.attention`)."""
+
+
 def known_pruned(value: str) -> Pruned:
     """What happens to pruned tokens, by its name or by "fold", the old one of "merge".
 
@@ -58,9 +63,14 @@ class Sparsity:
         pruned: what happens to pruned tokens, see `Pruned`.
         align: after each stage prefix and patch tokens together are a multiple of this, so that they fill the tiles
             of the hardware, at nearly the same cost; 1 for any number.
+        balance: with "merge", how much a token's importance counts beside its redundancy, 0 or more; None to rank by
+            importance alone. See `vitprune.tokens.redundancy`.
+        beta: with "merge", how much importance counts in the average of merged tokens, 0 or more: not at all, or
+            exp(beta * a). See `vitprune.tokens.merging`.
+        predictor: what scores tokens, see `PredictorName`.
 
     Raises:
-        UsageError: `keep`, `ratios` or `align` is out of range, or there is no such schedule or `pruned`.
+        UsageError: a number is out of range, or a name is unknown.
     """
 
     keep: float = 0.7
@@ -69,6 +79,9 @@ class Sparsity:
     ratios: Sequence[float] | None = None
     pruned: Pruned = "merge"
     align: int = 1
+    balance: float | None = 0.1
+    beta: float = 1.0
+    predictor: PredictorName = "light"
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:  # also catches NaN
@@ -77,7 +90,11 @@ class Sparsity:
         if self.ratios is not None:
             _check_ratios(self.ratios)
         _known("schedule", self.schedule, ScheduleName)
+        _known("predictor", self.predictor, PredictorName)
         object.__setattr__(self, "pruned", known_pruned(self.pruned))
+        for name, value in (("balance", self.balance), ("beta", self.beta)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UsageError(f"{name} is {value:g}, expected 0 or more", f"try {getattr(Sparsity, name):g}")
         if self.align < 1:
             raise UsageError(f"--align is {self.align}, expected at least 1", "try --align 8")
 
@@ -90,6 +107,22 @@ class Sparsity:
     def slug(self) -> str:
         """`label` as part of a folder's name: "keep0.7"."""
         return plan_slug(self.label)
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """How tokens are chosen and what becomes of the others: arguments of `vitprune.model.build`."""
+        return {
+            "predictor": self.predictor,
+            "pruned": self.pruned,
+            "balance": self.balance,
+            "beta": self.beta,
+        }
+
+    @classmethod
+    def as_published(cls, keep: float, stages: Sequence[int] | None = None, **more: Any) -> Sparsity:
+        """DynamicViT's: geometric, tokens dropped by importance alone, with its predictors; `more` may differ."""
+        published = {"schedule": "geometric", "pruned": "drop", "balance": None, "beta": 0.0, "predictor": "paper"}
+        return cls(keep, stages, **(published | more))
 
     def plan(self, backbone: Any) -> Schedule:
         """The stages for a `vitprune.backbones.Backbone`; raises what `make_schedule` does."""

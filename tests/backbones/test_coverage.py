@@ -79,11 +79,15 @@ def family(cls):
 
 
 def check(model, size):
-    """None if the masked and the gathered pass agree; the rest is test_contract's."""
-    sparse, images = attach(model, 0.6, pruned="drop").eval(), torch.randn(2, 3, size, size)
-    with torch.no_grad():
-        gathered, masked = sparse(images), sparse.forward_masked(images).logits
-    return None if torch.allclose(gathered, masked, rtol=1e-3, atol=1e-4) else "broken"
+    """None if the masked and the gathered pass agree, tokens dropped or merged; the rest is test_contract's."""
+    images = torch.randn(2, 3, size, size)
+    for pruned in ("drop", "merge"):
+        sparse = attach(model, 0.6, pruned=pruned).eval()
+        with torch.no_grad():
+            gathered, masked = sparse(images), sparse.forward_masked(images).logits
+        if not torch.allclose(gathered, masked, rtol=1e-3, atol=1e-4):
+            return "broken"
+    return None
 
 
 def test_every_architecture_with_an_adapter_works(classes, verdicts):

@@ -9,8 +9,8 @@ from architectures import LVVIT
 from torch import nn
 
 from vitprune import LossWeights, Objective, Recipe
-from vitprune.baselines import AttentionViT, ToMeViT
-from vitprune.model import attach
+from vitprune.baselines import ToMeViT
+from vitprune.model import AttentionViT, attach
 from vitprune.tokens.masking import gumbel_decision
 from vitprune.training.pretraining import teacher_saliency
 
@@ -60,7 +60,7 @@ def test_baselines_run_on_it_and_the_teacher_can_be_asked_what_matters(sparse, m
     images = make_images(sparse)
     with torch.no_grad():
         assert ToMeViT(sparse.model, (4, 4, 4, 4))(images).shape == (2, 1000)
-        assert AttentionViT(sparse.model, sparse.schedule, "merge")(images).shape == (2, 1000)
+        assert AttentionViT(sparse.model, sparse.schedule, "merge", 0.1, 1.0)(images).shape == (2, 1000)
         x = sparse.backbone.embed(images)
     for target in ("attention", "gradient", "both"):
         saliency = teacher_saliency(sparse.backbone, x, 0, target)
@@ -72,8 +72,8 @@ def test_baselines_run_on_it_and_the_teacher_can_be_asked_what_matters(sparse, m
 def objective(make_vit):
     def make(**settings):
         model = with_statistics(make_vit(**LVVIT, num_classes=7, in_chans=1))
-        weights = LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
-        recipe = Recipe(**{"weights": weights, "decision": "gumbel", "train_trunk": True, **settings})
+        weights = LossWeights(ce=1, ratio=2, kl=0.5, pooled=0, token=0.5)
+        recipe = Recipe(**{"weights": weights, "train_trunk": True, **settings})
         return Objective(attach(copy.deepcopy(model), pruned="drop"), attach(model, 1.0), recipe).train()
 
     return make
@@ -112,7 +112,7 @@ def test_token_loss_is_the_divergence_of_kept_tokens_answers_at_their_own_positi
 
 @pytest.mark.parametrize("phase", ["sampled", "deployed"])
 def test_token_loss_trains_the_auxiliary_head_and_not_the_teachers(objective, batch, phase):
-    objective = objective(weights=LossWeights(ce=0, ratio=0, kl=0, token=1))
+    objective = objective(weights=LossWeights(ce=0, ratio=0, kl=0, pooled=0, token=1))
     objective(*batch, phase).total.backward()
     assert objective.student.model.aux_head.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in objective.teacher.parameters())

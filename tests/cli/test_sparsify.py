@@ -46,7 +46,7 @@ def test_run_writes_checkpoint_report_log_and_summary(finished):
     assert report["data"]["num_train_images"] == 12
     assert report["sparse"]["gmacs"] < report["dense"]["gmacs"]
     assert report["training"]["recipe"]["batch_size"] == 4
-    assert report["training"]["phases"] == {"pretraining": 2, "sampled": 1, "deployed": 3}
+    assert report["training"]["phases"] == {"pretraining": 2, "deployed": 4}
     assert sum(report["correct"].values()) == 6
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -173,7 +173,7 @@ def test_paper_recipe_with_other_settings_and_plan(arguments, tmp_path, capsys):
 
 def test_a_recipe_of_your_own_with_free_ratios_and_unreadable_images(arguments, images, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(
-        "decision: gumbel\nema_decay: 0.5\npruned: drop\ntrain_trunk: true\n"
+        "deployed_share: 0.5\nema_decay: 0.5\npruned: drop\ntrain_trunk: true\n"
         "augmentation: {mixup: 0.8, cutmix: 1.0, smoothing: 0.1}\nweights: {ce: 1.0, token: 0.5}\n"
     )
     victims = [images / part / "dog" / "1.png" for part in ("train", "val")]
@@ -188,8 +188,8 @@ def test_a_recipe_of_your_own_with_free_ratios_and_unreadable_images(arguments, 
     folder = tmp_path / "runs" / "test_vit-ratios0.8-0.5"
     report = json.loads((folder / "report.json").read_text())
     training, recipe = report["training"], report["training"]["recipe"]
-    assert (recipe["name"], recipe["decision"], recipe["ema_decay"]) == ("mine", "gumbel", 0.5)
-    assert recipe["weights"] == {"ce": 1.0, "ratio": 2.0, "kl": 0.25, "token": 0.5}
+    assert (recipe["name"], recipe["deployed_share"], recipe["ema_decay"]) == ("mine", 0.5, 0.5)
+    assert recipe["weights"] == {"ce": 1.0, "ratio": 2.0, "kl": 0.25, "pooled": 0.5, "token": 0.5}
     assert (recipe["grad_accum"], recipe["batch_size"], training["num_microbatches"]) == ("auto", 32, 1)
     assert (training["unreadable"], training["num_unreadable"] >= 1) == ([str(victims[0])], True)
     assert (report["data"]["unreadable_val"], report["data"]["num_unreadable_val"]) == ([str(victims[1])], 1)

@@ -196,7 +196,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(exported, tmp_path):
             return torch.stack((patches[..., 0] * share, patches[..., 1]), dim=-1)
 
     plain = exported.sparse
-    sparse = SparseViT(plain.model, plain.schedule, [Branching()], "merge").eval()
+    sparse = SparseViT(plain.model, plain.schedule, [Branching()], "merge", balance=0.1, beta=1.0).eval()
     for kind in ("onnx", "pt2"):
         with pytest.raises(ExportError, match=r"torch.*cannot export the model.*data-dependent"):
             export(sparse, describe(plain), tmp_path / f"model.{kind}", kind)

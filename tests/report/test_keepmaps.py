@@ -28,8 +28,7 @@ def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
     for i, each in enumerate(maps):
         for stage in range(2):
             assert list(each.kept[stage]) == selection.indices[stage][i].tolist()
-            expected = selection.log_pi[stage][i, :, 1] - selection.log_pi[stage][i, :, 0]
-            torch.testing.assert_close(torch.tensor(each.scores[stage]), expected)
+            torch.testing.assert_close(torch.tensor(each.scores[stage]), selection.scores[stage][i])
             assert len(each.reached(stage)) == len(each.scores[stage])
         assert set(each.kept[1]) <= set(each.reached(1)) == set(each.kept[0])
         assert each.kept_pct == [100 * len(kept) / 100 for kept in each.kept], "a grid of 10 x 10"
@@ -128,7 +127,7 @@ class _Oracle(nn.Module):
         score = self.scores
         if x.shape[1] != score.shape[1]:  # later stages: the tokens that are left are those of highest score
             score = score.sort(dim=1, descending=True).values[:, : x.shape[1]]
-        return torch.stack((1 - score, score), dim=-1)
+        return score
 
 
 def test_oracle_covers_the_object_and_its_opposite_none_of_it():

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vitprune.tokens.masking import attention_bias, perturbed_topk_decision, size_bias
-from vitprune.tokens.merging import merge_masked, merge_tokens
+from vitprune.tokens.masking import attention_bias, size_bias
+from vitprune.tokens.merging import merge_gains, merge_masked, merge_tokens
+from vitprune.tokens.redundancy import choose_tokens
 from vitprune.tokens.selection import gather_tokens, split_tokens, topk_decision, topk_tokens
 
 
@@ -36,17 +37,20 @@ def test_split_is_top_k_and_the_rest(scores):
         assert sorted(kept[image].tolist() + pruned[image].tolist()) == list(range(20))
 
 
-def test_each_pruned_token_joins_its_most_similar_by_weighted_average(x, scores, sizes):
-    kept, pruned = split_tokens(scores, 13)
-    tokens, new_sizes = merge_tokens(x, sizes, kept, pruned)
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.5])
+def test_each_pruned_token_joins_its_most_similar_by_weighted_average(x, scores, sizes, beta):
+    choice = choose_tokens(x, scores, 13, None)
+    kept, pruned = choice.kept, choice.pruned
+    tokens, new_sizes = merge_tokens(x, sizes, choice, gains=merge_gains(scores, beta))
+    weights = sizes * (beta * (scores - scores.mean(1, keepdim=True))).exp()
     for image in range(3):
         groups = {token: [token] for token in kept[image].tolist()}
         for token in pruned[image].tolist():
             nearest = max(groups, key=lambda s: torch.cosine_similarity(x[image, token], x[image, s], dim=0).item())
             groups[nearest].append(token)
         for row, members in enumerate(groups.values()):
-            weight = sizes[image, members]
-            torch.testing.assert_close(new_sizes[image, row], weight.sum())
+            torch.testing.assert_close(new_sizes[image, row], sizes[image, members].sum())
+            weight = weights[image, members]
             mean = (x[image, members] * weight[:, None]).sum(0) / weight.sum()
             torch.testing.assert_close(tokens[image, row], mean)
     torch.testing.assert_close(new_sizes.sum(1), sizes.sum(1))
@@ -54,26 +58,28 @@ def test_each_pruned_token_joins_its_most_similar_by_weighted_average(x, scores,
 
 @pytest.mark.parametrize("prefix", [1, 5])
 def test_prefix_tokens_stay_as_they_are(x, scores, sizes, prefix):
-    kept, pruned = split_tokens(scores, 13)
+    choice, gains = choose_tokens(x, scores, 13, None), merge_gains(scores, 1.0)
     before = torch.randn(3, prefix, 8, dtype=torch.float64)
     ones = torch.ones(3, prefix, dtype=torch.float64)
     tokens, new_sizes = merge_tokens(
-        torch.cat((before, x), dim=1), torch.cat((ones, sizes), dim=1), kept, pruned, prefix
+        torch.cat((before, x), dim=1), torch.cat((ones, sizes), dim=1), choice, prefix, gains
     )
-    expected, expected_sizes = merge_tokens(x, sizes, kept, pruned)
+    expected, expected_sizes = merge_tokens(x, sizes, choice, gains=gains)
     torch.testing.assert_close(tokens, torch.cat((before, expected), dim=1))
     torch.testing.assert_close(new_sizes, torch.cat((ones, expected_sizes), dim=1))
 
 
-def test_masked_merging_is_gathered_merging_and_no_sizes_are_ones(x, scores, ones):
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_masked_merging_is_gathered_merging_and_no_sizes_are_ones(x, scores, ones, beta):
     x[0, 4] = 0  # has no direction, and spoils nothing
-    kept, pruned = split_tokens(scores, 13)
-    tokens, new_sizes = merge_tokens(x, None, kept, pruned)
+    choice, gains = choose_tokens(x, scores, 13, None), merge_gains(scores, beta)
+    kept, pruned = choice.kept, choice.pruned
+    tokens, new_sizes = merge_tokens(x, None, choice, gains=gains)
     assert tokens.isfinite().all()
     assert new_sizes[0].sum() == 20
-    for got, expected in zip(merge_tokens(x, ones, kept, pruned), (tokens, new_sizes), strict=True):
+    for got, expected in zip(merge_tokens(x, ones, choice, gains=gains), (tokens, new_sizes), strict=True):
         torch.testing.assert_close(got, expected)
-    masked, masked_sizes = merge_masked(x, ones, ones, topk_decision(scores, 13))
+    masked, masked_sizes = merge_masked(x, ones, ones, topk_decision(scores, 13), gains)
     torch.testing.assert_close(gather_tokens(masked, kept), tokens)
     torch.testing.assert_close(masked_sizes.gather(1, kept), new_sizes)
     assert torch.equal(gather_tokens(masked, pruned), gather_tokens(x, pruned)), "nobody sees them: let them be"
@@ -103,8 +109,9 @@ def test_gradient_reaches_merged_tokens_and_not_the_choice(x, scores, ones):
 
 
 def test_bf16_tokens_stay_bf16_and_sizes_exact(x, scores):
-    kept, pruned = split_tokens(scores, 3)
-    tokens, sizes = merge_tokens(x.bfloat16(), torch.ones(3, 20), kept, pruned)
+    x = x.bfloat16()
+    choice = choose_tokens(x, scores, 3, None)
+    tokens, sizes = merge_tokens(x, torch.ones(3, 20), choice, gains=merge_gains(scores.float(), 1.0))
     assert tokens.dtype == torch.bfloat16
     assert sizes.dtype == torch.float32
     assert torch.equal(sizes.sum(1), torch.full((3,), 20.0))
@@ -127,41 +134,15 @@ def test_gate_with_sizes_counts_on_the_diagonal_too():
     torch.testing.assert_close(bias - gate, torch.tensor([1.0, 2.0, 1.0, 4.0]).log().expand(4, 4))
 
 
-# Noisy top-k
-
-
-def log_pi_of(scores):
-    return torch.stack((torch.zeros_like(scores), scores), -1).log_softmax(-1)
-
-
-def test_noisy_top_k_keeps_the_number_whatever_the_noise(scores, ones):
-    kept = topk_decision(torch.rand(3, 20), 15)
-    for noise in (0.0, 0.5, 1.0, 5.0):
-        decision = perturbed_topk_decision(log_pi_of(scores), 8, kept, noise=noise)
-        assert set(decision.unique().tolist()) == {0.0, 1.0}
-        assert (decision.sum(1) == 8).all()
-        assert ((decision == 1) <= (kept == 1)).all()
-    all_kept = perturbed_topk_decision(log_pi_of(scores).requires_grad_(True), 20, ones)
-    assert (all_kept == 1).all()
-    all_kept.sum().backward()
-
-
-def test_noise_tries_other_tokens_the_more_the_noisier(scores, ones):
-    torch.manual_seed(0)
-    best = topk_decision(scores, 8)
-
-    def change(noise):
-        draws = [perturbed_topk_decision(log_pi_of(scores), 8, ones, noise=noise) for _ in range(50)]
-        return sum((draw - best).abs().mean().item() for draw in draws) / 50
-
-    assert 0 == change(0.0) < change(0.1) < change(1.0)
-
-
-def test_gradient_pulls_at_the_border_hardest(scores, ones):
-    log_pi = log_pi_of(scores).requires_grad_(True)
-    perturbed_topk_decision(log_pi, 8, ones, noise=0.0).sum().backward()
-    pull = log_pi.grad[..., 1]
-    assert (pull > 0).all(), "pruned tokens are told too"
-    logits = log_pi.detach()[..., 1] - log_pi.detach()[..., 0]
-    distance = (logits - logits.topk(9, 1).values[:, 7:].mean(1, keepdim=True)).abs()
-    torch.testing.assert_close(pull, distance.sigmoid() * (1 - distance.sigmoid()))
+def test_gains_are_bounded_relative_to_the_tokens_present_and_no_function_to_learn(scores):
+    scores.requires_grad_(True)
+    gains = merge_gains(1e4 * scores, 1.0)
+    assert gains.isfinite().all()
+    assert (gains > 0).all()
+    assert not gains.requires_grad
+    assert merge_gains(scores, 0.0) is None
+    torch.testing.assert_close(merge_gains(scores + 7, 1.0), merge_gains(scores, 1.0))
+    kept = topk_decision(scores.detach(), 13)
+    at = split_tokens(scores.detach(), 13)[0]
+    masked = merge_gains(scores, 1.0, kept).gather(1, at)
+    torch.testing.assert_close(masked, merge_gains(scores.gather(1, at), 1.0))

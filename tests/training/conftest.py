@@ -21,6 +21,7 @@ SHORT = {
     "batch_size": 4,
     "num_workers": 0,
     "train_trunk": True,
+    "backbone_lr_scale": 0.02,
     "rate_reference_kl": None,
 }
 

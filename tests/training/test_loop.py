@@ -117,7 +117,7 @@ def test_drop_path_acts_in_training_alone(run_training):
 
 
 def test_rates_are_the_recipes(run_training, monkeypatch):
-    """The backbone's follows the divergence that pretraining leaves, up to fourfold and down to half."""
+    """The backbone's follows the divergence that pretraining leaves, up to half as much again and down to .3."""
     real = Objective.forward
 
     def forward(self, *args):
@@ -129,7 +129,7 @@ def test_rates_are_the_recipes(run_training, monkeypatch):
     fixed = run_training(**short)
     assert [record.lr for record in fixed.records] == pytest.approx([1e-3, 1e-3 * 0.02])
     assert fixed.progress.backbone_lr == pytest.approx(1e-3 * 0.02)
-    for reference, factor in ((0.1, 1), (0.05, 2), (0.08, 1.25), (0.001, 4), (10.0, 0.5)):
+    for reference, factor in ((0.1, 1), (0.08, 1.25), (0.001, 1.5), (10.0, 0.3)):
         followed = run_training(fixed.model, **short, rate_reference_kl=reference)
         assert followed.progress.backbone_lr == pytest.approx(factor * 1e-3 * 0.02)
         assert followed.records[-1].lr == followed.progress.backbone_lr
@@ -169,7 +169,7 @@ def test_many_non_finite_steps_in_a_row_stop_the_run_with_the_reason(run_trainin
 
 SETTINGS = {
     "short": ({}, 2),
-    "gumbel": ({"decision": "gumbel", "weights": {"ce": 1.0, "token": 0.0}}, 2),
+    "gumbel": ({"weights": {"ce": 1.0, "token": 0.0}}, 2),
     "mixed": ({"augmentation": {"mixup": 0.8}}, 4),
     "uneven": ({"batch_size": 5}, 3),
 }

@@ -8,7 +8,7 @@ import torch
 from vitprune import LossWeights, Objective, Recipe, attach
 from vitprune.tokens.losses import distillation_loss, ratio_loss, token_loss
 
-PAPER = LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
+PAPER = LossWeights(ce=1, ratio=2, kl=0.5, pooled=0, token=0.5)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def batch(make_images, make_vit):
 def build(make_vit):
     def build(weights=None, pruned="drop", **settings):
         model = make_vit()
-        recipe = Recipe(**{"weights": weights or PAPER, "train_trunk": True, "decision": "gumbel", **settings})
+        recipe = Recipe(**{"weights": weights or PAPER, "train_trunk": True, **settings})
         return Objective(attach(copy.deepcopy(model), pruned=pruned), attach(model, 1.0), recipe)
 
     return build
@@ -50,10 +50,11 @@ def test_pretraining_trains_predictors_alone(build, batch):
 
 
 @pytest.mark.parametrize(
-    ("phase", "names"), [("sampled", {"ce", "kl", "token", "ratio"}), ("deployed", {"ce", "kl", "token"})]
+    ("phase", "names"),
+    [("sampled", {"ce", "kl", "pooled", "token", "ratio"}), ("deployed", {"ce", "kl", "pooled", "token"})],
 )
 def test_total_is_the_weighted_sum_of_the_named_components(build, batch, phase, names):
-    weights = LossWeights(ce=1.5, ratio=3, kl=0.7, token=0.2)
+    weights = LossWeights(ce=1.5, ratio=3, kl=0.7, pooled=0.4, token=0.2)
     loss = build(weights)(*batch, phase)
     assert set(loss.components) == names
     expected = sum(getattr(weights, name) * value for name, value in loss.components.items())
@@ -108,8 +109,38 @@ def test_token_loss_is_absolute_where_the_recipe_says_so(build, batch):
     torch.testing.assert_close(absolute, 400 * features.square().mean())
 
 
-def test_token_loss_of_weight_zero_is_not_computed(build, batch):
-    assert "token" not in build(LossWeights(ce=0, token=0))(*batch, "deployed").components
+def test_losses_of_weight_zero_are_not_computed(build, batch):
+    for phase, expected in (("deployed", {"kl"}), ("sampled", {"kl", "ratio"})):
+        assert set(build(LossWeights(ce=0, pooled=0, token=0))(*batch, phase).components) == expected
+
+
+def test_pooled_loss_is_the_relative_error_of_what_the_classifier_reads(build, batch):
+    objective = build(LossWeights(pooled=1))
+    loss = objective(*batch, "deployed").components["pooled"]
+    own, teachers = (model.select(batch[0]).pooled for model in (objective.student, objective.teacher))
+    torch.testing.assert_close(
+        teachers,
+        objective.teacher.model.forward_head(objective.teacher.model.forward_features(batch[0]), pre_logits=True),
+    )
+    expected = ((own - teachers).square().sum(1) / teachers.square().sum(1)).mean()
+    torch.testing.assert_close(loss, expected.detach())
+
+
+def test_merged_tokens_are_compared_with_the_mean_of_those_that_they_stand_for(build, batch):
+    objective = build(pruned="merge")
+    loss = objective(*batch, "deployed").components["token"]
+    out = objective.student.select(batch[0])
+    teacher = objective.teacher.select(batch[0]).features
+    owners, terms = out.owners(), []
+    for image in range(4):
+        for row in range(out.features.shape[1]):
+            target = teacher[image, owners[image] == row].mean(dim=0)
+            terms.append((out.features[image, row] - target).square().mean())
+    counterparts = objective._counterparts(out, teacher)
+    expected = torch.stack(terms).view(4, -1).mean(1) / counterparts.square().mean(dim=(1, 2))
+    torch.testing.assert_close(loss, expected.mean().detach())
+    members = [(owners == row).sum(1) for row in range(out.features.shape[1])]
+    assert torch.equal(torch.stack(members, dim=1).float(), out.sizes), "each patch is part of one token"
 
 
 @pytest.mark.parametrize("phase", ["sampled", "deployed"])
@@ -127,21 +158,6 @@ def test_a_trunk_that_does_not_train_is_computed_once_and_changes_nothing(build,
     loss = shared(*batch, phase)
     assert len(calls) == 3
     torch.testing.assert_close(loss.total, expected.total)
-
-
-def test_sampled_top_k_keeps_the_scheduled_number_whatever_the_noise(build, batch):
-    objective = build(decision="topk", pruned="merge")
-    for noise in (1.0, 0.3, 0.0):
-        loss = objective(*batch, "sampled", noise)
-        expected = torch.tensor([stage.num_tokens for stage in objective.student.schedule.stages]) / 100
-        torch.testing.assert_close(loss.kept_ratios, expected)
-        assert "ratio" not in loss.components
-
-
-def test_without_noise_the_sampled_path_is_the_deployed_one(build, batch):
-    objective = build(LossWeights(ce=1, kl=1, token=0), decision="topk", pruned="merge")
-    sampled, deployed = objective(*batch, "sampled", 0.0), objective(*batch, "deployed")
-    torch.testing.assert_close(sampled.total, deployed.total, rtol=1e-4, atol=1e-4)
 
 
 def test_mixed_labels_are_probabilities(build, batch):

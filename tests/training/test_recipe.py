@@ -60,14 +60,15 @@ def test_short_is_the_default_in_python_too():
 def test_the_papers_recipe_is_the_papers():
     """DynamicViT section 4.1 and its public settings."""
     recipe = load_recipe("paper")
-    assert recipe.weights == LossWeights(ce=1, ratio=2, kl=0.5, token=0.5)
+    assert recipe.weights == LossWeights(ce=1, ratio=2, kl=0.5, pooled=0, token=0.5)
     assert (recipe.epochs, recipe.freeze_epochs, recipe.pretraining_steps, recipe.deployed_share) == (30, 5, 0, 0)
     assert round(recipe.warmup_share * recipe.epochs, 3) == 5
     assert (recipe.weight_decay, recipe.backbone_lr_scale, recipe.ema_decay) == (0.05, 0.01, 0.9999)
     assert (recipe.batch_size, recipe.grad_accum) == (1024, "auto")
     assert recipe.peak_lr == pytest.approx(1e-3)
     assert recipe.model_copy(update={"batch_size": 128}).peak_lr == pytest.approx(1e-3 / 8)
-    assert (recipe.schedule, recipe.pruned, recipe.decision, recipe.noise_end) == ("geometric", "drop", "gumbel", 1)
+    assert (recipe.schedule, recipe.pruned, recipe.noise_end) == ("geometric", "drop", 1)
+    assert (recipe.predictor, recipe.balance, recipe.beta) == ("paper", None, 0), "importance alone, unweighted"
     augmentation = recipe.augmentation
     assert augmentation.auto_augment == "rand-m9-mstd0.5-inc1"
     assert (augmentation.mixup, augmentation.cutmix) == (0.8, 1)
@@ -77,7 +78,7 @@ def test_the_papers_recipe_is_the_papers():
 def test_settings_replace_those_of_the_file():
     recipe = load_recipe("paper", steps=7, weights={"ce": 0.0}, augmentation={"mixup": 0.0})
     assert (recipe.steps, recipe.epochs) == (7, None)
-    assert recipe.weights == LossWeights(ce=0, ratio=2, kl=0.5, token=0.5)
+    assert recipe.weights == LossWeights(ce=0, ratio=2, kl=0.5, pooled=0, token=0.5)
     assert (recipe.augmentation.mixup, recipe.augmentation.cutmix) == (0, 1)
 
 

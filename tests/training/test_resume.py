@@ -17,7 +17,7 @@ RECIPES = {
         "grad_accum": 2,
         "num_workers": 1,
     },
-    "gumbel": {"decision": "gumbel", "freeze_epochs": 0.5, "weights": {"ce": 1.0}, "train_trunk": False},
+    "gumbel": {"freeze_epochs": 0.5, "weights": {"ce": 1.0}, "train_trunk": False},
 }
 
 

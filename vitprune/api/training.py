@@ -110,11 +110,11 @@ def sparsify(
         tokens_left,
         token_schedule,
         pruned,
-        align,
-        target_gmacs,
-        target_speedup,
-        target_latency_ms,
-        target_batch_size,
+        align=align,
+        target_gmacs=target_gmacs,
+        target_speedup=target_speedup,
+        target_latency_ms=target_latency_ms,
+        target_batch_size=target_batch_size,
         device=device,
     )
     loaded = known(model, checkpoint, img_size, class_names)

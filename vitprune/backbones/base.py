@@ -170,14 +170,25 @@ class Backbone:
         Returns:
             Logits (B, num_classes).
         """
-        model, uneven = self.model, kept is not None or sizes is not None
-        if uneven and (getattr(model, "attn_pool", None) is not None or model.global_pool != "token"):
-            pooled = weighted_pool(model, x, self.num_prefix_tokens, kept, sizes, self.pools_prefix)
-            return model.head(model.head_drop(model.fc_norm(pooled)))
-        logits = model.forward_head(x)  # reads prefix tokens only, or all tokens count
+        if self._pools_unevenly(kept, sizes):
+            return self.model.head(self.pool(x, kept, sizes))
+        logits = self.model.forward_head(x)  # reads prefix tokens only, or all tokens count
         if isinstance(logits, tuple):  # a distilled model in its own training mode gives both heads
             return (logits[0] + logits[1]) / 2
         return logits
+
+    def pool(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+        """What the classifier reads, (B, C); the arguments are those of `head`."""
+        model = self.model
+        if self._pools_unevenly(kept, sizes):
+            pooled = weighted_pool(model, x, self.num_prefix_tokens, kept, sizes, self.pools_prefix)
+            return model.head_drop(model.fc_norm(pooled))
+        return model.forward_head(x, pre_logits=True)
+
+    def _pools_unevenly(self, kept: Tensor | None, sizes: Tensor | None) -> bool:
+        if kept is None and sizes is None:
+            return False
+        return getattr(self.model, "attn_pool", None) is not None or self.model.global_pool != "token"
 
     def tail(self, first_block: int) -> list[nn.Module]:
         """The modules that run from block `first_block` on, norms, pooling and classifiers included."""

@@ -49,9 +49,13 @@ class CaitBackbone(Backbone):
         return self.model.norm(x)
 
     def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
-        """Class attention over kept tokens, each counted as often as its size says, norm and classifier."""
+        """Pooling and classifier."""
+        return self.model.head(self.pool(x, kept, sizes))
+
+    def pool(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+        """Class attention over kept tokens, each counted as often as its size says, and norm."""
         if kept is None and sizes is None:
-            return self.model.forward_head(self.model.norm(self.model.forward_cls(x)))
+            return self.model.forward_head(self.model.norm(self.model.forward_cls(x)), pre_logits=True)
         if self.model.global_pool == "token":
             mask = key_bias(x.new_ones(x.shape[:2]) if kept is None else kept)
             if sizes is not None:
@@ -62,7 +66,7 @@ class CaitBackbone(Backbone):
             pooled = self.model.norm(token)[:, 0]
         else:
             pooled = weighted_pool(self.model, self.model.norm(x), 0, kept, sizes, include_prefix=False)
-        return self.model.head(self.model.head_drop(pooled))
+        return self.model.head_drop(pooled)
 
 
 def _masked_block(x: Tensor, block: Any, mask: Tensor) -> Tensor:

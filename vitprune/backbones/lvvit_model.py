@@ -146,6 +146,10 @@ class LvVitBackbone(Backbone):
         # Of an image without a kept token the class token alone decides.
         return self.model.head(x[:, 0]) + AUX_WEIGHT * best.masked_fill(gone.all(dim=1), 0.0)
 
+    def pool(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+        """The class token; patch tokens are classified each by itself."""
+        return x[:, 0]
+
 
 def _cfg(crop_pct: float) -> dict[str, Any]:
     return {

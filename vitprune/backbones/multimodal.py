@@ -29,9 +29,13 @@ class EncoderBackbone(RotaryBackbone):
 
     def head(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
         """Mean, norm and classifier."""
+        return self.model.head(self.pool(x, kept, sizes))
+
+    def pool(self, x: Tensor, kept: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+        """Mean and norm."""
         uneven = kept is not None or sizes is not None
         pooled = weighted_pool(self.model, x, 0, kept, sizes, include_prefix=False) if uneven else x.mean(dim=1)
-        return self.model.head(self.model.head_drop(self.model.norm(pooled)))
+        return self.model.head_drop(self.model.norm(pooled))
 
 
 class AxialBackbone(EncoderBackbone):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -15,7 +15,7 @@ from vitprune.common import distributed
 from vitprune.common.devices import pick_device, pick_precision
 from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import UsageError
-from vitprune.schedule import Pruned, ScheduleName, Sparsity
+from vitprune.schedule import PredictorName, Pruned, ScheduleName, Sparsity
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class PlanRequest:
         ratios: shares of the original tokens left after each stage.
         schedule: how the stages share the work.
         pruned: what happens to pruned tokens.
+        predictor: what scores tokens.
         align: token counts in multiples of this.
         target_gmacs: most multiply-accumulates of one image, in billions.
         target_speedup: images per second over the dense model's, measured; above 1.
@@ -45,6 +46,7 @@ class PlanRequest:
     ratios: Sequence[float] | None = None
     schedule: ScheduleName | None = None
     pruned: Pruned | None = None
+    predictor: PredictorName | None = None
     align: int = 1
     target_gmacs: float | None = None
     target_speedup: float | None = None
@@ -100,12 +102,14 @@ class PlanRequest:
         Args:
             defaults: what applies where nothing is asked for.
         """
-        return Sparsity(
+        return replace(
+            defaults,
             keep=defaults.keep if self.keep is None else self.keep,
             stages=self.stages,
             schedule=self.schedule or defaults.schedule,
             ratios=self.ratios,
             pruned=self.pruned or defaults.pruned,
+            predictor=self.predictor or defaults.predictor,
             align=self.align,
         )
 

@@ -21,7 +21,7 @@ from vitprune.checkpoint.weight_file import check_exists, read_safetensors
 from vitprune.common.files import replacing, write_json
 from vitprune.common.run_folder import CONFIG
 from vitprune.errors import CheckpointError
-from vitprune.model import SparseViT
+from vitprune.model import SparseViT, build
 from vitprune.schedule import Schedule, Sparsity
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -61,6 +61,8 @@ def describe(
             f"the arguments that '{architecture}' was created with cannot be stored: {error}",
             "create it with numbers, strings and lists only",
         ) from error
+    if model.predictor is None:
+        raise CheckpointError("the model's predictors are not vitprune's, so a file could not be loaded again")
     schedule = model.schedule
     asked = sparsity or model.sparsity or Sparsity(schedule.ratios[0] if schedule.stages else 1.0, schedule="geometric")
     free = asked.ratios is not None
@@ -72,6 +74,9 @@ def describe(
         keep=None if free else asked.keep,
         schedule=None if free else asked.schedule,
         pruned=model.pruned,
+        predictor=model.predictor,
+        balance=model.balance,
+        beta=model.beta,
         align=schedule.align,
         stages=list(schedule.stages),
         preprocessing=Preprocessing(**preprocessing(model.model)),
@@ -163,7 +168,8 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
             schedule = Schedule(backbone.depth, metadata.num_patches, tuple(metadata.stages), metadata.align)
-            sparse = SparseViT(model, schedule, pruned=metadata.pruned)
+            selection = metadata.predictor, metadata.pruned, metadata.balance, metadata.beta
+            sparse = build(model, schedule, *selection)
             sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
             return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way

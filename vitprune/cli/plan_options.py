@@ -90,6 +90,16 @@ class StageOptions:
         ),
     ] = None
 
+    predictor: Annotated[
+        Literal["light", "paper"] | None,
+        typer.Option(
+            "--predictor",
+            help="What scores tokens: a network of one hidden layer, or DynamicViT's.",
+            show_default="light",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+
     def request(self, **more: Any) -> PlanRequest:
         """What these options and `more`, fields of `PlanRequest`, ask for.
 

@@ -81,7 +81,7 @@ class RecipeOptions:
     pretraining_steps: Annotated[
         int | None, _setting("Steps of predictor pretraining.", "--pretraining-steps", default="200", min=0)
     ] = None
-    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", default="500", min=0)] = None
+    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", default="300", min=0)] = None
     epochs: Annotated[
         float | None, _setting("The same as --steps, in passes over the images.", default="by --steps", min=0)
     ] = None
@@ -210,10 +210,10 @@ def chosen_recipe(model: str, name: str, settings: Mapping[str, Any], changes: S
         given = {**base, **given}
     changed = parse_settings(changes)
     recipe = load_recipe(name, **given).with_settings(changed)
-    if "weights.ratio" in changed and recipe.decision == "topk":
+    if "weights.ratio" in changed and recipe.deployed_share == 1:
         raise UsageError(
-            f"--set weights.ratio does nothing in recipe '{name}': its sampled steps keep the scheduled number anyway",
-            "leave it out, or use a recipe with 'decision: gumbel', such as --recipe paper",
+            f"--set weights.ratio does nothing in recipe '{name}': no step samples its decisions",
+            "leave it out, or sample in some steps: --set deployed_share=0.5, or --recipe paper",
         )
     if "weights.ce" in changed and recipe.weights.ce and not recipe.labels:
         raise UsageError("--set weights.ce needs the labels that --no-labels leaves out", "give one of them")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from vitprune.backbones import input_size, wrap
-from vitprune.baselines import AttentionViT, NormPredictor, ToMeViT, merges_per_block
+from vitprune.baselines import EqualPredictor, NormPredictor, ToMeViT, merges_per_block
 from vitprune.budget.gmacs import keep_within, last_within
 from vitprune.common.devices import Precision
 from vitprune.common.formatting import close_match
@@ -22,7 +22,7 @@ from vitprune.evaluation import Predictions, compared
 from vitprune.jobs.side_by_side import bench, evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, count_macs, rates
-from vitprune.model import SparseViT, attach_as
+from vitprune.model import AttentionViT, SparseViT, attach_as
 from vitprune.schedule import Sparsity
 from vitprune.training.recipe import Recipe, load_recipe
 
@@ -30,13 +30,15 @@ METHODS = {
     "random": "tokens at random",
     "norm": "tokens of largest norm",
     "attention": "what the class token attends to (EViT's ranking, untrained)",
-    "attention-merge": "the same, pruned tokens merged into kept ones",
+    "attention-merge": "our selection by that attention, untrained (what --recipe none makes)",
     "tome": "token merging, equally in every block",
     "tome-late": "token merging, more in late blocks",
     "paper": "DynamicViT's recipe, cut to as many steps as ours",
+    "importance": "ours without redundancy, trained alike",
+    "similarity": "ours without importance, trained alike",
     "ours": "vitprune",
 }
-TRAINED = ("paper", "ours")
+TRAINED = ("paper", "importance", "similarity", "ours")
 _BENCH_SECONDS = 1.0
 
 
@@ -167,10 +169,12 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
         return found, "merges " + ",".join(map(str, found.merges))
 
     def ranked(keep: float) -> SparseViT:
+        if name == "attention-merge":
+            return attach_as(dense, Sparsity(keep, predictor="attention"))
         schedule = Sparsity(keep, schedule="geometric").plan(backbone)
         if name == "norm":
             return SparseViT(dense, schedule, [NormPredictor() for _ in schedule.stages])
-        return AttentionViT(dense, schedule, "merge" if name == "attention-merge" else "drop")
+        return AttentionViT(dense, schedule)
 
     keep = keep_within(budget, ranked, size)
     return ranked(keep), f"keep {keep:g}"
@@ -200,7 +204,7 @@ def _paper(
     )
 
     def plan(keep: float) -> Sparsity:
-        return Sparsity(keep, schedule=cut.schedule, pruned=cut.pruned)
+        return replace(cut.plan_defaults, keep=keep)
 
     keep = keep_within(budget, lambda keep: attach_as(subject.dense, plan(keep)), input_size(subject.dense))
     return plan(keep), cut
@@ -216,7 +220,13 @@ def _trained(
     listener: Listener,
 ) -> tuple[SparseViT, dict[str, Any]]:
     """A model that is trained here, and its row."""
+    if name == "importance":
+        sparsity = replace(sparsity, balance=None, beta=0.0)
     student = new_student(dense, sparsity, recipe.seed)
+    if name == "similarity":
+        equal = [EqualPredictor() for _ in student.schedule.stages]
+        student = SparseViT(student.model, student.schedule, equal, "merge", balance=0.0)
+        recipe = recipe.model_copy(update={"pretraining_steps": 0})
     started = time.perf_counter()
     progress = fit(dense, student, data, recipe, device, listener)
     how = f"{recipe.steps} steps" if name == "paper" else f"{sparsity.schedule}, {sparsity.pruned}"

@@ -75,8 +75,8 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
     name, model = _build(state, path)
     backbone = wrap(model)
     stages = _stages(path, backbone.depth, len(predictors), stages)
-    sparsity = Sparsity(keep, stages, "geometric", pruned="drop")
-    sparse = SparseViT(model, sparsity.plan(backbone), pruned=sparsity.pruned)
+    sparsity = Sparsity.as_published(keep, stages)
+    sparse = SparseViT(model, sparsity.plan(backbone))
     fill(sparse, _renamed(state), f"'{path}'", name)
     origin = {"source": path.name, **ORIGIN}
     return sparse.eval(), describe(sparse, name=name, sparsity=sparsity, origin=origin)

@@ -78,13 +78,12 @@ def keep_maps(
     logits = selection.logits, dense(on_device)
     of_sparse, of_dense = (each.float().log_softmax(dim=-1).cpu() for each in logits)  # (B, num_classes)
     kl = F.kl_div(of_sparse, of_dense, reduction="none", log_target=True).sum(dim=-1)
-    scores = [log_pi[..., 1] - log_pi[..., 0] for log_pi in selection.log_pi]
     return [
         KeepMap(
             image=as_seen(sparse.model, image),
             grid_size=sparse.backbone.grid_size,
             kept=[stage[i].tolist() for stage in selection.indices],
-            scores=[stage[i].float().tolist() for stage in scores],
+            scores=[stage[i].float().tolist() for stage in selection.scores],
             dense=likeliest(of_dense[i], names),
             sparse=likeliest(of_sparse[i], names),
             kl=kl[i].item(),

@@ -1,4 +1,7 @@
-"""The losses of DynamicViT section 3.3, as pure functions. Weighting and summing is the recipe's business."""
+"""The losses of DynamicViT section 3.3 and of what the classifier reads, as pure functions.
+
+Weighting and summing is the recipe's business.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +72,18 @@ def token_loss(
     if relative:  # image by image, so that what else is in the batch does not matter
         error = error / target.square().mean(dim=(1, 2)).clamp(min=torch.finfo(target.dtype).tiny).unsqueeze(1)
     return _mean_over_kept(error, kept)
+
+
+def pooled_loss(pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
+    """Squared error of what the classifier reads, over the mean square of the teacher's, batch mean, in fp32.
+
+    Args:
+        pooled: student's, (B, C).
+        teacher_pooled: teacher's, (B, C); no gradient flows into it.
+    """
+    target = teacher_pooled.detach().float()
+    scale = target.square().mean(dim=1).clamp(min=torch.finfo(target.dtype).tiny)
+    return ((pooled.float() - target).square().mean(dim=1) / scale).mean()
 
 
 def _mean_over_kept(losses: Tensor, kept: Tensor | None) -> Tensor:

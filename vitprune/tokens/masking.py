@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.tokens.selection import topk_decision
-
 GATE_EPS = 1e-6
 """Added to the gate before its logarithm. Not a clamp: clamping kills the gradient of pruned tokens."""
 
@@ -35,44 +33,6 @@ def gumbel_decision(
     """
     soft = ((log_pi + noise * draw(log_pi)) / tau).softmax(dim=-1)[..., 1]
     hard = (soft > 0.5).to(soft.dtype)
-    return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
-
-
-def perturbed_topk_decision(
-    log_pi: Tensor,
-    num_tokens: int,
-    kept: Tensor,
-    tau: float = 1.0,
-    noise: float = 1.0,
-    draw: Callable[[Tensor], Tensor] = gumbel_noise,
-) -> Tensor:
-    """Sample D as the `num_tokens` highest of the noisy scores among the tokens still kept.
-
-    The number is that of inference whatever the noise, so that the noise can fade: at 0 this is what is deployed.
-    Backward it is soft, straight through: the Gumbel-softmax of the distance to the border between the last token
-    kept and the first one pruned.
-
-    Args:
-        log_pi: log-probabilities (B, N, 2), [..., 1] is keep.
-        num_tokens: how many to keep, at most the number of tokens still kept.
-        kept: D-hat (B, N) so far.
-        tau: temperature, above 0.
-        noise: scale of the Gumbel noise.
-        draw: gives the noise for a tensor.
-
-    Returns:
-        D (B, N) of zeros and ones.
-    """
-    noisy = log_pi + noise * draw(log_pi)
-    # Inference ranks by [..., 1], which in a pair of log-probabilities is the order of their difference.
-    scores = noisy[..., 1] - noisy[..., 0]
-    hard = topk_decision(scores.detach(), num_tokens, kept)
-    among = scores.detach()
-    last_kept = among.masked_fill(hard < 0.5, torch.inf).amin(dim=1, keepdim=True)
-    first_pruned = among.masked_fill((hard > 0.5) | (kept < 0.5), -torch.inf).amax(dim=1, keepdim=True)
-    # Where nothing is pruned there is no border: everything is far above it.
-    border = torch.where(first_pruned.isfinite(), (last_kept + first_pruned) / 2, last_kept - 1)
-    soft = ((scores - border) / tau).sigmoid()
     return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
 
 

@@ -2,8 +2,8 @@
 
 Similarity is the cosine. Attention then sees how many patches a token stands for (log size added to the logits of its
 key), as in proportional attention of ToMe (https://arxiv.org/abs/2210.09461); that squeezing pruned tokens into kept
-ones pays is dTPS's finding (https://arxiv.org/abs/2304.10716). Dense products only, so that the result compiles and
-exports.
+ones pays is dTPS's finding (https://arxiv.org/abs/2304.10716). What matters more weighs more in the average: size times
+exp(beta * keep score). Dense products only, so that the result compiles and exports.
 """
 
 from __future__ import annotations
@@ -11,45 +11,75 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vitprune.tokens.precision import at_least_fp32, without_autocast
+from vitprune.tokens.redundancy import Choice, unit_vectors
 from vitprune.tokens.selection import flat_rows, take_rows
+
+_MAX_EXPONENT = 30.0
+"""Bounds of beta * a: the weights of an image's tokens then add up without overflow or a sum of 0."""
+
+
+def merge_gains(scores: Tensor, beta: float, kept: Tensor | None = None) -> Tensor | None:
+    """How much more a token weighs in an average for what it matters: exp(beta * a), (B, N); None for beta 0.
+
+    Args:
+        scores: keep scores (B, N); a is a score less the mean over the image's tokens.
+        beta: 0 or more.
+        kept: D-hat (B, N) in a masked pass; the mean is over the tokens still kept.
+    """
+    if beta == 0:
+        return None
+    scores = at_least_fp32(scores.detach())
+    if kept is None:
+        mean = scores.mean(dim=1, keepdim=True)
+    else:
+        weight = kept.detach().to(scores.dtype)
+        mean = (scores * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+    return (beta * (scores - mean)).clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
 
 
 def merge_tokens(
-    x: Tensor, sizes: Tensor | None, kept: Tensor, pruned: Tensor, num_prefix_tokens: int = 0
+    x: Tensor, sizes: Tensor | None, choice: Choice, num_prefix_tokens: int = 0, gains: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The kept tokens, each averaged with the pruned ones nearest to it, weighted by size.
+    """The kept tokens, each averaged with the pruned ones that belong to it, weighted by size and gain.
 
     Args:
         x: tokens (B, P + N, C).
         sizes: how many patches each stands for, (B, P + N), at least 1; None for one each.
-        kept: indices (B, K) of the patch tokens to keep.
-        pruned: indices (B, N - K) of the others; K < N.
+        choice: which patch tokens are kept, and where the others belong.
         num_prefix_tokens: P; these stay as they are.
+        gains: of the patch tokens, (B, N), above 0; None for 1 each. They do not count in the sizes.
 
     Returns:
         Tokens (B, P + K, C) and their sizes (B, P + K), fp32 at least. The sum of the sizes is unchanged.
     """
-    num_kept = num_prefix_tokens + kept.shape[1]
-    rows = flat_rows(x, num_prefix_tokens, kept, pruned)
+    num_kept = num_prefix_tokens + choice.kept.shape[1]
+    rows = flat_rows(x, num_prefix_tokens, choice.kept, choice.pruned)
     tokens, others = take_rows(x, rows).tensor_split((num_kept,), dim=1)
-    nearest = _nearest(others, tokens[:, num_prefix_tokens:]).unsqueeze(-1)  # (B, N - K, 1)
-    # (B, N - K, P + K): how many patches each pruned token brings to each kept one.
-    joins = torch.zeros(*pruned.shape, num_kept, device=x.device, dtype=_size_dtype(x))
-    among_patches = joins[..., num_prefix_tokens:]
-    if sizes is None:
-        among_patches.scatter_(2, nearest, 1.0)
-        new_sizes = 1 + joins.sum(dim=1)
+    sizes = at_least_fp32(x.new_ones(rows.shape)) if sizes is None else sizes.take(rows)
+    kept_sizes, other_sizes = sizes.tensor_split((num_kept,), dim=1)
+    # (B, N - K, P + K): which kept token each pruned one joins.
+    joins = torch.zeros(*choice.pruned.shape, num_kept, device=x.device, dtype=sizes.dtype)
+    joins[..., num_prefix_tokens:].scatter_(2, choice.nearest.unsqueeze(-1), 1.0)
+    new_sizes = kept_sizes + (joins * other_sizes.unsqueeze(-1)).sum(dim=1)
+    if gains is None:
+        kept_weights, joins, total = kept_sizes, joins * other_sizes.unsqueeze(-1), new_sizes
     else:
-        kept_sizes, other_sizes = sizes.take(rows).tensor_split((num_kept,), dim=1)
-        among_patches.scatter_(2, nearest, other_sizes.unsqueeze(-1))
-        new_sizes = kept_sizes + joins.sum(dim=1)
-        tokens = tokens * kept_sizes.unsqueeze(-1).to(x.dtype)
-    # Not baddbmm: autocast would round the kept tokens too. All in one dtype: mixed ones are slow on CPUs.
-    total = tokens + joins.transpose(1, 2).to(x.dtype) @ others
-    return total / new_sizes.unsqueeze(-1).to(x.dtype), new_sizes
+        prefix = gains.new_ones(x.shape[0], num_prefix_tokens)
+        gains = torch.cat((prefix, gains.gather(1, choice.kept), gains.gather(1, choice.pruned)), dim=1)
+        kept_weights, other_weights = (sizes * gains).tensor_split((num_kept,), dim=1)
+        joins = joins * other_weights.unsqueeze(-1)
+        total = kept_weights + joins.sum(dim=1)
+    # Shares of the average, in one dtype with the tokens: mixed ones are slow on CPUs. Not baddbmm: autocast would
+    # round the kept tokens too.
+    joins = (joins / total.unsqueeze(1)).to(x.dtype)
+    own = (kept_weights / total).unsqueeze(-1).to(x.dtype)
+    return tokens * own + joins.transpose(1, 2) @ others, new_sizes
 
 
-def merge_masked(x: Tensor, sizes: Tensor, kept: Tensor, decision: Tensor) -> tuple[Tensor, Tensor]:
+def merge_masked(
+    x: Tensor, sizes: Tensor, kept: Tensor, decision: Tensor, gains: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """As `merge_tokens` for the masked pass: every token in its place, pruned ones unchanged, as no other sees them.
 
     Args:
@@ -58,33 +88,22 @@ def merge_masked(x: Tensor, sizes: Tensor, kept: Tensor, decision: Tensor) -> tu
         kept: D-hat before this stage, (B, N) of zeros and ones.
         decision: D of this stage, (B, N) of zeros and ones. It gets no gradient from merging: what a decision is worth
             comes through the attention gate.
+        gains: (B, N), see `merge_tokens`.
 
     Returns:
         Tokens (B, N, C) and their sizes (B, N).
     """
     remain, pruned = (kept * decision).detach(), (kept * (1 - decision)).detach()
-    nearest = _nearest(x, x, remain > 0.5).unsqueeze(-1)
-    joins = torch.zeros(*kept.shape, kept.shape[1], device=x.device, dtype=_size_dtype(x)).scatter(2, nearest, 1.0)
-    joins = joins * (pruned * sizes).unsqueeze(-1) * remain.unsqueeze(1)  # there may be no token to join
-    new_sizes = sizes + joins.sum(dim=1)
-    total = x * sizes.unsqueeze(-1) + joins.transpose(1, 2).to(x.dtype) @ x
-    return (total / new_sizes.unsqueeze(-1)).to(x.dtype), new_sizes
-
-
-def _nearest(tokens: Tensor, others: Tensor, among: Tensor | None = None) -> Tensor:
-    """Of each token (B, M, C) the index of the most similar one of (B, K, C), (B, M); only of those in `among` (B, K).
-
-    By the cosine, but for the length of the token itself, which is the same for all it is compared with.
-    """
-    # Which token is nearest is a choice, not a function to learn: no gradient.
-    tokens, others = tokens.detach(), others.detach()
-    # Of a token of zeros the similarity is not a number; whatever is chosen then, the choice is valid.
-    length: Tensor = torch.linalg.vector_norm(others, dim=-1, dtype=_size_dtype(others))
-    similarity: Tensor = tokens @ others.transpose(1, 2) / length.unsqueeze(1)
-    if among is not None:
-        similarity = similarity.masked_fill(~among.unsqueeze(1), -torch.inf)
-    return similarity.argmax(dim=-1)
-
-
-def _size_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    units = unit_vectors(x)
+    with without_autocast(x):
+        similarity = (units @ units.transpose(1, 2)).masked_fill(remain.unsqueeze(1) < 0.5, -torch.inf)
+    nearest = similarity.argmax(dim=-1, keepdim=True)
+    joins = torch.zeros_like(similarity).scatter(2, nearest, 1.0)
+    joins = joins * pruned.unsqueeze(-1) * remain.unsqueeze(1)  # there may be no token to join
+    new_sizes = sizes + (joins * sizes.unsqueeze(-1)).sum(dim=1)
+    weights = sizes if gains is None else sizes * gains
+    joins = joins * weights.unsqueeze(-1)
+    total = weights + joins.sum(dim=1)
+    mixed = at_least_fp32(x) * (weights / total).unsqueeze(-1)
+    mixed = mixed + (joins / total.unsqueeze(1)).transpose(1, 2) @ at_least_fp32(x)
+    return mixed.to(x.dtype), new_sizes

@@ -10,13 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def keep_scores(log_pi: Tensor) -> Tensor:
-    """What tokens are ranked by, (B, N): keep less drop.
-
-    The order of log_pi[..., 1], but finer where both round to the same; and the same of log_pi (B, N, 2) as of the
-    logits that it is the log-softmax of.
-    """
-    return log_pi[..., 1] - log_pi[..., 0]
+def log_probabilities(scores: Tensor) -> Tensor:
+    """log_pi (B, N, 2), of dropping [..., 0] and keeping [..., 1], of keep scores (B, N), which are log-odds."""
+    return torch.stack((F.logsigmoid(-scores), F.logsigmoid(scores)), dim=-1)
 
 
 def topk_tokens(scores: Tensor, num_tokens: int) -> Tensor:

@@ -220,7 +220,7 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
         ]
     loss = accelerator.reduce(torch.stack(divergences).mean(), "mean").item()
     factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
-    return rate * min(4.0, max(0.5, factor))
+    return rate * min(1.5, max(0.3, factor))
 
 
 def _over_processes(

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune.common.own_members import PublicModule
-from vitprune.model import Decide, MaskedOutput, Selection, SparseViT
+from vitprune.model import MaskedOutput, Selection, SparseViT
+from vitprune.model.passes import Decide
 from vitprune.schedule import Stage
-from vitprune.tokens.losses import distillation_loss, ratio_loss, token_distillation_loss, token_loss
-from vitprune.tokens.masking import gumbel_decision, gumbel_noise, perturbed_topk_decision
+from vitprune.tokens.losses import distillation_loss, pooled_loss, ratio_loss, token_distillation_loss, token_loss
+from vitprune.tokens.masking import gumbel_decision, gumbel_noise
 from vitprune.tokens.selection import gather_tokens
 from vitprune.training.pretraining import ranking_loss, teacher_saliency
 from vitprune.training.recipe import Phase, Recipe
@@ -118,7 +119,7 @@ class Objective(PublicModule):
         with eager:
             saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, self.recipe.pretraining_target)
         tokens = self.student.run_blocks(trunk, self.first_block, self.student.schedule.blocks[-1])
-        loss = ranking_loss(tokens.log_pi, tokens.indices, saliency)
+        loss = ranking_loss(tokens.scores, tokens.indices, saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(tokens.indices))
 
     def _decide(self, noise: float, rows: Rows) -> Decide:
@@ -128,9 +129,7 @@ class Objective(PublicModule):
             return gumbel_noise(like.new_empty(num_images, *like.shape[1:]))[first : first + len(like)]
 
         def decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
-            if self.recipe.decision == "gumbel":
-                return gumbel_decision(log_pi, self.recipe.tau, noise, draw)
-            return perturbed_topk_decision(log_pi, stage.num_tokens, kept, self.recipe.tau, noise, draw)
+            return gumbel_decision(log_pi, self.recipe.tau, noise, draw)
 
         return decide
 
@@ -138,19 +137,29 @@ class Objective(PublicModule):
         losses = self._distil(out, labels, teacher)
         if self.recipe.weights.token > 0:
             losses["token"] = self._token_loss(out.features, teacher.features, out.kept[-1])
-        if self.recipe.decision == "gumbel":  # top-k keeps the scheduled number: nothing to hold
-            losses["ratio"] = ratio_loss(out.kept, self.student.schedule.ratios)
+        losses["ratio"] = ratio_loss(out.kept, self.student.schedule.ratios)
         return self._sum(losses, torch.stack([mask.detach().mean() for mask in out.kept]))
 
     def _deployed(self, out: Selection, labels: Tensor, teacher: Selection) -> StepLoss:
         losses = self._distil(out, labels, teacher)
         if self.recipe.weights.token > 0:
-            target = gather_tokens(teacher.features, out.indices[-1]) if out.indices else teacher.features
-            losses["token"] = self._token_loss(out.features, target)
+            losses["token"] = self._token_loss(out.features, self._counterparts(out, teacher.features))
         return self._sum(losses, self._deployed_ratios(out.indices))
+
+    def _counterparts(self, out: Selection, features: Tensor) -> Tensor:
+        """What the teacher has (B, N, C) in the place of each kept token: the mean of those merged into it, or its own.
+
+        A merged token is to say what all of them said.
+        """
+        if out.choices:
+            members = F.one_hot(out.owners(), out.features.shape[1]).to(features.dtype)  # (B, N, K)
+            return members.transpose(1, 2) @ features / members.sum(dim=1).unsqueeze(-1)
+        return gather_tokens(features, out.indices[-1]) if out.indices else features
 
     def _distil(self, out: MaskedOutput | Selection, labels: Tensor, teacher: Selection) -> dict[str, Tensor]:
         losses = {"kl": distillation_loss(out.logits, teacher.logits)}
+        if self.recipe.weights.pooled > 0:
+            losses["pooled"] = pooled_loss(out.pooled, teacher.pooled)
         if self.recipe.labels and self.recipe.weights.ce > 0:
             smoothing = self.recipe.augmentation.smoothing if labels.ndim == 1 else 0.0  # timm's mixup has smoothed
             losses["ce"] = F.cross_entropy(out.logits.float(), labels, label_smoothing=smoothing)

@@ -72,29 +72,24 @@ def _over_mean(saliency: Tensor) -> Tensor:
     return saliency / saliency.mean(dim=1, keepdim=True).clamp(min=torch.finfo(saliency.dtype).tiny)
 
 
-def ranking_loss(log_pi: Sequence[Tensor], indices: Sequence[Tensor], saliency: Tensor) -> Tensor:
-    """How far each stage's keep probabilities are from the saliency of the tokens it sees.
+def ranking_loss(scores: Sequence[Tensor], indices: Sequence[Tensor], saliency: Tensor) -> Tensor:
+    """How far each stage's keep scores are from the saliency of the tokens it sees.
 
-    The sum of two losses. Listwise: KL divergence of softmax(logit of keeping) over an image's tokens from their share
-    of its saliency, which says how much a mistake costs. Per token: binary cross-entropy of keeping the K_s most
-    salient, which makes pi a probability and the share kept the scheduled one.
+    KL divergence of softmax(score) over an image's tokens from their share of its saliency: it says how much a mistake
+    costs, and makes exp(a), of a score less its mean, a token's saliency up to a factor.
 
     Args:
-        log_pi: per stage, (B, K_{s-1}, 2), of the tokens that reach it.
+        scores: per stage, of the tokens that reach it, (B, K_{s-1}).
         indices: per stage, original positions of the tokens it keeps, (B, K_s).
         saliency: (B, N).
 
     Returns:
-        Mean over stages and images, and in the second over tokens.
+        Mean over stages and images.
     """
     losses, present = [], saliency
-    for stage, (stage_log_pi, chosen) in enumerate(zip(log_pi, indices, strict=True)):
+    for stage, each in enumerate(scores):
         share = present / present.sum(dim=1, keepdim=True).clamp(min=torch.finfo(present.dtype).tiny)
-        listed = (stage_log_pi[..., 1] - stage_log_pi[..., 0]).log_softmax(dim=1)
-        losses.append(F.kl_div(listed, share, reduction="batchmean"))
-        best = present.topk(chosen.shape[1], dim=1).indices
-        target = torch.zeros_like(present).scatter_(1, best, 1.0)
-        losses.append(-torch.lerp(stage_log_pi[..., 0], stage_log_pi[..., 1], target).mean())
-        if stage + 1 < len(indices):
-            present = saliency.gather(1, chosen)
-    return torch.stack(losses).sum() / len(indices)
+        losses.append(F.kl_div(each.log_softmax(dim=1), share, reduction="batchmean"))
+        if stage + 1 < len(scores):
+            present = saliency.gather(1, indices[stage])
+    return torch.stack(losses).mean()

@@ -42,43 +42,50 @@ class PlannedStep(NamedTuple):
 
 
 class LossWeights(PublicSettings):
-    """Weights of the four losses of DynamicViT eq. 16."""
+    """Weights of the losses: the four of DynamicViT eq. 16, and that of what the classifier reads."""
 
     ce: float = Field(0.0, ge=0, description="cross-entropy with the labels")
     ratio: float = Field(2.0, ge=0, description="squared distance of the kept share from its target")
     kl: float = Field(1.0, ge=0, description="KL divergence from the teacher's classes")
-    token: float = Field(
+    pooled: float = Field(
         0.5,
         ge=0,
-        description="squared distance of kept tokens' features from the teacher's; in LV-ViT, whose patch tokens "
-        "are classified too, KL divergence from the teacher's predictions",
+        description="relative squared distance of what the classifier reads from the teacher's",
+    )
+    token: float = Field(
+        0.0,
+        ge=0,
+        description="squared distance of kept tokens' features from the teacher's, of merged ones from their mean; in "
+        "LV-ViT, whose patch tokens are classified too, KL divergence from the teacher's predictions",
     )
 
 
 class Recipe(PublicSettings):
     """Settings of a training run. The defaults are those of recipes/short.yaml, which says what they are for.
 
-    Training has three phases. "pretraining": predictors alone learn the ranking of tokens that the teacher gives. Then,
-    with an optimiser and a schedule of their own, predictors and backbone learn together:
-    "sampled", with sampled decisions and masked attention, and at last "deployed", on the path that is deployed, where
-    pruned tokens are really removed.
+    Training has up to three phases. "pretraining": predictors alone learn the ranking of tokens that the teacher gives.
+    Then, with an optimiser and a schedule of their own: "sampled", in which predictors and backbone learn together with
+    sampled decisions and masked attention (the paper's), and "deployed", in which the backbone learns on the path that
+    is deployed, where pruned tokens are really removed.
     """
 
     name: str = Field("short", description="of the settings file this began with")
     schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
     pruned: Literal["drop", "merge"] = Field("merge", description="what happens to pruned tokens")
+    predictor: Literal["light", "paper"] = Field("light", description="what scores tokens: ours, or DynamicViT's")
+    balance: float | None = Field(
+        0.1,
+        ge=0,
+        description="with merging, how much a token's importance counts beside its redundancy; None: it alone decides",
+    )
+    beta: float = Field(1.0, ge=0, description="with merging, how much importance counts in averages: exp(beta * a)")
 
     pretraining_steps: int = Field(200, ge=0, description="steps of predictor pretraining")
     pretraining_target: Target = Field("auto", description="what to rank tokens by")
-    steps: int | None = Field(None, ge=0, description="steps after pretraining; None for 500")
+    steps: int | None = Field(None, ge=0, description="steps after pretraining; None for 300")
     epochs: float | None = Field(None, ge=0, description="the same in passes over the images, instead of steps")
-    deployed_share: float = Field(0.75, ge=0, le=1, description="share of those steps on the deployed path, at the end")
-    decision: Literal["gumbel", "topk"] = Field(
-        "topk",
-        description="sampled steps keep what exceeds one half (gumbel; the ratio loss holds the share) or the "
-        "scheduled number (topk)",
-    )
-    noise_end: float = Field(0.0, ge=0, le=1, description="scale of the Gumbel noise at the last sampled step")
+    deployed_share: float = Field(1.0, ge=0, le=1, description="share of those steps on the deployed path, at the end")
+    noise_end: float = Field(1.0, ge=0, le=1, description="scale of the Gumbel noise at the last sampled step")
     tau: float = Field(1.0, gt=0, description="temperature of the Gumbel-softmax")
 
     batch_size: int = Field(32, ge=1, description="images a step, of all processes together")
@@ -88,12 +95,12 @@ class Recipe(PublicSettings):
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the predictors")
     lr_batch_size: int | None = Field(None, ge=1, description="batch size that lr is for; None: lr holds for any")
     tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after pretraining, as a share of lr")
-    backbone_lr_scale: float = Field(0.02, ge=0, description="the backbone's rate as a share of lr")
+    backbone_lr_scale: float = Field(0.08, ge=0, description="the backbone's rate as a share of lr")
     rate_reference_kl: float | None = Field(
-        0.05,
+        0.13,
         gt=0,
-        description="KL after pretraining at which backbone_lr_scale holds; the rate follows it, up to "
-        "fourfold and down to half; None: the rate is fixed",
+        description="KL after pretraining at which backbone_lr_scale holds; the rate follows it, from .3 to 1.5 times; "
+        "None: the rate is fixed",
     )
     train_trunk: bool = Field(False, description="also train the blocks before the first stage, where no token is gone")
     freeze_epochs: float = Field(0.0, ge=0, description="passes after pretraining with the backbone frozen")
@@ -204,7 +211,13 @@ class Recipe(PublicSettings):
     @property
     def plan_defaults(self) -> Sparsity:
         """What applies where a request for a plan says nothing."""
-        return Sparsity(schedule=self.schedule, pruned=self.pruned)
+        return Sparsity(
+            schedule=self.schedule,
+            pruned=self.pruned,
+            balance=self.balance,
+            beta=self.beta,
+            predictor=self.predictor,
+        )
 
     @property
     def peak_lr(self) -> float:
@@ -223,7 +236,7 @@ _ELSEWHERE = RENAMED | {
 }
 """What other tools, and we before, call our settings."""
 
-DEFAULT_STEPS = 500
+DEFAULT_STEPS = 300
 
 DEMO = {"pretraining_steps": 60, "steps": 20}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""

@@ -43,8 +43,9 @@ def compare(
         str,
         typer.Option(
             metavar="NAMES",
-            autocompletion=completion.words(*_DEFAULT_METHODS.split(",")),
-            help="Which, of all these. 'paper', and 'ours' of a timm name, are trained.",
+            autocompletion=completion.words(*_DEFAULT_METHODS.split(","), "importance", "similarity"),
+            help="Which; also 'importance' and 'similarity': ours without the other. These two, 'paper' and, of a timm "
+            "name, 'ours' are trained.",
         ),
     ] = _DEFAULT_METHODS,
     recipe: RecipeName = "short",

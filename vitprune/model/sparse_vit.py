@@ -1,88 +1,22 @@
-"""SparseViT: a timm vision transformer plus one token predictor per stage.
-
-Shapes: B images, P prefix tokens (class, distillation, registers), N patch tokens, K_s of them kept after stage s, C
-channels. Of the paper: pi are a predictor's probabilities (drop, keep), D is the decision of one stage (1 keep), D-hat
-the product of the decisions so far.
-"""
+"""SparseViT: a timm vision transformer plus one token predictor per stage. Shapes and symbols: see passes.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import wrap
 from vitprune.common.own_members import PublicModule
-from vitprune.schedule import Pruned, Schedule, ScheduleName, Sparsity, Stage, known_pruned
+from vitprune.model.passes import Decide, MaskedOutput, Selection, Tokens
+from vitprune.schedule import PredictorName, Pruned, Schedule, Sparsity, Stage, known_pruned
 from vitprune.tokens.masking import attention_bias, size_bias
-from vitprune.tokens.merging import merge_masked, merge_tokens
-from vitprune.tokens.predictor import TokenPredictor
-from vitprune.tokens.selection import flat_rows, keep_scores, split_tokens, take_rows, topk_decision, topk_tokens
-
-Decide = Callable[[Tensor, Tensor, Stage], Tensor]
-"""How the masked pass decides: (log_pi (B, N, 2), D-hat so far (B, N), stage) to D (B, N)."""
-
-
-class Tokens(NamedTuple):
-    """A batch on its way through the blocks, and which of its tokens were kept so far.
-
-    Attributes:
-        x: (B, P + K, C).
-        sizes: with merging, how many patches each token stands for, (B, P + K); None before the first stage.
-        indices: original positions of the patch tokens kept at each stage so far, each (B, K_s), rising.
-        scores: what each predictor said of the tokens that reached it, log_pi or its logits, each (B, K_{s-1}, 2).
-    """
-
-    x: Tensor
-    sizes: Tensor | None = None
-    indices: tuple[Tensor, ...] = ()
-    scores: tuple[Tensor, ...] = ()
-
-    @property
-    def log_pi(self) -> tuple[Tensor, ...]:
-        """The log-softmax of `scores`."""
-        return tuple(each.log_softmax(dim=-1) for each in self.scores)
-
-
-class Selection(NamedTuple):
-    """What the deployed pass computed and which tokens it kept.
-
-    Attributes:
-        logits: (B, num_classes).
-        features: kept patch tokens after the final norm, (B, K, C).
-        indices: original positions of the tokens kept after each stage, each (B, K_s), rising.
-        log_pi: what each predictor said of the tokens that reached it, each (B, K_{s-1}, 2).
-        sizes: with merging, how many patches each token kept to the end stands for, (B, K); else None.
-    """
-
-    logits: Tensor
-    features: Tensor
-    indices: tuple[Tensor, ...]
-    log_pi: tuple[Tensor, ...]
-    sizes: Tensor | None
-
-
-class MaskedOutput(NamedTuple):
-    """What the masked (training) pass computed.
-
-    Attributes:
-        logits: (B, num_classes).
-        features: all patch tokens after the final norm, (B, N, C).
-        kept: D-hat after each stage, each (B, N).
-        log_pi: what each predictor said, each (B, N, 2).
-    """
-
-    logits: Tensor
-    features: Tensor
-    kept: tuple[Tensor, ...]
-    log_pi: tuple[Tensor, ...]
-
-
-def topk_decide(log_pi: Tensor, kept: Tensor, stage: Stage) -> Tensor:
-    """The decision inference takes: the stage's number of highest keep scores."""
-    return topk_decision(keep_scores(log_pi), stage.num_tokens, kept)
+from vitprune.tokens.merging import merge_gains, merge_masked, merge_tokens
+from vitprune.tokens.predictor import PREDICTORS
+from vitprune.tokens.redundancy import choose_masked, choose_tokens
+from vitprune.tokens.selection import flat_rows, log_probabilities, take_rows, topk_tokens
 
 
 class SparseViT(PublicModule):
@@ -90,14 +24,16 @@ class SparseViT(PublicModule):
 
     `forward` is what is deployed: the same, constant number of tokens for every image, really removed.
     `forward_masked` is what is trained: all tokens are there, pruned ones are hidden from attention and pooling.
-    Both agree when the masked pass decides by `topk_decide`.
+    Both agree where the masked pass does not sample.
 
     Args:
         model: a timm model of a supported family; used as it is, not copied.
         schedule: the plan; no stages means dense.
-        predictors: one module per stage, called as `predictor(x, kept)` on patch tokens (B, N, C) and D-hat (B, N)
-            or None, giving log_pi (B, N, 2). None for new, untrained TokenPredictors.
-        pruned: what happens to pruned tokens, see `vitprune.Sparsity`.
+        predictors: new, untrained ones of a kind (see `vitprune.Sparsity`); or one module per stage, called as
+            `predictor(x, kept)` on patch tokens (B, N, C) and D-hat (B, N) or None, giving keep scores (B, N).
+        pruned: what happens to pruned tokens, see `vitprune.Sparsity`, as of the next two.
+        balance: how much importance counts beside redundancy, where tokens are merged; None ranks by importance alone.
+        beta: how much importance counts when tokens are averaged.
 
     Raises:
         UnsupportedModelError: see `vitprune.backbones.wrap`.
@@ -112,12 +48,16 @@ class SparseViT(PublicModule):
         self,
         model: nn.Module,
         schedule: Schedule,
-        predictors: Iterable[nn.Module] | None = None,
+        predictors: Literal["light", "paper"] | Iterable[nn.Module] = "paper",
         pruned: Pruned = "drop",
+        balance: float | None = None,
+        beta: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
         self.pruned = known_pruned(pruned)
+        merges = self.pruned == "merge"  # what is dropped is in no average, and nothing stands for it
+        self.balance, self.beta = (balance, beta) if merges else (None, 0.0)
         self.class_names: tuple[str, ...] | None = None
         self.report: Any = None  # a `vitprune.report.Report`, which stands above this module
         self.sparsity: Sparsity | None = None  # what `attach` was asked for
@@ -125,15 +65,21 @@ class SparseViT(PublicModule):
         if schedule.depth != self.backbone.depth:
             raise ValueError(f"expected a schedule for {self.backbone.depth} blocks, got one for {schedule.depth}")
         self.schedule = schedule
-        if predictors is None:
-            device = next(model.parameters()).device
-            predictors = [TokenPredictor(self.backbone.embed_dim).to(device) for _ in schedule.stages]
+        if isinstance(predictors, str):
+            device, kind = next(model.parameters()).device, PREDICTORS[predictors]
+            predictors = [kind(self.backbone.embed_dim).to(device) for _ in schedule.stages]
         self.predictors = nn.ModuleList(predictors)
         if len(self.predictors) != len(schedule.stages):
             raise ValueError(
                 f"expected one predictor per stage, got {len(self.predictors)} predictors and "
                 f"{len(schedule.stages)} stages"
             )
+
+    @property
+    def predictor(self) -> PredictorName | None:
+        """The kind of the predictors; None if they are none of vitprune's."""
+        kinds = [name for name, kind in PREDICTORS.items() if all(type(each) is kind for each in self.predictors)]
+        return kinds[0] if kinds else None
 
     @property
     def num_classes(self) -> int:
@@ -201,7 +147,8 @@ class SparseViT(PublicModule):
         """As `select`, from the input (B, P + N, C) of block `first_block`; no stage may lie before it."""
         tokens = self.run_blocks(x, first_block)
         x, logits, sizes = self._head(tokens)
-        return Selection(logits, self.backbone.token_features(x), tokens.indices, tokens.log_pi, sizes)
+        pooled, features = self.backbone.pool(x, sizes=sizes), self.backbone.token_features(x)
+        return Selection(logits, pooled, features, tokens.indices, tokens.scores, sizes, tokens.choices)
 
     def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
         """Blocks `first_block` to `end` - 1, each after its stage, and the stage before block `end`.
@@ -233,17 +180,21 @@ class SparseViT(PublicModule):
             predictor: of this stage.
         """
         x, sizes, prefix = tokens.x, tokens.sizes, self.backbone.num_prefix_tokens
-        patches = x[:, prefix:]
-        logits = predictor.logits(patches) if isinstance(predictor, TokenPredictor) else predictor(patches)
-        scores = keep_scores(logits)
+        scores, choices = self.importance(tokens, predictor), tokens.choices
         if self.pruned == "merge" and stage.num_tokens < scores.shape[1]:
-            kept, pruned = split_tokens(scores, stage.num_tokens)
-            x, sizes = merge_tokens(x, sizes, kept, pruned, prefix)
+            choice = choose_tokens(x[:, prefix:], scores, stage.num_tokens, self.balance)
+            kept, choices = choice.kept, (*choices, choice)
+            x, sizes = merge_tokens(x, sizes, choice, prefix, merge_gains(scores, self.beta))
         else:
             kept = topk_tokens(scores, stage.num_tokens)
             x = take_rows(x, flat_rows(x, prefix, kept))
         originals = tokens.indices[-1].gather(1, kept) if tokens.indices else kept
-        return Tokens(x, sizes, (*tokens.indices, originals), (*tokens.scores, logits))
+        return Tokens(x, sizes, (*tokens.indices, originals), (*tokens.scores, scores), choices)
+
+    def importance(self, tokens: Tokens, predictor: nn.Module) -> Tensor:
+        """Keep scores (B, K) of the patch tokens in `tokens`."""
+        scores: Tensor = predictor(tokens.x[:, self.backbone.num_prefix_tokens :])
+        return scores
 
     def _head(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
         """Normed tokens (B, P + K, C), logits and the sizes (B, K) of patch tokens."""
@@ -251,16 +202,16 @@ class SparseViT(PublicModule):
         x = self.backbone.norm(tokens.x)
         return x, self.backbone.head(x, sizes=sizes), sizes
 
-    def forward_masked(self, images: Tensor, decide: Decide = topk_decide) -> MaskedOutput:
+    def forward_masked(self, images: Tensor, decide: Decide | None = None) -> MaskedOutput:
         """The training pass: all tokens are there, pruned ones are hidden from the others (DynamicViT section 3.3).
 
         Args:
             images: (B, in_chans, H, W).
-            decide: how to decide from the predictor's output; sampled in training, top-k to agree with `forward`.
+            decide: how to sample decisions from the predictors' probabilities; None to decide as `forward` does.
         """
         return self.forward_masked_from(self.backbone.embed(images), 0, decide)
 
-    def forward_masked_from(self, x: Tensor, first_block: int, decide: Decide = topk_decide) -> MaskedOutput:
+    def forward_masked_from(self, x: Tensor, first_block: int, decide: Decide | None = None) -> MaskedOutput:
         """As `forward_masked`, from the input (B, P + N, C) of block `first_block`; no stage may lie before it."""
         backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
         num_patches = x.shape[1] - prefix
@@ -274,10 +225,15 @@ class SparseViT(PublicModule):
             if block in stages:
                 stage, predictor = stages[block]
                 patches = x[:, prefix:]
-                log_pi = predictor(patches, kept)
-                decision = decide(log_pi, kept, stage)
+                scores = predictor(patches, kept)
+                log_pi = log_probabilities(scores)
+                if decide is None:
+                    decision = choose_masked(patches, scores, stage.num_tokens, kept, self.balance)
+                else:
+                    decision = decide(log_pi, kept, stage)
                 if sizes is not None:
-                    patches, sizes = merge_masked(patches, sizes, kept, decision)
+                    gains = merge_gains(scores, self.beta, kept)
+                    patches, sizes = merge_masked(patches, sizes, kept, decision, gains)
                     x = torch.cat((x[:, :prefix], patches), dim=1)
                 kept = kept * decision
                 bias = attention_bias(kept, prefix, sizes)
@@ -285,48 +241,11 @@ class SparseViT(PublicModule):
                 log_pis.append(log_pi)
             x = backbone.block(block, x, bias, positions)
         x = backbone.norm(x)
-        logits = backbone.head(x, kept if masks else None, sizes if masks else None)
-        return MaskedOutput(logits, backbone.token_features(x), tuple(masks), tuple(log_pis))
+        seen = (kept if masks else None, sizes if masks else None)
+        logits, pooled = backbone.head(x, *seen), backbone.pool(x, *seen)
+        return MaskedOutput(logits, pooled, backbone.token_features(x), tuple(masks), tuple(log_pis))
 
     def _stages_by_block(self, num_patches: int) -> dict[int, tuple[Stage, nn.Module]]:
         """Stage and predictor by block; counts are recomputed where images of another size give another grid."""
         stages = self.schedule.stages_for(num_patches, self.backbone.num_prefix_tokens)
         return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
-
-
-def attach(
-    model: nn.Module,
-    keep: float = Sparsity.keep,
-    stages: Sequence[int] | None = None,
-    *,
-    schedule: ScheduleName = Sparsity.schedule,
-    ratios: Sequence[float] | None = None,
-    pruned: Pruned = Sparsity.pruned,
-    align: int = 1,
-) -> SparseViT:
-    """Attach untrained token predictors to a timm model.
-
-    Args:
-        model: a timm model of a supported family; used as it is, not copied.
-        keep: share of tokens one stage keeps, in (0, 1].
-        stages: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
-        schedule: "late" or the paper's "geometric".
-        ratios: shares of the original tokens left after each stage, instead of `keep` and `schedule`.
-        pruned: "merge" merges pruned tokens into kept ones, "drop" (the paper's) removes them.
-        align: token counts in multiples of this. More on all of these in `vitprune.Sparsity`.
-
-    Returns:
-        The sparse model. Its predictors know nothing yet: train it, or use `vitprune.sparsify`.
-
-    Raises:
-        UnsupportedModelError: the model's tokens cannot be pruned.
-        UsageError: see `vitprune.Sparsity` and `vitprune.make_schedule`.
-    """
-    return attach_as(model, Sparsity(keep, stages, schedule, ratios, pruned, align))
-
-
-def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
-    """As `attach`, by one object; the model remembers it."""
-    sparse = SparseViT(model, sparsity.plan(wrap(model)), pruned=sparsity.pruned)
-    sparse.sparsity = sparsity
-    return sparse

@@ -1,0 +1,70 @@
+"""From a timm model and what is asked for to a sparse model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from vitprune.backbones import wrap
+from vitprune.model.attention import AttentionViT
+from vitprune.model.sparse_vit import SparseViT
+from vitprune.schedule import PredictorName, Pruned, Schedule, ScheduleName, Sparsity
+
+
+def attach(
+    model: nn.Module,
+    keep: float = Sparsity.keep,
+    stages: Sequence[int] | None = None,
+    *,
+    schedule: ScheduleName = Sparsity.schedule,
+    ratios: Sequence[float] | None = None,
+    pruned: Pruned = Sparsity.pruned,
+    align: int = 1,
+    balance: float | None = Sparsity.balance,
+    beta: float = Sparsity.beta,
+    predictor: PredictorName = Sparsity.predictor,
+) -> SparseViT:
+    """Attach untrained token predictors to a timm model.
+
+    Args:
+        model: a timm model of a supported family; used as it is, not copied.
+        keep: share of tokens one stage keeps, in (0, 1].
+        stages: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
+        schedule: "late" or the paper's "geometric".
+        ratios: shares of the original tokens left after each stage, instead of `keep` and `schedule`.
+        pruned: "merge" merges pruned tokens into kept ones, "drop" (the paper's) removes them.
+        align: token counts in multiples of this.
+        balance: how much importance counts beside redundancy; None ranks by importance alone, as the paper does.
+        beta: how much importance counts when tokens are averaged.
+        predictor: "light" or "paper". More on all of these in `vitprune.Sparsity`.
+
+    Returns:
+        The sparse model. Its predictors know nothing yet: train it, or use `vitprune.sparsify`.
+
+    Raises:
+        UnsupportedModelError: the model's tokens cannot be pruned.
+        UsageError: see `vitprune.Sparsity` and `vitprune.make_schedule`.
+    """
+    return attach_as(model, Sparsity(keep, stages, schedule, ratios, pruned, align, balance, beta, predictor))
+
+
+def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
+    """As `attach`, by one object; the model remembers it."""
+    sparse = build(model, sparsity.plan(wrap(model)), **sparsity.selection)
+    sparse.sparsity = sparsity
+    return sparse
+
+
+def build(
+    model: nn.Module,
+    schedule: Schedule,
+    predictor: PredictorName = "paper",
+    pruned: Pruned = "drop",
+    balance: float | None = None,
+    beta: float = 0.0,
+) -> SparseViT:
+    """A sparse model with new predictors of a kind; the other arguments are those of `SparseViT`."""
+    if predictor == "attention":
+        return AttentionViT(model, schedule, pruned, balance, beta)
+    return SparseViT(model, schedule, predictor, pruned, balance, beta)

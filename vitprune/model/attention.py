@@ -1,0 +1,77 @@
+"""A sparse model without predictors: what the classifier looks at says which tokens matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.backbones import AttentionRecorder
+from vitprune.model.passes import Decide, MaskedOutput, Tokens
+from vitprune.model.sparse_vit import SparseViT
+from vitprune.schedule import PredictorName, Pruned, Schedule
+from vitprune.tokens.precision import at_least_fp32
+
+
+class AttentionViT(SparseViT):
+    """A sparse model that needs no training: importance is read off the model itself.
+
+    It is the logarithm of what the class token pays to a token in the block before the stage, mean over heads (the
+    ranking of EViT, https://arxiv.org/abs/2202.07800), per patch where tokens were merged; of models that pool by
+    attention, what their query would pay to it now; else its norm.
+
+    Args:
+        model: a timm model of a supported family; used as it is, not copied.
+        schedule: the plan.
+        pruned: what happens to pruned tokens, see `vitprune.Sparsity`, as of the next two.
+        balance: how much importance counts beside redundancy, where tokens are merged.
+        beta: how much importance counts when tokens are averaged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        pruned: Pruned = "drop",
+        balance: float | None = None,
+        beta: float = 0.0,
+    ) -> None:
+        super().__init__(model, schedule, [nn.Identity() for _ in schedule.stages], pruned, balance, beta)
+        self._recorder = AttentionRecorder()
+
+    @property
+    def predictor(self) -> PredictorName:
+        """Not a kind of predictor, but "attention"."""
+        return "attention"
+
+    def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
+        """As a SparseViT does, with attention recorded."""
+        if self._sees_class_token:
+            with self._recorder:
+                tokens = super().run_blocks(x, first_block, end)
+            self._recorder.forget()
+            return tokens
+        return super().run_blocks(x, first_block, end)
+
+    def importance(self, tokens: Tokens, predictor: nn.Module) -> Tensor:
+        """Log attention or norm, (B, K)."""
+        prefix = self.backbone.num_prefix_tokens
+        if self._sees_class_token:
+            self._recorder.forget(but_last=1)
+            paid = self._recorder.attention(slice(0, 1))[:, prefix:]
+        elif self.backbone.pooling == "attention pool":
+            with self._recorder:
+                self.backbone.pool(self.backbone.norm(tokens.x))
+            paid = self._recorder.attention()[:, -(tokens.x.shape[1] - prefix) :]
+            self._recorder.forget()
+        else:
+            return at_least_fp32(tokens.x[:, prefix:]).square().sum(dim=-1).sqrt()
+        # The recorder leaves out the size bias, so that what merged tokens are paid is per patch already.
+        return paid.clamp(min=torch.finfo(paid.dtype).tiny).log()
+
+    def forward_masked_from(self, x: Tensor, first_block: int, decide: Decide | None = None) -> MaskedOutput:
+        """Not to be had: the attention of all tokens is not that of those kept."""
+        raise NotImplementedError("a model that prunes by attention has no masked pass")
+
+    @property
+    def _sees_class_token(self) -> bool:
+        return self.backbone.pooling == "class token" and self.backbone.num_prefix_tokens > 0
