@@ -18,6 +18,7 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data
 from vitprune.errors import UsageError
 from vitprune.jobs.sparsify import RunSettings, describe_run, fit, measured, new_student, run
+from vitprune.jobs.untrained import write_untrained
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Pruned, ScheduleName
@@ -122,13 +123,18 @@ def sparsify(
         raise UsageError("the model is sparse already", "start from the dense model")
     with ProgressShown(progress) as listener:
         sparsity, prediction = resolve(request, loaded.model, chosen.plan_defaults, listener)
+        if data is None and not chosen.trains:
+            if output is None:
+                return attach_as(loaded.model, sparsity).eval()
+            chosen_folder = RunFolder.choose(Path(output), "", overwrite=overwrite)
+            return write_untrained(loaded, sparsity, chosen_folder)[0]
         if data is None:
             message = "no data given: the token predictors are attached but not trained"
             warnings.warn(message, UserWarning, stacklevel=2)
             return attach_as(loaded.model, sparsity).eval()
         where = pick_device(device)
         folder = None if output is None else RunFolder.choose(Path(output), "", overwrite=overwrite, resume=resume).path
-        images = opened(data, loaded, val_data, limit, training=True, labels=chosen.labels)
+        images = opened(data, loaded, val_data, limit, training=chosen.trains, labels=chosen.labels)
         run_settings = RunSettings(
             sparsity, where, folder or Path(), resume=resume, bench_seconds=bench_seconds, prediction=prediction
         )
@@ -147,7 +153,7 @@ def _without_folder(
     """Train, and measure if that is asked for; `settings.output` is not used."""
     started = time.perf_counter()
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
-    metadata = describe_run(student, loaded, images, settings.sparsity) if evaluate else None
+    metadata = describe_run(student, loaded, images, recipe, settings.sparsity) if evaluate else None
     done = fit(loaded.model, student, images, recipe, settings.device, listener)
     if metadata is not None:
         metadata.training = {"steps_done": done.steps_done, "num_steps": done.num_steps, "completed": True}

@@ -102,6 +102,11 @@ class PlanRequest:
         Args:
             defaults: what applies where nothing is asked for.
         """
+        if self.predictor is not None and defaults.predictor == "attention":
+            raise UsageError(
+                f"--predictor {self.predictor} would have to be trained, and the recipe does not train",
+                "leave it out, or take --recipe short",
+            )
         return replace(
             defaults,
             keep=defaults.keep if self.keep is None else self.keep,

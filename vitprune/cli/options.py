@@ -107,7 +107,7 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="short, paper, or a YAML file.",
+        help="short, paper, none (no training), or a YAML file.",
         autocompletion=completion.recipe,
     ),
 ]

@@ -271,11 +271,9 @@ def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Rec
 
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     with waiting("opening the images"):
-        images = open_data(data, classes, options, training=True, labels=recipe.labels)
-    say(
-        f"{loaded.name}, {plans}, on {device}: "
-        f"{_counted(images.train)} to train on, {_counted(images.val)} to evaluate on"
-    )
+        images = open_data(data, classes, options, training=recipe.trains, labels=recipe.labels)
+    trained = f"{_counted(images.train)} to train on" if recipe.trains else "no training"
+    say(f"{loaded.name}, {plans}, on {device}: {trained}, {_counted(images.val)} to evaluate on")
     if images.note:
         say(images.note)
     return images

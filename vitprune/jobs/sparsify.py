@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import resource
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from vitprune.backbones import input_size
 from vitprune.budget.speed import Prediction
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, save
@@ -25,11 +21,10 @@ from vitprune.common import distributed
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
-from vitprune.data import Data, Images, count_images, explain_worker_crash
+from vitprune.data import Data, Images, explain_worker_crash
 from vitprune.errors import Interrupted, Preempted, TrainingError, UsageError
 from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
-from vitprune.measure import count_macs
 from vitprune.model import SparseViT, attach, attach_as
 from vitprune.report import Report, accuracy_of, build_report, object_coverage, write_results
 from vitprune.schedule import Sparsity
@@ -91,7 +86,7 @@ def run(
     device = settings.device
     distributed.start(device)
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
-    metadata = describe_run(student, loaded, data, settings.sparsity)
+    metadata = describe_run(student, loaded, data, recipe, settings.sparsity)
     folder = RunFolder(settings.output)
     if distributed.is_main():
         folder.create(needed_bytes=2 * num_bytes(student))
@@ -103,11 +98,12 @@ def run(
     state = checkpoints.latest() if settings.resume else None
     progress = Progress() if state is None else Progress.restored(state.about["progress"])
     seconds_before, stopped = progress.seconds, None
-    images, teacher = _trainable(student, data), attach(loaded.model, keep=1.0)
+    images, teacher = to_train_on(student, data, recipe), attach(loaded.model, keep=1.0)
     try:
         with _sigterm() as terminated:
-            steps = train(student, teacher, images, recipe, device, progress, state, terminated.is_set)
-            _train(steps, recipe, settings, listener, checkpoints, progress)
+            if images is not None:
+                steps = train(student, teacher, images, recipe, device, progress, state, terminated.is_set)
+                _train(steps, recipe, settings, listener, checkpoints, progress)
     except (KeyboardInterrupt, TrainingError) as error:
         stopped = error
     metadata.training = {
@@ -182,14 +178,14 @@ def measured(
     )
 
 
-def describe_run(student: SparseViT, loaded: Loaded, data: Data, sparsity: Sparsity) -> Metadata:
+def describe_run(student: SparseViT, loaded: Loaded, data: Data, recipe: Recipe, sparsity: Sparsity) -> Metadata:
     """What the file of a run will say of itself, if the run is possible at all.
 
     Raises:
         UsageError: the model has no classifier, or there is nothing to train on.
         CheckpointError: a file could not be loaded again.
     """
-    _trainable(student, data)
+    to_train_on(student, data, recipe)
     return describe(
         student,
         name=loaded.name,
@@ -213,55 +209,14 @@ def fit(
     Raises:
         UsageError: the model has no classifier, or there is nothing to train on.
     """
-    images, progress = _trainable(student, data), Progress()
+    images, progress = to_train_on(student, data, recipe), Progress()
+    if images is None:
+        return progress
     steps = train(student, attach(model, keep=1.0), images, recipe, device, progress)
     with explain_worker_crash(), closing(steps):
         for step in steps:
             listener.step(step.record)
     return progress
-
-
-def rehearse(
-    loaded: Loaded, data: Data, recipe: Recipe, sparsity: Sparsity, device: torch.device, listener: Listener
-) -> dict[str, Any]:
-    """All checks of a run and its first steps, for JSON; writes nothing.
-
-    Returns:
-        The plan, its cost, `num_steps`, the estimated `seconds` of training (from the last of two steps of each phase,
-        so without the time that workers take to start), and the `peak_memory_mib` of doing so.
-    """
-    distributed.start(device)
-    student = new_student(loaded.model, sparsity, recipe.seed)
-    describe_run(student, loaded, data, sparsity)
-    images = _trainable(student, data)
-    per_epoch = count_images(images)
-    planned = recipe.plan_steps(
-        None if per_epoch is None else max(1, per_epoch // recipe.batch_size), has_stages=bool(student.schedule.stages)
-    )
-    phases = Counter(step.phase for steps in planned for step in steps)
-    size = input_size(loaded.model)
-    macs = {"dense": count_macs(loaded.model, size), "sparse": count_macs(student, size)}
-    rates: dict[str, float] = {}
-    short = {"pretraining_steps": min(2, recipe.pretraining_steps), "steps": 2, "epochs": None, "freeze_epochs": 0.0}
-    few = recipe.model_copy(update=short)
-    teacher = attach(copy.deepcopy(loaded.model), keep=1.0)
-    listener.begin("taking four steps", None)
-    with explain_worker_crash(), closing(train(student, teacher, images, few, device, Progress())) as steps:
-        for step in steps:
-            rates[step.record.phase] = step.record.images_per_s
-    slowest = min(rates.values())
-    return {
-        "model": loaded.name,
-        "keep": None if sparsity.ratios else sparsity.keep,
-        "num_patches": student.schedule.num_patches,
-        "stages": [asdict(stage) for stage in student.schedule.stages],
-        **{side: {"gmacs": count / 1e9} for side, count in macs.items()},
-        "num_train_images": per_epoch,
-        "num_val_images": count_images(data.val),
-        "num_steps": sum(phases.values()),
-        "seconds": sum(count * recipe.batch_size / rates.get(phase, slowest) for phase, count in phases.items()),
-        "peak_memory_mib": peak_memory_mib(device),
-    }
 
 
 def num_bytes(model: nn.Module) -> int:
@@ -321,20 +276,15 @@ def _explained(
     return Interrupted(f"stopped {where}", hint)
 
 
-def _trainable(student: SparseViT, data: Data) -> Images:
-    """The images to train on, if that is possible at all."""
+def to_train_on(student: SparseViT, data: Data, recipe: Recipe) -> Images | None:
+    """The images to train on, if that is possible at all; None of a recipe that does not train."""
     if student.num_classes < 1:
         raise UsageError("the model has no classifier (num_classes is 0), so there are no predictions to distil")
+    if not recipe.trains:
+        return None
     if data.train is None:
         raise UsageError(f"'{data.name}' has no images to train on")
     return data.train
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """The most memory used so far: of a GPU what torch has allocated on it, else what the process holds, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def sweep(
     folder, num_runs = settings.output, len(plans)
     runs = [replace(settings, sparsity=plan, output=folder / plan.slug) for plan in plans]
     for each in runs:
-        describe_run(new_student(loaded.model, each.sparsity, recipe.seed), loaded, data, each.sparsity)
+        describe_run(new_student(loaded.model, each.sparsity, recipe.seed), loaded, data, recipe, each.sparsity)
     RunFolder(folder).create(needed_bytes=2 * num_runs * num_bytes(loaded.model))
     forget_sweep(folder)
     entries = {"dense": Entry("dense", loaded.model, loaded.name)}

@@ -21,7 +21,7 @@ from vitprune.training.pretraining import Target
 
 Phase = Literal["pretraining", "sampled", "deployed"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-RECIPES = ("short", "paper")
+RECIPES = ("short", "paper", "none")
 """Names of the settings files beside this module, in recipes/."""
 _LENGTHS = ("steps", "epochs")
 """Two ways to say how long to train."""
@@ -72,7 +72,9 @@ class Recipe(PublicSettings):
     name: str = Field("short", description="of the settings file this began with")
     schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
     pruned: Literal["drop", "merge"] = Field("merge", description="what happens to pruned tokens")
-    predictor: Literal["light", "paper"] = Field("light", description="what scores tokens: ours, or DynamicViT's")
+    predictor: Literal["light", "paper", "attention"] = Field(
+        "light", description="what scores tokens: ours, DynamicViT's, or without training the model's own attention"
+    )
     balance: float | None = Field(
         0.1,
         ge=0,
@@ -133,6 +135,17 @@ class Recipe(PublicSettings):
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give steps or epochs, not both")
         return self
+
+    @model_validator(mode="after")
+    def _attention_is_not_trained(self) -> Recipe:
+        if self.predictor == "attention" and self.trains:
+            raise ValueError("predictor 'attention' goes with no training: pretraining_steps 0 and steps 0")
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a step to take."""
+        return self.pretraining_steps > 0 or (self.steps != 0 if self.epochs is None else self.epochs > 0)
 
     def with_settings(self, updates: Mapping[str, str]) -> Recipe:
         """This recipe with some settings replaced, given as text.
@@ -292,7 +305,7 @@ def _read(name: str) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             close = close_match(name, RECIPES)
-            hint = f"did you mean {close}?" if close else f"choose {' or '.join(RECIPES)}, or a YAML file"
+            hint = f"did you mean {close}?" if close else f"choose {', '.join(RECIPES)} or a YAML file"
             raise UsageError(f"recipe '{name}' is neither one of ours nor a file", hint)
         try:
             text = path.read_text(encoding="utf-8")

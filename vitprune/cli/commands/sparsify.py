@@ -126,6 +126,10 @@ def sparsify(
         loaded = load_dense_model(model, weights)
     sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
+    if not chosen.trains and data is None and images.data_option is None:
+        _refuse_checks({"--max-drop": max_drop, "--min-top1": min_top1, "--min-speedup": min_speedup})
+        _write_untrained(loaded, sparsity, folder, as_json)
+        return
     opened = training_images(loaded, images.spec(data, loaded), options, chosen, sparsity.label, where)
 
     if dry_run:
@@ -162,11 +166,38 @@ def sparsify(
     )
 
 
+def _refuse_checks(checks: dict[str, float | None]) -> None:
+    """Without DATA nothing is measured that could meet them."""
+    for name, value in checks.items():
+        if value is not None:
+            raise UsageError(f"{name} needs a measurement, and without DATA there is none", "give DATA too")
+
+
+def _write_untrained(loaded: Loaded, sparsity: Sparsity, folder: Path, as_json: bool) -> None:
+    """--recipe none without DATA: the file, and what is known of it."""
+    from vitprune.common.run_folder import RunFolder
+    from vitprune.jobs.untrained import write_untrained
+
+    _, result = write_untrained(loaded, sparsity, RunFolder(folder))
+    if as_json:
+        print_json(result)
+        return
+    _print_plan(result)
+    print_line("nothing was measured: neither accuracy nor speed")
+    print_line(f"written to {folder}; vitprune eval {folder} DATA measures it")
+
+
+def _print_plan(result: dict[str, Any]) -> None:
+    counts = ", ".join(f"{stage['num_tokens']} before block {stage['block']}" for stage in result["stages"])
+    print_line(f"of {result['num_patches']} patch tokens are left: {counts or 'all'}")
+    print_line(f"GMACs {result['dense']['gmacs']:.3f} > {result['sparse']['gmacs']:.3f}")
+
+
 def _rehearse(
     loaded: Loaded, images: Data, recipe: Recipe, sparsity: Sparsity, device: torch.device, folder: Path, as_json: bool
 ) -> None:
     """--dry-run: what the run would do and how long its training would take."""
-    from vitprune.jobs.sparsify import rehearse
+    from vitprune.jobs.rehearsal import rehearse
 
     with RunProgress() as progress:
         result = rehearse(loaded, images, recipe, sparsity, device, progress)
@@ -174,9 +205,7 @@ def _rehearse(
     if as_json:
         print_json(result)
         return
-    counts = ", ".join(f"{stage['num_tokens']} before block {stage['block']}" for stage in result["stages"])
-    print_line(f"of {result['num_patches']} patch tokens are left: {counts or 'all'}")
-    print_line(f"GMACs {result['dense']['gmacs']:.3f} > {result['sparse']['gmacs']:.3f}")
+    _print_plan(result)
     print_line(
         f"training: {result['num_steps']} steps of {recipe.batch_size} images, about {duration(result['seconds'])}; "
         f"peak memory so far {result['peak_memory_mib']:.0f} MiB"

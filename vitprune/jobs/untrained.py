@@ -1,0 +1,45 @@
+"""A sparse model without training and without images: the file alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from vitprune.backbones import input_size
+from vitprune.checkpoint.sparse_file import describe, save
+from vitprune.common.run_folder import RunFolder
+from vitprune.jobs.sparsify import new_student, num_bytes
+from vitprune.loading.load import Loaded
+from vitprune.measure import count_macs
+from vitprune.model import SparseViT
+from vitprune.schedule import Sparsity
+
+
+def write_untrained(loaded: Loaded, sparsity: Sparsity, folder: RunFolder) -> tuple[SparseViT, dict[str, Any]]:
+    """Write model.safetensors and config.json of a model that prunes by its own attention.
+
+    Returns:
+        The sparse model and, for JSON, its plan and cost; nothing of accuracy or speed, for nothing was measured.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        CheckpointError: a file could not be loaded again.
+    """
+    student = new_student(loaded.model, sparsity, seed=0).eval()
+    metadata = describe(
+        student, name=loaded.name, sparsity=sparsity, class_names=loaded.class_names, origin=loaded.origin
+    )
+    folder.create(needed_bytes=2 * num_bytes(student))
+    folder.forget()
+    save(student, folder.weights, metadata)
+    size = input_size(loaded.model)
+    return student, {
+        "model": loaded.name,
+        "keep": metadata.keep,
+        "num_patches": student.schedule.num_patches,
+        "stages": [asdict(stage) for stage in student.schedule.stages],
+        "dense": {"gmacs": count_macs(loaded.model, size) / 1e9},
+        "sparse": {"gmacs": count_macs(student, size) / 1e9},
+        "measured": False,
+        "output": str(folder),
+    }
