@@ -10,7 +10,7 @@ from vitprune.baselines import RandomPredictor
 from vitprune.data import UNLABELLED, eval_transform, open_data
 from vitprune.loading.load import load_model
 from vitprune.model import SparseViT, attach
-from vitprune.report.drawing import Legend, dim_pruned, draw_mean, draw_montage, heat_map
+from vitprune.report.drawing import Legend, dim_pruned, draw_mean, draw_montage, fill_merged, heat_map, mean_colours
 from vitprune.report.keepmaps import as_seen, keep_maps, kept_shares, object_coverage
 from vitprune.schedule import Stage
 
@@ -153,3 +153,38 @@ def test_oracle_covers_the_object_and_its_opposite_none_of_it():
         "opposite": 0.0,
         "random": pytest.approx(50, abs=20),
     }
+
+
+def test_owners_are_the_kept_patches_that_others_were_merged_into(make_vit, make_images):
+    sparse = attach(make_vit(), keep=0.6, stages=[2, 4]).eval()
+    images = make_images(sparse, count=2)
+    maps = keep_maps(sparse, sparse.model, images, torch.tensor([UNLABELLED] * 2), {})
+    with torch.no_grad():
+        selection = sparse.select(images)
+    for i, each in enumerate(maps):
+        present = {patch: patch for patch in range(100)}  # patch to the one it is part of
+        for stage, choice in enumerate(selection.choices):
+            reached = list(each.reached(stage))
+            moved = {reached[kept]: reached[kept] for kept in choice.kept[i].tolist()}
+            for pruned, row in zip(choice.pruned[i].tolist(), choice.nearest[i].tolist(), strict=True):
+                moved[reached[pruned]] = reached[choice.kept[i, row]]
+            present = {patch: moved[owner] for patch, owner in present.items()}
+            assert each.owners[stage] == [present[patch] for patch in range(100)]
+            assert set(each.owners[stage]) == set(each.kept[stage])
+            (none,) = [row for row, r in enumerate(each.redundancy[stage]) if r is None]
+            assert none == max(range(len(reached)), key=lambda row: each.scores[stage][row]), "the most important"
+
+
+def test_merged_patches_take_their_mean_colour_within_lines_and_others_stay():
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:20, :20], pixels[20:, 40:], pixels[:20, 20:40] = (200, 0, 0), (100, 40, 0), (9, 9, 9)
+    owners = [0, 1, 2, 3, 4, 0]  # the last patch is part of the first
+    drawn = np.asarray(fill_merged(Image.fromarray(pixels), owners, (2, 3))).astype(int)
+    for row, column in ((10, 10), (30, 50)):
+        assert drawn[row, column].tolist() == [150, 20, 0]
+    assert drawn[10, 30].tolist() == [9, 9, 9]
+    assert drawn[10, 20].tolist() != [9, 9, 9], "a line beside the merged patch"
+    assert drawn[30, 20].tolist() == [0, 0, 0], "and none between two that stand alone"
+    colours, merged = mean_colours(Image.fromarray(pixels), owners, (2, 3))
+    assert merged == {0}
+    assert colours[0].tolist() == [150, 20, 0]

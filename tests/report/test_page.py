@@ -249,6 +249,24 @@ def test_pruned_patches_are_covered_and_nothing_else(drawn):
         assert paths["edges"][stage].count("M") == num_edges
 
 
+def test_merged_patches_are_filled_with_their_mean_colour_within_lines(make_run):
+    folder = make_run()
+    content = make_keep_maps()
+    for image in content["images"]:
+        image["owners"] = [[0, 1, 1, 3, 4, 1], [1, 1, 1, 5, 5, 5]]
+    (folder / "keepmaps.json").write_text(json.dumps(content))
+    page = Page(render_page(read_run(folder)))
+    looks = [each for each in page.all("path") if "d" in each]
+    fills = [each for each in looks if re.fullmatch("#[0-9a-f]{6}", each.get("fill", ""))]
+    red = [each for each in fills if each["fill"].startswith("#c")]
+    assert len(red) == len(fills) == 2 * 2, "an image of one colour; one merged token, then two of the same colour"
+    squares = re.findall(r"M(\d+) (\d+)h1v1h-1z", fills[0]["d"])
+    assert {3 * int(y) + int(x) for x, y in squares} == {1, 2, 5}
+    covers, edges = ([each["d"] for each in looks if each.get("class") == look] for look in ("cover", "edges"))
+    assert not any(covers), "nothing has gone"
+    assert [each.count("M") for each in edges[:2]] == [3, 3]
+
+
 def test_damaged_files_are_named(make_run):
     no_jpeg = make_keep_maps()
     no_jpeg["images"][0]["jpeg"] = '"/><script>alert(1)</script>'

@@ -62,7 +62,7 @@ class Selection(NamedTuple):
     def owners(self, stage: int = -1) -> Tensor:
         """With merging, which of the tokens kept after a stage each patch has become part of, (B, N) of rows in K_s."""
         owners: Tensor | None = None
-        for kept, pruned, nearest in self.choices[: stage + 1 or None]:
+        for kept, pruned, nearest, _ in self.choices[: stage + 1 or None]:
             rows = torch.empty(kept.shape[0], kept.shape[1] + pruned.shape[1], dtype=kept.dtype, device=kept.device)
             rows.scatter_(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept))
             rows.scatter_(1, pruned, nearest)

@@ -44,7 +44,7 @@ class Legend:
     def dimmed(self) -> str:
         """What a dimmed patch means."""
         if self.merged:
-            return "dimmed patches are merged, each into the most similar kept one"
+            return "patches of one colour within lines are one token: merged into the most similar kept one"
         return "dimmed patches have left the network"
 
 
@@ -61,6 +61,33 @@ def dim_pruned(image: Image.Image, kept: Sequence[int], grid_size: tuple[int, in
     edge = np.diff(is_kept, axis=1, prepend=is_kept[:, :1]) | np.diff(is_kept, axis=0, prepend=is_kept[:1])
     pixels[edge != 0] = _EDGE
     return Image.fromarray(pixels)
+
+
+def fill_merged(image: Image.Image, owners: Sequence[int], grid_size: tuple[int, int]) -> Image.Image:
+    """The image, RGB, with the patches of each merged token in their mean colour, and a line around them.
+
+    Patches of a grid (rows, columns) are numbered in raster order; `owners` has for each the kept one it is part of.
+    """
+    numbers = Image.fromarray(np.array(owners, dtype=np.int32).reshape(grid_size))
+    of_pixel = np.asarray(numbers.resize(image.size, Image.Resampling.NEAREST))  # (H, W)
+    colours, merged = mean_colours(image, owners, grid_size)
+    is_merged = np.isin(of_pixel, list(merged))
+    pixels = np.where(is_merged[..., None], colours[of_pixel], np.asarray(image)).astype(np.uint8)
+    for axis in (0, 1):
+        other = np.diff(of_pixel, axis=axis, prepend=of_pixel.take([0], axis=axis)) != 0
+        pixels[other & (is_merged | np.roll(is_merged, 1, axis=axis))] = _EDGE
+    return Image.fromarray(pixels)
+
+
+def mean_colours(
+    image: Image.Image, owners: Sequence[int], grid_size: tuple[int, int]
+) -> tuple[NDArray[np.float64], set[int]]:
+    """Mean colour of the patches that are part of each kept one, (N, 3), and which of these stand for several."""
+    rows, columns = grid_size
+    patches = np.asarray(image.resize((columns, rows), Image.Resampling.BOX), dtype=np.float64).reshape(-1, 3)
+    sizes = np.bincount(owners, minlength=rows * columns)
+    sums = np.stack([np.bincount(owners, patches[:, c], minlength=rows * columns) for c in range(3)], axis=1)
+    return sums / np.maximum(sizes, 1)[:, None], {int(number) for number in np.flatnonzero(sizes > 1)}
 
 
 def heat_map(
@@ -88,15 +115,19 @@ def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat
     for number, (stage, kept) in enumerate(zip(legend.stages, keep_map.kept, strict=True)):
         share = f"{len(kept)} of {total} kept, {keep_map.kept_pct[number]:.1f} %"
         said = f"stage {number + 1}, before block {stage.block}\n{share}"
-        tiles.append((dim_pruned(image, kept, grid_size), said))
+        if keep_map.owners:
+            tiles.append((fill_merged(image, keep_map.owners[number], grid_size), said))
+        else:
+            tiles.append((dim_pruned(image, kept, grid_size), said))
     num_columns = len(tiles)
     if heat:
-        tiles.append((Image.new("RGB", image.size, "white"), "keep scores (log-odds):\ndark low, bright high"))
-        for number, scores in enumerate(keep_map.scores):
-            said = f"scores of stage {number + 1}\n{min(scores):+.2f} to {max(scores):+.2f}"
-            tiles.append((heat_map(image, keep_map.reached(number), scores, grid_size), said))
+        tiles += _heat_tiles(keep_map, keep_map.scores, "importance")
+    if heat and keep_map.redundancy:
+        # Of the most important patch, which is compared with none: as little as of any.
+        rows = [[min(filter(None, row)) if r is None else r for r in row] for row in keep_map.redundancy]
+        tiles += _heat_tiles(keep_map, rows, "redundancy")
     scale = _SIDE / max(image.size)
-    figure, places = _figure(1 + heat, num_columns, image.width * scale, image.height * scale + 0.5)
+    figure, places = _figure(len(tiles) // num_columns, num_columns, image.width * scale, image.height * scale + 0.5)
     for axes, (tile, said) in zip(places, tiles, strict=True):
         axes.imshow(tile)
         axes.set_title(said, loc="left", y=0, pad=-2, verticalalignment="top", fontsize=_FONT_SIZE)
@@ -108,6 +139,16 @@ def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat
         legend.dimmed,
     ]
     _write(figure, path, f"{title} - {legend.model}", below)
+
+
+def _heat_tiles(keep_map: KeepMap, stages: Sequence[Sequence[float]], what: str) -> list[tuple[Image.Image, str]]:
+    """A row of heat maps, one a stage."""
+    image = keep_map.image
+    tiles = [(Image.new("RGB", image.size, "white"), f"{what}:\ndark low, bright high")]
+    for number, values in enumerate(stages):
+        said = f"{what} at stage {number + 1}\n{min(values):+.2f} to {max(values):+.2f}"
+        tiles.append((heat_map(image, keep_map.reached(number), values, keep_map.grid_size), said))
+    return tiles
 
 
 def draw_mean(

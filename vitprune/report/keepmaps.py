@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,7 +28,11 @@ class KeepMap:
         image: as the models saw it, resized and cropped, RGB.
         grid_size: patches (rows, columns); a patch's number counts them in raster order.
         kept: numbers of the patches kept after each stage, rising.
-        scores: log-odds that a stage's predictor gave for keeping each patch that had reached it.
+        scores: keep scores of the patches that reached each stage, by the order of their numbers.
+        redundancy: how like a more important one each of these was, a cosine, and None of the most important; no entry
+            for stages that did not ask.
+        owners: where tokens are merged, for each patch the number of the kept one that it was part of after a stage;
+            no entry else.
         dense: likeliest classes of the dense model, best first.
         sparse: likewise of the sparse model.
         kl: KL divergence of the sparse model's prediction from the dense one's, in nats.
@@ -44,6 +49,8 @@ class KeepMap:
     kl: float
     label: int | None = None
     label_name: str | None = None
+    redundancy: list[list[float | None]] = field(default_factory=list)
+    owners: list[list[int]] = field(default_factory=list)
 
     @property
     def num_patches(self) -> int:
@@ -78,6 +85,9 @@ def keep_maps(
     logits = selection.logits, dense(on_device)
     of_sparse, of_dense = (each.float().log_softmax(dim=-1).cpu() for each in logits)  # (B, num_classes)
     kl = F.kl_div(of_sparse, of_dense, reduction="none", log_target=True).sum(dim=-1)
+    choices = selection.choices
+    redundancy = [each.redundancy for each in choices if each.redundancy is not None]
+    owners = [selection.indices[stage].gather(1, selection.owners(stage)) for stage in range(len(choices))]
     return [
         KeepMap(
             image=as_seen(sparse.model, image),
@@ -89,6 +99,8 @@ def keep_maps(
             kl=kl[i].item(),
             label=None if label == UNLABELLED else label,
             label_name=None if label == UNLABELLED else names.get(label, f"class {label}"),
+            redundancy=[[r if math.isfinite(r) else None for r in each[i].tolist()] for each in redundancy],
+            owners=[each[i].tolist() for each in owners],
         )
         for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
     ]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from vitprune.common.formatting import number, plain, signed
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
+from vitprune.report.drawing import mean_colours
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import GROUPS
 from vitprune.report.schema import ImageRow, NamedClass, Report, Step
@@ -19,6 +23,7 @@ from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_
 _LOSSES = {
     "rank": "ranking of tokens against the teacher's",
     "kl": "KL divergence from the teacher's classes",
+    "pooled": "what the classifier reads against the teacher's",
     "token": "tokens' features against the teacher's",
     "ce": "cross-entropy with the labels",
     "ratio": "kept share against its target",
@@ -82,10 +87,12 @@ def _groups(images: list[ImageRow], grid_size: tuple[int, int]) -> list[dict[str
 
 def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, Any]:
     total = grid_size[0] * grid_size[1]
+    merged = [_merged(row, owners, grid_size) for owners in row.owners]
     stages = [
         {
-            "cover": _cover(kept, grid_size),
-            "edges": _edges(kept, grid_size),
+            "fills": merged[place][0] if merged else {},
+            "cover": "" if merged else _cover(kept, grid_size),
+            "edges": merged[place][1] if merged else _edges(_marked(kept, total), grid_size),
             "text": f"stage {place + 1}: {100 * len(kept) / total:.1f} % kept",
         }
         for place, kept in enumerate(row.kept)
@@ -95,20 +102,43 @@ def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, A
 
 
 def _cover(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
-    """A square over each patch but the kept ones, as an SVG path in units of patches."""
-    rows, columns = grid_size
-    pruned = sorted(set(range(rows * columns)).difference(kept))
-    return "".join(f"M{patch % columns} {patch // columns}h1v1h-1z" for patch in pruned)
+    """A square over each patch but the kept ones."""
+    pruned = set(range(grid_size[0] * grid_size[1])).difference(kept)
+    return _squares(sorted(pruned), grid_size)
 
 
-def _edges(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
-    """Lines between neighbours of which one patch is kept and one is not, likewise."""
+def _squares(patches: Sequence[int], grid_size: tuple[int, int]) -> str:
+    """A square over each of these patches, as an SVG path in units of patches."""
+    columns = grid_size[1]
+    return "".join(f"M{patch % columns} {patch // columns}h1v1h-1z" for patch in patches)
+
+
+def _edges(marks: Sequence[int], grid_size: tuple[int, int]) -> str:
+    """Lines between neighbouring patches of different marks, likewise."""
     rows, columns = grid_size
-    at = {divmod(patch, columns) for patch in kept}
-    places = [(row, column) for row in range(rows) for column in range(columns)]
-    upright = [f"M{x} {y}v1" for y, x in places if x and ((y, x) in at) != ((y, x - 1) in at)]
-    level = [f"M{x} {y}h1" for y, x in places if y and ((y, x) in at) != ((y - 1, x) in at)]
+    places = [(row * columns + column, row, column) for row in range(rows) for column in range(columns)]
+    upright = [f"M{x} {y}v1" for patch, y, x in places if x and marks[patch] != marks[patch - 1]]
+    level = [f"M{x} {y}h1" for patch, y, x in places if y and marks[patch] != marks[patch - columns]]
     return "".join(upright + level)
+
+
+def _marked(patches: Sequence[int], total: int) -> list[int]:
+    """1 for these patches, 0 for the others."""
+    chosen = set(patches)
+    return [int(patch in chosen) for patch in range(total)]
+
+
+def _merged(row: ImageRow, owners: Sequence[int], grid_size: tuple[int, int]) -> tuple[dict[str, str], str]:
+    """The patches of each merged token as a path, by their mean colour, and the lines around them."""
+    with Image.open(io.BytesIO(base64.b64decode(row.jpeg))) as image:
+        colours, merged = mean_colours(image.convert("RGB"), owners, grid_size)
+    fills: dict[str, str] = {}
+    for kept in sorted(merged):
+        colour = "#{:02x}{:02x}{:02x}".format(*(round(part) for part in colours[kept]))
+        members = [patch for patch, owner in enumerate(owners) if owner == kept]
+        fills[colour] = fills.get(colour, "") + _squares(members, grid_size)
+    # Tokens of one patch share a mark: between them there is no line.
+    return fills, _edges([owner if owner in merged else -1 for owner in owners], grid_size)
 
 
 def _likeliest(rows: list[NamedClass]) -> str:

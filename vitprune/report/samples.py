@@ -93,6 +93,7 @@ def _row(group: str, place: str, keep_map: KeepMap) -> ImageRow:
         height=keep_map.image.height,
         label=keep_map.label_name,
         kept=keep_map.kept,
+        owners=keep_map.owners,
         dense=keep_map.dense,
         sparse=keep_map.sparse,
         kl=keep_map.kl,

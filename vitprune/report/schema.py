@@ -201,6 +201,7 @@ class ImageRow(BaseModel):
         jpeg: the image as the models saw it, made smaller, as base64; `width` and `height` are its own, in pixels.
         label: the true class; None where not known.
         kept: numbers of the patches that are left after each stage, in raster order.
+        owners: where tokens are merged, for each patch the number of the kept one that it is part of after a stage.
         dense, sparse: the likeliest classes, best first.
         kl: KL divergence of the sparse prediction from the dense one, in nats.
     """
@@ -212,6 +213,7 @@ class ImageRow(BaseModel):
     height: Annotated[int, Field(ge=1, le=4096)]
     label: str | None
     kept: list[list[Annotated[int, Field(ge=0)]]]
+    owners: list[list[Annotated[int, Field(ge=0)]]] = []
     dense: list[NamedClass] = Field(min_length=1)
     sparse: list[NamedClass] = Field(min_length=1)
     kl: float

@@ -120,7 +120,7 @@ def visualize(
         images: what to draw; the transform is set here.
         folder: where files go; it is made where it does not exist.
         listener: hears of every image.
-        heat: add heat maps of the predictors' keep scores.
+        heat: add heat maps of importance and, where it is weighed, of redundancy.
         mean: how often each position is kept, over all images, instead of a montage for each.
         limit: at most so many images, chosen at random; None for all.
 
@@ -173,7 +173,7 @@ def _entries(
             path = folder / _file_name(name, taken)
             with replacing(path) as temporary:
                 draw_montage(temporary, keep_map, Path(name).name, subject.legend, heat)
-        entry = {
+        entry: dict[str, Any] = {
             "name": name,
             "label": None if keep_map.label is None else {"index": keep_map.label, "name": keep_map.label_name},
             "kept": keep_map.kept,
@@ -183,7 +183,11 @@ def _entries(
             "kl": keep_map.kl,
             "file": None if path is None else str(path),
         }
-        yield entry | {"scores": keep_map.scores} if heat else entry
+        if keep_map.owners:
+            entry["owners"] = keep_map.owners
+        if heat:
+            entry |= {"scores": keep_map.scores, "redundancy": keep_map.redundancy}
+        yield entry
         listener.advance(1)
 
 

@@ -32,11 +32,13 @@ class Choice(NamedTuple):
         kept: indices of the kept tokens, rising, (B, K).
         pruned: indices of the others, (B, N - K).
         nearest: of each pruned token the row in `kept` of the kept one most similar to it, (B, N - K).
+        redundancy: r of all tokens, (B, N); None where scores alone decided.
     """
 
     kept: Tensor
     pruned: Tensor
     nearest: Tensor
+    redundancy: Tensor | None = None
 
 
 def choose_tokens(x: Tensor, scores: Tensor, num_tokens: int, balance: float | None) -> Choice:
@@ -53,8 +55,9 @@ def choose_tokens(x: Tensor, scores: Tensor, num_tokens: int, balance: float | N
     with without_autocast(x):
         whole = balance is not None and x.shape[1] <= MAX_MATRIX
         similarity = units @ units.transpose(1, 2) if whole else None  # (B, N, N)
-        if balance is not None:
-            scores = balance * scores - redundancy(units, scores, similarity)
+        alike = None if balance is None else redundancy(units, scores, similarity)
+        if balance is not None and alike is not None:
+            scores = balance * scores - alike
         kept, pruned = split_tokens(scores, num_tokens)
         if similarity is not None:
             rows = similarity.gather(1, pruned.unsqueeze(-1).expand(-1, -1, x.shape[1]))
@@ -62,7 +65,7 @@ def choose_tokens(x: Tensor, scores: Tensor, num_tokens: int, balance: float | N
         else:
             targets, others = _rows(units, kept).transpose(1, 2), _rows(units, pruned)
             nearest = torch.cat([(tile @ targets).argmax(dim=-1) for tile in torch.split(others, _TILE, dim=1)], dim=1)
-    return Choice(kept, pruned, nearest)
+    return Choice(kept, pruned, nearest, alike)
 
 
 def choose_masked(x: Tensor, scores: Tensor, num_tokens: int, kept: Tensor, balance: float | None) -> Tensor:
