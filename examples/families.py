@@ -56,7 +56,7 @@ def row(name: str, keep: float, img_size: int, batch_size: int, seconds: float) 
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms, biases and LayerScale as if trained
             parameter.add_(0.1 * torch.randn_like(parameter))
-    sparse = attach(model, keep, schedule="late", pruned="merge").eval()
+    sparse = attach(model, keep, token_schedule="late", pruned="merge").eval()
     dense = attach(model, 1.0)
     images = torch.randn(2, *input_size(model))
     exact = (dense(images) - model(images)).abs().max().item()

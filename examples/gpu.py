@@ -114,7 +114,7 @@ def measured(args: argparse.Namespace, spec: str, precision: str, mode: str) -> 
         return found
     name, _, size = spec.partition("@")
     dense = load_model(name, weights="random", img_size=(int(size), int(size)) if size else None).model
-    sparse = attach(dense, args.keep, schedule="late", pruned=args.pruned)
+    sparse = attach(dense, args.keep, token_schedule="late", pruned=args.pruned)
     models = {"dense": BenchModel("dense", 1.0, dense), "sparse": BenchModel("sparse", args.keep, sparse)}
     try:
         rows = side_by_side(

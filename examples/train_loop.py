@@ -26,7 +26,7 @@ def main(keep: float = 0.7, steps: int = 100, output: Path = Path("runs/train_lo
     loader = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
 
     # The student's predictors know nothing yet; keep 1.0 is the dense model.
-    student = vitprune.attach(load_model("demo").model, keep=keep, schedule="late", pruned="merge")
+    student = vitprune.attach(load_model("demo").model, keep=keep, token_schedule="late", pruned="merge")
     objective = vitprune.Objective(student, vitprune.attach(teacher, keep=1.0), vitprune.Recipe()).train()
     for phase, parameters, lr in (
         ("pretraining", student.predictors.parameters(), 1e-3),  # predictors learn the teacher's ranking of tokens

@@ -58,8 +58,8 @@ def _make_vit(name="test_vit", seed=0, **kwargs):
     return randomise(timm.create_model(name, **kwargs), seed).eval()
 
 
-def _make_sparse(name="test_vit", keep=0.7, stages=None, seed=0, **kwargs) -> SparseViT:
-    sparse = attach_as(_make_vit(name, seed, **kwargs), Sparsity.as_published(keep, stages))
+def _make_sparse(name="test_vit", keep=0.7, prune_at=None, seed=0, **kwargs) -> SparseViT:
+    sparse = attach_as(_make_vit(name, seed, **kwargs), Sparsity.as_published(keep, prune_at))
     randomise(sparse.predictors, seed + 1)
     return sparse.eval()
 
@@ -80,7 +80,7 @@ def make_vit():
 
 @pytest.fixture(scope="session")
 def make_sparse():
-    """`make_sparse(name, keep, stages, seed, **timm_kwargs)`: the paper's SparseViT in eval mode, predictors lively."""
+    """`make_sparse(name, keep, prune_at, seed, **timm_kwargs)`: the paper's SparseViT, predictors lively."""
     return _make_sparse
 
 

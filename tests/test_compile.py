@@ -11,7 +11,7 @@ from vitprune.model import SparseViT
 
 pytestmark = pytest.mark.slow
 
-TINY = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64, "stages": [1]}
+TINY = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64, "prune_at": [1]}
 KINDS = {
     "positions in the tokens": {"name": "vit_tiny_patch16_224", **TINY},
     "rotary positions": {"name": "vit_small_patch16_dinov3", **TINY, "num_classes": 7},

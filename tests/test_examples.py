@@ -123,7 +123,7 @@ def test_int8_keeps_the_demos_predictions_in_half_the_space(tmp_path):
     from vitprune.loading.load import load_model
 
     demo = load_model("demo")
-    sparse = attach(demo.model, 0.8, stages=(6,), pruned="merge")
+    sparse = attach(demo.model, 0.8, prune_at=(6,), pruned="merge")
     made = export_model(sparse, tmp_path / "m.onnx", class_names=demo.class_names)
     quick = ["--data", "demo", "--limit", "40", "--calibrate", "16", "--seconds", "0.1"]
     out = _run("quantise_onnx.py", "m.onnx", *quick, cwd=tmp_path)

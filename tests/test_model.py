@@ -239,7 +239,7 @@ def test_keep_1_attaches_no_predictors_and_masks_nothing(make_vit, make_images):
     assert dense.num_classes == 1000
 
 
-@pytest.mark.parametrize("arguments", [{"schedule": "latee"}, {"pruned": "blend"}, {"pruned": "Merge"}])
+@pytest.mark.parametrize("arguments", [{"token_schedule": "latee"}, {"pruned": "blend"}, {"pruned": "Merge"}])
 def test_unknown_schedule_or_fate_of_tokens_is_an_error(make_vit, arguments):
     with pytest.raises(UsageError, match="is unknown"):
         attach(make_vit(), **arguments)
@@ -260,6 +260,9 @@ def test_speaks_as_a_timm_model(make_sparse, make_images):
     left = sparse.schedule.stages[-1].num_tokens
     assert features.shape == (2, sparse.backbone.num_prefix_tokens + left, sparse.num_features)
     assert torch.equal(sparse.forward_head(features), sparse(images))
+    pooled = sparse.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, sparse.num_features)
+    assert torch.equal(sparse.get_classifier()(pooled), sparse(images))
     assert sparse.default_cfg == sparse.pretrained_cfg == sparse.model.pretrained_cfg
     assert sparse.get_classifier() is sparse.model.head
 

@@ -1,16 +1,22 @@
 """What `import vitprune` offers."""
 
+import ast
+import inspect
 import pydoc
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 import vitprune
+from vitprune.checkpoint.sparse_file import read_metadata
 
 
 def test_every_name_is_there_and_known_to_type_checkers():
@@ -143,6 +149,41 @@ def test_save_load_keep_the_class_names(make_sparse, make_images, tmp_path):
     assert not (tmp_path / "model.pt").exists()
 
 
+def test_what_a_file_says_is_still_said_after_load_and_save(make_vit, tmp_path):
+    made = vitprune.sparsify(make_vit(num_classes=2, img_size=64, depth=3), Noise(True), bench_seconds=0.001, **QUICK)
+    first, second, third = (read_metadata(vitprune.save(made, tmp_path / name)) for name in ("a", "b", "c"))
+    assert first.accuracy["sparse"]["top1_pct"] == made.report.sparse.top1_pct
+    assert first.training["completed"]
+    assert first.origin["source"]
+    loaded = vitprune.load(tmp_path / "a")
+    assert loaded.sparsity.token_schedule == "late"
+    assert read_metadata(vitprune.save(loaded, tmp_path / "again")) == first == second == third
+    with torch.no_grad():
+        loaded.model.norm.weight.mul_(1.01)
+    changed = read_metadata(vitprune.save(loaded, tmp_path / "changed"))
+    assert (changed.accuracy, changed.training) == (None, None), "they are other weights' figures"
+    assert changed == first.model_copy(update={"accuracy": None, "training": None})
+
+
+def test_old_names_of_arguments_work_for_one_release(make_vit):
+    for call in (vitprune.Sparsity, partial(vitprune.attach, make_vit())):
+        with pytest.warns(DeprecationWarning, match="is now") as warned:
+            old = call(stages=[2, 4], schedule="geometric")
+        assert sorted(str(each.message) for each in warned) == [
+            "schedule= is now token_schedule=",
+            "stages= is now prune_at=",
+        ]
+        asked = old if isinstance(old, vitprune.Sparsity) else old.sparsity
+        assert asked == vitprune.Sparsity(prune_at=[2, 4], token_schedule="geometric")
+
+
+def test_one_set_of_names_says_how_much_is_pruned():
+    names = set(inspect.signature(vitprune.Sparsity).parameters)
+    for function in (vitprune.attach, vitprune.sparsify):
+        taken = set(inspect.signature(function).parameters) | set(vitprune.Recipe.model_fields)
+        assert names <= taken, function
+
+
 def test_benchmark_compares_with_all_tokens(make_sparse):
     rows = vitprune.benchmark(make_sparse(), [1], device="cpu", seconds=0.001, progress=False)
     assert [row["label"] for row in rows] == ["dense", "sparse"]
@@ -171,42 +212,32 @@ def test_unknown_export_formats_and_endings_are_errors(make_sparse, tmp_path, na
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("command_line", "python"),
-    [
-        ("--align is 0, expected at least 1", "align is 0, expected at least 1"),
-        ("try --align 8, or leave it out", "try align=8, or leave it out"),
-        ("for example --prune-at 3,6,9", "for example prune_at=[3, 6, 9]"),
-        ("give a weight file: --checkpoint FILE", "give a weight file: checkpoint=FILE"),
-        ("use --device cpu", 'use device="cpu"'),
-        ("such as --set lr=3e-4", "such as lr=3e-4"),
-        ("train without: --no-labels", "train without: labels=False"),
-        ("choose another --output or add --overwrite", "choose another output or add overwrite=True"),
-        ("fewer --workers", "fewer num_workers"),
-    ],
-)
-def test_options_are_said_as_arguments(command_line, python):
-    error = vitprune.VitpruneError(command_line, command_line)
-    assert str(error) == f"{python}\nhint: {python}"
-    assert error.message == error.hint == command_line
+RUN_OFFLINE = {"Objective", "Sparsity", "attach"}
+WITHOUT_EXAMPLE = {
+    "LossWeights",
+    "Schedule",
+    "SparseViT",
+    "Stage",
+    "TokenPredictor",
+    "VitpruneError",
+    "errors",
+    "make_schedule",
+}
 
 
-def test_no_error_names_an_option_in_python(make_vit):
-    mistakes = [
-        {"align": 0},
-        {"keep": 70},
-        {"keep": 0.5, "target_gmacs": 1},
-        {"tokens_left": [2]},
-        {"prune_at": [9, 3]},
-        {"target_speedup": 0.5},
-        {"checkpoint": "weights.pth"},
-        {"recipe": "shorter"},
-        {"stages": [3]},
-    ]
-    for mistake in mistakes:
-        with pytest.raises(vitprune.VitpruneError) as raised:
-            vitprune.sparsify(make_vit(), **mistake)
-        assert not re.search(r"--[a-z]", str(raised.value)), str(raised.value)
+@pytest.mark.parametrize("name", sorted({*vitprune.__all__} - WITHOUT_EXAMPLE))
+def test_docstrings_show_a_use_that_works(name, make_vit):
+    text = inspect.getdoc(getattr(vitprune, name)).partition("Example:\n")[2]
+    code = textwrap.dedent(re.match(r"(?:    .*\n?)+", text).group())
+    assert f"vitprune.{name}(" in code
+    for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "vitprune":
+            function = getattr(vitprune, call.func.attr)
+            inspect.signature(function).bind(*call.args, **{each.arg: each.value for each in call.keywords})
+    if name in RUN_OFFLINE:
+        student, images = vitprune.attach(make_vit()), torch.randn(2, 3, 160, 160)
+        known = {"student": student, "teacher": make_vit(), "images": images, "labels": torch.tensor([0, 1])}
+        exec(code, {"torch": torch, "timm": timm, "vitprune": vitprune} | known)
 
 
 def test_help_shows_what_vitprune_defines_and_nothing_inherited():

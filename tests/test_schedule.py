@@ -9,12 +9,14 @@ from vitprune.errors import UsageError
 from vitprune.schedule import Sparsity, default_stages, make_schedule, num_kept, plan_label
 
 
-def paper(depth, num_patches, keep=0.7, stages=None, prefix=0, **plan):
-    return make_schedule(depth, num_patches, Sparsity(keep, stages, **{"schedule": "geometric", **plan}), prefix)
+def paper(depth, num_patches, keep=0.7, prune_at=None, prefix=0, **plan):
+    return make_schedule(
+        depth, num_patches, Sparsity(keep, prune_at, **{"token_schedule": "geometric", **plan}), prefix
+    )
 
 
-def late(depth, num_patches, keep, stages=None):
-    return paper(depth, num_patches, keep, stages, schedule="late")
+def late(depth, num_patches, keep, prune_at=None):
+    return paper(depth, num_patches, keep, prune_at, token_schedule="late")
 
 
 @pytest.mark.parametrize("num_patches", [1, 49, 100, 196, 256, 576, 1000])
@@ -73,22 +75,22 @@ def test_a_dense_plan_has_no_stages():
 
 REFUSED = [
     *(({"keep": keep}, f"keep ratio is {keep:g}") for keep in (0, -1, 1.5, math.nan, math.inf, -math.inf)),
-    *(({name: value}, f"{name} .*{value}") for name, value in (("schedule", "latee"), ("pruned", "folded"))),
+    *(({name: value}, f"{name} .*{value}") for name, value in (("token_schedule", "latee"), ("pruned", "folded"))),
     *(({"align": align}, f"align is {align}") for align in (0, -8, 500)),
     ({"num_patches": 5, "align": 8}, "align is 8"),
     *(
-        ({"keep": keep, "stages": stages}, message)
+        ({"keep": keep, "prune_at": prune_at}, message)
         for keep in (0.7, 1.0)
         for message, group in (
             (r"0\.\.11", ((0,), (12,), (-1, 3), (3, 6, 99))),
             ("no stages", ((),)),
             ("are (6,3|3,3|3,6,6), expected rising", ((6, 3), (3, 3), (3, 6, 6))),
         )
-        for stages in group
+        for prune_at in group
     ),
-    *(({"ratios": ratios}, "expected numbers in") for ratios in ([], [0.8, 0], [1.2], [math.nan])),
-    ({"ratios": [0.4, 0.6]}, "does not come back"),
-    ({"ratios": [0.8, 0.6], "stages": [3, 6, 9]}, "2 ratios .* for 3 stages"),
+    *(({"tokens_left": ratios}, "expected numbers in") for ratios in ([], [0.8, 0], [1.2], [math.nan])),
+    ({"tokens_left": [0.4, 0.6]}, "does not come back"),
+    ({"tokens_left": [0.8, 0.6], "prune_at": [3, 6, 9]}, r"2 share\(s\) .* for 3 stage"),
 ]
 
 
@@ -129,10 +131,10 @@ def test_late_is_the_default_and_prunes_equally_many_at_every_stage_where_it_can
 
 
 def test_free_ratios_choose_the_number_of_stages():
-    schedule = paper(12, 196, ratios=[0.8, 0.6, 0.4])
+    schedule = paper(12, 196, tokens_left=[0.8, 0.6, 0.4])
     assert (schedule.blocks, schedule.num_tokens) == ((3, 6, 9), (156, 117, 78))
-    assert paper(12, 196, ratios=[0.5]).blocks == (6,)
-    assert paper(12, 196, ratios=[0.5, 0.5], stages=[2, 9]).blocks == (2, 9)
+    assert paper(12, 196, tokens_left=[0.5]).blocks == (6,)
+    assert paper(12, 196, tokens_left=[0.5, 0.5], prune_at=[2, 9]).blocks == (2, 9)
 
 
 # Aligned counts
@@ -143,8 +145,8 @@ def test_free_ratios_choose_the_number_of_stages():
 @pytest.mark.parametrize(("align", "prefix"), [(8, 1), (8, 2), (16, 1), (8, 5)])
 def test_aligned_counts_fill_tiles_at_the_same_cost(num_patches, shape, align, prefix):
     for keep in (0.9, 0.8, 0.7, 0.6, 0.5):
-        plain = paper(12, num_patches, keep, schedule=shape)
-        aligned = paper(12, num_patches, keep, schedule=shape, align=align, prefix=prefix)
+        plain = paper(12, num_patches, keep, token_schedule=shape)
+        aligned = paper(12, num_patches, keep, token_schedule=shape, align=align, prefix=prefix)
         assert (aligned.blocks, aligned.align) == (plain.blocks, align)
         for count, before, ratio in zip(aligned.num_tokens, plain.num_tokens, aligned.ratios, strict=True):
             assert (prefix + count) % align == 0
@@ -156,7 +158,7 @@ def test_aligned_counts_fill_tiles_at_the_same_cost(num_patches, shape, align, p
 
 def test_aligning_by_one_or_what_is_aligned_changes_nothing():
     assert paper(12, 196, align=1) == paper(12, 196)
-    assert paper(12, 196, ratios=[0.5, 0.25], align=7).num_tokens == (98, 49)
+    assert paper(12, 196, tokens_left=[0.5, 0.25], align=7).num_tokens == (98, 49)
 
 
 def test_many_stages_and_other_sizes_are_aligned_too_where_they_can_be():
@@ -173,5 +175,5 @@ def test_many_stages_and_other_sizes_are_aligned_too_where_they_can_be():
 def test_the_label_says_the_alignment_and_the_slug_names_a_folder():
     assert plan_label(0.7, [], 1) == Sparsity().label == "keep 0.7"
     assert plan_label(0.7, [], 8) == "keep 0.7 align 8"
-    assert Sparsity(ratios=(0.8, 0.5), align=16).label == "ratios 0.8,0.5 align 16"
-    assert Sparsity(ratios=(0.8, 0.5), align=16).slug == "ratios0.8-0.5align16"
+    assert Sparsity(tokens_left=(0.8, 0.5), align=16).label == "ratios 0.8,0.5 align 16"
+    assert Sparsity(tokens_left=(0.8, 0.5), align=16).slug == "ratios0.8-0.5align16"

@@ -44,6 +44,14 @@ _FLAGS = {
 }
 _RENAMED = {"workers": "num_workers", "grad-accum-steps": "grad_accum"}
 _SET = re.compile(r"--set (?=[a-z])")
+_OUTPUT = re.compile(r"(?<!\S)-o (?=\S)")
+_PHRASES = {
+    "vitprune sparsify --print-config": "help(vitprune.Recipe)",
+    "eval --skip-unreadable and sparsify --set max_unreadable=0.1 skip such images": "in training, "
+    "max_unreadable=0.1 skips such images",
+}
+_OF_TABLES = re.compile(r"--(train-split|val-split|input-key|target-key|streaming)\b")
+"""What a Dataset of one's own says in Python."""
 _OPTION = re.compile(
     r"--(?P<name>[a-z][a-z0-9-]*)"
     r"(?:[ =](?:(?P<word>cpu|cuda|auto|fp32|bf16|fp16|eager|onnx|pt2)\b|(?P<list>\d[\d.]*(?:,\d[\d.]*)+)"
@@ -63,7 +71,9 @@ def in_python(text: str) -> str:
             return f"{name}=[{option['list'].replace(',', ', ')}]"
         return f"{name}={option['other']}" if option["other"] else _FLAGS.get(flag, name)
 
-    return _OPTION.sub(argument, _SET.sub("", text))
+    for phrase, other in _PHRASES.items():
+        text = text.replace(phrase, other)
+    return _OPTION.sub(argument, _SET.sub("", _OUTPUT.sub("output=", text)))
 
 
 class VitpruneError(Exception):
@@ -88,7 +98,10 @@ class VitpruneError(Exception):
             self.exit_code = exit_code
 
     def __str__(self) -> str:
-        return in_python(self.message if self.hint is None else f"{self.message}\nhint: {self.hint}")
+        hint = self.hint
+        if hint is not None and _OF_TABLES.search(hint):
+            hint = "give its images as a torch Dataset instead"
+        return in_python(self.message if hint is None else f"{self.message}\nhint: {hint}")
 
 
 class UsageError(VitpruneError, ValueError):

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
+from vitprune.common.renamed import renamed
 from vitprune.errors import UsageError
 
 NUM_STAGES = 3
@@ -53,13 +54,17 @@ def _known(name: str, value: str, choices: Any) -> Any:
 class Sparsity:
     """What a user may ask for: how many tokens to prune, where, and what happens to them.
 
+    Example:
+        sparsity = vitprune.Sparsity(0.7, token_schedule="geometric")
+        vitprune.make_schedule(depth=12, num_patches=196, sparsity=sparsity).num_tokens  # (137, 96, 67)
+
     Attributes:
         keep: rho, the share of tokens one stage keeps, in (0, 1]. After s stages rho^s of the patch tokens are left,
             or other shares at that cost. At 1 nothing is pruned and there are no stages.
-        stages: blocks before which predictors act, rising, each in [1, depth - 1]; None for `default_stages(depth)`.
-        schedule: how the stages share the work, see `ScheduleName`.
-        ratios: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
-            `schedule`. One stage each.
+        prune_at: blocks before which predictors act, rising, each in [1, depth - 1]; None for `default_stages(depth)`.
+        token_schedule: how the stages share the work, see `ScheduleName`.
+        tokens_left: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
+            `token_schedule`. One stage each.
         pruned: what happens to pruned tokens, see `Pruned`.
         align: after each stage prefix and patch tokens together are a multiple of this, so that they fill the tiles
             of the hardware, at nearly the same cost; 1 for any number.
@@ -74,9 +79,9 @@ class Sparsity:
     """
 
     keep: float = 0.7
-    stages: Sequence[int] | None = None
-    schedule: ScheduleName = "late"
-    ratios: Sequence[float] | None = None
+    prune_at: Sequence[int] | None = None
+    token_schedule: ScheduleName = "late"
+    tokens_left: Sequence[float] | None = None
     pruned: Pruned = "merge"
     align: int = 1
     balance: float | None = 0.1
@@ -87,9 +92,9 @@ class Sparsity:
         if not 0 < self.keep <= 1:  # also catches NaN
             meant = self.keep / 100 if 10 <= self.keep <= 100 else 0.7  # percent
             raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", f"try --keep {meant:g}")
-        if self.ratios is not None:
-            _check_ratios(self.ratios)
-        _known("schedule", self.schedule, ScheduleName)
+        if self.tokens_left is not None:
+            _check_tokens_left(self.tokens_left)
+        _known("token_schedule", self.token_schedule, ScheduleName)
         _known("predictor", self.predictor, PredictorName)
         object.__setattr__(self, "pruned", known_pruned(self.pruned))
         for name, value in (("balance", self.balance), ("beta", self.beta)):
@@ -101,7 +106,7 @@ class Sparsity:
     @property
     def label(self) -> str:
         """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"."""
-        return plan_label(None if self.ratios is not None else self.keep, self.ratios or (), self.align)
+        return plan_label(None if self.tokens_left is not None else self.keep, self.tokens_left or (), self.align)
 
     @property
     def slug(self) -> str:
@@ -119,14 +124,18 @@ class Sparsity:
         }
 
     @classmethod
-    def as_published(cls, keep: float, stages: Sequence[int] | None = None, **more: Any) -> Sparsity:
-        """DynamicViT's: geometric, tokens dropped by importance alone, with its predictors; `more` may differ."""
-        published = {"schedule": "geometric", "pruned": "drop", "balance": None, "beta": 0.0, "predictor": "paper"}
-        return cls(keep, stages, **(published | more))
+    def as_published(cls, keep: float, prune_at: Sequence[int] | None = None) -> Sparsity:
+        """DynamicViT's: geometric, tokens dropped by importance alone, with its predictors."""
+        return cls(keep, prune_at, "geometric", pruned="drop", balance=None, beta=0.0, predictor="paper")
 
     def plan(self, backbone: Any) -> Schedule:
         """The stages for a `vitprune.backbones.Backbone`; raises what `make_schedule` does."""
         return make_schedule(backbone.depth, backbone.num_patches, self, backbone.num_prefix_tokens)
+
+
+Sparsity.__init__ = renamed(  # type: ignore[method-assign]
+    stages="prune_at", schedule="token_schedule", ratios="tokens_left"
+)(Sparsity.__init__)
 
 
 @dataclass(frozen=True)
@@ -218,15 +227,15 @@ def make_schedule(
         num_prefix_tokens: P, for `align`.
 
     Raises:
-        UsageError: stages are out of range or order, or not as many as ratios, or there are too few tokens to align.
+        UsageError: stages are out of range or order, or not as many as shares, or there are too few tokens to align.
     """
     asked = sparsity or Sparsity()
-    if asked.stages is not None:
-        _check_stages(asked.stages, depth)
-    if asked.keep == 1 and asked.ratios is None:
+    if asked.prune_at is not None:
+        _check_stages(asked.prune_at, depth)
+    if asked.keep == 1 and asked.tokens_left is None:
         return Schedule(depth, num_patches, ())
-    num_stages = NUM_STAGES if asked.ratios is None else len(asked.ratios)
-    blocks = default_stages(depth, num_stages) if asked.stages is None else tuple(asked.stages)
+    num_stages = NUM_STAGES if asked.tokens_left is None else len(asked.tokens_left)
+    blocks = default_stages(depth, num_stages) if asked.prune_at is None else tuple(asked.prune_at)
     exact = _ratios(asked, blocks, depth)
     ratios, counts = [float(ratio) for ratio in exact], tuple(num_kept(num_patches, ratio) for ratio in exact)
     if asked.align > 1:
@@ -281,15 +290,15 @@ def plan_slug(label: str) -> str:
 
 def _ratios(asked: Sparsity, blocks: Sequence[int], depth: int) -> list[Fraction]:
     """Share of the original patch tokens kept after each stage."""
-    if asked.ratios is None:
+    if asked.tokens_left is None:
         geometric = [_exact(asked.keep) ** s for s in range(1, len(blocks) + 1)]
-        return _late(geometric, _lengths(blocks, depth)) if asked.schedule == "late" else geometric
-    if len(blocks) != len(asked.ratios):
+        return _late(geometric, _lengths(blocks, depth)) if asked.token_schedule == "late" else geometric
+    if len(blocks) != len(asked.tokens_left):
         raise UsageError(
-            f"{len(asked.ratios)} ratios ({_joined(asked.ratios)}) for {len(blocks)} stages ({_joined(blocks)})",
-            "give one ratio a stage",
+            f"{len(asked.tokens_left)} share(s) of tokens left for {len(blocks)} stage(s) ({_joined(blocks)})",
+            "give --tokens-left and --prune-at as many values",
         )
-    return [_exact(ratio) for ratio in asked.ratios]
+    return [_exact(share) for share in asked.tokens_left]
 
 
 def _late(geometric: Sequence[Fraction], lengths: Sequence[int]) -> list[Fraction]:
@@ -341,13 +350,15 @@ def _joined(numbers: Sequence[float]) -> str:
     return ",".join(f"{number:g}" for number in numbers)
 
 
-def _check_ratios(ratios: Sequence[float]) -> None:
-    shown = _joined(ratios)
-    if not ratios or any(not 0 < ratio <= 1 for ratio in ratios):
-        raise UsageError(f"ratios are '{shown}', expected numbers in (0, 1]", "for example --tokens-left 0.8,0.6,0.4")
-    if any(later > earlier for earlier, later in pairwise(ratios)):
+def _check_tokens_left(shares: Sequence[float]) -> None:
+    shown = _joined(shares)
+    if not shares or any(not 0 < share <= 1 for share in shares):
         raise UsageError(
-            f"ratios are {shown}, but a token once pruned does not come back",
+            f"shares of tokens left are '{shown}', expected numbers in (0, 1]", "for example --tokens-left 0.8,0.6,0.4"
+        )
+    if any(later > earlier for earlier, later in pairwise(shares)):
+        raise UsageError(
+            f"shares of tokens left are {shown}, but a token once pruned does not come back",
             "give falling shares of the original tokens, for example --tokens-left 0.8,0.6,0.4",
         )
 

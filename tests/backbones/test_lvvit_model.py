@@ -57,7 +57,7 @@ def test_sizes_and_preparation_of_images_are_the_published_ones(name, num_params
 )
 def test_sparse_sizes_and_macs_are_the_published_ones(name, num_params, num_tensors, dense_gmacs, sparse_gmacs, blocks):
     model = on_meta(name)
-    sparse = attach(model, 0.7, schedule="geometric", pruned="drop", predictor="paper")
+    sparse = attach(model, 0.7, token_schedule="geometric", pruned="drop", predictor="paper")
     assert sparse.schedule.blocks == blocks
     assert count_params(sparse) == num_params
     assert len(sparse.state_dict()) == num_tensors

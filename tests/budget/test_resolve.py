@@ -15,7 +15,7 @@ from vitprune.model import attach_as
 from vitprune.schedule import Sparsity
 
 SIZE = (3, 96, 96)
-DEFAULTS = Sparsity(schedule="late", pruned="merge")
+DEFAULTS = Sparsity(token_schedule="late", pruned="merge")
 
 
 class Hearing(Listener):
@@ -33,10 +33,10 @@ def vit(make_vit):
 
 def test_what_is_not_asked_for_is_the_default(vit):
     assert resolve(PlanRequest(), vit, DEFAULTS) == (DEFAULTS, None)
-    asked = PlanRequest(ratios=[0.5], stages=[1], pruned="drop", align=8)
+    asked = PlanRequest(tokens_left=[0.5], prune_at=[1], pruned="drop", align=8)
     assert resolve(asked, vit, DEFAULTS)[0] == Sparsity(0.7, [1], "late", [0.5], "drop", 8)
     assert PlanRequest(device="cpu").is_empty
-    assert not PlanRequest(stages=[2]).is_empty
+    assert not PlanRequest(prune_at=[2]).is_empty
 
 
 def test_last_within_is_the_last_that_fits():
@@ -45,12 +45,12 @@ def test_last_within_is_the_last_that_fits():
         assert last_within(budget, lambda n: n * n, 2, 20) == max(fitting, default=2)
 
 
-@pytest.mark.parametrize("defaults", [DEFAULTS, Sparsity(schedule="geometric", pruned="drop")])
+@pytest.mark.parametrize("defaults", [DEFAULTS, Sparsity(token_schedule="geometric", pruned="drop")])
 def test_a_budget_in_macs_becomes_the_largest_keep_ratio_that_fits(vit, defaults):
     hearing, target = Hearing(), 0.75 * count_macs(vit, SIZE) / 1e9
-    found, prediction = resolve(PlanRequest(target_gmacs=target, stages=[1]), vit, defaults, hearing)
+    found, prediction = resolve(PlanRequest(target_gmacs=target, prune_at=[1]), vit, defaults, hearing)
     assert prediction is None
-    assert found == replace(defaults, keep=found.keep, stages=[1])
+    assert found == replace(defaults, keep=found.keep, prune_at=[1])
     assert count_macs(attach_as(vit, found), SIZE) / 1e9 <= target
     assert count_macs(attach_as(vit, replace(found, keep=found.keep + 0.03)), SIZE) / 1e9 > target, "one token more"
     assert hearing.sentences == [f"--target-gmacs {target:g}: keep ratio {found.keep:g}"]

@@ -66,22 +66,22 @@ def best_keep(vit, clock, allowed_ms, **plan):
 @pytest.mark.parametrize(("stage_ms", "pruned"), [(0.0, "drop"), (0.1, "merge")])
 def test_it_keeps_what_fits_and_hardly_less(vit, find, target, stage_ms, pruned):
     clock = Clock(stage_ms)
-    found, prediction = find(clock, Sparsity(schedule="late", pruned=pruned), **target)
+    found, prediction = find(clock, Sparsity(token_schedule="late", pruned=pruned), **target)
     assert prediction.speed.sparse_ms <= 8.0
     assert prediction.speed.sparse_ms == pytest.approx(clock.milliseconds(attach_as(vit, found)))
-    assert found.keep == pytest.approx(best_keep(vit, clock, 8.0, schedule="late"), abs=0.03)
-    assert (found.schedule, found.pruned) == ("late", pruned)
+    assert found.keep == pytest.approx(best_keep(vit, clock, 8.0, token_schedule="late"), abs=0.03)
+    assert (found.token_schedule, found.pruned) == ("late", pruned)
     assert attach_as(vit, found).schedule.blocks == (3, 6, 9)
     assert clock.num_trials <= 11
 
 
 def test_fewer_stages_where_choosing_is_dear(find):
     found, _ = find(Clock(stage_ms=1.2), speedup=1.5)
-    assert found.stages == (4, 8)
-    found, _ = find(Clock(stage_ms=1.2), Sparsity(stages=[2, 5, 8]), speedup=1.5)
-    assert found.stages == (2, 5, 8), "stages that are given stay"
+    assert found.prune_at == (4, 8)
+    found, _ = find(Clock(stage_ms=1.2), Sparsity(prune_at=[2, 5, 8]), speedup=1.5)
+    assert found.prune_at == (2, 5, 8), "stages that are given stay"
     found, prediction = find(Clock(stage_ms=3.0), speedup=1.2)
-    assert found.stages == (6,), "one stage only where nothing else reaches it"
+    assert found.prune_at == (6,), "one stage only where nothing else reaches it"
     assert prediction.speed.sparse_ms <= 10
 
 

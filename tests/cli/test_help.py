@@ -66,7 +66,7 @@ def test_the_defaults_that_help_shows_are_the_recipes():
     recipe = load_recipe("short")
     values = {"seed": recipe.seed, "batch_size": recipe.batch_size, "grad_accum": recipe.grad_accum}
     values |= {"pretraining_steps": recipe.pretraining_steps, "steps": recipe.num_steps(None)}
-    values |= {"schedule": recipe.schedule, "pruned": recipe.pruned, "keep": recipe.plan_defaults.keep}
+    values |= {"token_schedule": recipe.token_schedule, "pruned": recipe.pruned, "keep": recipe.plan_defaults.keep}
     command = typer.main.get_command(app).commands["sparsify"]
     shown = {parameter.name: parameter.show_default for parameter in command.params}
     assert {name: shown[name] for name in values} == {name: str(value) for name, value in values.items()}

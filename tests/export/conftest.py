@@ -13,7 +13,7 @@ from vitprune.model import SparseViT
 def exported(make_sparse, tmp_path_factory):
     """A sparse model of two classes with one stage: `sparse`, `metadata`, `onnx`, and both files in `folder`."""
     folder, tiny = tmp_path_factory.mktemp("exported"), {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 64}
-    plain = make_sparse("vit_tiny_patch16_224", keep=0.5, stages=(1,), num_classes=2, **tiny)
+    plain = make_sparse("vit_tiny_patch16_224", keep=0.5, prune_at=(1,), num_classes=2, **tiny)
     sparse = SparseViT(plain.model, plain.schedule, plain.predictors, "merge", balance=0.1, beta=1.0).eval()
     metadata = describe(sparse, name="mine", class_names=("cat", "dog"), origin={"license": "mit"})
     save(sparse, folder / "model.safetensors", metadata)

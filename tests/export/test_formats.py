@@ -38,7 +38,7 @@ MODELS = {
 def other(make_sparse):
     def get(kind) -> SparseViT:
         arguments, pruned = MODELS[kind]
-        plain = make_sparse(**arguments, keep=0.6, stages=range(1, arguments["depth"]))
+        plain = make_sparse(**arguments, keep=0.6, prune_at=range(1, arguments["depth"]))
         return SparseViT(plain.model, plain.schedule, plain.predictors, pruned).eval()
 
     return get

@@ -18,7 +18,7 @@ def test_published_macs_of_deit_small_dense_and_at_keep_07():
     with torch.device("meta"):
         model = timm.create_model("deit_small_patch16_224")
     assert round(count_macs(model, (3, 224, 224)) / 1e9, 3) == 4.599
-    sparse = attach(model, 0.7, schedule="geometric", pruned="drop", predictor="paper")
+    sparse = attach(model, 0.7, token_schedule="geometric", pruned="drop", predictor="paper")
     assert round(count_macs(sparse, (3, 224, 224)) / 1e9, 3) == 2.981
 
 

@@ -31,7 +31,7 @@ def quick_compile(monkeypatch):
 
 @pytest.mark.slow
 def test_a_compiled_pass_is_the_eager_one(make_sparse, make_images, quick_compile):
-    sparse = make_sparse(img_size=48, stages=[2])
+    sparse = make_sparse(img_size=48, prune_at=[2])
     images = make_images(sparse)
     with torch.inference_mode():
         torch.testing.assert_close(prepare(sparse, images, "compile")(), sparse(images), rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ LEGEND = Legend("a model, keep 0.5", [Stage(block=2, ratio=0.5, num_tokens=8)], 
 
 
 def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
-    sparse = make_sparse(keep=0.6, stages=[2, 4], num_classes=7)
+    sparse = make_sparse(keep=0.6, prune_at=[2, 4], num_classes=7)
     images = make_images(sparse, count=3)
     maps = keep_maps(sparse, sparse.model, images, torch.tensor([1, UNLABELLED, 6]), {1: "cat"})
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_shares_count_images():
 
 
 def test_hostile_and_long_names_are_drawn(make_sparse, make_images, tmp_path):
-    sparse = make_sparse(keep=0.5, stages=[2], num_classes=3)
+    sparse = make_sparse(keep=0.5, prune_at=[2], num_classes=3)
     names = {0: "\x1b[31m$x^" + "long " * 100, 1: "<b>", 2: "木"}
     one, other = keep_maps(sparse, sparse.model, make_images(sparse), torch.tensor([0, UNLABELLED]), names)
     draw_montage(tmp_path / "plain.png", one, "\n\x00name" * 50, LEGEND)
@@ -138,7 +138,7 @@ def test_oracle_covers_the_object_and_its_opposite_none_of_it():
     masks = torch.stack([torch.from_numpy(data.object_mask(item)) for item in data.val.items])
     shares = masks.float().reshape(8, 14, 8, 14, 8).mean(dim=(2, 4)).reshape(8, 196)
 
-    schedule = attach(model, keep=0.5, stages=[3]).schedule
+    schedule = attach(model, keep=0.5, prune_at=[3]).schedule
     oracle, opposite = _Oracle(), _Oracle()
     oracle.scores, opposite.scores = shares, 1 - shares
     sparse = {
@@ -156,7 +156,7 @@ def test_oracle_covers_the_object_and_its_opposite_none_of_it():
 
 
 def test_owners_are_the_kept_patches_that_others_were_merged_into(make_vit, make_images):
-    sparse = attach(make_vit(), keep=0.6, stages=[2, 4]).eval()
+    sparse = attach(make_vit(), keep=0.6, prune_at=[2, 4]).eval()
     images = make_images(sparse, count=2)
     maps = keep_maps(sparse, sparse.model, images, torch.tensor([UNLABELLED] * 2), {})
     with torch.no_grad():

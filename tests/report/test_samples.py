@@ -37,7 +37,7 @@ def test_groups(label, dense, sparse, group):
 
 
 def test_chosen_images_are_the_models_and_the_extremes_of_their_group(make_sparse, image_folder):
-    sparse = make_sparse(num_classes=2, keep=0.4, stages=[1, 2])
+    sparse = make_sparse(num_classes=2, keep=0.4, prune_at=[1, 2])
     data = open_data(str(image_folder), ModelClasses(2, ("cat", "dog")))
     data.val.transform = eval_transform(sparse.model)
     found = choose_images(sparse, sparse.model, data, {0: "cat", 1: "dog"}, torch.device("cpu"))
@@ -74,7 +74,7 @@ def test_chosen_images_are_the_models_and_the_extremes_of_their_group(make_spars
 
 def test_an_image_that_cannot_be_read_is_left_out(make_sparse, image_folder):
     (image_folder / "val" / "dog" / "1.png").write_bytes(b"no image")
-    sparse = make_sparse(num_classes=2, stages=[2])
+    sparse = make_sparse(num_classes=2, prune_at=[2])
     data: Data = open_data(str(image_folder), ModelClasses(2))
     data.val.transform = eval_transform(sparse.model)
     assert choose_images(sparse, sparse.model, data, {}, torch.device("cpu")).num_seen == 5

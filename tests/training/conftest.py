@@ -52,7 +52,7 @@ def run_training(make_vit, image_folder):
         data = open_data(str(image_folder), ModelClasses(2), training=True)
         torch.manual_seed(recipe.seed)
         progress = Progress() if resume is None else Progress.restored(resume.about["progress"])
-        trained = Trained(attach(copy.deepcopy(model), schedule="geometric", pruned="drop"), model, progress)
+        trained = Trained(attach(copy.deepcopy(model), token_schedule="geometric", pruned="drop"), model, progress)
         teacher = attach(model, 1.0)
         steps = train(trained.student, teacher, data.train, recipe, torch.device("cpu"), progress, resume)
         for record, state, _ in steps:

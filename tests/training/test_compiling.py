@@ -24,7 +24,7 @@ def losses_and_gradient(objective, images, phase):
 def test_compiled_steps_have_the_losses_and_gradients_of_eager_ones(make_vit):
     teacher = make_vit(num_classes=2, depth=2)
     objective = Objective(
-        *(attach(copy.deepcopy(teacher), stages=[1], pruned="merge"), attach(teacher, 1.0), load_recipe(compile=True))
+        *(attach(copy.deepcopy(teacher), prune_at=[1], pruned="merge"), attach(teacher, 1.0), load_recipe(compile=True))
     ).train()
     images = torch.randn(2, 3, 64, 64)
     phases = ("pretraining", "sampled", "deployed")

@@ -221,7 +221,7 @@ def test_predictors_learn_the_teachers_ranking(kind, make_vit, make_images):
     """Some steps on one batch must bring the predictors from chance to the teacher's choice."""
     model = make_vit(**TEACHERS[kind]).requires_grad_(False)
     torch.manual_seed(0)
-    sparse = attach(model, 0.6, [1, 2], schedule="geometric", pruned="drop")
+    sparse = attach(model, 0.6, [1, 2], token_schedule="geometric", pruned="drop")
     images = make_images(model, count=4)
     saliency = saliency_of(model, images, 1)
     best = topk_tokens(saliency, 9)

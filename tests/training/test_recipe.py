@@ -67,7 +67,7 @@ def test_the_papers_recipe_is_the_papers():
     assert (recipe.batch_size, recipe.grad_accum) == (1024, "auto")
     assert recipe.peak_lr == pytest.approx(1e-3)
     assert recipe.model_copy(update={"batch_size": 128}).peak_lr == pytest.approx(1e-3 / 8)
-    assert (recipe.schedule, recipe.pruned, recipe.noise_end) == ("geometric", "drop", 1)
+    assert (recipe.token_schedule, recipe.pruned, recipe.noise_end) == ("geometric", "drop", 1)
     assert (recipe.predictor, recipe.balance, recipe.beta) == ("paper", None, 0), "importance alone, unweighted"
     augmentation = recipe.augmentation
     assert augmentation.auto_augment == "rand-m9-mstd0.5-inc1"

@@ -263,6 +263,9 @@ def list_models(pattern: str | None = None) -> list[str]:
 def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None = None) -> Path:
     """Write a sparse model to a file that `vitprune.load` and every command read, and config.json beside it.
 
+    What the file of a model from `vitprune.load` says of origin and licence is kept, and of accuracy while its weights
+    are the same; likewise of a model from `vitprune.sparsify`.
+
     Example:
         vitprune.save(sparse, "model.safetensors")
         sparse = vitprune.load("model.safetensors", device="cuda")

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitprune.api.arguments import Images, Model, ProgressShown, chosen_recipe, known, loader_settings, opened
 from vitprune.budget.resolve import PlanRequest, resolve
+from vitprune.checkpoint.sparse_file import remember
 from vitprune.common.devices import pick_device
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
@@ -21,6 +22,7 @@ from vitprune.jobs.sparsify import RunSettings, describe_run, fit, measured, new
 from vitprune.jobs.untrained import write_untrained
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach_as
+from vitprune.report import accuracy_of
 from vitprune.schedule import Pruned, ScheduleName
 from vitprune.training.recipe import DEMO, Recipe
 
@@ -100,6 +102,8 @@ def sparsify(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
+    if isinstance(data, (int, float)):
+        raise UsageError(f"{data} stands where the images go: a keep ratio is given as keep={data}")
     name = str(model) if isinstance(model, (str, Path)) else ""
     if name == "demo":
         data = "demo" if data is None else data
@@ -157,5 +161,8 @@ def _without_folder(
     done = fit(loaded.model, student, images, recipe, settings.device, listener)
     if metadata is not None:
         metadata.training = {"steps_done": done.steps_done, "num_steps": done.num_steps, "completed": True}
-        student.report = measured(student, loaded, images, recipe, settings, metadata, done, listener, started=started)
+        report = measured(student, loaded, images, recipe, settings, metadata, done, listener, started=started)
+        student.report = report
+        metadata.accuracy = None if report is None else accuracy_of(report)
+        remember(student, metadata)
     return student

@@ -20,13 +20,13 @@ from vitprune.schedule import PredictorName, Pruned, ScheduleName, Sparsity
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is asked of a plan; None leaves it to the defaults. At most one of keep, ratios and the targets is given.
+    """What is asked of a plan; None leaves it to the defaults. At most one of keep, tokens_left and targets is given.
 
     Attributes:
         keep: share of patch tokens that one stage keeps, in (0, 1].
-        stages: block indices before which predictors act.
-        ratios: shares of the original tokens left after each stage.
-        schedule: how the stages share the work.
+        prune_at: block indices before which predictors act.
+        tokens_left: shares of the original tokens left after each stage.
+        token_schedule: how the stages share the work.
         pruned: what happens to pruned tokens.
         predictor: what scores tokens.
         align: token counts in multiples of this.
@@ -42,9 +42,9 @@ class PlanRequest:
     """
 
     keep: float | None = None
-    stages: Sequence[int] | None = None
-    ratios: Sequence[float] | None = None
-    schedule: ScheduleName | None = None
+    prune_at: Sequence[int] | None = None
+    tokens_left: Sequence[float] | None = None
+    token_schedule: ScheduleName | None = None
     pruned: Pruned | None = None
     predictor: PredictorName | None = None
     align: int = 1
@@ -59,14 +59,14 @@ class PlanRequest:
         given = {
             "--keep": self.keep,
             "--target-gmacs": self.target_gmacs,
-            "--tokens-left": self.ratios,
+            "--tokens-left": self.tokens_left,
             "--target-speedup": self.target_speedup,
             "--target-latency-ms": self.target_latency_ms,
         }
         named = [name for name, value in given.items() if value is not None]
         if len(named) > 1:
             raise UsageError(f"{' and '.join(named)} are mutually exclusive", "give one of them")
-        if self.ratios is not None and self.schedule is not None:
+        if self.tokens_left is not None and self.token_schedule is not None:
             raise UsageError(
                 "--tokens-left is a schedule of its own; --token-schedule goes with --keep or --target-gmacs"
             )
@@ -110,9 +110,9 @@ class PlanRequest:
         return replace(
             defaults,
             keep=defaults.keep if self.keep is None else self.keep,
-            stages=self.stages,
-            schedule=self.schedule or defaults.schedule,
-            ratios=self.ratios,
+            prune_at=self.prune_at,
+            token_schedule=self.token_schedule or defaults.token_schedule,
+            tokens_left=self.tokens_left,
             pruned=self.pruned or defaults.pruned,
             predictor=self.predictor or defaults.predictor,
             align=self.align,

@@ -158,10 +158,10 @@ def find_plan(
     search = _Search(model, target, device, listener)
     best: _Trial | None = None
     fewer = (default_stages(wrap(model).depth, number) for number in range(NUM_STAGES, 0, -1))
-    for stages in dict.fromkeys(fewer) if sparsity.stages is None else [tuple(sparsity.stages)]:
+    for stages in dict.fromkeys(fewer) if sparsity.prune_at is None else [tuple(sparsity.prune_at)]:
         if best is not None and (len(stages) == 1 or search.overhead_share(best) / len(stages) <= _WORTH_A_STAGE):
             break
-        found = search.bisect(replace(sparsity, stages=stages))
+        found = search.bisect(replace(sparsity, prune_at=stages))
         if found is not None and (best is None or found.tokens_share > best.tokens_share + _WORTH_A_STAGE):
             best = found
     if best is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -27,6 +27,13 @@ from vitprune.schedule import Schedule, Sparsity
 _Shapes = dict[str, tuple[int, ...]]
 
 
+class Header(NamedTuple):
+    """What the file of a model says of it, and the sum of each tensor when it said so."""
+
+    metadata: Metadata
+    sums: tuple[float, ...]
+
+
 def describe(
     model: SparseViT,
     *,
@@ -36,6 +43,9 @@ def describe(
     origin: dict[str, Any] | None = None,
 ) -> Metadata:
     """The metadata of a sparse model, checked to rebuild it.
+
+    A model that is from a file, or was saved, keeps what that says of its origin, and while its weights are the same
+    of accuracy and training.
 
     Args:
         model: the sparse model.
@@ -64,15 +74,21 @@ def describe(
     if model.predictor is None:
         raise CheckpointError("the model's predictors are not vitprune's, so a file could not be loaded again")
     schedule = model.schedule
-    asked = sparsity or model.sparsity or Sparsity(schedule.ratios[0] if schedule.stages else 1.0, schedule="geometric")
-    free = asked.ratios is not None
+    asked = (
+        sparsity
+        or model.sparsity
+        or Sparsity(schedule.ratios[0] if schedule.stages else 1.0, token_schedule="geometric")
+    )
+    free = asked.tokens_left is not None
+    before = model.header.metadata if model.header else None
+    measured = before if before and model.header.sums == _sums(model) else None
     metadata = Metadata(
-        model=re.sub(r"[^A-Za-z0-9_.-]+", "_", name or architecture),
+        model=re.sub(r"[^A-Za-z0-9_.-]+", "_", name or (before.model if before else architecture)),
         architecture=architecture,
         model_args=arguments,
         num_patches=schedule.num_patches,
         keep=None if free else asked.keep,
-        schedule=None if free else asked.schedule,
+        schedule=None if free else asked.token_schedule,
         pruned=model.pruned,
         predictor=model.predictor,
         balance=model.balance,
@@ -81,7 +97,9 @@ def describe(
         stages=list(schedule.stages),
         preprocessing=Preprocessing(**preprocessing(model.model)),
         class_names=list(class_names or model.class_names or ()) or None,
-        origin=origin or {},
+        origin=origin or (before.origin if before else {}),
+        accuracy=measured and measured.accuracy,
+        training=measured and measured.training,
         versions={"vitprune": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
     )
     _check_shapes(rebuild(metadata, "meta"), _shapes(_flatten(model)), "this model", f"timm's '{architecture}'")
@@ -101,6 +119,12 @@ def save(model: SparseViT, path: Path, metadata: Metadata) -> None:
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=header)
     write_json(path.parent / CONFIG, metadata.model_dump(mode="json"))
+    remember(model, metadata)
+
+
+def remember(model: SparseViT, metadata: Metadata) -> None:
+    """Let a model know what its file says, or would, for `describe`."""
+    model.header = Header(metadata.model_copy(), _sums(model))
 
 
 def load_sparse(path: Path) -> tuple[SparseViT, Metadata]:
@@ -114,6 +138,7 @@ def load_sparse(path: Path) -> tuple[SparseViT, Metadata]:
     _check_shapes(rebuild(metadata, "meta"), _read_shapes(path), f"'{path}'", "its own metadata")
     model = rebuild(metadata, "cpu")
     fill(model, read_safetensors(path), f"'{path}'", "its own metadata")
+    remember(model, metadata)
     return model.eval(), metadata
 
 
@@ -171,6 +196,7 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             selection = metadata.predictor, metadata.pruned, metadata.balance, metadata.beta
             sparse = build(model, schedule, *selection)
             sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
+            sparse.sparsity = _asked_for(metadata)
             return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(
@@ -186,6 +212,26 @@ def written_by_vitprune(path: Path) -> bool:
             return METADATA_KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
+
+
+def _asked_for(metadata: Metadata) -> Sparsity:
+    """What the model of a file was asked to be."""
+    return Sparsity(
+        keep=metadata.keep or Sparsity.keep,
+        prune_at=[stage.block for stage in metadata.stages] or None,
+        token_schedule=metadata.schedule or Sparsity.token_schedule,
+        tokens_left=[stage.ratio for stage in metadata.stages] if metadata.keep is None else None,
+        pruned=metadata.pruned,
+        align=metadata.align,
+        balance=metadata.balance,
+        beta=metadata.beta,
+        predictor=metadata.predictor,
+    )
+
+
+def _sums(model: SparseViT) -> tuple[float, ...]:
+    """The sum of each tensor: equal weights have equal ones, on the CPU."""
+    return tuple(tensor.detach().cpu().double().sum().item() for tensor in model.state_dict().values())
 
 
 def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str) -> None:

@@ -45,10 +45,9 @@ class KeepOptions:
             show_default="0.7",
         ),
     ] = None
-    ratios: Annotated[
+    tokens_left: Annotated[
         str | None,
         typer.Option(
-            "--tokens-left",
             metavar="SHARES",
             help="Shares of all tokens kept after each stage, such as .8,.6,.4, instead of --keep.",
             show_default=False,
@@ -61,20 +60,18 @@ class KeepOptions:
 class StageOptions:
     """Where tokens are pruned and what happens to them; the groups below have these too."""
 
-    stages: Annotated[
+    prune_at: Annotated[
         str | None,
         typer.Option(
-            "--prune-at",
             metavar="BLOCKS",
             help="Blocks before which tokens are pruned, such as 3,6,9.",
             show_default="by depth",
             rich_help_panel=_PANEL,
         ),
     ] = None
-    schedule: Annotated[
+    token_schedule: Annotated[
         Literal["geometric", "late"] | None,
         typer.Option(
-            "--token-schedule",
             help="How the stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
             show_default="late",
             rich_help_panel=_PANEL,
@@ -109,8 +106,8 @@ class StageOptions:
         from vitprune.budget.resolve import PlanRequest
 
         given: dict[str, Any] = {**vars(self), **more}
-        given["stages"] = parse_numbers(given["stages"], "--prune-at")
-        given["ratios"] = parse_ratios(given.get("ratios"), "--tokens-left")
+        given["prune_at"] = parse_numbers(given["prune_at"], "--prune-at")
+        given["tokens_left"] = parse_ratios(given.get("tokens_left"), "--tokens-left")
         given["precision"] = given.pop("target_precision", None)
         return PlanRequest(**given)
 

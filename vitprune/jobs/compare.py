@@ -171,7 +171,7 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
     def ranked(keep: float) -> SparseViT:
         if name == "attention-merge":
             return attach_as(dense, Sparsity(keep, predictor="attention"))
-        schedule = Sparsity(keep, schedule="geometric").plan(backbone)
+        schedule = Sparsity(keep, token_schedule="geometric").plan(backbone)
         if name == "norm":
             return SparseViT(dense, schedule, [NormPredictor() for _ in schedule.stages])
         return AttentionViT(dense, schedule)
@@ -229,6 +229,6 @@ def _trained(
         recipe = recipe.model_copy(update={"pretraining_steps": 0})
     started = time.perf_counter()
     progress = fit(dense, student, data, recipe, device, listener)
-    how = f"{recipe.steps} steps" if name == "paper" else f"{sparsity.schedule}, {sparsity.pruned}"
+    how = f"{recipe.steps} steps" if name == "paper" else f"{sparsity.token_schedule}, {sparsity.pruned}"
     note = f"{sparsity.label}, {how}"
     return student.eval(), _row(name, note, time.perf_counter() - started, progress.steps_done)

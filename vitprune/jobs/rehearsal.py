@@ -50,7 +50,7 @@ def rehearse(
     slowest = min(rates.values(), default=math.inf)
     return {
         "model": loaded.name,
-        "keep": None if sparsity.ratios else sparsity.keep,
+        "keep": None if sparsity.tokens_left else sparsity.keep,
         "num_patches": student.schedule.num_patches,
         "stages": [asdict(stage) for stage in student.schedule.stages],
         **{side: {"gmacs": count / 1e9} for side, count in macs.items()},

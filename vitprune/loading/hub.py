@@ -50,6 +50,10 @@ def fetch(repository: str, revision: str | None) -> Path | None:
 def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
     """Load a sparse model that vitprune wrote; of a file on this machine without any network.
 
+    Example:
+        sparse = vitprune.load("runs/deit_small_patch16_224-keep0.7", device="cuda")
+        logits = sparse(images)  # (B, 3, 224, 224) to (B, num_classes)
+
     Args:
         path: model.safetensors, the run folder it is in, or `hf-hub:owner/name` (with `@revision`), which is downloaded
             once.

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from torch import nn
 
 from vitprune.backbones import wrap
+from vitprune.common.renamed import renamed
 from vitprune.model.attention import AttentionViT
 from vitprune.model.sparse_vit import SparseViT
 from vitprune.schedule import PredictorName, Pruned, Schedule, ScheduleName, Sparsity
 
 
+@renamed(stages="prune_at", schedule="token_schedule", ratios="tokens_left")
 def attach(
     model: nn.Module,
     keep: float = Sparsity.keep,
-    stages: Sequence[int] | None = None,
+    prune_at: Sequence[int] | None = None,
     *,
-    schedule: ScheduleName = Sparsity.schedule,
-    ratios: Sequence[float] | None = None,
+    token_schedule: ScheduleName = Sparsity.token_schedule,
+    tokens_left: Sequence[float] | None = None,
     pruned: Pruned = Sparsity.pruned,
     align: int = 1,
     balance: float | None = Sparsity.balance,
@@ -27,12 +29,18 @@ def attach(
 ) -> SparseViT:
     """Attach untrained token predictors to a timm model.
 
+    Example:
+        model = timm.create_model("deit_tiny_patch16_224")
+        sparse = vitprune.attach(model, keep=0.7, prune_at=[3, 6, 9])
+        logits = sparse(torch.randn(1, 3, 224, 224))
+
     Args:
         model: a timm model of a supported family; used as it is, not copied.
         keep: share of tokens one stage keeps, in (0, 1].
-        stages: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
-        schedule: "late" or the paper's "geometric".
-        ratios: shares of the original tokens left after each stage, instead of `keep` and `schedule`.
+        prune_at: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
+        token_schedule: "late" or the paper's "geometric".
+        tokens_left: shares of the original tokens left after each stage, instead of `keep` and
+            `token_schedule`.
         pruned: "merge" merges pruned tokens into kept ones, "drop" (the paper's) removes them.
         align: token counts in multiples of this.
         balance: how much importance counts beside redundancy; None ranks by importance alone, as the paper does.
@@ -46,7 +54,9 @@ def attach(
         UnsupportedModelError: the model's tokens cannot be pruned.
         UsageError: see `vitprune.Sparsity` and `vitprune.make_schedule`.
     """
-    return attach_as(model, Sparsity(keep, stages, schedule, ratios, pruned, align, balance, beta, predictor))
+    return attach_as(
+        model, Sparsity(keep, prune_at, token_schedule, tokens_left, pruned, align, balance, beta, predictor)
+    )
 
 
 def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:

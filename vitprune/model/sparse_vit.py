@@ -61,6 +61,7 @@ class SparseViT(PublicModule):
         self.class_names: tuple[str, ...] | None = None
         self.report: Any = None  # a `vitprune.report.Report`, which stands above this module
         self.sparsity: Sparsity | None = None  # what `attach` was asked for
+        self.header: Any = None  # a `vitprune.checkpoint.sparse_file.Header`: of the file it is from, or was saved to
         self.backbone = wrap(model)
         if schedule.depth != self.backbone.depth:
             raise ValueError(f"expected a schedule for {self.backbone.depth} blocks, got one for {schedule.depth}")
@@ -125,15 +126,16 @@ class SparseViT(PublicModule):
         """
         return self.backbone.norm(self.run_blocks(self.backbone.embed(images)).x)
 
-    def forward_head(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+    def forward_head(self, x: Tensor, sizes: Tensor | None = None, pre_logits: bool = False) -> Tensor:
         """Pool and classify what `forward_features` gave: (B, P + K, C) to logits (B, num_classes).
 
         Args:
             x: (B, P + K, C).
             sizes: (B, K), how many patches each kept token stands for, as `select` gives them. Only models that merge
                 and pool over patches need it to agree with `forward`; without it kept tokens count alike.
+            pre_logits: whether to pool only: what the classifier reads, (B, C).
         """
-        return self.backbone.head(x, sizes=sizes)
+        return self.backbone.pool(x, sizes=sizes) if pre_logits else self.backbone.head(x, sizes=sizes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed."""

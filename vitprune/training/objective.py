@@ -42,6 +42,11 @@ Rows = tuple[int, int]
 class Objective(PublicModule):
     """Student and losses as one module, so that a data-parallel wrapper sees the whole step, but not the teacher.
 
+    Example:
+        objective = vitprune.Objective(student, vitprune.attach(teacher, keep=1.0), vitprune.Recipe()).train()
+        loss = objective(images, labels, "deployed")
+        loss.total.backward()
+
     Args:
         student: the sparse model.
         teacher: the dense model, a SparseViT without stages; never trained, always in eval mode.

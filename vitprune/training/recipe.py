@@ -63,6 +63,10 @@ class LossWeights(PublicSettings):
 class Recipe(PublicSettings):
     """Settings of a training run. The defaults are those of recipes/short.yaml, which says what they are for.
 
+    Example:
+        recipe = vitprune.Recipe(steps=1000, weights=vitprune.LossWeights(ce=0.5))
+        sparse = vitprune.sparsify("deit_small", "path/to/images", recipe=recipe)
+
     Training has up to three phases. "pretraining": predictors alone learn the ranking of tokens that the teacher gives.
     Then, with an optimiser and a schedule of their own: "sampled", in which predictors and backbone learn together with
     sampled decisions and masked attention (the paper's), and "deployed", in which the backbone learns on the path that
@@ -70,7 +74,7 @@ class Recipe(PublicSettings):
     """
 
     name: str = Field("short", description="of the settings file this began with")
-    schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
+    token_schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
     pruned: Literal["drop", "merge"] = Field("merge", description="what happens to pruned tokens")
     predictor: Literal["light", "paper", "attention"] = Field(
         "light", description="what scores tokens: ours, DynamicViT's, or without training the model's own attention"
@@ -225,7 +229,7 @@ class Recipe(PublicSettings):
     def plan_defaults(self) -> Sparsity:
         """What applies where a request for a plan says nothing."""
         return Sparsity(
-            schedule=self.schedule,
+            token_schedule=self.token_schedule,
             pruned=self.pruned,
             balance=self.balance,
             beta=self.beta,
@@ -244,6 +248,7 @@ _ELSEWHERE = RENAMED | {
     "max_grad_norm": "clip_grad",
     "bs": "batch_size",
     "warmup_ratio": "warmup_share",
+    "schedule": "token_schedule",
     "num_epochs": "epochs",
     "max_steps": "steps",
 }

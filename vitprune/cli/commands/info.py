@@ -42,7 +42,7 @@ def info(
         sparse, kept = loaded.sparse, loaded.metadata and loaded.metadata.keep
     else:
         sparsity, _ = resolve_plan(request, loaded.model, settings)
-        sparse, kept = attach_as(loaded.model, sparsity), None if sparsity.ratios else sparsity.keep
+        sparse, kept = attach_as(loaded.model, sparsity), None if sparsity.tokens_left else sparsity.keep
     size = input_size(loaded.model)
     staged = sparse.schedule
     macs = {"dense": count_macs(dense, size), "sparse": count_macs(sparse, size)}
