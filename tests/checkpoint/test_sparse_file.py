@@ -70,6 +70,40 @@ def test_a_file_of_version_1_is_read_in_todays_words(saved, make_images):
     assert not torch.equal(loaded(images), sparse(images))
 
 
+@pytest.mark.parametrize(
+    ("predictor", "pruned", "expected"),
+    [("light", "merge", (0.3, 2.0)), ("paper", "merge", (0.3, 2.0)), ("light", "drop", (None, 0.0))],
+)
+def test_how_tokens_are_chosen_is_in_the_file(make_vit, make_images, tmp_path, predictor, pruned, expected):
+    model = make_vit(num_classes=2, img_size=96)
+    sparsity = Sparsity(0.5, pruned=pruned, predictor=predictor, balance=0.3, beta=2.0)
+    sparse, images = attach_as(model, sparsity).eval(), make_images(model)
+    save(sparse, tmp_path / "model.safetensors", describe(sparse))
+    loaded = vitprune.load(tmp_path)
+    assert (loaded.predictor, loaded.pruned) == (predictor, pruned)
+    assert (loaded.balance, loaded.beta) == expected, "what is dropped is in no average"
+    assert torch.equal(loaded(images), sparse(images))
+
+
+def test_a_file_that_says_nothing_of_it_chooses_as_the_paper_does(saved, make_images):
+    """Those of earlier versions."""
+    sparse, path = saved
+    with safe_open(path, framework="pt") as file:
+        content = json.loads(file.metadata()[METADATA_KEY])
+    old = {key: value for key, value in content.items() if key not in ("predictor", "balance", "beta")}
+    save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(old)})
+    loaded, images = vitprune.load(path), make_images(sparse)
+    assert (loaded.predictor, loaded.balance, loaded.beta) == ("paper", None, 0.0)
+    assert torch.equal(loaded(images), sparse(images))
+
+
+def test_predictors_of_ones_own_cannot_be_stored(make_sparse):
+    plain = make_sparse(num_classes=2)
+    own = SparseViT(plain.model, plain.schedule, [torch.nn.Identity() for _ in plain.schedule.stages])
+    with pytest.raises(CheckpointError, match="predictors are not vitprune's"):
+        describe(own)
+
+
 def test_timm_reads_the_dense_backbone(saved, make_images):
     sparse, path = saved
     dense = timm.create_model("test_vit", num_classes=2, img_size=96)
