@@ -7,7 +7,6 @@ import typer
 from torch.utils.data import DataLoader
 
 import vitprune
-from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.data import eval_transform
 from vitprune.data.demo import CLASS_NAMES, demo_images
 from vitprune.loading.load import load_model
@@ -26,7 +25,7 @@ def main(keep: float = 0.7, steps: int = 100, output: Path = Path("runs/train_lo
     loader = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
 
     # The student's predictors know nothing yet; keep 1.0 is the dense model.
-    student = vitprune.attach(load_model("demo").model, keep=keep, token_schedule="late", pruned="merge")
+    student = vitprune.attach(load_model("demo").model, keep=keep)
     objective = vitprune.Objective(student, vitprune.attach(teacher, keep=1.0), vitprune.Recipe()).train()
     for phase, parameters, lr in (
         ("pretraining", student.predictors.parameters(), 1e-3),  # predictors learn the teacher's ranking of tokens
@@ -43,8 +42,7 @@ def main(keep: float = 0.7, steps: int = 100, output: Path = Path("runs/train_lo
             if step % 10 == 0:
                 print(phase, step, *(f"{name} {value.item():.3f}" for name, value in loss.components.items()))
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save(student, output, describe(student, name="demo", class_names=CLASS_NAMES))
+    vitprune.save(student, output, CLASS_NAMES)
     sparse = vitprune.load(output)
     val = DataLoader(demo_images("val", transform=eval_transform(teacher), num_images=200), batch_size=200)
     pixels, labels = next(iter(val))

@@ -7,9 +7,11 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from python_calls import check_calls
 
 from vitprune.training.recipe import load_recipe
 
@@ -45,6 +47,50 @@ def test_examples_explain_themselves(name, monkeypatch, capsys):
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert done.value.code == 0
     assert "python examples/" in capsys.readouterr().out
+
+
+def _notebook():
+    return json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+
+
+def _code():
+    """The notebook's code, a text for each cell; lines that only a notebook understands are left out."""
+    cells = (cell["source"] for cell in _notebook()["cells"] if cell["cell_type"] == "code")
+    return ["".join(line for line in cell if not line.startswith(("%", "!"))) for cell in cells]
+
+
+def test_the_notebook_is_valid_without_outputs_and_calls_what_there_is():
+    notebook = _notebook()
+    assert (notebook["nbformat"], notebook["metadata"]["kernelspec"]["language"]) == (4, "python")
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    for cell in notebook["cells"]:
+        keys = {"cell_type", "id", "metadata", "source"}
+        if cell["cell_type"] == "code":
+            keys |= {"execution_count", "outputs"}
+            assert (cell["execution_count"], cell["outputs"]) == (None, [])
+        assert set(cell) == keys
+        assert cell["cell_type"] in ("code", "markdown")
+    called = check_calls("\n".join(_code()))
+    assert called == {"sparsify", "predict", "visualize", "save", "load", "export_model"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_notebook_runs_and_shows_its_report(tmp_path, monkeypatch, capsys):
+    shown = []
+    display = ModuleType("IPython.display")  # no kernel runs here
+    display.IFrame = display.Image = lambda name, *args, **kwargs: shown.append(Path(name))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for cell in _code():
+        exec(cell, names)
+    report, picture = shown
+    assert "<html" in report.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert "my-images/0.png" in out
+    assert float(out.splitlines()[-1].split()[0]) < 1e-3, "the exported file computes the same"
 
 
 @pytest.mark.slow
