@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from vitprune.errors import UsageError
-from vitprune.schedule import Sparsity, default_stages, make_schedule, num_kept, plan_label
+from vitprune.schedule import Sparsity, default_stages, keep_in_words, make_schedule, num_kept, plan_label
 
 
 def paper(depth, num_patches, keep=0.7, prune_at=None, prefix=0, **plan):
@@ -69,6 +69,14 @@ def test_a_dense_plan_has_no_stages():
     schedule = make_schedule(12, 196, Sparsity(1.0))
     assert schedule.blocks == schedule.ratios == schedule.num_tokens == schedule.stages == ()
     assert schedule.tokens_per_block() == (196,) * 12
+
+
+def test_a_keep_ratio_is_said_in_both_readings():
+    assert keep_in_words(0.7, "late", 196, (148, 100, 52)) == (
+        "keep 0.7 leaves 148/100/52 of 196 patch tokens (late schedule), at about the cost of the paper's 137/96/67"
+    )
+    assert keep_in_words(0.7, "geometric", 196, (137, 96, 67)).endswith("patch tokens, as in the paper")
+    assert make_schedule(12, 196).num_tokens == (148, 100, 52)
 
 
 # What is refused

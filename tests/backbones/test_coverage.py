@@ -111,4 +111,4 @@ def test_cost_of_one_of_each_family(classes):
     for name in first.values():
         entry = describe_architecture(name, Sparsity(0.7))
         assert entry["reason"] is None
-        assert 0.4 * entry["gmacs"] < entry["gmacs_sparse"] < 0.9 * entry["gmacs"], name
+        assert 0.4 * entry["dense"]["gmacs"] < entry["sparse"]["gmacs"] < 0.9 * entry["dense"]["gmacs"], name

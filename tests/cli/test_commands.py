@@ -58,7 +58,8 @@ def test_eval_compares_with_the_dense_model_labels_or_not(sparse_file, image_fol
 
 
 def test_info_previews_the_plan_without_weights(capsys, no_hub, monkeypatch):
-    monkeypatch.setattr("vitprune.measure.count_macs", lambda model, _: 10**9 * sum(model.schedule.tokens_per_block()))
+    macs = "vitprune.measure.plan.count_macs"
+    monkeypatch.setattr(macs, lambda model, _: 10**9 * sum(model.schedule.tokens_per_block()))
     for options, pruned, align, num_tokens in (
         ([], "merge", 1, [75, 51, 27]),
         (["--recipe", "paper"], "drop", 1, [70, 49, 34]),
@@ -70,14 +71,34 @@ def test_info_previews_the_plan_without_weights(capsys, no_hub, monkeypatch):
         assert [stage["num_tokens"] for stage in plan["stages"]] == num_tokens
         assert (plan["pruned"], plan["align"]) == (pruned, align)
         assert plan["keep"] == (None if "--tokens-left" in options else 0.7)
+        assert plan["schedule"] == (
+            None if "--tokens-left" in options else "geometric" if "paper" in options else "late"
+        )
+        assert [stage["block"] for stage in plan["stages"]] == [1, 3, 4]
         gmacs = 100 + 2 * num_tokens[0] + num_tokens[1] + 2 * num_tokens[2]  # stages before blocks 1, 3 and 4 of 6
         assert (plan["dense"]["gmacs"], plan["sparse"]["gmacs"]) == (600, gmacs)
         assert plan["delta"]["gmacs_pct"] == pytest.approx(100 * (gmacs / 600 - 1))
         assert plan["sparse"]["params_m"] > plan["dense"]["params_m"]
     assert run(["info", "test_vit", "--keep", "0.5", "--prune-at", "2,4", "--token-schedule", "geometric"]) == 0
     out = capsys.readouterr().out
-    for words in ("0-1", "2-3", "50", "25", "GMACs"):
+    for words in ("0-1", "2-3", "50", "25", "GMACs", "keep 0.5 leaves 50/25 of 100 patch tokens, as in the paper"):
         assert words in out
+    assert run(["info", "test_vit", "--pruned", "drop"]) == 0
+    out = capsys.readouterr().out
+    assert "leaves 75/51/27 of 100 patch tokens (late schedule), at about the cost of the paper's 70/49/34" in out
+    assert "pruned tokens are dropped" in out
+
+
+def test_models_and_info_say_the_same_of_a_model(capsys, no_hub):
+    assert run(["models", "test_vit2", "--keep", "0.5", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["num_supported"] == len(listed["rows"]) == 1
+    assert run(["info", "test_vit2", "--keep", "0.5", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    row = listed["rows"][0]
+    assert (row.pop("family"), row.pop("reason")) == ("vision_transformer", None)
+    assert row | {"model": plan["model"], "schema_version": plan["schema_version"]} == plan
+    assert (row["keep"], row["pruned"]) == (0.5, "merge")
 
 
 def test_info_searches_only_when_asked(capsys, no_hub, monkeypatch):

@@ -269,7 +269,7 @@ def test_convert_writes_a_file_for_all_other_commands(official, tmp_path, image_
     sparse = vitprune.load(result["output"])
     expected, _ = original(state, noise(64), LVVIT_T, 0.7)
     torch.testing.assert_close(sparse(noise(64)), expected, rtol=0, atol=1e-4)
-    assert result["gmacs"] == count_macs(sparse, (3, 64, 64)) / 1e9
+    assert result["sparse"]["gmacs"] == count_macs(sparse, (3, 64, 64)) / 1e9
     metadata = read_metadata(Path(result["output"]))
     assert metadata.model_dump(mode="json") == json.loads(Path(result["output"]).with_name("config.json").read_text())
     assert metadata.origin["source"] == "official.pth", "no path of the user's machine in files"

@@ -69,6 +69,12 @@ def test_the_first_screen_says_what_happened(drawn):
         assert words in " ".join(before.split())
 
 
+def test_what_the_keep_ratio_means_is_said(drawn):
+    _, page, _ = drawn
+    said = "Keep 0.7 leaves 4/2 of 6 patch tokens, as in the paper"
+    assert said in " ".join(page.text.split())
+
+
 def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(drawn):
     text, page, _ = drawn
     page.assert_self_contained()

@@ -115,7 +115,8 @@ def compare(
     predictions = evaluate(models, data, recipe, device, precision, listener, batch_size=batch_size)
     timings = bench(models, device, precision, _BENCH_SECONDS, listener, [batch_size])
     for name, model in models.items():
-        rows[name] |= _measured(name, predictions, timings) | {"gmacs": count_macs(model, size) / 1e9}
+        cost = {"keep": _keep(model), "gmacs": count_macs(model, size) / 1e9}
+        rows[name] |= _measured(name, predictions, timings) | cost
     return {"budget_gmacs": budget / 1e9, "rows": [rows[name] for name in ("dense", *settings.methods)]}
 
 
@@ -129,6 +130,13 @@ def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 
         "train_seconds": seconds,
         "train_steps": steps,
     }
+
+
+def _keep(model: nn.Module) -> float | None:
+    """Of a dense model 1; None where no keep ratio says what is pruned."""
+    if not isinstance(model, SparseViT):
+        return None if isinstance(model, ToMeViT) else 1.0
+    return model.sparsity.keep if model.sparsity is not None and model.sparsity.tokens_left is None else None
 
 
 def _measured(name: str, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> dict[str, Any]:
@@ -171,10 +179,12 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
     def ranked(keep: float) -> SparseViT:
         if name == "attention-merge":
             return attach_as(dense, Sparsity(keep, predictor="attention"))
-        schedule = Sparsity(keep, token_schedule="geometric").plan(backbone)
-        if name == "norm":
-            return SparseViT(dense, schedule, [NormPredictor() for _ in schedule.stages])
-        return AttentionViT(dense, schedule)
+        sparsity = Sparsity(keep, token_schedule="geometric")
+        schedule = sparsity.plan(backbone)
+        predictors = [NormPredictor() for _ in schedule.stages]
+        sparse = SparseViT(dense, schedule, predictors) if name == "norm" else AttentionViT(dense, schedule)
+        sparse.sparsity = sparsity
+        return sparse
 
     keep = keep_within(budget, ranked, size)
     return ranked(keep), f"keep {keep:g}"

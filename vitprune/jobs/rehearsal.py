@@ -7,18 +7,16 @@ import math
 import resource
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from vitprune.backbones import input_size
 from vitprune.common import distributed
 from vitprune.common.progress import Listener
 from vitprune.data import Data, Images, count_images, explain_worker_crash
 from vitprune.jobs.sparsify import describe_run, new_student, to_train_on
 from vitprune.loading.load import Loaded
-from vitprune.measure import count_macs
+from vitprune.measure import describe_plan
 from vitprune.model import SparseViT, attach
 from vitprune.schedule import Sparsity
 from vitprune.training.loop import train
@@ -44,16 +42,10 @@ def rehearse(
         None if per_epoch is None else max(1, per_epoch // recipe.batch_size), has_stages=bool(student.schedule.stages)
     )
     phases = Counter(step.phase for steps in planned for step in steps)
-    size = input_size(loaded.model)
-    macs = {"dense": count_macs(loaded.model, size), "sparse": count_macs(student, size)}
     rates = {} if images is None else _rates(loaded, student, images, recipe, device, listener)
     slowest = min(rates.values(), default=math.inf)
     return {
-        "model": loaded.name,
-        "keep": None if sparsity.tokens_left else sparsity.keep,
-        "num_patches": student.schedule.num_patches,
-        "stages": [asdict(stage) for stage in student.schedule.stages],
-        **{side: {"gmacs": count / 1e9} for side, count in macs.items()},
+        **describe_plan(student, loaded.name),
         "num_train_images": per_epoch,
         "num_val_images": count_images(data.val),
         "num_steps": sum(phases.values()),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-from vitprune.backbones import input_size
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.common.run_folder import RunFolder
 from vitprune.jobs.sparsify import new_student, num_bytes
 from vitprune.loading.load import Loaded
-from vitprune.measure import count_macs
+from vitprune.measure import describe_plan
 from vitprune.model import SparseViT
 from vitprune.schedule import Sparsity
 
@@ -32,14 +30,7 @@ def write_untrained(loaded: Loaded, sparsity: Sparsity, folder: RunFolder) -> tu
     folder.create(needed_bytes=2 * num_bytes(student))
     folder.forget()
     save(student, folder.weights, metadata)
-    size = input_size(loaded.model)
-    return student, {
-        "model": loaded.name,
-        "keep": metadata.keep,
-        "num_patches": student.schedule.num_patches,
-        "stages": [asdict(stage) for stage in student.schedule.stages],
-        "dense": {"gmacs": count_macs(loaded.model, size) / 1e9},
-        "sparse": {"gmacs": count_macs(student, size) / 1e9},
+    return student, describe_plan(student, loaded.name) | {
         "measured": False,
         "output": str(folder),
     }

@@ -77,9 +77,10 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
     stages = _stages(path, backbone.depth, len(predictors), stages)
     sparsity = Sparsity.as_published(keep, stages)
     sparse = SparseViT(model, sparsity.plan(backbone))
+    sparse.sparsity = sparsity
     fill(sparse, _renamed(state), f"'{path}'", name)
     origin = {"source": path.name, **ORIGIN}
-    return sparse.eval(), describe(sparse, name=name, sparsity=sparsity, origin=origin)
+    return sparse.eval(), describe(sparse, name=name, origin=origin)
 
 
 def _build(state: dict[str, Tensor], path: Path) -> tuple[str, nn.Module]:

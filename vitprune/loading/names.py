@@ -9,12 +9,12 @@ from typing import Any
 import timm
 import torch
 
-from vitprune.backbones import family_of, input_size, why_not, wrap
+from vitprune.backbones import family_of, why_not
 from vitprune.backbones.registry import ADAPTERS
 from vitprune.common.formatting import JOIN_WITH_COMMAS, is_number
 from vitprune.errors import UnknownModelError, UsageError
-from vitprune.measure import count_macs, count_params
-from vitprune.model import attach, attach_as
+from vitprune.measure import describe_plan
+from vitprune.model import attach_as
 from vitprune.schedule import Sparsity
 
 
@@ -111,20 +111,11 @@ def describe_architecture(name: str, sparsity: Sparsity) -> dict[str, Any]:
     """
     with torch.device("meta"):
         model = timm.create_model(name)
-    row = {"name": name, "family": family_of(model), "reason": why_not(model)}
+    row = {"model": name, "family": family_of(model), "reason": why_not(model)}
     if row["reason"] is not None:
         return row
     try:
         sparse = attach_as(model, sparsity)
     except UsageError as error:  # stages that this depth does not have
         return row | {"reason": error.message}
-    backbone, size = wrap(model), input_size(model)
-    return row | {
-        "num_patches": backbone.num_patches,
-        "num_prefix_tokens": backbone.num_prefix_tokens,
-        "num_classes": backbone.num_classes,  # 0 without a classifier, which training needs
-        "input_size": size,
-        "params_m": count_params(model) / 1e6,
-        "gmacs": count_macs(attach(model, keep=1.0), size) / 1e9,
-        "gmacs_sparse": count_macs(sparse, size) / 1e9,
-    }
+    return row | describe_plan(sparse, name)

@@ -4,6 +4,7 @@ from vitprune.measure.bound import BenchModel, Kind, ZeroOverheadViT, side_by_si
 from vitprune.measure.environment import describe_environment
 from vitprune.measure.macs import count_macs, count_params
 from vitprune.measure.modes import Mode, check_mode
+from vitprune.measure.plan import describe_plan
 from vitprune.measure.throughput import Timing, benchmark, rates
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "describe_environment",
+    "describe_plan",
     "rates",
     "side_by_side",
     "with_bounds",

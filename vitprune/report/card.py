@@ -20,7 +20,7 @@ from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import FinishedRun
 from vitprune.report.schema import Report
-from vitprune.report.tables import figure_rows, plain_figures, plan_rows, speed_rows, verdict
+from vitprune.report.tables import figure_rows, plain_figures, plan_rows, plan_sentence, speed_rows, verdict
 
 PLACEHOLDER = "OWNER/NAME"
 """Stands where the name of the repository will be."""
@@ -155,6 +155,7 @@ def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str,
         "report": report,
         "training": report.training,
         "title": f"{report.model}, {report.label}",
+        "plan": plan_sentence(report),
         "verdict": verdict(report),
         "origin": origin,
         "classes": ", ".join(names) if len(names) <= _MOST_CLASSES else "",

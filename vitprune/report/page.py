@@ -18,7 +18,17 @@ from vitprune.report.drawing import mean_colours
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import GROUPS
 from vitprune.report.schema import ImageRow, NamedClass, Report, Step
-from vitprune.report.tables import class_rows, figure_rows, figures, flat, plan_rows, speed_rows, unreadable, verdict
+from vitprune.report.tables import (
+    class_rows,
+    figure_rows,
+    figures,
+    flat,
+    plan_rows,
+    plan_sentence,
+    speed_rows,
+    unreadable,
+    verdict,
+)
 
 _LOSSES = {
     "rank": "ranking of tokens against the teacher's",
@@ -39,6 +49,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
     content = {
         "report": report,
         "title": f"{report.model}, {report.label}",
+        "plan": plan_sentence(report),
         "verdict": verdict(report),
         "fig": fig,
         "likeliest": _likeliest,

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from vitprune.common.formatting import flattened, number, plain, signed
 from vitprune.data.classes import readable_names
 from vitprune.report.schema import ClassRow, Report
+from vitprune.schedule import keep_in_words
 
 Figure = Callable[..., str]
 Row = list[Any]
@@ -36,6 +37,14 @@ def figures(report: Report) -> Figure:
 def plain_figures(report: Report) -> Figure:
     """As `figures`, the rounded text alone."""
     return lambda place, digits=2, sign=False: (signed if sign else number)(_value(report, place), digits)
+
+
+def plan_sentence(report: Report) -> str | None:
+    """What the keep ratio means; None where the shares were chosen freely, or nothing is pruned."""
+    if report.keep is None or report.num_patches is None or not report.stages:
+        return None
+    num_tokens = [stage.num_tokens for stage in report.stages]
+    return keep_in_words(report.keep, report.schedule, report.num_patches, num_tokens)
 
 
 def figure_rows(fig: Figure) -> list[Row]:

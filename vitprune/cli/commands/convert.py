@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -55,29 +54,19 @@ def convert(
     """
     blocks = parse_numbers(stages, "--prune-at")
 
-    from vitprune.backbones import input_size
     from vitprune.checkpoint.sparse_file import save
     from vitprune.common.run_folder import RunFolder, check_file_is_new
     from vitprune.loading.dynamicvit import load_official
-    from vitprune.measure import count_macs, count_params
+    from vitprune.measure import count_params, describe_plan
 
     if output is not None:
         check_file_is_new(output, overwrite=overwrite)
     sparse, metadata = load_official(checkpoint, keep, blocks)
     if output is None:
         output = RunFolder.choose(None, f"{metadata.model}-keep{metadata.keep:g}").weights
-    num_params = count_params(sparse)
-    RunFolder(output.parent).create(needed_bytes=4 * num_params)
+    RunFolder(output.parent).create(needed_bytes=4 * count_params(sparse))
     save(sparse, output, metadata)
-    result: dict[str, Any] = {
-        "model": metadata.model,
-        "keep": metadata.keep,
-        "pruned": metadata.pruned,
-        "num_patches": metadata.num_patches,
-        "num_classes": sparse.num_classes,
-        "stages": [asdict(stage) for stage in metadata.stages],
-        "gmacs": count_macs(sparse, input_size(sparse.model)) / 1e9,
-        "params_m": num_params / 1e6,
+    result = describe_plan(sparse, metadata.model) | {
         "origin": metadata.origin,
         "output": str(output),
     }
@@ -86,7 +75,7 @@ def convert(
         return
     places = ", ".join(f"{stage.num_tokens} before block {stage.block}" for stage in metadata.stages)
     print_line(
-        f"{metadata.model}, {metadata.label}: {number(result['params_m'], 3)} M parameters, "
-        f"{number(result['gmacs'], 3)} GMACs; of {metadata.num_patches} patch tokens are left: {places}"
+        f"{metadata.model}, {metadata.label}: {number(result['sparse']['params_m'], 3)} M parameters, "
+        f"{number(result['sparse']['gmacs'], 3)} GMACs; of {metadata.num_patches} patch tokens are left: {places}"
     )
     print_line(f"written to {output}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 from vitprune.cli.options import AsJson, ImgSize, Model, RecipeName
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
 from vitprune.cli.plan_options import Align, MacsOptions, refuse_plan, resolve_plan
+from vitprune.schedule import keep_in_words
 
 
 def info(
@@ -28,39 +28,20 @@ def info(
       vitprune info runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
     with waiting("loading PyTorch"):
-        from vitprune.backbones import input_size
         from vitprune.loading.load import load_model
-        from vitprune.measure import count_macs, count_params
-        from vitprune.model import attach, attach_as
+        from vitprune.measure import describe_plan
+        from vitprune.model import attach_as
         from vitprune.training.recipe import load_recipe
     settings = load_recipe(recipe)
     request = plan.request(align=align)
     loaded = load_model(model, weights="none", img_size=img_size)
-    dense = attach(loaded.model, keep=1.0)
     if loaded.sparse:
         refuse_plan(model, request)
-        sparse, kept = loaded.sparse, loaded.metadata and loaded.metadata.keep
+        sparse = loaded.sparse
     else:
         sparsity, _ = resolve_plan(request, loaded.model, settings)
-        sparse, kept = attach_as(loaded.model, sparsity), None if sparsity.tokens_left else sparsity.keep
-    size = input_size(loaded.model)
-    staged = sparse.schedule
-    macs = {"dense": count_macs(dense, size), "sparse": count_macs(sparse, size)}
-    result: dict[str, Any] = {
-        "model": loaded.name,
-        "keep": kept,
-        "pruned": sparse.pruned,
-        "align": staged.align,
-        "input_size": list(size),
-        "depth": staged.depth,
-        "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
-        "num_patches": staged.num_patches,
-        "num_classes": sparse.num_classes,
-        "stages": [asdict(stage) for stage in staged.stages],
-        "dense": {"gmacs": macs["dense"] / 1e9, "params_m": count_params(dense) / 1e6},
-        "sparse": {"gmacs": macs["sparse"] / 1e9, "params_m": count_params(sparse) / 1e6},
-        "delta": {"gmacs_pct": 100 * (macs["sparse"] / macs["dense"] - 1)},
-    }
+        sparse = attach_as(loaded.model, sparsity)
+    result = describe_plan(sparse, loaded.name)
     if loaded.metadata is not None:
         result |= {"accuracy": loaded.metadata.accuracy, "origin": loaded.metadata.origin}
     if as_json:
@@ -81,6 +62,10 @@ def _print(result: dict[str, Any]) -> None:
     print_table(
         f"patch tokens, beside {result['num_prefix_tokens']} prefix token(s)", ["blocks", "tokens", "% of all"], rows
     )
+    if result["keep"] is not None and result["stages"]:
+        print_line(keep_in_words(result["keep"], result["schedule"], counts[0], counts[1:]))
+        fate = "merged into kept ones" if result["pruned"] == "merge" else "dropped"
+        print_line(f"pruned tokens are {fate}")
     dense, sparse = result["dense"], result["sparse"]
     print_table(
         "cost of one image",

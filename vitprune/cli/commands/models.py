@@ -47,10 +47,9 @@ def models(
     if as_json:
         print_json(
             {
-                "plan": asked.label,
                 "num_supported": len(supported),
                 "num_refused": len(entries) - len(supported),
-                "models": supported,
+                "rows": supported,
             }
         )
         return
@@ -62,17 +61,17 @@ def models(
     if families:
         print_line("shown: " + ", ".join(f"{family} {len(members)}" for family, members in families.items()))
     else:
-        print_line(f"{entries[0]['name']}: {entries[0]['reason']}")
+        print_line(f"{entries[0]['model']}: {entries[0]['reason']}")
 
 
 def _print(family: str, entries: list[dict[str, Any]], plan: str) -> None:
     rows = [
         [
-            entry["name"],
+            entry["model"],
             f"{entry['num_prefix_tokens']}+{entry['num_patches']}",
-            number(entry["params_m"], 1),
-            number(entry["gmacs"], 2),
-            number(entry["gmacs_sparse"], 2),
+            number(entry["dense"]["params_m"], 1),
+            number(entry["dense"]["gmacs"], 2),
+            number(entry["sparse"]["gmacs"], 2),
         ]
         for entry in entries
     ]

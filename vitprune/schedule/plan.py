@@ -8,7 +8,7 @@ same cost. Pure Python: no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 
 from vitprune.common.renamed import renamed
 from vitprune.errors import UsageError
+from vitprune.schedule.counts import aligned_counts, exact, joined, late_ratios, num_kept, stage_lengths
 
 NUM_STAGES = 3
 _RATIO_STEPS = 1_000_000
@@ -201,7 +202,9 @@ class Schedule:
         if num_patches == self.num_patches:
             return self.stages
         counts: Sequence[int] = [num_kept(num_patches, ratio) for ratio in self.ratios]
-        aligned = _aligned(counts, _lengths(self.blocks, self.depth), num_patches, num_prefix_tokens, self.align)
+        aligned = aligned_counts(
+            counts, stage_lengths(self.blocks, self.depth), num_patches, num_prefix_tokens, self.align
+        )
         counts = aligned or counts
         return tuple(replace(stage, num_tokens=count) for stage, count in zip(self.stages, counts, strict=True))
 
@@ -236,10 +239,10 @@ def make_schedule(
         return Schedule(depth, num_patches, ())
     num_stages = NUM_STAGES if asked.tokens_left is None else len(asked.tokens_left)
     blocks = default_stages(depth, num_stages) if asked.prune_at is None else tuple(asked.prune_at)
-    exact = _ratios(asked, blocks, depth)
-    ratios, counts = [float(ratio) for ratio in exact], tuple(num_kept(num_patches, ratio) for ratio in exact)
+    shares = _ratios(asked, blocks, depth)
+    ratios, counts = [float(share) for share in shares], tuple(num_kept(num_patches, share) for share in shares)
     if asked.align > 1:
-        aligned = _aligned(counts, _lengths(blocks, depth), num_patches, num_prefix_tokens, asked.align)
+        aligned = aligned_counts(counts, stage_lengths(blocks, depth), num_patches, num_prefix_tokens, asked.align)
         if aligned is None:
             raise UsageError(
                 f"--align is {asked.align}, but with {num_patches} patch and {num_prefix_tokens} prefix tokens no "
@@ -272,14 +275,9 @@ def default_stages(depth: int, num_stages: int = NUM_STAGES) -> tuple[int, ...]:
     return tuple(depth * (s + 1) // (num_stages + 1) for s in range(num_stages))
 
 
-def num_kept(num_patches: int, ratio: float | Fraction) -> int:
-    """floor(num_patches * ratio), at least 1; exact, so that .29 of 100 is 29 whatever binary floats say."""
-    return max(1, int(num_patches * _exact(ratio)))
-
-
 def plan_label(keep: float | None, ratios: Sequence[float], align: int) -> str:
     """How much is kept, for people: "keep 0.7", or where `keep` is None "ratios 0.8,0.6,0.4", and "align 8"."""
-    kept = f"keep {keep:g}" if keep is not None else f"ratios {_joined(ratios)}"
+    kept = f"keep {keep:g}" if keep is not None else f"ratios {joined(ratios)}"
     return kept if align == 1 else f"{kept} align {align}"
 
 
@@ -291,67 +289,18 @@ def plan_slug(label: str) -> str:
 def _ratios(asked: Sparsity, blocks: Sequence[int], depth: int) -> list[Fraction]:
     """Share of the original patch tokens kept after each stage."""
     if asked.tokens_left is None:
-        geometric = [_exact(asked.keep) ** s for s in range(1, len(blocks) + 1)]
-        return _late(geometric, _lengths(blocks, depth)) if asked.token_schedule == "late" else geometric
+        geometric = [exact(asked.keep) ** s for s in range(1, len(blocks) + 1)]
+        return late_ratios(geometric, stage_lengths(blocks, depth)) if asked.token_schedule == "late" else geometric
     if len(blocks) != len(asked.tokens_left):
         raise UsageError(
-            f"{len(asked.tokens_left)} share(s) of tokens left for {len(blocks)} stage(s) ({_joined(blocks)})",
+            f"{len(asked.tokens_left)} share(s) of tokens left for {len(blocks)} stage(s) ({joined(blocks)})",
             "give --tokens-left and --prune-at as many values",
         )
-    return [_exact(share) for share in asked.tokens_left]
-
-
-def _late(geometric: Sequence[Fraction], lengths: Sequence[int]) -> list[Fraction]:
-    """As many tokens in all blocks together as `geometric`, but every stage prunes equally many: 1 - d, 1 - 2d, ...
-
-    Where that leaves too little at the end (less than 3/4 of the geometric schedule's last ratio), go only as far
-    towards it as that allows. At keep .7 and 12 blocks: .76/.51/.27; at .5: .52/.26/.09.
-    """
-    pruned = sum((length * (1 - ratio) for length, ratio in zip(lengths, geometric, strict=True)), Fraction(0))
-    step = pruned / sum(length * s for s, length in enumerate(lengths, start=1))
-    even = [1 - step * s for s in range(1, len(lengths) + 1)]
-    fall = geometric[-1] - even[-1]
-    share = min(Fraction(1), geometric[-1] / 4 / fall) if fall > 0 else Fraction(1)
-    return [ratio + share * (other - ratio) for ratio, other in zip(geometric, even, strict=True)]
-
-
-def _aligned(
-    counts: Sequence[int], lengths: Sequence[int], num_patches: int, num_prefix_tokens: int, align: int
-) -> tuple[int, ...] | None:
-    """Each count rounded so that it fills tiles with the prefix; None if none can.
-
-    What rounding adds to the tokens of one stage's blocks is taken off the next stages', and the other way round.
-    """
-
-    def rounded(count: float, to_tile: Callable[[float], float]) -> int:
-        return int(to_tile((count + num_prefix_tokens) / align)) * align - num_prefix_tokens
-
-    smallest, largest, surplus = rounded(1, math.ceil), rounded(num_patches, math.floor), 0
-    if smallest > largest:
-        return None
-    aligned = []
-    for count, length in zip(counts, lengths, strict=True):
-        largest = min(max(smallest, rounded(count - surplus / length, round)), largest)
-        surplus += length * (largest - count)
-        aligned.append(largest)
-    return tuple(aligned)
-
-
-def _lengths(blocks: Sequence[int], depth: int) -> list[int]:
-    """How many blocks each stage serves."""
-    return [end - start for start, end in pairwise((*blocks, depth))]
-
-
-def _exact(ratio: float | Fraction) -> Fraction:
-    return ratio if isinstance(ratio, Fraction) else Fraction(repr(float(ratio)))
-
-
-def _joined(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
+    return [exact(share) for share in asked.tokens_left]
 
 
 def _check_tokens_left(shares: Sequence[float]) -> None:
-    shown = _joined(shares)
+    shown = joined(shares)
     if not shares or any(not 0 < share <= 1 for share in shares):
         raise UsageError(
             f"shares of tokens left are '{shown}', expected numbers in (0, 1]", "for example --tokens-left 0.8,0.6,0.4"
@@ -364,13 +313,13 @@ def _check_tokens_left(shares: Sequence[float]) -> None:
 
 
 def _check_stages(blocks: Sequence[int], depth: int) -> None:
-    shown = _joined(blocks)
+    shown = joined(blocks)
     if not blocks:
         raise UsageError("no stages given", f"name at least one block in 1..{depth - 1}, e.g. --prune-at 3,6,9")
     if any(not 1 <= block < depth for block in blocks):
         raise UsageError(
             f"stages are {shown}, but the model has blocks 0..{depth - 1} and a stage needs a block before it",
-            f"choose from 1..{depth - 1}; the default is {_joined(default_stages(depth))}",
+            f"choose from 1..{depth - 1}; the default is {joined(default_stages(depth))}",
         )
     if any(later <= earlier for earlier, later in pairwise(blocks)):
         raise UsageError(f"stages are {shown}, expected rising block indices", "for example --prune-at 3,6,9")

@@ -1,0 +1,38 @@
+"""What is known of a sparse model before it runs: its plan, and what it costs beside the dense one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from vitprune.backbones import input_size
+from vitprune.measure.macs import count_macs, count_params
+from vitprune.model import SparseViT, attach
+
+
+def describe_plan(sparse: SparseViT, name: str) -> dict[str, Any]:
+    """Plan and cost, for JSON: the same keys in every command.
+
+    Args:
+        sparse: from `attach` or a file; on any device, meta included.
+        name: of the dense model.
+    """
+    asked, plan, size = sparse.sparsity, sparse.schedule, input_size(sparse.model)
+    chosen = None if asked is None or asked.tokens_left is not None else asked
+    models = {"dense": attach(sparse.model, keep=1.0), "sparse": sparse}
+    macs = {side: count_macs(model, size) for side, model in models.items()}
+    return {
+        "model": name,
+        "keep": chosen and chosen.keep,
+        "schedule": chosen and chosen.token_schedule,
+        "pruned": sparse.pruned,
+        "align": plan.align,
+        "input_size": list(size),
+        "depth": plan.depth,
+        "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
+        "num_patches": plan.num_patches,
+        "num_classes": sparse.num_classes,  # 0 without a classifier, which training needs
+        "stages": [asdict(stage) for stage in plan.stages],
+        **{side: {"gmacs": macs[side] / 1e9, "params_m": count_params(model) / 1e6} for side, model in models.items()},
+        "delta": {"gmacs_pct": 100 * (macs["sparse"] / macs["dense"] - 1)},
+    }

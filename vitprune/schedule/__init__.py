@@ -1,0 +1,34 @@
+"""From a keep ratio to a plan: what is asked for, and the stages of a model."""
+
+from vitprune.schedule.counts import keep_in_words, num_kept
+from vitprune.schedule.plan import (
+    NUM_STAGES,
+    PredictorName,
+    Pruned,
+    Schedule,
+    ScheduleName,
+    Sparsity,
+    Stage,
+    default_stages,
+    known_pruned,
+    make_schedule,
+    plan_label,
+    plan_slug,
+)
+
+__all__ = [
+    "NUM_STAGES",
+    "PredictorName",
+    "Pruned",
+    "Schedule",
+    "ScheduleName",
+    "Sparsity",
+    "Stage",
+    "default_stages",
+    "keep_in_words",
+    "known_pruned",
+    "make_schedule",
+    "num_kept",
+    "plan_label",
+    "plan_slug",
+]
