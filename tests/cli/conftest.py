@@ -81,6 +81,13 @@ def finished(make_vit, make_image_folder, tmp_path_factory):
 
 
 @pytest.fixture
+def arguments(finished, monkeypatch, tmp_path):
+    """The arguments of the finished run; others' folders go to tmp_path/runs."""
+    monkeypatch.chdir(tmp_path)
+    return finished.arguments
+
+
+@pytest.fixture
 def images(finished, tmp_path):
     """A copy of its images, to be spoilt."""
     return shutil.copytree(finished.root / "images", tmp_path / "images")

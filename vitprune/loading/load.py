@@ -16,13 +16,13 @@ from vitprune.backbones import input_size, wrap
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
-from vitprune.checkpoint.weight_file import check_exists, check_npz, read_weights
+from vitprune.checkpoint.weight_file import check_exists, read_weights
 from vitprune.common.run_folder import RunFolder
-from vitprune.errors import CheckpointError, UsageError
-from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, first_mismatch, from_hub
+from vitprune.errors import UsageError
+from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
 from vitprune.loading.names import resolve_name
+from vitprune.loading.own_weights import build_with_weights
 from vitprune.loading.saved_folder import build_from_folder
-from vitprune.loading.transformers import convert_state, is_transformers_state
 from vitprune.model import SparseViT
 
 Weights = Literal["pretrained", "random", "none"]
@@ -318,39 +318,9 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
 
 
 def _with_weights(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
-    """A timm model with the weights of a file, through timm's own conversion of foreign layouts."""
-    overlay: dict[str, Any]
-    channels: dict[str, int] = {}
-    if path.suffix == ".safetensors" and path.is_file() and written_by_vitprune(path):
-        raise UsageError(f"'{path}' is a sparse model already", f"give it as MODEL: {path}")
-    if path.suffix == ".npz":
-        check_npz(path)
-        overlay, classes = {"file": str(path), "custom_load": True}, {}
-    else:
-        state = read_weights(path)
-        if is_transformers_state(state):
-            state = convert_state(state)
-        config = timm.get_pretrained_cfg(name)
-        head = (config.classifier if config is not None else None) or "head"
-        head_weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
-        # A fine-tuned model has its own class count; the file says which.
-        classes = {"num_classes": int(head_weight.shape[0])} if head_weight is not None else {}
-        first = state.get(f"{config.first_conv if config is not None else ''}.weight")
-        if first is not None and first.ndim == 4 and first.shape[1] != 3:
-            channels = {"in_chans": int(first.shape[1])}
-        overlay = {"state_dict": state, "custom_load": False, **classes}
-    try:
-        model = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, **{**sizes, **classes, **channels}
-        )
-    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
-        raise CheckpointError(
-            f"the weights in '{path}' do not fit {name}: {first_mismatch(error)}",
-            "check that MODEL is the architecture the file was saved from",
-        ) from error
-    model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
     # What timm says of the weights of that name need not hold for these.
-    return _loaded(spec, name, model, {"source": path.name, "license": None, "origin_url": None})
+    about = {"source": path.name, "license": None, "origin_url": None}
+    return _loaded(spec, name, build_with_weights(name, path, sizes), about)
 
 
 def _tuple(names: Any) -> tuple[str, ...] | None:
