@@ -77,7 +77,7 @@ def test_no_error_names_an_option_in_python(make_vit, tmp_path):
         {"checkpoint": "weights.pth"},
         {"recipe": "shorter"},
         {"lr": -1},
-        {"stages": [3]},
+        {"stage": [3]},
         {"data": "demo", "device": "tpu"},
         {"data": "demo", "output": tmp_path / "run"},
     ]

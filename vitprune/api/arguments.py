@@ -71,6 +71,8 @@ def known(
     elif isinstance(model, SparseViT):
         loaded = loaded_from(model.model, model.class_names)
         loaded.sparse = model
+        if model.header:
+            loaded.name, loaded.origin = model.header.metadata.model, model.header.metadata.origin
     else:
         loaded = loaded_from(copy.deepcopy(model), class_names)  # training moves and freezes the teacher
     loaded.class_names = tuple(class_names) if class_names else loaded.class_names

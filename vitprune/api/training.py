@@ -15,6 +15,7 @@ from vitprune.budget.resolve import PlanRequest, resolve
 from vitprune.checkpoint.sparse_file import remember
 from vitprune.common.devices import pick_device
 from vitprune.common.progress import Listener
+from vitprune.common.renamed import renamed
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data
 from vitprune.errors import UsageError
@@ -27,6 +28,7 @@ from vitprune.schedule import Pruned, ScheduleName
 from vitprune.training.recipe import DEMO, Recipe
 
 
+@renamed(stages="prune_at", schedule="token_schedule", ratios="tokens_left")
 def sparsify(
     model: Model,
     data: Images | None = None,
