@@ -45,8 +45,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "train-trunk": {"train_trunk": True},
     "gradient-target": {"pretraining_target": "gradient"},
     "both-targets": {"pretraining_target": "both"},
-    "half-the-rate": {"backbone_lr_scale": 0.04},
-    "twice-the-rate": {"backbone_lr_scale": 0.16},
+    "half-the-rate": {"backbone_lr_scale": 0.02},
+    "twice-the-rate": {"backbone_lr_scale": 0.08},
     "mixup": {"augmentation": {"mixup": 0.8, "cutmix": 1.0}},
 }
 """What differs from the short recipe, by name."""

@@ -101,7 +101,7 @@ class Recipe(PublicSettings):
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the predictors")
     lr_batch_size: int | None = Field(None, ge=1, description="batch size that lr is for; None: lr holds for any")
     tune_lr_scale: float = Field(0.1, gt=0, description="the predictors' rate after pretraining, as a share of lr")
-    backbone_lr_scale: float = Field(0.08, ge=0, description="the backbone's rate as a share of lr")
+    backbone_lr_scale: float = Field(0.04, ge=0, description="the backbone's rate as a share of lr")
     rate_reference_kl: float | None = Field(
         0.13,
         gt=0,
