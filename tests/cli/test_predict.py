@@ -86,3 +86,31 @@ def test_from_python_paths_and_images_give_the_same(folder, sparse):
     assert by_path[0].classes["sparse"][0].name in "abcdefg"
     with pytest.raises(vitprune.VitpruneError, match="not found"):
         vitprune.predict(sparse, "absent.png")
+
+
+def test_an_exported_file_predicts_as_the_model_that_it_was_made_from_and_is_called_sparse(folder, capsys):
+    assert run(["export", "model.safetensors", "-o", "model.onnx"]) == 0
+    rows = {}
+    for name in ("model.safetensors", "model.onnx"):
+        capsys.readouterr()
+        assert run(["predict", name, "images", "--topk", "1", "--device", "cpu", "--json"]) == 0
+        rows[name] = json.loads(capsys.readouterr().out)["rows"]
+    for one, other in zip(rows["model.safetensors"], rows["model.onnx"], strict=True):
+        assert one["sparse"][0]["name"] == other["sparse"][0]["name"]
+        assert "dense" not in other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "model.onnx", "images", "--checkpoint", "dense.safetensors"], "name the model.safetensors that"),
+        (["export", "model.safetensors", "-o", "model.pt2"], "--format pt2 writes it"),
+        (["visualize", "model.onnx", "images"], "only `vitprune eval`, `predict` and `bench` can use"),
+    ],
+)
+def test_what_an_exported_file_is_not_for_is_said(folder, capsys, arguments, said):
+    (folder / "model.onnx").write_bytes(b"")
+    assert run(arguments) == 2
+    assert said in capsys.readouterr().err
+    with pytest.raises(vitprune.errors.CheckpointError, match="is an exported file"):
+        vitprune.load("model.onnx")

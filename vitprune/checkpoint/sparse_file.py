@@ -162,6 +162,8 @@ def read_metadata(path: Path) -> Metadata:
         CheckpointError: the file is missing, damaged, or not ours.
     """
     check_exists(path)
+    if path.suffix in (".onnx", ".pt2"):
+        raise CheckpointError(f"'{path}' is an exported file", "load the model.safetensors that it was made from")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -86,7 +86,7 @@ def _root(
     ] = False,
     quiet: Annotated[bool, typer.Option(*_QUIET, help="Results and errors only.")] = False,
 ) -> None:
-    """Make a pretrained timm vision transformer cheaper and faster by dropping uninformative tokens, and prove it.
+    """Make a pretrained timm vision transformer cheaper and faster by pruning tokens, and measure the effect.
 
     Examples:
 

@@ -54,8 +54,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="timm name (deit_small), hf-hub:owner/name, a file of vitprune's or its run folder, a folder that timm or "
-        "transformers saved, or demo",
+        help="timm name (deit_small), hf-hub:owner/name, a model.safetensors of vitprune's or its run folder, a folder "
+        "that timm or transformers saved, or demo",
         show_default=False,
         autocompletion=completion.model,
     ),

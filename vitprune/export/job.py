@@ -106,7 +106,8 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
             "timm.create_model(...).half() casts it; --precision goes with onnx and pt2",
         )
     if kind != "timm" and output.suffix != f".{kind}":
-        raise OutputError(f"the output '{output}' is not the name of a .{kind} file", f"-o model.{kind}", exit_code=2)
+        meant = f"--format {output.suffix[1:]} writes it" if output.suffix in (".onnx", ".pt2") else f"-o model.{kind}"
+        raise OutputError(f"the output '{output}' is not the name of a .{kind} file", meant, exit_code=2)
     if not output.parent.is_dir():
         raise OutputError(f"there is no folder '{output.parent}' to write to", "make it first", exit_code=2)
     if kind == "timm":

@@ -90,7 +90,10 @@ def load_model(
     """
     load = next(load for matches, load in _SOURCES if matches(spec))
     if checkpoint is not None and load is not _load_name:
-        raise UsageError(f"'{spec}' has weights of its own; --checkpoint goes with a timm name")
+        raise UsageError(
+            f"'{spec}' has weights of its own; --checkpoint goes with a timm name",
+            "name the model.safetensors that it was made from" if is_exported(spec) else None,
+        )
     loaded = load(spec, _Options(checkpoint, weights, img_size, exported))
     if preprocessing:
         _prepare_images(loaded.model, preprocessing)
@@ -151,7 +154,7 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
         )
     if not options.exported:
         raise UsageError(
-            f"'{spec}' is an exported file, which `vitprune eval` and `bench` run and other commands cannot use",
+            f"'{spec}' is an exported file, which only `vitprune eval`, `predict` and `bench` can use",
             "name the model.safetensors that it was made from",
         )
     _refuse_size(spec, options)

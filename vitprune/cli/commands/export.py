@@ -37,13 +37,13 @@ def export(
             "--output",
             "-o",
             metavar="FILE",
-            help="What to write; of timm a folder.",
+            help="Output file; with --format timm a folder.",
             show_default="beside the model: model.onnx, model.pt2, timm/",
         ),
     ] = None,
     precision: Annotated[
         Literal["fp32", "fp16"],
-        typer.Option(help="Of the weights; token predictors stay in fp32, images and logits too."),
+        typer.Option(help="Precision of the weights. Predictors, images and logits stay fp32."),
     ] = "fp32",
     data: Annotated[
         str | None,
@@ -51,14 +51,16 @@ def export(
             metavar="DATA",
             autocompletion=completion.data,
             help="Compare also on its images.",
-            show_default="12 random images alone",
+            show_default="12 random images only",
         ),
     ] = None,
     limit: Limit = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an output that exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A model for use without vitprune, sparse or dense: one file for any batch size, with preprocessing and classes.
+    """Write a model, sparse or dense, for use without vitprune: one file for any batch size.
+
+    Preprocessing and, where known, class names are in it.
 
     What is written is opened again and compared with the model; if it computes something else, nothing is kept.
 

@@ -33,7 +33,7 @@ def predict(
     topk: Annotated[int, typer.Option(min=1, metavar="K", help="Likeliest classes per image.")] = 5,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write them to FILE, which ends in .csv or .json."),
+        typer.Option("--output", "-o", metavar="FILE", help="Write the predictions to FILE (.csv or .json)."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
     device: Device = "auto",
@@ -42,10 +42,10 @@ def predict(
     workers: Workers = 0,
     as_json: AsJson = False,
 ) -> None:
-    """What a model says of images, which need no labels: the likeliest classes of each.
+    """Classify images: the likeliest classes of each; labels are not needed.
 
-    Of a sparse file with --checkpoint, the weights of the dense model that it was made from, dense and sparse
-    predictions stand side by side.
+    With a sparse file and --checkpoint, the weights of the dense model that it was made from, dense and sparse
+    predictions stand side by side. MODEL may also be an .onnx file.
 
     Examples:
 
@@ -75,7 +75,8 @@ def predict(
                 preprocessing=weights.preprocessing(),
                 exported=True,
             )
-            models = {"sparse" if loaded.sparse else "dense": loaded.sparse or loaded.model}
+            is_sparse = loaded.sparse is not None or (loaded.metadata is not None and bool(loaded.metadata.stages))
+            models = {"sparse" if is_sparse else "dense": loaded.sparse or loaded.model}
     names = readable_names(dict(enumerate(loaded.class_names or ())), getattr(loaded.model, "num_classes", 0))
     with RunProgress() as progress:
         progress.begin(f"predicting with {loaded.name}", len(found))
