@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
+from agreement import assert_trained_alike
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -44,10 +44,10 @@ def test_losses_of_two_processes_are_those_of_one_also_in_two_microbatches_each(
     for one, *others in zip(*logs, strict=True):
         for other in others:
             assert one["phase"] == other["phase"]
-            assert other["total"] == pytest.approx(one["total"], abs=1e-5)
-    for name, tensor in tensors[0].items():
-        for other in tensors[1:]:
-            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-3)
+            assert other["total"] == pytest.approx(one["total"], abs=1e-4)
+    for other in tensors[1:]:
+        assert other.keys() == tensors[0].keys()
+        assert_trained_alike([other[name] for name in tensors[0]], tensors[0].values())
 
 
 def test_what_any_process_cannot_read_is_counted(training, image_folder, tmp_path):
