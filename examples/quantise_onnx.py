@@ -37,10 +37,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N images to evaluate on")
     parser.add_argument("--calibrate", type=int, default=128, metavar="N", help="images to calibrate on")
     parser.add_argument("--output", "-o", type=Path, help="default: MODEL-int8.onnx")
-    parser.add_argument("--everything", action="store_true", help="see above")
+    parser.add_argument("--everything", action="store_true", help="quantise all products, the predictors' too")
     parser.add_argument("--reduce-range", action="store_true", help="7 bits, for CPUs without VNNI: they saturate")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each file is timed per batch size")
     args = parser.parse_args()
+    if not args.model.is_file():
+        parser.error(f"there is no file '{args.model}'; vitprune export MODEL --format onnx writes one")
     output = args.output or args.model.with_name(f"{args.model.stem}-int8.onnx")
 
     program = read_onnx(args.model)

@@ -10,6 +10,7 @@ from vitprune.common.progress import Listener
 from vitprune.data import ImageSet, ModelClasses, eval_transform, open_data
 from vitprune.errors import DataError, VitpruneError
 from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference, predict
+from vitprune.measure import Timing
 
 CPU = torch.device("cpu")
 
@@ -47,13 +48,14 @@ def test_paired_interval_is_that_of_the_differences():
 def test_a_model_is_compared_with_dense_at_each_batch_size():
     dense, model = _predictions([0, 1, 2, 3], [0, 1, 2, 4]), _predictions([0, 1, 3, 4], [0, 1, 2, 4])
     rates = {"model": {1: 9.0, 32: 30.0}, "dense": {1: 10.0, 32: 20.0, 64: 20.0}}
-    assert compared("model", {"model": model, "dense": dense}, rates) == {
+    timings = [Timing(name, size, 1, 1, 1, rate, None, 1) for name in rates for size, rate in rates[name].items()]
+    assert compared("model", {"model": model, "dense": dense}, timings) == {
         **paired_difference(model, dense),
         "agreement_pct": 50.0,
         "kl": None,
         "speedup": [
-            {"batch_size": 1, "speedup": 0.9, "slower": True},
-            {"batch_size": 32, "speedup": 1.5, "slower": False},
+            {"batch_size": 1, "speedup": 0.9, "speedup_ci95": None, "slower": True},
+            {"batch_size": 32, "speedup": 1.5, "speedup_ci95": None, "slower": False},
         ],
     }
 
@@ -102,7 +104,7 @@ def test_unreadable_images_are_left_out_where_that_is_allowed():
     assert (faults.count, faults.names) == (1, ["1"])
     with pytest.raises(DataError, match="cannot read image '1'"):
         predict({"echo": _Echo()}, images, CPU)
-    with pytest.raises(DataError, match="no image could be read"):
+    with pytest.raises(DataError, match="none of 1 images could be read: the first is"):
         predict({"echo": _Echo()}, images.subset([1]), CPU, allowed_share=1.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from vitprune.common import distributed
 from vitprune.common.devices import DTYPES, Precision, explained_out_of_memory
 from vitprune.common.progress import SILENT, Listener
 from vitprune.data import UNLABELLED, Faults, Images, batches, explain_worker_crash, make_loader
-from vitprune.errors import DataError
+from vitprune.measure import Timing, speedups
 
 _CONFIDENCE_95 = 1.96
 
@@ -108,23 +108,20 @@ def paired_difference(model: Predictions, baseline: Predictions) -> dict[str, An
     return {"top1_points": 100 * mean, "top1_points_ci95": [100 * (mean - half), 100 * (mean + half)]}
 
 
-def compared(
-    name: str, predictions: Mapping[str, Predictions], rates: Mapping[str, Mapping[int, float]]
-) -> dict[str, Any]:
+def compared(name: str, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> dict[str, Any]:
     """How a model differs from the one called "dense", for JSON: accuracy, same predictions, divergence and speed.
 
     Args:
         name: of the model.
         predictions: by name, on the same images.
-        rates: images per second by name and batch size.
+        timings: of the same names, from one benchmark.
     """
     model, dense = predictions[name], predictions["dense"]
-    ratios = {size: rate / rates["dense"][size] for size, rate in rates[name].items()}
     return {
         **paired_difference(model, dense),
         "agreement_pct": model.agreement_pct(dense),
         "kl": model.mean_kl,
-        "speedup": [{"batch_size": size, "speedup": ratio, "slower": ratio < 1} for size, ratio in ratios.items()],
+        "speedup": speedups(name, timings),
     }
 
 
@@ -174,9 +171,10 @@ def predict(
             labels.append(batch_labels)
             listener.advance(len(batch_labels))
     shards = distributed.gather((tops, kls, labels, faults))
+    all_faults = Faults.merged([each for *_, each in shards])
     all_labels = [each for _, _, labels, _ in shards for each in labels]
     if not all_labels:
-        raise DataError("no image could be read", "check the data set with an image viewer")
+        raise all_faults.none_read()
     predictions = {
         name: Predictions(
             torch.cat([each for tops, *_ in shards for each in tops[name]]),
@@ -185,7 +183,7 @@ def predict(
         )
         for name in models
     }
-    return predictions, Faults.merged([each for *_, each in shards])
+    return predictions, all_faults
 
 
 def _divergence(logits: Tensor, reference: Tensor) -> Tensor:

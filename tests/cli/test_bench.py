@@ -38,7 +38,9 @@ def test_rows_carry_units_and_marks_and_bounds_are_apart_from_models_one_can_use
     assert [(row["keep"], row["batch_size"]) for row in rows] == [(1.0, 1), (0.7, 1), (1.0, 2), (0.7, 2)]
     for row in rows:
         assert {"images_per_s", "latency_ms_p50", "gmacs", "macs_ratio", "peak_memory_mib", "efficiency"} <= set(row)
-        assert row["slower"] == (row["speedup"] < 1)
+        low, high = row["speedup_ci95"]
+        assert low <= row["speedup"] <= high
+        assert row["slower"] == (high < 1)
         assert row["images_per_s"] == pytest.approx(1000 * row["batch_size"] / row["latency_ms_p50"])
     assert result["environment"]["num_threads"] >= 1
     assert [row["kind"] for row in rows] == ["dense", "sparse"] * 2

@@ -56,7 +56,7 @@ def test_the_likeliest_classes_of_each_image_and_what_could_not_be_read(folder, 
 
 def test_images_none_of_which_can_be_read_are_an_error(folder, capsys):
     assert run(["predict", "model.safetensors", "images/broken.png"]) == 1
-    assert "none of 1 image(s) could be read, first images/broken.png" in capsys.readouterr().err
+    assert "none of 1 images could be read: the first is 'images/broken.png', " in capsys.readouterr().err
 
 
 def test_dense_and_sparse_side_by_side_as_table_and_csv(folder, make_vit, capsys):

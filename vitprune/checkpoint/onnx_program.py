@@ -76,7 +76,7 @@ def require_onnx() -> tuple[ModuleType, ModuleType]:
     except ImportError as error:
         raise ExportError(
             f"ONNX files need the package '{error.name or 'onnx'}', which cannot be imported here: {error}",
-            'pip install "vitprune[onnx]"',
+            "pip install onnx onnxscript onnxruntime",
         ) from error
     return onnx, onnxruntime
 

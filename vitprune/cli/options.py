@@ -64,7 +64,7 @@ Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.device)
 ]
 Precision = Annotated[PrecisionName, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16; auto is fp32.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per step.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Images per pass.")]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -138,9 +138,13 @@ DataArgument = Annotated[
 ]
 
 
-def _preprocessing(help_text: str, **limits: Any) -> Any:
+def _preprocessing(metavar: str | None, help_text: str, **limits: Any) -> Any:
     return typer.Option(
-        help=f"{help_text} With --checkpoint.", show_default="timm's", rich_help_panel="Preprocessing", **limits
+        metavar=metavar,
+        help=f"{help_text} With --checkpoint.",
+        show_default="timm's",
+        rich_help_panel="Preprocessing",
+        **limits,
     )
 
 
@@ -161,14 +165,15 @@ class ModelOptions:
         typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz."),
     ] = None
     img_size: ImgSize = None
-    mean: Annotated[str | None, _preprocessing("Mean that images are normalised by, such as .485,.456,.406.")] = None
-    std: Annotated[str | None, _preprocessing("Standard deviation likewise, such as .229,.224,.225.")] = None
+    mean: Annotated[str | None, _preprocessing("R,G,B", "Images are normalised by it, such as .485,.456,.406.")] = None
+    std: Annotated[str | None, _preprocessing("R,G,B", "Likewise, such as .229,.224,.225.")] = None
     crop_pct: Annotated[
-        float | None, _preprocessing("Share of the resized image that is evaluated, such as 0.9.", min=0.1, max=10)
+        float | None,
+        _preprocessing("SHARE", "Of the resized image that is evaluated, such as 0.9.", min=0.1, max=10),
     ] = None
     interpolation: Annotated[
         Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"] | None,
-        _preprocessing("How images are resized."),
+        _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
     ] = None
 
     def preprocessing(self) -> dict[str, Any]:

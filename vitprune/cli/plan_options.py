@@ -27,7 +27,7 @@ Align = Annotated[
         min=1,
         max=4096,
         metavar="N",
-        help="Token counts that fill tiles of N, prefix tokens included, at the same MACs, such as 8.",
+        help="Make token counts, prefix tokens included, multiples of N, such as 8, at about the same MACs.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -41,7 +41,7 @@ class KeepOptions:
         float | None,
         typer.Option(
             metavar="RATIO",
-            help="Share of patch tokens a stage keeps. 0.7 of 196 is 148/100/52, at the cost of the paper's 137/96/67.",
+            help="How many tokens stay, as DynamicViT's keep ratio and at its cost: 0.7 is 148/100/52 of 196.",
             show_default="0.7",
         ),
     ] = None
@@ -72,7 +72,7 @@ class StageOptions:
     token_schedule: Annotated[
         Literal["geometric", "late"] | None,
         typer.Option(
-            help="How the stages share the work at one cost: the paper's r, r^2, r^3, or more of it late.",
+            help="How token counts fall, at equal cost: r, r^2, r^3 as in the paper, or later and more steeply.",
             show_default="late",
             rich_help_panel=_PANEL,
         ),
@@ -150,7 +150,7 @@ class SpeedOptions(StageOptions):
         float | None,
         typer.Option(
             metavar="MS",
-            help="The same by the time of a pass, in milliseconds.",
+            help="The same for a pass of at most MS milliseconds.",
             show_default=False,
             rich_help_panel=_PANEL,
         ),

@@ -19,6 +19,15 @@ _LINE_EVERY_S = 15.0
 _LINE_EVERY_SHARE = 0.02
 """Of the time a part has taken: lines get rarer, so that a log of a night's run is no book."""
 _WORTH_TELLING_S = 5.0
+_LOSSES = {
+    "rank": "ranking loss",
+    "kl": "KL",
+    "pooled": "feature error",
+    "token": "token error",
+    "ratio": "ratio error",
+    "ce": "cross-entropy",
+}
+"""What the losses are called while it trains; keys of `StepRecord.losses`."""
 _SMOOTHING = 0.9
 _BESIDE_BAR = 50
 """Characters that the names and numbers beside a bar take."""
@@ -139,8 +148,10 @@ class RunProgress(Listener):
         self.console.print(plain(text), markup=False, soft_wrap=True)
 
     def _detail(self, record: Any) -> str:
-        losses = " ".join(f"{name} {value:.3g}" for name, value in record.losses.items())
-        kept = "/".join(f"{ratio:.2f}" for ratio in record.kept_ratios)
-        target = "/".join(f"{ratio:.2f}" for ratio in record.target_ratios)
+        losses = ", ".join(f"{_LOSSES.get(name, name)} {value:.3g}" for name, value in record.losses.items())
+        kept, target = (
+            "/".join(f"{100 * ratio:.0f}" for ratio in ratios) for ratios in (record.kept_ratios, record.target_ratios)
+        )
+        tokens = f"{kept} % of tokens kept" + (f" (target {target})" if kept != target else "")
         rate = "" if self.rate is None else f"{self.rate:.0f} images/s"
-        return f"{record.phase}: {losses} | kept {kept} of {target} | {rate}"
+        return f"{record.phase}: {losses} | {tokens} | {rate}"

@@ -19,7 +19,7 @@ def print_summary(report: Report, folder: Path) -> None:
 
     sparse, delta, fig = report.sparse, report.delta, plain_figures(report)
     rows = figure_rows(fig)
-    for batch_size, dense_rate, sparse_rate, *_, change in speed_rows(report, fig, " SLOWER"):
+    for batch_size, dense_rate, sparse_rate, *_, change in speed_rows(report, fig, str):
         rows.append([f"images/s at batch {batch_size}", dense_rate, sparse_rate, change])
     print_line(verdict(report))
     print_table(f"{report.model}, {report.label}", ["", "dense", "sparse", "change"], rows)
@@ -57,18 +57,29 @@ def _kept_target(target: Target) -> str:
     )
 
 
+def speedup_text(change: Mapping[str, Any]) -> str:
+    """As in "1.39 x", with what must not be left out."""
+    from vitprune.measure import remark
+
+    return f"{change['speedup']:.2f} x {remark(change['slower'], change['speedup_ci95'])}".rstrip()
+
+
 _BENCH_SPEED = ["", "batch", "images/s", "ms a batch", "fewer MACs", "measured", "over bound"]
 _BENCH_MORE = ["", "batch", "p50 ms", "p90 ms", "p99 ms", "MiB", "GMACs", "efficiency"]
 
 
 def print_bench(rows: list[dict[str, Any]], where: str) -> None:
     """Two tables per model and mode, and what their columns mean."""
+    from vitprune.measure import unclear
+
     for model, mode in dict.fromkeys((row["model"], row["mode"]) for row in rows):
         chosen = [row for row in rows if (row["model"], row["mode"]) == (model, mode)]
         print_table(f"{model}, {mode}", _BENCH_SPEED, [_bench_speed(row) for row in chosen])
         print_table("single passes, memory, MACs", _BENCH_MORE, [_bench_more(row) for row in chosen])
     print_line(where)
     print_line("timed interleaved; ms a batch: median ± half the interquartile range of passes back to back")
+    if any(unclear(row["speedup_ci95"]) for row in rows):
+        print_line("within noise: the rounds do not tell whether it is faster or slower (95 %); --seconds times longer")
     print_line("MACs with attention; efficiency: measured / fewer MACs; MiB: weights, images and the pass at its peak")
     if any(row["kind"] == "bound" for row in rows):
         print_line("(bound): no model to use; the same token counts, taken for free: no choice of tokens is faster")
@@ -82,8 +93,8 @@ def _bench_speed(row: dict[str, Any]) -> list[str]:
         number(row["images_per_s"], 1),
         f"{row['latency_ms_p50']:.2f} ±{half_spread:.2f}",
         f"{row['macs_ratio']:.2f} x",
-        f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
-        "" if over is None else f"{over:+.1f} %",
+        speedup_text(row),
+        "" if over is None else f"{over:+.1f} %" + (", noise" if over < 0 else ""),
     ]
 
 
@@ -127,6 +138,6 @@ def _sweep_cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
         *accuracy_cells(row, labelled),
         number(row["gmacs"], 3),
         number(row["speed"][-1]["images_per_s"], 1),
-        f"{change['speedup']:.2f} x" + (" SLOWER" if change["slower"] else ""),
+        speedup_text(change),
         "yes" if row["by_throughput"]["on_front"] else "no",
     ]

@@ -25,7 +25,7 @@ PANEL = "Training"
 
 def _setting(help_text: str, *names: str, default: str, **limits: Any) -> Any:
     """An option that replaces a setting of the recipe; `default` is that of the short one."""
-    return typer.Option(*names, help=help_text, rich_help_panel=PANEL, show_default=default, **limits)
+    return typer.Option(*names, metavar="N", help=help_text, rich_help_panel=PANEL, show_default=default, **limits)
 
 
 Settings = Annotated[

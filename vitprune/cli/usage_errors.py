@@ -35,6 +35,12 @@ _OPTIONS_ELSEWHERE = {
     **{f"--{key}": f"--set {key.replace('-', '_')}=VALUE" for key in ("lr", "weight-decay", "backbone-lr-scale")},
 }
 """What other tools, and we before, call our options."""
+_RUNTIMES = {
+    **dict.fromkeys(("tensorrt", "trt", "engine"), "--format onnx, then trtexec --onnx=model.onnx"),
+    "openvino": "--format onnx, which OpenVINO opens",
+    **dict.fromkeys(("torchscript", "jit", "torch"), "--format pt2, torch.export's program"),
+}
+"""How engines of other names are reached."""
 
 
 def explain(error: TyperException) -> tuple[str, str]:
@@ -84,6 +90,8 @@ def _bad_value(error: Any, help_hint: str) -> tuple[str, str]:
     param, value, kind = error.param, fault["input"], str(fault["type"])
     option = max(param.opts, key=len) if param.param_type_name == "option" else param.metavar
     choices = [str(each) for each in getattr(getattr(param, "type_descriptor", None), "choices", None) or ()]
+    if option == "--format" and (use := _RUNTIMES.get(str(value).lower())):
+        return f"{option} is '{value}', expected one of {', '.join(choices)}", use
     if choices:
         match = close_match(str(value), choices)
         hint = f"did you mean {option} {match}?" if match else f"for example {option} {choices[0]}"

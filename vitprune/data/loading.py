@@ -41,18 +41,26 @@ class Faults:
         names: the first ones, each once; added to.
         count: how many so far, repeats counted.
         seen: images asked for so far.
+        reason: why the first one could not be read.
     """
 
     allowed_share: float = 0.0
     names: list[str] = field(default_factory=list)
     count: int = 0
     seen: int = 0
+    reason: str = ""
 
     @classmethod
     def merged(cls, parts: Sequence[Faults]) -> Faults:
         """Those of several processes as one."""
         names = list(dict.fromkeys(name for part in parts for name in part.names))
-        return cls(parts[0].allowed_share, names, sum(part.count for part in parts), sum(part.seen for part in parts))
+        counts = sum(part.count for part in parts), sum(part.seen for part in parts)
+        return cls(parts[0].allowed_share, names, *counts, next((part.reason for part in parts if part.names), ""))
+
+    def none_read(self, what: str = "images") -> DataError:
+        """The error where nothing could be read."""
+        first = f": the first is '{self.names[0]}', {self.reason}" if self.names else ""
+        return DataError(f"none of {self.seen} {what} could be read{first}", "repair the data set")
 
     def note(self, batch: Batch) -> None:
         """Count a batch.
@@ -65,10 +73,11 @@ class Faults:
         for image in batch.unreadable:
             if image.fatal:
                 raise DataError(f"cannot read '{image.name}': {image.reason}", "copy the shards again")
+            self.reason = self.reason or image.reason
             if image.name not in self.names and len(self.names) < _NAMES_KEPT:
                 self.names.append(image.name)
         if self.count == self.seen >= _PATIENCE:
-            raise DataError(f"none of the first {self.seen} images could be read", "repair the data set")
+            raise self.none_read()
         if not batch.unreadable or self.count <= self.allowed_share * max(self.seen, _PATIENCE):
             return
         first = batch.unreadable[0]

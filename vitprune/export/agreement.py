@@ -32,6 +32,7 @@ class Agreement:
         max_logit_difference: the greatest difference of two logits.
         typical_difference: the greatest difference of an image's logits, median of the images of one batch size, of
             the worst one; in standard deviations of all logits.
+        allowed_difference: how much of that rounding explains; an export that differs by more is refused.
         num_clear: images of which the model's prediction is clear.
         num_clear_changed: those that the file puts into another class.
         top1_agreement_pct: share of images that both put into the same class, in percent.
@@ -41,6 +42,7 @@ class Agreement:
     batch_sizes: tuple[int, ...]
     max_logit_difference: float
     typical_difference: float
+    allowed_difference: float
     num_clear: int
     num_clear_changed: int
     top1_agreement_pct: float
@@ -66,7 +68,7 @@ def compare(
         listener.advance(len(images))
     expected, found = (torch.cat(each) for each in zip(*outputs, strict=True))
     agreement = _agreement(expected, found, sizes, precision)
-    if fault := _fault(agreement, precision):
+    if fault := _fault(agreement):
         hint = "try --precision fp32" if precision == "fp16" else "report it with the output of `vitprune env`"
         raise ExportError(f"the exported file does not compute what the model does: {fault}", hint)
     return agreement
@@ -104,20 +106,21 @@ def _agreement(expected: Tensor, found: Tensor, sizes: list[int], precision: str
         batch_sizes=tuple(sorted(set(sizes))),
         max_logit_difference=difference.max().item(),
         typical_difference=max(medians),
+        allowed_difference=_TYPICAL[precision],
         num_clear=int(clear.sum()),
         num_clear_changed=int((clear & changed).sum()),
         top1_agreement_pct=100 * (1 - changed.double().mean().item()),
     )
 
 
-def _fault(agreement: Agreement, precision: str) -> str | None:
+def _fault(agreement: Agreement) -> str | None:
     """What is more than rounding."""
     if not agreement.max_logit_difference < float("inf"):  # NaN too
         return "its logits are not finite"
-    if agreement.typical_difference > _TYPICAL[precision]:
+    if agreement.typical_difference > agreement.allowed_difference:
         return (
             f"the logits of a typical image are {agreement.typical_difference:.1e} standard deviations off, "
-            f"where rounding explains {_TYPICAL[precision]:g}"
+            f"where rounding explains {agreement.allowed_difference:g}"
         )
     if agreement.num_clear_changed:
         return f"{agreement.num_clear_changed} of {agreement.num_clear} clear predictions change class"

@@ -21,7 +21,7 @@ from vitprune.errors import UnsupportedModelError, UsageError
 from vitprune.evaluation import Predictions, compared
 from vitprune.jobs.side_by_side import bench, evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
-from vitprune.measure import Timing, count_macs, rates
+from vitprune.measure import Timing, count_macs
 from vitprune.model import AttentionViT, SparseViT, attach_as
 from vitprune.schedule import Sparsity
 from vitprune.training.recipe import Recipe, load_recipe
@@ -140,7 +140,7 @@ def _keep(model: nn.Module) -> float | None:
 
 
 def _measured(name: str, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> dict[str, Any]:
-    against = compared(name, predictions, rates(timings))
+    against = compared(name, predictions, timings)
     (speed,) = against["speedup"]
     return {
         **predictions[name].summary(),
@@ -148,7 +148,7 @@ def _measured(name: str, predictions: Mapping[str, Predictions], timings: Sequen
         "delta_points_ci95": against["top1_points_ci95"],
         "agreement_pct": against["agreement_pct"],
         "kl": against["kl"],
-        "images_per_s": rates(timings)[name][speed["batch_size"]],
+        "images_per_s": next(timing.images_per_s for timing in timings if timing.model == name),
         **speed,
     }
 

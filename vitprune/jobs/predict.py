@@ -14,7 +14,6 @@ from torch import nn
 from vitprune.common.devices import Precision
 from vitprune.common.progress import SILENT, Listener
 from vitprune.data import Faults, ImageSet, batches, eval_transform, image_files, make_loader, open_image
-from vitprune.errors import DataError
 from vitprune.evaluation import autocast
 from vitprune.report.keepmaps import likeliest
 from vitprune.report.schema import NamedClass
@@ -111,5 +110,5 @@ def predict_images(
             found.append(ImagePrediction(images.name(images.items[number]), classes))
         listener.advance(len(numbers))
     if not found:
-        raise DataError(f"none of {len(images)} image(s) could be read, first {', '.join(faults.names[:3])}")
+        raise faults.none_read()
     return found, faults

@@ -5,7 +5,8 @@ from vitprune.measure.environment import describe_environment
 from vitprune.measure.macs import count_macs, count_params
 from vitprune.measure.modes import Mode, check_mode
 from vitprune.measure.plan import describe_plan
-from vitprune.measure.throughput import Timing, benchmark, rates
+from vitprune.measure.speedup import remark, speedups, unclear
+from vitprune.measure.throughput import Timing, benchmark
 
 __all__ = [
     "BenchModel",
@@ -19,7 +20,9 @@ __all__ = [
     "count_params",
     "describe_environment",
     "describe_plan",
-    "rates",
+    "remark",
     "side_by_side",
+    "speedups",
+    "unclear",
     "with_bounds",
 ]

@@ -11,6 +11,7 @@ from torch import nn
 
 from vitprune.measure.macs import count_macs
 from vitprune.measure.modes import Mode
+from vitprune.measure.speedup import speedup
 from vitprune.measure.throughput import benchmark
 from vitprune.model import SparseViT, Tokens
 from vitprune.schedule import Stage
@@ -90,7 +91,7 @@ def side_by_side(
         for timing in timings:
             label = timing.model
             bound = measured.get((timing.batch_size, bounds.get(label, "")))
-            speedup = timing.images_per_s / measured[timing.batch_size, baseline].images_per_s
+            against = speedup(timing, measured[timing.batch_size, baseline])
             macs_ratio = macs[baseline] / macs[label]
             rows.append(
                 asdict(timing)
@@ -101,12 +102,11 @@ def side_by_side(
                     "keep": models[label].keep,
                     "gmacs": macs[label] / 1e9,
                     "macs_ratio": macs_ratio,
-                    "speedup": speedup,
-                    "efficiency": speedup / macs_ratio,
+                    **against,
+                    "efficiency": against["speedup"] / macs_ratio,
                     "overhead_over_bound_pct": (
                         None if bound is None else 100 * (timing.latency_ms_p50 / bound.latency_ms_p50 - 1)
                     ),
-                    "slower": speedup < 1,
                 }
             )
     return rows

@@ -31,6 +31,7 @@ class Timing:
         single_pass_ms_p50: median time of one pass alone, from its call to its result; percentiles beside it, of few
             passes the 99th is about the slowest.
         mode: how it ran, see `vitprune.measure.modes`.
+        rounds_ms: mean time of a pass in each round; what models took in one round is comparable, whatever else ran.
     """
 
     model: str
@@ -46,14 +47,7 @@ class Timing:
     single_pass_ms_p99: float | None = None
     num_single_passes: int = 0
     mode: Mode = "eager"
-
-
-def rates(timings: Sequence[Timing]) -> dict[str, dict[int, float]]:
-    """Images per second by model and batch size."""
-    found: dict[str, dict[int, float]] = {}
-    for timing in timings:
-        found.setdefault(timing.model, {})[timing.batch_size] = timing.images_per_s
-    return found
+    rounds_ms: tuple[float, ...] = ()
 
 
 def benchmark(
@@ -160,4 +154,5 @@ def _timing(runner: Runner, batch_size: int, mode: Mode) -> Timing:
         single_pass_ms_p99=nearly_all,
         num_single_passes=len(runner.single_seconds),
         mode=mode,
+        rounds_ms=tuple(1e3 * seconds for seconds in runner.seconds),
     )

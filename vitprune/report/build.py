@@ -18,7 +18,7 @@ from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, count_images, readable_names
 from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference
-from vitprune.measure import Timing, count_macs, count_params, describe_environment, rates
+from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.model import SparseViT
 from vitprune.report.card import KEPT_CARD, write_card
 from vitprune.report.page import render_page
@@ -158,7 +158,7 @@ def model_figures(
 def _delta(dense: Side, sparse: Side, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> Delta:
     to_random = paired_difference(predictions["sparse"], predictions["random"])
     return Delta(
-        **compared("sparse", predictions, rates(timings)),
+        **compared("sparse", predictions, timings),
         top1_points_over_random=to_random["top1_points"],
         top1_points_over_random_ci95=to_random["top1_points_ci95"],
         kl_random=predictions["random"].mean_kl,

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from vitprune.common.formatting import number, plain, signed
+from vitprune.measure import remark
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
 from vitprune.report.drawing import mean_colours
 from vitprune.report.runs import FinishedRun
@@ -60,6 +61,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "loss_charts": _loss_charts(run.steps),
         "figure_rows": figure_rows(fig),
         "speed_rows": speed_rows(report, fig),
+        "speedup_remarks": [remark(row.slower, row.speedup_ci95) for row in report.delta.speedup],
         "plan_rows": plan_rows(
             report, fig, report.num_patches or (None if maps is None else math.prod(maps.grid_size))
         ),

@@ -35,6 +35,7 @@ class Speed(_Content):
     single_pass_ms_p99: float | None = None
     num_single_passes: int = 0
     mode: str = "eager"
+    rounds_ms: list[float] = []
 
 
 class Accuracy(_Content):
@@ -58,6 +59,7 @@ class SpeedUp(_Content):
 
     batch_size: int
     speedup: float
+    speedup_ci95: tuple[float, float] | None = None
     slower: bool
 
 

@@ -14,7 +14,7 @@ from vitprune.common.files import write_json, write_text
 from vitprune.common.formatting import number, signed
 from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.evaluation import Predictions, compared, paired_difference
-from vitprune.measure import Timing, rates
+from vitprune.measure import Timing
 from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
 from vitprune.report.sweep_page import accuracy, render_sweep_page
@@ -59,7 +59,7 @@ def build_sweep(
             "keep": entry.keep,
             "run": entry.run,
             **model_figures(label, entry.model, size, predictions, timings),
-            "delta": compared(label, predictions, rates(timings)),
+            "delta": compared(label, predictions, timings),
             "training": entry.report and entry.report.training.model_dump(include=_OF_TRAINING),
         }
         for label, entry in entries.items()

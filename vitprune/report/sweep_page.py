@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitprune.common.formatting import number, plain, signed
+from vitprune.measure import remark
 from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
-from vitprune.report.tables import SLOWER, flat
+from vitprune.report.tables import emphasised, flat
 
 _KINDS = {"dense": 0, "sparse": 1, "other": 3}
 
@@ -84,9 +85,13 @@ def _standing(row: Mapping[str, Any], key: str) -> str:
     return f"dominated by {', '.join(rivals)}" if rivals else "on the front"
 
 
+def _remark(change: Mapping[str, Any]) -> str:
+    return remark(change["slower"], change.get("speedup_ci95"))
+
+
 def _cells(row: Mapping[str, Any], labelled: bool) -> list[Any]:
     speed = [
-        number(each["images_per_s"], 1) + (SLOWER if change["slower"] else "")
+        number(each["images_per_s"], 1) + (" " + emphasised(said) if (said := _remark(change)) else "")
         for each, change in zip(row["speed"], row["delta"]["speedup"], strict=True)
     ]
     ratio = number(row["delta"]["speedup"][-1]["speedup"]) + " x"

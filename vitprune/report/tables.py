@@ -10,14 +10,19 @@ from markupsafe import Markup
 
 from vitprune.common.formatting import flattened, number, plain, signed
 from vitprune.data.classes import readable_names
-from vitprune.report.schema import ClassRow, Report
+from vitprune.measure import remark, unclear
+from vitprune.report.schema import ClassRow, Report, SpeedUp
 from vitprune.schedule import keep_in_words
 
 Figure = Callable[..., str]
 Row = list[Any]
 
 _MOVED = 8
-SLOWER = Markup(' <strong class="slower">SLOWER</strong>')
+
+
+def emphasised(text: str) -> Markup:
+    """A remark on a speed-up, as HTML."""
+    return Markup('<strong class="slower">{}</strong>').format(text)
 
 
 def figures(report: Report) -> Figure:
@@ -57,14 +62,15 @@ def figure_rows(fig: Figure) -> list[Row]:
     ]
 
 
-def speed_rows(report: Report, fig: Figure, mark: str = SLOWER) -> list[Row]:
-    """A row per batch size; slower ones say so by `mark`."""
+def speed_rows(report: Report, fig: Figure, mark: Callable[[str], str] = emphasised) -> list[Row]:
+    """A row per batch size; `mark` formats what must not be left out of a speed-up."""
     rows: list[Row] = []
     for index, change in enumerate(report.delta.speedup):
         cells: Row = [str(change.batch_size)]
         for key, digits in (("images_per_s", 1), ("latency_ms_p50", 2)):
             cells += [fig(f"{side}.speed.{index}.{key}", digits) for side in ("dense", "sparse")]
-        rows.append([*cells, fig(f"delta.speedup.{index}.speedup") + " x" + (mark if change.slower else "")])
+        said = remark(change.slower, change.speedup_ci95)
+        rows.append([*cells, fig(f"delta.speedup.{index}.speedup") + " x" + (" " + mark(said) if said else "")])
     return rows
 
 
@@ -123,16 +129,22 @@ def _speed_said(report: Report) -> str:
     largest = rows[-1]
     change = report.delta.gmacs_pct
     cost = f"{number(abs(change), 1)} % {'fewer' if change <= 0 else 'more'} GMACs"
-    others = [
-        f"{number(row.speedup)} x at batch {row.batch_size}{', slower' if row.slower else ''}" for row in rows[:-1]
-    ]
-    also = f" ({', '.join(others)})" if others else ""
+    others = [f"{number(row.speedup)} x at batch {row.batch_size}{_remark(row)}" for row in rows[:-1]]
+    also = f" ({'; '.join(others)})" if others else ""
     if largest.slower:
         start = f"With {cost} it is slower than the dense model at batch {largest.batch_size}"
         return f"{start}: {number(largest.speedup)} x{also}"
+    if unclear(largest.speedup_ci95):
+        start = f"With {cost} no difference of speed was measured at batch {largest.batch_size}"
+        return f"{start}: {number(largest.speedup)} x, within noise{also}"
     return (
         f"With {cost} it is {number(largest.speedup)} x as fast as the dense model at batch {largest.batch_size}{also}"
     )
+
+
+def _remark(row: SpeedUp) -> str:
+    said = remark(row.slower, row.speedup_ci95)
+    return f", {said.lower()}" if said else ""
 
 
 def _beside_random(report: Report) -> str:

@@ -143,8 +143,7 @@ def check_tracker(name: str) -> None:
         known = ", ".join(LOGGER_TYPE_TO_CLASS)
         raise UsageError(f"--report-to is '{name}', which accelerate does not know", f"choose from {known}")
     if name not in map(str, get_available_trackers()):
-        package = "'vitprune[track]'" if name == "tensorboard" else name
-        raise UsageError(f"--report-to {name} needs a package that is not installed", f"pip install {package}")
+        raise UsageError(f"--report-to {name} needs a package that is not installed", f"pip install {name}")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from vitprune.common.devices import is_out_of_memory
 from vitprune.common.distributed import gather, rank, world_size
 from vitprune.common.seeding import seed_all
 from vitprune.data import Faults, Images, ImageStream, batches, training_loader
-from vitprune.errors import DataError, TrainingError
+from vitprune.errors import TrainingError
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import set_trainable
 from vitprune.training.recipe import Phase, PlannedStep, Recipe
@@ -69,7 +69,7 @@ def training_batches(
         for batch in batches(loader, faults):
             yield _mixed(mixup, batch) if augmentation.mixes else batch
         if faults.seen == faults.count:
-            raise DataError("no training image could be read", f"the first is '{(*faults.names, '?')[0]}'")
+            raise faults.none_read("training images")
 
 
 def _mixed(mixup: Mixup, batch: Batch) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +25,14 @@ class Benchmark:
         models: by label.
         baseline: label of the one that the others are compared with.
         input_size: of an image, (C, H, W).
+        note: what must be said of the comparison, or "".
     """
 
     name: str
     models: dict[str, BenchModel]
     baseline: str
     input_size: tuple[int, int, int]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]
             f"--mode {','.join(modes)} does not go with '{exported[0]}': exported files run as they are",
             "leave out --mode, or bench the file apart",
         )
+    if len(exported) == len(specs):
+        for plan in request.plans:
+            refuse_plan(exported[0], plan)
     result = [_variants(spec, request) for spec in specs if spec not in exported]
     if not exported:
         return result
@@ -77,7 +82,8 @@ def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]
             "bench them apart, or give --img-size",
         )
     result[0].models.update(programs.models)
-    return result
+    note = "exported files run in onnxruntime and dense in PyTorch: their speed-up is of the engine too"
+    return [replace(result[0], note=note), *result[1:]]
 
 
 def _variants(spec: str, request: BenchRequest) -> Benchmark:
@@ -123,7 +129,8 @@ def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
         said = " and ".join(f"'{spec}' of {_text(size)}" for size, spec in sizes.items())
         raise UsageError(f"images of one size for all are timed, and these take others: {said}", "bench them apart")
     baseline = next((label for label, each in models.items() if each.kind == "dense"), next(iter(models)))
-    return Benchmark(opened[specs[0]].metadata.model, models, baseline, next(iter(sizes)))
+    note = "" if models[baseline].kind == "dense" else f"compared with '{baseline}', the first file: none is dense"
+    return Benchmark(opened[specs[0]].metadata.model, models, baseline, next(iter(sizes)), note)
 
 
 def _text(size: Sequence[int]) -> str:

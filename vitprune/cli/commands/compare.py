@@ -24,6 +24,7 @@ from vitprune.cli.options import (
 from vitprune.cli.output import number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.plan_options import MacsOptions, refuse_plan, resolve_plan
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.tables import speedup_text
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
 from vitprune.common.files import write_json
@@ -44,13 +45,14 @@ def compare(
         typer.Option(
             metavar="NAMES",
             autocompletion=completion.words(*_DEFAULT_METHODS.split(","), "importance", "similarity"),
-            help="Which; also 'importance' and 'similarity': ours without the other. These two, 'paper' and, of a timm "
+            help="'importance' and 'similarity' are ours without the other half. These two, 'paper' and, of a timm "
             "name, 'ours' are trained.",
         ),
     ] = _DEFAULT_METHODS,
     recipe: RecipeName = "short",
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the paper's recipe.", show_default="as many as ours")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of the paper's recipe.", show_default="as many as ours"),
     ] = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -170,5 +172,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
         number(row["kl"], 3) if row["kl"] is not None else "",
         number(row["gmacs"], 3),
         number(row["images_per_s"], 1),
-        f"{row['speedup']:.2f} x" + (" SLOWER" if row["slower"] else ""),
+        speedup_text(row),
     ]

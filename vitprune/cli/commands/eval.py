@@ -36,7 +36,7 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = None,
-    min_top1: Annotated[float | None, typer.Option(min=1, help="Exit with 3 if top-1 is lower, in percent.")] = None,
+    min_top1: Annotated[float | None, typer.Option(min=1, metavar="PERCENT", help="Exit with 3 below it.")] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and say how many.")
     ] = False,

@@ -29,7 +29,7 @@ def export(
     weights: ModelOptions,
     kind: Annotated[
         Literal["onnx", "pt2", "timm"],
-        typer.Option("--format", "-f", help="ONNX, torch.export, or a timm folder of the backbone alone."),
+        typer.Option("--format", "-f", help="ONNX (opset 20), torch.export, or a timm folder of the backbone alone."),
     ] = "onnx",
     output: Annotated[
         Path | None,
@@ -38,7 +38,7 @@ def export(
             "-o",
             metavar="FILE",
             help="Output file; with --format timm a folder.",
-            show_default="beside the model: model.onnx, model.pt2, timm/",
+            show_default="model.onnx, model.pt2 or timm/ beside the model's file; of a timm name here, called as it is",
         ),
     ] = None,
     precision: Annotated[
@@ -150,7 +150,11 @@ def _print(done: Exported, name: str, data: str | None) -> None:
     images = "" if data is None else f" and {agreement.num_images - num_random} images"
     print_line(f"{name}: {done.format}, {done.precision}, {done.size_mib:.1f} MiB")
     print_line(
-        f"beside PyTorch on {num_random} random images{images}, in batches of {sizes}: logits differ by "
+        f"beside PyTorch in fp32 on {num_random} random images{images}, in batches of {sizes}: logits differ by "
         f"{agreement.max_logit_difference:.1e} at most, same class for {agreement.top1_agreement_pct:.1f} %"
+    )
+    print_line(
+        f"passed: a typical image's logits differ by {agreement.typical_difference:.1e} of their standard deviation "
+        f"(allowed {agreement.allowed_difference:g}), and all {agreement.num_clear} clear predictions are the same"
     )
     print_line(f"written to {done.output}")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _CHECKS = "Checks (exit code 3 if missed)"
 
 
-def _check(help_text: str, **limits: Any) -> Any:
-    return typer.Option(**limits, help=help_text, rich_help_panel=_CHECKS)
+def _check(metavar: str, help_text: str, **limits: Any) -> Any:
+    return typer.Option(metavar=metavar, **limits, help=help_text, rich_help_panel=_CHECKS)
 
 
 def sparsify(
@@ -84,9 +84,9 @@ def sparsify(
         bool,
         typer.Option("--print-config", help="Print the recipe with what replaces it as YAML.", rich_help_panel=PANEL),
     ] = False,
-    max_drop: Annotated[float | None, _check("Largest loss of top-1 against dense, in points.", min=0)] = None,
-    min_top1: Annotated[float | None, _check("Lowest top-1, in percent.", min=1)] = None,
-    min_speedup: Annotated[float | None, _check("Lowest speed-up at any batch size of the report.", min=0)] = None,
+    max_drop: Annotated[float | None, _check("POINTS", "Largest loss of top-1 against dense.", min=0)] = None,
+    min_top1: Annotated[float | None, _check("PERCENT", "Lowest top-1, in percent.", min=1)] = None,
+    min_speedup: Annotated[float | None, _check("X", "Lowest speed-up at any batch size of the report.", min=0)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prune tokens of a model: attach predictors, train for minutes, report what that cost and gained.

@@ -37,9 +37,7 @@ def sweep(
     weights: ModelOptions,
     images: ImageOptions,
     running: RunOptions,
-    keep: Annotated[
-        str, typer.Option(metavar="RATIOS", help="Shares of patch tokens that one stage keeps, a run each, in (0, 1).")
-    ] = ".9,.8,.7,.6,.5",
+    keep: Annotated[str, typer.Option(metavar="RATIOS", help="Keep ratios, a run each, in (0, 1).")] = ".9,.8,.7,.6,.5",
     also: Annotated[
         str | None,
         typer.Option(

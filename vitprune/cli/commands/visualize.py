@@ -48,7 +48,11 @@ def visualize(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")] = False,
     heatmap: Annotated[
-        bool, typer.Option("--heatmap", help="Add heat maps of the predictors' keep scores (log-odds).")
+        bool,
+        typer.Option(
+            "--heatmap",
+            help="Add heat maps of importance and, of a model that merges, redundancy.",
+        ),
     ] = False,
     mean: Annotated[
         bool,
