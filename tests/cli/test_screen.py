@@ -64,9 +64,7 @@ def test_progress_in_a_pipe_is_a_few_plain_lines(monkeypatch, capsys):
     lines = err.splitlines()
     assert 50 < len(lines) < 400
     assert lines[0] == "training (20000)"
-    assert re.match(
-        r"training 10/20000 deployed: KL 0.1 \| 75/50 % of tokens kept \| 60 images/s .* left", lines[1]
-    )
+    assert re.match(r"training 10/20000 deployed: KL 0.1 \| 75/50 % of tokens kept \| 60 images/s .* left", lines[1])
     assert "training: done in 10 h 0 min" in lines
     assert lines[-1] == "evaluating (10)", "what was quick is not told"
 

@@ -45,6 +45,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def check_pickle(path: Path) -> None:
+    """Make sure that a file begins as torch's do: as a zip archive, or a pickle.
+
+    Raises:
+        CheckpointError: it is missing, or neither.
+    """
+    check_exists(path)
+    with path.open("rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")):
+            raise CheckpointError(f"'{path}' is not a PyTorch checkpoint", "check the file, or copy it again")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or a torch pickle by name.
 
@@ -62,9 +74,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # torch's own word on pickles; ours follows
             content = load_state_dict(str(path), weights_only=True)
     except (*_DAMAGE, RuntimeError, KeyError) as error:
-        with path.open("rb") as file:
-            is_pickle = file.read(2).startswith((b"PK", b"\x80"))  # a zip archive of torch's, or a pickle
-        if is_pickle and ("weights_only" in str(error) or "Unsupported" in str(error)):
+        check_pickle(path)
+        if "weights_only" in str(error) or "Unsupported" in str(error):
             raise CheckpointError(
                 f"'{path}' holds pickled Python objects, which could run code; only tensors are read",
                 "save the state_dict alone, best as .safetensors",

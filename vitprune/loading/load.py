@@ -16,7 +16,7 @@ from vitprune.backbones import input_size, wrap
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
-from vitprune.checkpoint.weight_file import check_exists, read_weights
+from vitprune.checkpoint.weight_file import check_exists, check_pickle, read_weights
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import UsageError
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
@@ -165,7 +165,7 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
 
 
 def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
-    check_exists(Path(spec))
+    (check_exists if spec.endswith((".npz", ".tar")) else check_pickle)(Path(spec))
     raise UsageError(
         f"'{spec}' holds weights alone, which do not say of which model",
         f"name it: MODEL --checkpoint {spec}; an official DynamicViT checkpoint: vitprune convert {spec} --keep 0.7",

@@ -39,7 +39,9 @@ def resolve_name(spec: str) -> str:
             raise UnknownModelError(f"'{spec}' could be several models", f"choose one of: {shown}")
         else:
             tried = f"no file or folder of that name, and none of the {len(known)} known architectures"
-            raise UnknownModelError(f"model or file '{spec}' not found: {tried}", _hint(base, known))
+            raise UnknownModelError(
+                f"model or file '{spec}' not found: {tried}", _hint(spec.removeprefix("timm/"), known)
+            )
     tags = {name.partition(".")[2] for name in timm.list_pretrained(f"{base}.*")}
     if tag and tag not in tags:
         raise UnknownModelError(
@@ -51,20 +53,21 @@ def resolve_name(spec: str) -> str:
     return f"{base}.{tag}" if tag else base
 
 
-def _hint(base: str, known: list[str]) -> str:
-    """What somebody who wrote `base` may have meant: supported models whose name holds it, or close names."""
-    if is_number(base):
+def _hint(spec: str, known: list[str]) -> str:
+    """What somebody who wrote `spec` may have meant: supported models whose name holds it, or close names."""
+    base = spec.partition(".")[0]
+    if is_number(spec):
         return JOIN_WITH_COMMAS
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.endswith((".json", ".yaml", ".html")):
-        return f"a repository of the Hugging Face Hub is named hf-hub:{base}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not spec.endswith((".json", ".yaml", ".html")):
+        return f"a repository of the Hugging Face Hub is named hf-hub:{spec}"
     short = sorted({re.sub(r"_patch\d+.*", "", name) for name in known} | set(known))
     close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
     if not difflib.get_close_matches(base, close, cutoff=0.8):  # no slip of the pen
         families = {adapted.__module__.rpartition(".")[2] for adapted in ADAPTERS}
         supported = sorted(name for family in families for name in timm.list_models(module=family))
         for needle in _needles(base.lower().replace("-", "_")):
-            if found := [name for name in supported if needle in name]:
-                return f"`vitprune models {needle}` lists {len(found)}, such as {found[0]}"
+            if needle and (found := [name for name in supported if needle in name]):
+                return f"`vitprune models {needle}` lists {len(found)}, such as {min(found, key=len)}"
         close = [name for name in close if any(name in each for each in supported)]
     return f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
 

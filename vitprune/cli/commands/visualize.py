@@ -12,6 +12,7 @@ from vitprune.cli.options import AsJson, Device, TableOptions
 from vitprune.cli.output import print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
+from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.report.visualize import Subject
@@ -96,6 +97,10 @@ def visualize(
         from vitprune.report.visualize import NUM_DRAWN, load_subject, open_images
         from vitprune.report.visualize import visualize as draw
         from vitprune.schedule import plan_slug
+    if mean and heatmap:
+        raise UsageError(
+            "--mean counts how often positions are kept, without heat maps", "leave out one"
+        )
     where = pick_device(device)
     subject = load_subject(model, checkpoint)
     subject.sparse.to(where)
