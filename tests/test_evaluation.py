@@ -39,10 +39,34 @@ def test_paired_interval_is_that_of_the_differences():
     model = _predictions([0] * 75 + [1] * 5 + [0] * 10 + [1] * 10, labels)  # 5 lost, 10 won
     difference = paired_difference(model, base)
     assert difference["top1_points"] == pytest.approx(5.0)
-    values = torch.tensor([-1.0] * 5 + [1.0] * 10 + [0.0] * 85)
-    half = 100 * 1.96 * values.std().item() / math.sqrt(100)
-    assert difference["top1_points_ci95"] == pytest.approx([5 - half, 5 + half])
-    assert paired_difference(base, base) == {"top1_points": 0, "top1_points_ci95": [0, 0]}
+    up, down = 11 / 102, 6 / 102  # one image more of each kind
+    half = 196 * math.sqrt((up + down - (up - down) ** 2) / 102)
+    middle = 100 * (up - down)
+    assert difference["top1_points_ci95"] == pytest.approx([middle - half, middle + half], abs=1e-3)
+
+
+def test_few_images_without_a_difference_are_no_certainty():
+    for count, bound in ((1, 92.4), (40, 6.6), (1000, 0.28)):
+        same = _predictions([0] * count, [0] * count)
+        difference = paired_difference(same, same)
+        assert difference["top1_points"] == 0
+        low, high = difference["top1_points_ci95"]
+        assert -low == pytest.approx(high)
+        assert high == pytest.approx(bound, rel=0.03)
+
+
+@pytest.mark.parametrize("count", [20, 200])
+def test_the_interval_holds_the_truth_as_often_as_it_says(count):
+    """Models that get 4 % more and 6 % fewer right: -2 points."""
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(500):
+        draw = torch.rand(count, generator=generator)
+        base = _predictions((draw >= 0.04).long().tolist(), [1] * count)
+        model = _predictions(((draw < 0.04) | (draw >= 0.1)).long().tolist(), [1] * count)
+        low, high = paired_difference(model, base)["top1_points_ci95"]
+        held += low <= -2 <= high
+    assert held / 500 > 0.93
 
 
 def test_a_model_is_compared_with_dense_at_each_batch_size():

@@ -98,14 +98,27 @@ def test_mean_map_is_the_mean_of_the_kept_patches(sparse_file, image_folder, vis
     assert "of 6 images" in capsys.readouterr().out
 
 
-def test_dense_answers_are_the_dense_models_where_its_weights_are_given(make_vit, sparse_file, image_folder, visualize):
-    dense, image = make_vit(num_classes=2, seed=5), image_folder / "val/cat/0.png"
+def test_dense_answers_are_the_dense_models_where_its_weights_are_given(sparse_file, image_folder, visualize):
+    dense, image = load_model(str(sparse_file)).model, image_folder / "val/cat/0.png"
+    with torch.no_grad():
+        for parameter in dense.parameters():  # as far as a long training moves them
+            parameter.add_(0.3 * parameter.std(correction=0) * torch.randn_like(parameter))
     save_file(dense.state_dict(), "dense.safetensors")
     result = visualize(sparse_file, image, "--checkpoint", "dense.safetensors", "-o", "d")
     with torch.no_grad():
         answer = dense(eval_transform(dense)(open_image(image))[None]).softmax(-1)[0]
     assert result["dense"] == "dense"
     assert result["images"][0]["dense"][0]["probability_pct"] == pytest.approx(100 * answer.max().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("command", ["visualize", "predict", "eval", "compare"])
+def test_weights_of_another_model_are_not_taken_for_the_dense_model(
+    command, make_vit, sparse_file, image_folder, capsys
+):
+    save_file(make_vit(num_classes=2, seed=5).state_dict(), "other.safetensors")
+    images = image_folder / "val/cat/0.png" if command in ("visualize", "predict") else image_folder
+    assert run([command, str(sparse_file), str(images), "--checkpoint", "other.safetensors", "--device", "cpu"]) == 2
+    assert "'other.safetensors' does not hold the weights that" in capsys.readouterr().err
 
 
 def test_the_demo_needs_no_images_and_no_weights(tmp_path, visualize, no_hub):

@@ -232,10 +232,10 @@ def verdict_with(**delta):
 
 def test_verdict():
     for points, interval, words in (
-        (-0.5, (-1.0, 0.0), "not statistically significant"),
+        (-0.5, (-1.0, 0.0), "neither a loss nor a gain beyond chance"),
         (-0.5, (-0.9, -0.1), "-0.50 points on 1172 images (95 %: -0.90 to -0.10), a loss"),
         (0.5, (0.1, 0.9), "a gain"),
-        (0.0, (0.0, 0.0), "not statistically significant"),
+        (0.0, (0.0, 0.0), "neither a loss nor a gain beyond chance"),
     ):
         assert words in verdict_with(top1_points=points, top1_points_ci95=interval)
     for points, said in ((-3.3, True), (0.0, False), (None, False)):

@@ -96,11 +96,15 @@ def _bad_value(error: Any, help_hint: str) -> tuple[str, str]:
         match = close_match(str(value), choices)
         hint = f"did you mean {option} {match}?" if match else f"for example {option} {choices[0]}"
         return f"{option} is '{value}', expected one of {', '.join(choices)}", hint
+    if option == "--min-top1" and kind in _BOUNDS and 0 < float(value) < 1:
+        help_hint = f"it is in percent: --min-top1 {100 * float(value):g}"
     if kind in _BOUNDS:
         return f"{option} is {value}, expected {_BOUNDS[kind].format(**fault['ctx'])}", help_hint
     for start, what in _NUMBERS.items():
         if kind.startswith(start):
             if share := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(value)):
                 help_hint = f"{share[1]} % is {float(share[1]) / 100:g}"
+            elif re.fullmatch(r"\d+,\d+", str(value)):
+                help_hint = f"try {option} {str(value).replace(',', '.')}"
             return f"{option} is '{value}', expected {what}", help_hint
     return f"{option}: {str(fault['msg']).removeprefix('Value error, ')}", help_hint

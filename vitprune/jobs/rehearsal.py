@@ -62,7 +62,7 @@ def _rates(
     short = {"pretraining_steps": min(2, recipe.pretraining_steps), "steps": 2, "epochs": None, "freeze_epochs": 0.0}
     few = recipe.model_copy(update=short)
     teacher = attach(copy.deepcopy(loaded.model), keep=1.0)
-    listener.begin("taking four steps", None)
+    listener.begin("trying some training steps", None)
     with explain_worker_crash(), closing(train(student, teacher, images, few, device, Progress())) as steps:
         for step in steps:
             rates[step.record.phase] = step.record.images_per_s

@@ -21,7 +21,7 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.errors import UsageError
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
 from vitprune.loading.names import resolve_name
-from vitprune.loading.own_weights import build_with_weights
+from vitprune.loading.own_weights import build_with_weights, check_made_from
 from vitprune.loading.saved_folder import build_from_folder
 from vitprune.model import SparseViT
 
@@ -286,6 +286,7 @@ def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
     assert metadata is not None
     if checkpoint is not None:
         dense = _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args)
+        check_made_from(sparse.model, dense.model, str(checkpoint), sparse.spec)
         _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))
         return dense
     _, height, width = input_size(sparse.model)

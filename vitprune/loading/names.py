@@ -62,13 +62,13 @@ def _hint(spec: str, known: list[str]) -> str:
         return f"a repository of the Hugging Face Hub is named hf-hub:{spec}"
     short = sorted({re.sub(r"_patch\d+.*", "", name) for name in known} | set(known))
     close = difflib.get_close_matches(base, short, n=3, cutoff=0.5)
+    families = {adapted.__module__.rpartition(".")[2] for adapted in ADAPTERS}
+    supported = sorted(name for family in families for name in timm.list_models(module=family))
     if not difflib.get_close_matches(base, close, cutoff=0.8):  # no slip of the pen
-        families = {adapted.__module__.rpartition(".")[2] for adapted in ADAPTERS}
-        supported = sorted(name for family in families for name in timm.list_models(module=family))
         for needle in _needles(base.lower().replace("-", "_")):
             if needle and (found := [name for name in supported if needle in name]):
                 return f"`vitprune models {needle}` lists {len(found)}, such as {min(found, key=len)}"
-        close = [name for name in close if any(name in each for each in supported)]
+    close = [name for name in close if any(each.startswith(name) for each in supported)]
     return f"did you mean {' or '.join(close)}?" if close else "names are timm's: timm.list_models('vit*')"
 
 

@@ -6,12 +6,43 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from torch import nn
 
 from vitprune.checkpoint.sparse_file import written_by_vitprune
 from vitprune.checkpoint.weight_file import check_npz, read_weights
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.loading.hub import first_mismatch
 from vitprune.loading.transformers import convert_state, is_transformers_state
+
+_MOST_CHANGE = 1.0
+"""How far fine-tuning moves weights at most, in norms of the weights; two models that have nothing in common are 1.4
+apart, and sparsify's short recipe moves them by hundredths."""
+
+
+def check_made_from(sparse: nn.Module, dense: nn.Module, source: str, file: str) -> None:
+    """Make sure that a sparse model's backbone is a fine-tuned copy of a dense model, and not of other weights.
+
+    Args:
+        sparse: the backbone.
+        dense: what is taken for its origin, of the same shapes.
+        source: what to call the dense model's weights.
+        file: what to call the sparse model.
+
+    Raises:
+        UsageError: their weights are as far from each other as those of two models that were trained apart.
+    """
+    theirs = dense.state_dict()
+    distance = norm = 0.0
+    for name, tensor in sparse.state_dict().items():
+        other = theirs.get(name)
+        if tensor.ndim >= 2 and other is not None and other.shape == tensor.shape:
+            distance += (tensor.float() - other.float()).pow(2).sum().item()
+            norm += other.float().pow(2).sum().item()
+    if distance > _MOST_CHANGE**2 * norm:
+        raise UsageError(
+            f"'{source}' does not hold the weights that '{file}' was made from, but those of another model",
+            f"--checkpoint takes the dense weights that sparsify started from; `vitprune info {file}` names them",
+        )
 
 
 def build_with_weights(name: str, path: Path, sizes: dict[str, Any]) -> Any:

@@ -166,7 +166,7 @@ def _accuracy_said(report: Report) -> str:
         return f"{change} {interval}, a loss"
     if low > 0:
         return f"{change} {interval}, a gain"
-    return f"{change} {interval}, not statistically significant"
+    return f"{change} {interval}, neither a loss nor a gain beyond chance"
 
 
 def _value(report: Report, place: str) -> Any:

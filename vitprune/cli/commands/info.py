@@ -66,6 +66,8 @@ def _print(result: dict[str, Any]) -> None:
         print_line(keep_in_words(result["keep"], result["schedule"], counts[0], counts[1:]))
         fate = "merged into kept ones" if result["pruned"] == "merge" else "dropped"
         print_line(f"pruned tokens are {fate}")
+    if result.get("origin"):
+        print_line(f"made from the weights {result['origin']['source']}")
     dense, sparse = result["dense"], result["sparse"]
     print_table(
         "cost of one image",

@@ -20,7 +20,6 @@ from vitprune.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from vitprune.jobs.predict import ImagePrediction
 
-_SHOWN = 3
 """Classes in a row of the table."""
 
 
@@ -138,9 +137,8 @@ def _csv(rows: list[ImagePrediction]) -> str:
 
 def _print(rows: list[ImagePrediction], result: dict[str, Any]) -> None:
     models = list(rows[0].classes)
-    cells = [
-        [row.image, *(", ".join(each.text for each in row.classes[model][:_SHOWN]) for model in models)] for row in rows
-    ]
-    print_table(result["model"], ["image", *models], cells)
+    cells = [[row.image, *("; ".join(each.text for each in row.classes[model]) for model in models)] for row in rows]
+    kept = "" if result["keep"] == 1 else f", keep {result['keep']:g}"
+    print_table(result["model"] + kept, ["image", *models], cells)
     if result["agreement_pct"] is not None:
         print_line(f"same class as dense on {result['agreement_pct']:.1f} % of {len(rows)} image(s)")

@@ -207,10 +207,10 @@ def _rehearse(
         return
     _print_plan(result)
     print_line(
-        f"training: {result['num_steps']} steps of {recipe.batch_size} images, about {duration(result['seconds'])}; "
-        f"peak memory so far {result['peak_memory_mib']:.0f} MiB"
+        f"training: {result['num_steps']} steps of {recipe.batch_size} images, about {duration(result['seconds'])} "
+        f"(evaluation, timing and report come on top); memory used so far {result['peak_memory_mib']:.0f} MiB"
     )
-    print_line(f"a run would write to {folder}; nothing was written")
+    print_line(f"a run would write to {folder}; nothing was written, and images beyond the first steps were not opened")
 
 
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:

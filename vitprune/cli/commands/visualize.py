@@ -98,9 +98,7 @@ def visualize(
         from vitprune.report.visualize import visualize as draw
         from vitprune.schedule import plan_slug
     if mean and heatmap:
-        raise UsageError(
-            "--mean counts how often positions are kept, without heat maps", "leave out one"
-        )
+        raise UsageError("--mean counts how often positions are kept, without heat maps", "leave out one")
     where = pick_device(device)
     subject = load_subject(model, checkpoint)
     subject.sparse.to(where)
