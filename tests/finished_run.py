@@ -84,6 +84,7 @@ def make_report(**changes):
             "num_val_images": 1172,
             "num_unreadable_val": 1,
             "unreadable_val": ["/home/somebody/elsewhere/<s>2.jpg"],
+            "how_classes": "in the order of their names: cat, dog",
             "note": "2 of 10 shards are missing",
         },
         "commands": {

@@ -50,7 +50,7 @@ _PHRASES = {
     "eval --skip-unreadable and sparsify --set max_unreadable=0.1 skip such images": "in training, "
     "max_unreadable=0.1 skips such images",
 }
-_OF_TABLES = re.compile(r"--(train-split|val-split|input-key|target-key|streaming)\b")
+_OF_TABLES = re.compile(r"--(train-split|val-split|input-key|target-key|streaming|class-order|class-map)\b")
 """What a Dataset of one's own says in Python."""
 _OPTION = re.compile(
     r"--(?P<name>[a-z][a-z0-9-]*)"

@@ -157,7 +157,7 @@ def test_columns_and_splits_by_name(tmp_path):
     with pytest.raises(DataError, match="no column 'photo'") as caught:
         open_data(pattern, TWO, DataOptions(columns=("photo", None)))
     assert "image, label" in caught.value.hint
-    with pytest.raises(DataError, match="no split 'middle'"):
+    with pytest.raises(DataError, match="no file's name begins with 'middle'"):
         open_data(pattern, TWO, DataOptions(splits=("middle", None)))
 
 
@@ -195,7 +195,7 @@ def test_shards_of_a_numbered_series_that_are_not_there_are_told(tmp_path, weigh
     out, err = capsys.readouterr()
     assert "2 of 5 shards are missing" in err
     assert json.loads(out)["note"] == data.note
-    assert open_data(str(tmp_path / "train-*.parquet"), NAMED).note is None
+    assert open_data(str(tmp_path / "train-*.parquet"), NAMED).note == "these are training images: there is no val part"
 
 
 def test_shards_that_make_no_data_set_are_refused_and_a_pattern_chooses(tmp_path):

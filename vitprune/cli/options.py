@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vitprune.data import DataOptions
     from vitprune.loading.load import Loaded
 
-TABLES = "Hub data sets, parquet and tar files"
+TABLES = "Data: splits, columns, classes"
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -200,13 +200,13 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Of DATA that is a table."""
+    """How DATA is read."""
 
     train_split: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Split to train on: its name, or what its shards' names begin with.",
+            help="Split to train on: its name, a folder in DATA, or what its shards' names begin with.",
             show_default="found",
             rich_help_panel=TABLES,
         ),
@@ -232,12 +232,36 @@ class TableOptions:
         ),
     ] = False
 
+    class_order: Annotated[
+        Literal["timm", "torchvision"] | None,
+        typer.Option(
+            help="How class folders were sorted for the weights: 2 before 10 (timm), or 10 before 2 (torchvision).",
+            show_default="asked for where they differ",
+            rich_help_panel=TABLES,
+        ),
+    ] = None
+    class_map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the model's classes in output order: text, JSON or CSV.",
+            show_default=False,
+            rich_help_panel=TABLES,
+        ),
+    ] = None
+
     def parsed(self, limit: int | None = None) -> DataOptions:
         """The same for `vitprune.data.open_data`."""
         from vitprune.data import DataOptions
 
-        splits, columns = (self.train_split, self.val_split), (self.input_key, self.target_key)
-        return DataOptions(splits=splits, columns=columns, streaming=self.streaming, limit=limit)
+        return DataOptions(
+            splits=(self.train_split, self.val_split),
+            columns=(self.input_key, self.target_key),
+            streaming=self.streaming,
+            limit=limit,
+            class_order=self.class_order,
+            class_map=self.class_map,
+        )
 
 
 @dataclass(frozen=True)

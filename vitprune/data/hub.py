@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vitprune.data.classes import ModelClasses, shown
+from vitprune.data.classes import ClassOrder, ModelClasses, shown
+from vitprune.data.folder import SPLIT_WORDS
 from vitprune.data.tables import Columns, Images, read_table
 from vitprune.errors import DataError, HubError
 
@@ -23,8 +26,6 @@ HUB_SETS: dict[str, tuple[str, str | None]] = {
 OFFLINE = "HF_HUB_OFFLINE is set"
 _TIMEOUT_S = 10.0
 _IMAGENET_CLASSES = 1000
-_TRAIN = ("train", "training")
-_VAL = ("validation", "val", "valid", "test")
 _MOST_SHARDS = 100_000
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
@@ -39,12 +40,16 @@ class DataOptions:
         columns: names of the columns of images and of labels in a table; None to find them.
         streaming: read a Hub data set or parquet shards as they come, storing nothing.
         limit: at most so many images of each split, chosen at random, always the same; of a stream the first ones.
+        class_order: how classes without names were sorted when the model was trained; None where not known.
+        class_map: a file with the names of the model's classes in output order.
     """
 
     splits: tuple[str | None, str | None] = (None, None)
     columns: Columns = (None, None)
     streaming: bool = False
     limit: int | None = None
+    class_order: ClassOrder | None = None
+    class_map: Path | None = None
 
 
 _PREFIXES = ("hf:", "hf-hub:", "hfds/")
@@ -210,26 +215,45 @@ def _check_tar(path: Path) -> None:
 
 
 def _by_split(shards: list[Path], splits: tuple[str | None, str | None]) -> dict[str, list[Path]]:
-    """Files by split: those whose name begins with one of its words, as in train-00000-of-00010; else all are val."""
+    """Files by split: those with one of its words in their name, as in imagenet-train-00000.tar; without any, all val.
+
+    Raises:
+        DataError: there are none of a split that is named, some have no such word, or one has words of both.
+    """
     found: dict[str, list[Path]] = {}
-    for words, given in zip((_TRAIN, _VAL), splits, strict=True):
-        if given is None:
-            chosen = [shard for shard in shards if re.split(r"[^A-Za-z]", shard.name)[0] in words]
-        else:
+    for groups, given in zip(SPLIT_WORDS, splits, strict=True):
+        if given is not None:
             chosen = [shard for shard in shards if shard.name.startswith(given)]
+            if not chosen:
+                raise DataError(f"no file's name begins with '{given}'", f"the first is {shards[0].name}")
+        else:
+            by_group = ([shard for shard in shards if _words(shard) & set(words)] for words in groups)
+            chosen = next(filter(None, by_group), [])
         if chosen:
-            found[given or words[0]] = chosen
-    return found or {_VAL[0]: shards}
+            found[given or groups[0][0]] = chosen
+    if splits == (None, None) and found:
+        counts = Counter(chain(*found.values()))
+        tested = {shard for shard in shards if _words(shard) & set(chain(*SPLIT_WORDS[1]))}
+        if odd := [shard for shard in shards if counts[shard] != 1 and not (counts[shard] == 0 and shard in tested)]:
+            raise DataError(
+                f"'{odd[0].name}' is of {'both splits' if counts[odd[0]] else 'no split'} by its name",
+                "say what the names of each split's files begin with: --train-split TRAIN --val-split VAL",
+            )
+    return found or {SPLIT_WORDS[1][0][0]: shards}
+
+
+def _words(shard: Path) -> set[str]:
+    return set(re.split(r"[^a-z]+", shard.name.lower()))
 
 
 def _read_splits(
     tables: Mapping[str, Any], classes: ModelClasses | None, source: str, options: DataOptions
 ) -> tuple[Images | None, Images | None]:
     found = []
-    for words, given in zip((_TRAIN, _VAL), options.splits, strict=True):
+    for groups, given in zip(SPLIT_WORDS, options.splits, strict=True):
         if given is not None and given not in tables:
             raise DataError(f"'{source}' has no split '{given}'", f"its splits are {', '.join(map(str, tables))}")
-        name = given or next((word for word in words if word in tables), None)
+        name = given or next((split for words in groups for split in tables if str(split).lower() in words), None)
         found.append(None if name is None else read_table(tables[name], classes, source, options.columns))
     if found == [None, None]:
         raise DataError(

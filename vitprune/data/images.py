@@ -50,6 +50,7 @@ class ImageSet(Dataset[Any]):
         name: turns an item into what is shown to the user.
         class_names: what the data calls the classes, by class index of the model; empty where not known.
         transform: applied to the PIL image; set before reading batches.
+        how_classes: how the classes of the data were understood, for people; empty where there are none.
     """
 
     items: Sequence[Any]
@@ -58,6 +59,7 @@ class ImageSet(Dataset[Any]):
     name: Callable[[Any], str] = str
     class_names: dict[int, str] = field(default_factory=dict)
     transform: Transform | None = None
+    how_classes: str = ""
 
     @property
     def labelled(self) -> bool:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vitprune.common.formatting import JOIN_WITH_COMMAS, close_match, is_number
-from vitprune.data.classes import ModelClasses
-from vitprune.data.folder import find_splits, read_folder
+from vitprune.data.classes import ModelClasses, with_class_map
+from vitprune.data.folder import classes_of_train, find_splits, read_folder
 from vitprune.data.hub import HUB_SETS, DataOptions, find_shards, hub_name, missing_shards, read_hub, read_shards
 from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
@@ -45,6 +45,11 @@ class Data:
     note: str | None = None
     faults: Faults = field(default_factory=lambda: Faults(allowed_share=1.0))
     object_mask: Callable[[int], NDArray[np.bool_]] | None = None
+
+    @property
+    def how_classes(self) -> str:
+        """How the classes of `val` were understood, for people; empty where there are none."""
+        return self.val.how_classes
 
     def class_names(self, num_classes: int) -> tuple[str, ...] | None:
         """The model's classes in output order, as the data calls them; None unless it names every one."""
@@ -79,12 +84,13 @@ def open_data(
         HubError: the data set cannot be had from the Hub.
     """
     options = options or DataOptions()
+    if classes is not None:
+        classes = with_class_map(classes, options.class_map, options.class_order)
     shards, repository = find_shards(spec), hub_name(spec)
-    of_tables = (options.streaming, options.splits, options.columns) != (False, (None, None), (None, None))
+    of_tables = (options.streaming, options.columns) != (False, (None, None))
     if of_tables and not shards and not repository:
         raise DataError(
-            "--streaming, --train-split, --val-split, --input-key and --target-key say how tables are read, and "
-            f"'{spec}' is none",
+            f"--streaming, --input-key and --target-key say how tables are read, and '{spec}' is none",
             "leave them out, or use a data set of the Hub, parquet or tar files",
         )
     folder = os.environ.get("VITPRUNE_IMAGENET") if spec == "imagenet" else None
@@ -95,7 +101,9 @@ def open_data(
     elif repository and not folder:
         data = _complete(spec, *read_hub(spec, classes if labels else None, options), training)
     else:
-        data = _complete(spec, *_read_folders(_existing(folder or spec), classes, training, labels), training)
+        data = _complete(
+            spec, *_read_folders(_existing(folder or spec), classes, options.splits, training, labels), training
+        )
     if missing := missing_shards(shards):
         note = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
         data.note = note if data.note is None else f"{note}; {data.note}"
@@ -126,22 +134,28 @@ def open_torch(
 
 
 def _read_folders(
-    folder: Path, classes: ModelClasses | None, training: bool, labels: bool
+    folder: Path,
+    classes: ModelClasses | None,
+    splits: tuple[str | None, str | None],
+    training: bool,
+    labels: bool,
 ) -> tuple[ImageSet | None, ImageSet | None]:
-    def read(root: Path | None) -> ImageSet | None:
+    def read(root: Path | None, named: ModelClasses | None) -> ImageSet | None:
         if root is None:
             return None
         try:
-            return read_folder(root, classes)
+            return read_folder(root, named)
         except DataError:
             if labels:
                 raise
         return read_folder(root, None)
 
-    train_root, val_root = find_splits(folder)
+    train_root, val_root = find_splits(folder, splits)
     if train_root is None and val_root is None:
-        return None, read(folder)
-    return read(train_root if training or val_root is None else None), read(val_root)
+        return None, read(folder, classes)
+    if train_root is not None and val_root is not None and classes is not None and labels:
+        classes = classes_of_train(train_root, classes)
+    return read(train_root if training or val_root is None else None, classes), read(val_root, classes)
 
 
 def _complete(spec: str, train: Images | None, val: Images | None, training: bool) -> Data:
@@ -152,7 +166,7 @@ def _complete(spec: str, train: Images | None, val: Images | None, training: boo
     if everything is None:
         raise DataError(f"'{spec}' has neither a train nor a val part")
     if not training:
-        return Data(spec, None, everything)
+        return Data(spec, None, everything, "these are training images: there is no val part" if train else None)
     if isinstance(everything, ImageStream):
         raise DataError(
             f"'{spec}' has no val part, and none can be held out of a stream",
@@ -161,7 +175,8 @@ def _complete(spec: str, train: Images | None, val: Images | None, training: boo
     if len(everything) < 2:
         raise DataError(f"'{spec}' has {len(everything)} image(s); training needs at least 2")
     rest, held_out = everything.split(HELD_OUT)
-    return Data(spec, rest, held_out, f"no train and val folders: {len(held_out)} of {len(everything)} held out")
+    note = f"no separate train and val parts: {len(held_out)} of {len(everything)} images held out"
+    return Data(spec, rest, held_out, note)
 
 
 def _existing(name: str) -> Path:

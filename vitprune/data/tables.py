@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from vitprune.data.classes import ModelClasses, match_classes, model_index, named, shown
+from vitprune.data.classes import Matched, ModelClasses, match_classes, model_index, named, shown
+from vitprune.data.imagenet import find_spelling
 from vitprune.data.images import UNLABELLED, ImageSet, Transform, Unreadable, read_sample
 from vitprune.errors import DataError
 
@@ -34,6 +35,14 @@ class Labels:
     """Class index of the model by value of the column."""
     names: dict[int, str] = field(default_factory=dict)
     """What the data calls the classes, by class index of the model; empty where they are only numbered."""
+    how: str = ""
+    """How the classes were understood, for people."""
+    key: str | None = None
+    """Where the column holds an object, its entry that is the class."""
+
+    def value_of(self, cell: Any) -> Any:
+        """The class in a cell of the column, as the data has it."""
+        return cell if self.key is None else (cell or {}).get(self.key)
 
     def index_of(self, value: Any, source: str) -> int:
         """The class index of a value of the column.
@@ -74,6 +83,11 @@ class ImageStream(IterableDataset[Any]):
     def class_names(self) -> dict[int, str]:
         """What the data calls the classes, by class index of the model."""
         return self.labels.names
+
+    @property
+    def how_classes(self) -> str:
+        """How the classes of the data were understood, for people; empty where there are none."""
+        return self.labels.how
 
     @property
     def labelled(self) -> bool:
@@ -122,7 +136,9 @@ class ImageStream(IterableDataset[Any]):
         name = f"{self.source} {row.get('__key__', f'row {number}')}"
         try:
             column = self.labels.column
-            label = UNLABELLED if column is None else self.labels.index_of(row[column], self.source)
+            label = (
+                UNLABELLED if column is None else self.labels.index_of(self.labels.value_of(row[column]), self.source)
+            )
         except DataError as error:
             return Unreadable(name, error.message)
         return read_sample(lambda: decode(row[self.image]), lambda: name, self.transform, label)
@@ -155,9 +171,9 @@ def read_table(table: Any, classes: ModelClasses | None, source: str, columns: C
     if found.column is None:
         labels = [UNLABELLED] * len(table)
     else:
-        labels = [found.index_of(value, source) for value in table[found.column]]
+        labels = [found.index_of(found.value_of(cell), source) for cell in table[found.column]]
     read, name = partial(_read_row, undecoded, image), partial(_row_name, source)
-    return ImageSet(range(len(table)), labels, read, name, found.names)
+    return ImageSet(range(len(table)), labels, read, name, found.names, how_classes=found.how)
 
 
 def decode(cell: Any) -> Image.Image:
@@ -213,29 +229,41 @@ def _read_labels(
     if column is None:
         kinds = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
         column = next(iter([*kinds, *(name for name in _LABEL_NAMES if name in features)]), None)
+    key = None
+    if column is None and isinstance(features.get("json"), Mapping):  # a tar file's entries of that ending
+        key = next((name for name in _LABEL_NAMES if name in features["json"]), None)
+        column = key and "json"
     if column is None or column not in features:
         raise DataError(
             f"'{source}' has no column {'of class labels' if column is None else repr(column)}",
             f"its columns are {', '.join(features)}; name one with --target-key or train without: --no-labels",
         )
-    kind = features[column]
+    kind = features[column] if key is None else features[column][key]
     if isinstance(kind, ClassLabel):
-        indices = _class_indices(kind.names, classes, source)
-        return Labels(column, dict(enumerate(indices)), dict(zip(indices, kind.names, strict=True)))
+        found = _numbered(kind.names, classes, source)
+        indices = [found.index[name] for name in kind.names]
+        return Labels(column, dict(enumerate(indices)), dict(zip(indices, kind.names, strict=True)), found.how)
     if getattr(kind, "dtype", "string" if isinstance(kind, str) else "int64") == "string":
-        known = model_index(classes) if values is None else match_classes(values(column), classes, source)
-        if known is None:
+        known = model_index(classes)
+        found = Matched(known or {}, "by name") if values is None else match_classes(values(column), classes, source)
+        if not found.index:
             raise DataError(
                 f"'{source}' names its classes, but those of the model have no names", "use data with numbered classes"
             )
-        return Labels(column, known, {index: name for name, index in known.items()})
-    return Labels(column, {index: index for index in range(classes.num_classes)})
+        names = {index: name for name, index in found.index.items() if values is not None or named(classes)}
+        return Labels(column, found.index, names, found.how, key)
+    numbers = {index: index for index in range(classes.num_classes)}
+    return Labels(column, numbers, how=f"by the numbers in column '{key or column}'", key=key)
 
 
-def _class_indices(names: Sequence[str], classes: ModelClasses, source: str) -> list[int]:
-    """The model's index of each class of a column of numbered classes with names."""
-    if len(names) == classes.num_classes and not named(classes) and not set(names) <= set(classes.names or ()):
-        # The Hub's ImageNet spells its classes out, in the usual order; only names known to the model reorder.
-        return list(range(len(names)))
-    index = match_classes(names, classes, source)
-    return [index[name] for name in names]
+def _numbered(names: Sequence[str], classes: ModelClasses, source: str) -> Matched:
+    """The classes of a column of numbered classes with names, which have an order of their own."""
+    if named(classes):
+        return match_classes(names, classes, source)
+    if found := find_spelling(names, classes.num_classes, source, in_order=True):
+        return Matched(found[0], f"ImageNet's, {found[1]}")
+    if len(names) == classes.num_classes and not set(names) <= set(classes.names or ()):
+        return Matched(
+            {name: i for i, name in enumerate(names)}, f"in the order that the data gives them{shown(names)}"
+        )
+    return match_classes(names, classes, source)

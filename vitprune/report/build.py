@@ -91,6 +91,7 @@ def build_report(
             num_val_images=predictions["dense"].num_images,
             num_unreadable_val=data.faults.count,
             unreadable_val=data.faults.names,
+            how_classes=data.how_classes or None,
             note=data.note,
         ),
         commands=dict(commands or {}),

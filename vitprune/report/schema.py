@@ -137,6 +137,7 @@ class DataSummary(_Content):
     num_val_images: int
     num_unreadable_val: int = 0
     unreadable_val: list[str] = []
+    how_classes: str | None = None
     note: str | None = None
 
 

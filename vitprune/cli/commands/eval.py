@@ -85,8 +85,8 @@ def evaluate(
         models = {"dense": load_dense(loaded, of_dense).model} if compares else {}
     val = opened.val
     val.transform = eval_transform(loaded.model)
-    if opened.note:
-        say(opened.note)
+    for line in filter(None, (opened.how_classes and f"classes: {opened.how_classes}", opened.note)):
+        say(line)
     workers = Recipe(num_workers=workers).workers()
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
@@ -110,6 +110,7 @@ def evaluate(
         **predictions.summary(),
         "num_unreadable": faults.count,
         "unreadable": faults.names,
+        "how_classes": opened.how_classes or None,
         "note": opened.note,
         "precision": getattr(subject, "precision", number_format),
         "device": str(where),
