@@ -103,6 +103,21 @@ def test_a_file_is_compared_with_the_model_it_came_from_and_random_is_that_of_it
     assert rows["random"]["kl"] == pytest.approx(report["delta"]["kl_random"], rel=1e-4)
 
 
+def test_the_limits_of_a_file_are_trained_with_its_plan(arguments, folder, unsearched, capsys, tmp_path):
+    """And not with the default keep ratio."""
+    sparsify = ["sparsify", *arguments[1:-2], "--keep", "0.5", "-o", str(tmp_path / "half")]
+    sparsify.remove("-b")
+    sparsify.remove("4")
+    assert run(sparsify) == 0
+    arguments[1] = str(tmp_path / "half")
+    del arguments[-2:]
+    capsys.readouterr()
+    assert run([*arguments, "--methods", "importance,similarity,ours", "--json"]) == 0
+    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["importance"]["keep"] == rows["similarity"]["keep"] == 0.5
+    assert rows["importance"]["gmacs"] == rows["ours"]["gmacs"] >= rows["similarity"]["gmacs"]
+
+
 def test_a_budget_that_merging_cannot_meet_is_said_not_hidden(arguments, unsearched, capsys):
     arguments[arguments.index("--keep") + 1] = "0.02"
     assert run([*arguments, "--methods", "tome-late", "--json"]) == 0

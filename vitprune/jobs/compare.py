@@ -81,6 +81,11 @@ class Subject:
     steps: int = 0
     """That `ours` was trained for."""
 
+    @property
+    def plan(self) -> Sparsity:
+        """That of ours, which its limits are trained with."""
+        return (self.ours and self.ours.sparsity) or self.sparsity
+
 
 def compare(
     subject: Subject, data: Data, recipe: Recipe, settings: CompareSettings, listener: Listener
@@ -103,7 +108,7 @@ def compare(
         if name == "ours" and subject.ours is not None:
             models[name], rows[name] = subject.ours, _row(name, "from the file", steps=subject.steps)
         elif name in TRAINED:
-            plan = _paper(subject, budget, data, recipe, settings) if name == "paper" else (subject.sparsity, recipe)
+            plan = _paper(subject, budget, data, recipe, settings) if name == "paper" else (subject.plan, recipe)
             models[name], rows[name] = _trained(name, subject.dense, *plan, data, settings.device, listener)
         else:
             try:
@@ -236,6 +241,7 @@ def _trained(
     if name == "similarity":
         equal = [EqualPredictor() for _ in student.schedule.stages]
         student = SparseViT(student.model, student.schedule, equal, "merge", balance=0.0)
+        student.sparsity = sparsity
         recipe = recipe.model_copy(update={"pretraining_steps": 0})
     started = time.perf_counter()
     progress = fit(dense, student, data, recipe, device, listener)
