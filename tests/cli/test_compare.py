@@ -115,7 +115,8 @@ def test_the_limits_of_a_file_are_trained_with_its_plan(arguments, folder, unsea
     assert run([*arguments, "--methods", "importance,similarity,ours", "--json"]) == 0
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert rows["importance"]["keep"] == rows["similarity"]["keep"] == 0.5
-    assert rows["importance"]["gmacs"] == rows["ours"]["gmacs"] >= rows["similarity"]["gmacs"]
+    for name in ("importance", "similarity"):  # they choose by less, of as many tokens
+        assert 0.9 * rows["ours"]["gmacs"] < rows[name]["gmacs"] < rows["ours"]["gmacs"]
 
 
 def test_a_budget_that_merging_cannot_meet_is_said_not_hidden(arguments, unsearched, capsys):
