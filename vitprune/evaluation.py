@@ -31,11 +31,13 @@ class Predictions:
         kl: KL divergence of the model's prediction from the reference model's, in nats, (num_images,); None of the
             reference itself, or without one. It needs no labels, and distinguishes models on far fewer images
             than accuracy does.
+        confidence: probability of the likeliest class, (num_images,); None where not known.
     """
 
     top: Tensor
     labels: Tensor
     kl: Tensor | None = None
+    confidence: Tensor | None = None
 
     @property
     def num_images(self) -> int:
@@ -159,6 +161,7 @@ def predict(
     loader, faults = make_loader(shard, batch_size, num_workers=num_workers), Faults(allowed_share)
     tops: dict[str, list[Tensor]] = {name: [] for name in models}
     kls: dict[str, list[Tensor]] = {name: [] for name in models if reference not in (None, name)}
+    sure: dict[str, list[Tensor]] = {name: [] for name in models}
     labels: list[Tensor] = []
     for model in models.values():
         model.to(device).eval()
@@ -170,13 +173,14 @@ def predict(
                 logits = {name: model(batch).float() for name, model in models.items()}
             for name, each in logits.items():
                 tops[name].append(each.topk(min(5, each.shape[-1]), dim=-1).indices.cpu())
+                sure[name].append(each.softmax(dim=-1).amax(dim=-1).cpu())
             for name, divergences in kls.items():
                 divergences.append(_divergence(logits[name], logits[str(reference)]).cpu())
             labels.append(batch_labels)
             listener.advance(len(batch_labels))
-    shards = distributed.gather((tops, kls, labels, faults))
+    shards = distributed.gather((tops, kls, sure, labels, faults))
     all_faults = Faults.merged([each for *_, each in shards])
-    all_labels = [each for _, _, labels, _ in shards for each in labels]
+    all_labels = [each for *_, labels, _ in shards for each in labels]
     if not all_labels:
         raise all_faults.none_read()
     predictions = {
@@ -184,6 +188,7 @@ def predict(
             torch.cat([each for tops, *_ in shards for each in tops[name]]),
             torch.cat(all_labels),
             torch.cat([each for _, kls, *_ in shards for each in kls[name]]) if name in kls else None,
+            torch.cat([each for _, _, sure, *_ in shards for each in sure[name]]),
         )
         for name in models
     }

@@ -19,6 +19,7 @@ from vitprune.common.renamed import renamed
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data
 from vitprune.errors import UsageError
+from vitprune.jobs.label_check import check_labels
 from vitprune.jobs.sparsify import RunSettings, describe_run, fit, measured, new_student, run
 from vitprune.jobs.untrained import write_untrained
 from vitprune.loading.load import Loaded
@@ -53,6 +54,7 @@ def sparsify(
     overwrite: bool = False,
     resume: bool = False,
     class_names: Sequence[str] | None = None,
+    force_labels: bool = False,
     evaluate: bool = True,
     bench_seconds: float | None = None,
     progress: bool = True,
@@ -92,6 +94,7 @@ def sparsify(
         overwrite: whether `output` may exist.
         resume: resume the run in `output` from its training checkpoint.
         class_names: in output order, to match folders by name and to store in the file.
+        force_labels: whether to go on although the labels seem to be others than the model's.
         evaluate: whether to evaluate and time the result; a run with `output` always does.
         bench_seconds: how long each model is timed at each batch size; None for 2.
         progress: whether to show how far it is, on stderr.
@@ -142,7 +145,13 @@ def sparsify(
         folder = None if output is None else RunFolder.choose(Path(output), "", overwrite=overwrite, resume=resume).path
         images = opened(data, loaded, val_data, limit, training=chosen.trains, labels=chosen.labels)
         run_settings = RunSettings(
-            sparsity, where, folder or Path(), resume=resume, bench_seconds=bench_seconds, prediction=prediction
+            sparsity,
+            where,
+            folder or Path(),
+            resume=resume,
+            bench_seconds=bench_seconds,
+            prediction=prediction,
+            force_labels=force_labels,
         )
         if folder is not None:
             student, report = run(loaded, images, chosen, run_settings, listener)
@@ -160,6 +169,8 @@ def _without_folder(
     started = time.perf_counter()
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
     metadata = describe_run(student, loaded, images, recipe, settings.sparsity) if evaluate else None
+    if evaluate and not settings.force_labels:
+        check_labels(loaded, images, settings.device, listener)
     done = fit(loaded.model, student, images, recipe, settings.device, listener)
     if metadata is not None:
         metadata.training = {"steps_done": done.steps_done, "num_steps": done.num_steps, "completed": True}

@@ -14,6 +14,7 @@ import torch
 from vitprune.common import distributed
 from vitprune.common.progress import Listener
 from vitprune.data import Data, Images, count_images, explain_worker_crash
+from vitprune.jobs.label_check import check_labels
 from vitprune.jobs.sparsify import describe_run, new_student, to_train_on
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_plan
@@ -36,6 +37,7 @@ def rehearse(
     distributed.start(device)
     student = new_student(loaded.model, sparsity, recipe.seed)
     describe_run(student, loaded, data, recipe, sparsity)
+    check_labels(loaded, data, device, listener)
     images = to_train_on(student, data, recipe)
     per_epoch = count_images(images)
     planned = recipe.plan_steps(

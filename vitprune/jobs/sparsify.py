@@ -23,6 +23,7 @@ from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, Images, explain_worker_crash
 from vitprune.errors import Interrupted, Preempted, TrainingError, UsageError
+from vitprune.jobs.label_check import check_labels
 from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach, attach_as
@@ -49,6 +50,7 @@ class RunSettings:
         bench_batch_sizes: of the report's timings, rising.
         bench_seconds: how long each model is timed at each batch size of the report; None for 2.
         prediction: of a plan chosen for a speed, to be compared with what is measured after training; else None.
+        force_labels: go on although the labels seem to be others than the model's.
         commands: the command line that began the run, by the command's name; None where none did.
     """
 
@@ -62,6 +64,7 @@ class RunSettings:
     bench_seconds: float | None = None
     bench_batch_sizes: Sequence[int] = (1, 32)
     prediction: Prediction | None = None
+    force_labels: bool = False
     commands: Mapping[str, str] | None = None
 
 
@@ -80,6 +83,7 @@ def run(
         Interrupted: the user stopped the run; the model so far is written.
         Preempted: SIGTERM came; a training checkpoint is written.
         TrainingError: training cannot continue; the model so far is written.
+        DataError: the labels seem to be others than the model's.
         OutputError: the results cannot be written.
     """
     started = time.perf_counter()
@@ -87,6 +91,8 @@ def run(
     distributed.start(device)
     student = new_student(loaded.model, settings.sparsity, recipe.seed)
     metadata = describe_run(student, loaded, data, recipe, settings.sparsity)
+    if not (settings.resume or settings.force_labels):
+        check_labels(loaded, data, device, listener)
     folder = RunFolder(settings.output)
     if distributed.is_main():
         folder.create(needed_bytes=2 * num_bytes(student))

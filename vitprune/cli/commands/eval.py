@@ -61,6 +61,7 @@ def evaluate(
         from vitprune.common.devices import pick_device, pick_precision
         from vitprune.data import ModelClasses, count_images, eval_transform
         from vitprune.evaluation import class_accuracy, paired_difference, predict
+        from vitprune.jobs.label_check import WHAT_TO_CHECK, doubt
         from vitprune.loading.load import device_for, load_dense, load_model, sparse_file
         from vitprune.training.recipe import Recipe
 
@@ -125,6 +126,10 @@ def evaluate(
                 "kl": predictions.mean_kl,
             },
         }
+    suspicion = doubt(found.get("dense", predictions), model_classes.num_classes)
+    if suspicion:
+        say(f"warning: {suspicion}; {WHAT_TO_CHECK}", always=True)
+    result["doubt"] = suspicion
     if as_json:
         print_json(result)
     else:

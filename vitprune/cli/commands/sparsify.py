@@ -84,6 +84,10 @@ def sparsify(
         bool,
         typer.Option("--print-config", help="Print the recipe with what replaces it as YAML.", rich_help_panel=PANEL),
     ] = False,
+    force_labels: Annotated[
+        bool,
+        typer.Option("--force-labels", help="Go on though labels seem not to be the model's.", rich_help_panel=PANEL),
+    ] = False,
     max_drop: Annotated[float | None, _check("POINTS", "Largest loss of top-1 against dense.", min=0)] = None,
     min_top1: Annotated[float | None, _check("PERCENT", "Lowest top-1, in percent.", min=1)] = None,
     min_speedup: Annotated[float | None, _check("X", "Lowest speed-up at any batch size of the report.", min=0)] = None,
@@ -148,6 +152,7 @@ def sparsify(
         **timing,
         track=track,
         prediction=prediction,
+        force_labels=force_labels,
         commands={"sparsify": command_line(context.obj)},
     )
     with RunProgress() as progress:

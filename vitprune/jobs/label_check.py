@@ -1,0 +1,66 @@
+"""Whether the labels can be those of the model: before an hour of training, on a few images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vitprune.common.progress import Listener
+from vitprune.data import Data, eval_transform
+from vitprune.errors import DataError
+from vitprune.evaluation import Predictions, predict
+from vitprune.loading.load import Loaded
+
+_NUM_IMAGES, _FEWEST_IMAGES = 200, 20
+WHAT_TO_CHECK = (
+    "check the order of the class folders (--class-order, --class-map), the weights, and their --mean and --std"
+)
+
+
+def doubt(predictions: Predictions, num_classes: int) -> str | None:
+    """Why the labels seem to be others than the model was trained with; None where they may be right.
+
+    They do if it is no better than chance and is itself sure of far more: the number of right answers is no more than
+    one of `num_classes` guesses gives (one-sided binomial test at 5 %), and so few by its own confidence only once in
+    a thousand data sets. Of fewer than 20 images nothing is said.
+    """
+    if not predictions.labelled or predictions.confidence is None or num_classes < 2:
+        return None
+    count, right = predictions.num_images, int(predictions.correct.sum())
+    if count < _FEWEST_IMAGES:
+        return None
+    sure = float(predictions.confidence.mean())
+    if 1 - _at_most(right - 1, count, 1 / num_classes) < 0.05 or _at_most(right, count, sure) > 1e-3:
+        return None
+    return (
+        f"the model gives the right class for {right} of {count} images, about as chance would "
+        f"({100 / num_classes:.3g} %), though it is {100 * sure:.0f} % sure on average: the labels seem not to be its own"
+    )
+
+
+def check_labels(loaded: Loaded, data: Data, device: torch.device, listener: Listener) -> None:
+    """Make sure, on a few images of `data.val`, that the labels can be the model's.
+
+    Raises:
+        DataError: they seem to be others.
+    """
+    images = data.val.sample(_NUM_IMAGES)
+    if not images.labelled:
+        return
+    images.transform = eval_transform(loaded.model)
+    listener.begin("checking the labels", None)
+    found, _ = predict({"dense": loaded.model}, images, device, allowed_share=1.0)
+    if reason := doubt(found["dense"], getattr(loaded.model, "num_classes", 0)):
+        raise DataError(reason, f"{WHAT_TO_CHECK}; --force-labels goes on, --no-labels does without")
+
+
+def _at_most(right: int, count: int, share: float) -> float:
+    """Probability of at most `right` successes in `count` tries that each succeed with probability `share`."""
+    if right < 0:
+        return 0.0
+    logs = np.cumsum(np.log(np.arange(1, count + 1, dtype=np.float64)))
+    factorial = np.concatenate(([0.0], logs))
+    k = np.arange(right + 1)
+    share = min(max(share, 1e-12), 1 - 1e-12)
+    terms = factorial[count] - factorial[k] - factorial[count - k] + k * np.log(share) + (count - k) * np.log1p(-share)
+    return float(min(1.0, np.exp(terms).sum()))
