@@ -34,7 +34,7 @@ def doubt(predictions: Predictions, num_classes: int) -> str | None:
         return None
     return (
         f"the model gives the right class for {right} of {count} images, about as chance would "
-        f"({100 / num_classes:.3g} %), though it is {100 * sure:.0f} % sure on average: the labels seem not to be its own"
+        f"({100 / num_classes:.3g} %), though it is {100 * sure:.0f} % sure on average: these labels seem not its own"
     )
 
 
