@@ -227,6 +227,7 @@ MISTAKES = [
     (["compare", "demo", "--methods", "tome", "random"], 2, "'random' is a method, not DATA", "tome,random"),
     (["info", "dinov2"], 2, "`vitprune models dinov2` lists"),
     (["bench", "demo", "--keep", ".9", ".7"], 2, "file '.7' not found", "joined with commas"),
+    (["eval", "folder-of-runs", "demo"], 2, "'folder-of-runs' is no model, but holds some", "folder-of-runs/one"),
     (["info", "ViT-B-16"], 2, "`vitprune models vit_base_patch16` lists", "such as vit_base_patch16_224"),
     (["eval", "junk.pth", "images"], 1, "'junk.pth' is not a PyTorch checkpoint"),
     (["visualize", "model.safetensors", "images", "--mean", "--heatmap"], 2, "without heat maps"),
@@ -265,6 +266,8 @@ def workplace(sparse_file, image_folder, tmp_path, monkeypatch, no_hub):
         Image.new("RGB", (32, 32), "red").save(tmp_path / "three" / name / "1.png")
     (tmp_path / "flat").mkdir()
     Image.new("RGB", (96, 96), "red").save(tmp_path / "flat" / "1.png")
+    (tmp_path / "folder-of-runs" / "one").mkdir(parents=True)
+    (tmp_path / "folder-of-runs" / "one" / "model.safetensors").touch()
     (tmp_path / "junk.pth").write_text("no weights")
     (tmp_path / "typo.yaml").write_text("leanring_rate: 1\n")
     (tmp_path / "list.yaml").write_text("- 1\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_
 import typer
 
 from vitprune.cli import completion
+from vitprune.cli.output import say
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -279,7 +280,12 @@ class ImageOptions(TableOptions):
         """
         if data and self.data_option:
             raise UsageError(f"DATA is given twice: '{data}' and --data {self.data_option}", "leave out --data")
-        return data or self.data_option or ("demo" if loaded.name == "demo" else "imagenet")
+        if given := data or self.data_option:
+            return given
+        if loaded.name == "demo":
+            return "demo"
+        say("no DATA given, so imagenet")
+        return "imagenet"
 
     def parsed(self, limit: int | None = None) -> DataOptions:
         """As in TableOptions, with --limit."""

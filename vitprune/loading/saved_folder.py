@@ -27,6 +27,12 @@ def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
     Raises:
         CheckpointError: no config.json or weights, or not of a kind that can be read; names the folder.
     """
+    runs = [] if (folder / CONFIG).exists() else sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
+    if runs:
+        names = ", ".join(str(each) for each in runs[:3])
+        raise CheckpointError(
+            f"folder '{folder}' is no model, but holds some", f"name one of them: {names}", exit_code=2
+        )
     config = read_json(folder / CONFIG)
     try:
         if "architectures" in config:
