@@ -133,9 +133,51 @@ def test_unusable_data_is_an_error(make_vit, data, message):
         vitprune.sparsify(make_vit(), data, **QUICK)
 
 
-def test_labels_that_the_model_does_not_have_are_an_error(make_vit):
-    with pytest.raises(vitprune.errors.DataError, match="has label 1, but the model has 1 classes"):
-        vitprune.evaluate(make_vit(num_classes=1, img_size=64, depth=3), Noise(True), device="cpu", num_workers=0)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_labels_that_the_model_does_not_have_are_an_error(make_vit, num_workers):
+    """In one sentence, also where a worker process finds it."""
+    with pytest.raises(vitprune.errors.DataError, match="its label is 1, but the model has 1 classes") as caught:
+        vitprune.evaluate(
+            make_vit(num_classes=1, img_size=64, depth=3), Noise(True), device="cpu", num_workers=num_workers
+        )
+    assert "Traceback" not in str(caught.value)
+
+
+class Broken(Noise):
+    """Its first image shows that it holds images; then it fails as Datasets do."""
+
+    asked = 0
+
+    def __getitem__(self, index):
+        self.asked += 1
+        if self.asked > 1 or torch.utils.data.get_worker_info() is not None:
+            raise KeyError("path")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_dataset_raises_is_said_with_its_image(make_vit, num_workers):
+    model = make_vit(img_size=64, depth=3)
+    with pytest.raises(vitprune.errors.DataError, match="cannot read image 'image 0': KeyError: 'path'"):
+        vitprune.evaluate(model, Broken(True), device="cpu", num_workers=num_workers)
+
+
+def test_models_go_on_in_the_mode_they_were_in(make_vit):
+    sparse = vitprune.attach(make_vit(img_size=64, depth=3), 0.5, [1]).train()
+    sparse.predictors.eval()
+    before = [module.training for module in sparse.modules()]
+    vitprune.evaluate(sparse, Noise(True), device="cpu", num_workers=0, progress=False)
+    vitprune.benchmark(sparse, (1,), device="cpu", seconds=0.01, progress=False)
+    assert [module.training for module in sparse.modules()] == before
+
+
+def test_numbers_and_names_that_cannot_be_are_refused(make_vit, tmp_path):
+    sparse = vitprune.attach(make_vit(num_classes=5, img_size=64, depth=3), 0.5, [1])
+    for limit in (0, -1):
+        with pytest.raises(vitprune.errors.UsageError, match=f"limit is {limit}, expected at least 1"):
+            vitprune.evaluate(sparse, Noise(True), limit=limit, device="cpu")
+    with pytest.raises(vitprune.errors.UsageError, match="2 class names for 5 classes"):
+        vitprune.save(sparse, tmp_path / "m.safetensors", class_names=["a", "b"])
 
 
 def test_save_load_keep_the_class_names(make_sparse, make_images, tmp_path):

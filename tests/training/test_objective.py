@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vitprune import LossWeights, Objective, Recipe, attach
+from vitprune.errors import UsageError
 from vitprune.tokens.losses import distillation_loss, ratio_loss, token_loss
 
 PAPER = LossWeights(ce=1, ratio=2, kl=0.5, pooled=0, token=0.5)
@@ -24,6 +25,20 @@ def build(make_vit):
         return Objective(attach(copy.deepcopy(model), pruned=pruned), attach(model, 1.0), recipe)
 
     return build
+
+
+def test_what_is_no_student_teacher_or_phase_is_said_at_once(build, batch, make_vit):
+    model, recipe = make_vit(), Recipe()
+    for student, teacher, words in (
+        (attach(copy.deepcopy(model), 0.5), model, "the teacher is a VisionTransformer, not a SparseViT"),
+        (model, attach(model, 1.0), "the student is a VisionTransformer"),
+        (attach(model, 0.5), attach(model, 1.0), "student and teacher share a backbone"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            Objective(student, teacher, recipe)
+    with pytest.raises(UsageError, match="phase is 'finetune'") as caught:
+        build()(*batch, "finetune")
+    assert "pretraining, sampled, deployed" in caught.value.hint
 
 
 def test_the_teacher_is_no_part_of_it_but_moves_along(build):

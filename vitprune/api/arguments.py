@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -16,6 +17,9 @@ from vitprune.errors import UsageError, in_python
 from vitprune.loading.load import Loaded, load_model, loaded_from
 from vitprune.model import SparseViT
 from vitprune.training.recipe import Recipe, load_recipe
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Model = nn.Module | str | Path
 """A timm model or a SparseViT, or what the commands take as MODEL: a timm name, a file, a run folder, "demo"."""
@@ -42,6 +46,24 @@ class ProgressShown(RunProgress):
     def say(self, sentence: str) -> None:
         """A line of its own, in the words of Python."""
         super().say(in_python(sentence))
+
+
+def keeps_mode(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, after which the model it is given trains or evaluates as before: loops of one's own go on."""
+
+    @functools.wraps(function)
+    def restoring(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        models = given.values() if isinstance(given, Mapping) else [given]
+        modules = [module for model in models if isinstance(model, nn.Module) for module in model.modules()]
+        before = [(module, module.training) for module in modules]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for module, mode in before:
+                module.training = mode
+
+    return restoring
 
 
 def chosen_recipe(recipe: Recipe | str, settings: Mapping[str, Any]) -> Recipe:
@@ -88,6 +110,8 @@ def opened(
     training: bool,
     labels: bool,
 ) -> Data:
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}, expected at least 1")
     classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     if not isinstance(data, (str, Path)):
         images = open_torch(data, val, classes if labels else None, training=training)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from vitprune.api.arguments import Images, Model, ProgressShown, known, opened
+from vitprune.api.arguments import Images, Model, ProgressShown, keeps_mode, known, opened
 from vitprune.backbones import input_size, why_not
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
@@ -28,6 +28,7 @@ from vitprune.report.visualize import visualize as draw
 from vitprune.training.recipe import Recipe
 
 
+@keeps_mode
 def evaluate(
     model: Model,
     data: Images,
@@ -87,6 +88,7 @@ def evaluate(
     return {**found["model"].summary(), "classes": class_accuracy(names, top1_pct=found["model"])}
 
 
+@keeps_mode
 def benchmark(
     models: Model | Mapping[str, nn.Module],
     batch_sizes: Sequence[int] = (1, 32),
@@ -150,6 +152,7 @@ def benchmark(
         )
 
 
+@keeps_mode
 def predict(
     model: Model,
     images: str | Path | Image.Image | Sequence[str | Path | Image.Image],

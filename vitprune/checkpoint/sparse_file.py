@@ -20,7 +20,7 @@ from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, 
 from vitprune.checkpoint.weight_file import check_exists, read_safetensors
 from vitprune.common.files import replacing, write_json
 from vitprune.common.run_folder import CONFIG
-from vitprune.errors import CheckpointError
+from vitprune.errors import CheckpointError, UsageError
 from vitprune.model import SparseViT, build
 from vitprune.schedule import Schedule, Sparsity
 
@@ -57,6 +57,10 @@ def describe(
     Raises:
         CheckpointError: the timm model was not made by `timm.create_model`, or with arguments JSON cannot hold.
     """
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise UsageError(
+            f"{len(class_names)} class names for {model.num_classes} classes", "one for each output, in their order"
+        )
     config: dict[str, Any] = model.pretrained_cfg
     architecture = config.get("architecture")
     if not architecture:

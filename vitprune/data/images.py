@@ -29,7 +29,9 @@ class Unreadable:
     name: str
     reason: str
     fatal: bool = False
-    """Whether nothing that follows can be read either, as after the end of a truncated shard."""
+    """Whether that is an error in any case: nothing that follows can be read either, or the data does not fit."""
+    hint: str = "copy the shards again"
+    """What to do about a fatal one."""
 
     def error(self) -> DataError:
         """The error to raise in the main process."""
@@ -101,9 +103,9 @@ def read_sample(
     """One image, transformed, and its label."""
     try:
         image = read()
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        return (image if transform is None else transform(image)), label
+    except Exception as error:  # decoders and Datasets of others raise anything, and a worker must not die of it
         return Unreadable(name(), _reason(error))
-    return (image if transform is None else transform(image)), label
 
 
 def open_image(path: Path) -> Image.Image:
@@ -115,4 +117,6 @@ def open_image(path: Path) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a known format"
+    if not isinstance(error, (OSError, SyntaxError, ValueError, Image.DecompressionBombError)):
+        return f"{type(error).__name__}: {error}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -72,7 +72,7 @@ class Faults:
         self.count += len(batch.unreadable)
         for image in batch.unreadable:
             if image.fatal:
-                raise DataError(f"cannot read '{image.name}': {image.reason}", "copy the shards again")
+                raise DataError(f"cannot read '{image.name}': {image.reason}", image.hint)
             self.reason = self.reason or image.reason
             if image.name not in self.names and len(self.names) < _NAMES_KEPT:
                 self.names.append(image.name)

@@ -36,9 +36,8 @@ class TorchImages(ImageSet):
         if isinstance(found, Unreadable):
             return found
         if self.num_classes and label >= self.num_classes:
-            raise DataError(
-                f"image {self.items[index]} has label {label}, but the model has {self.num_classes} classes"
-            )
+            reason = f"its label is {label}, but the model has {self.num_classes} classes"
+            return Unreadable(f"image {self.items[index]}", reason, fatal=True, hint="labels are the model's outputs")
         return found[0], label
 
     def _prepared(self, image: Any) -> Any:

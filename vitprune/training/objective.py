@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitprune.common.own_members import PublicModule
+from vitprune.errors import UsageError
 from vitprune.model import MaskedOutput, Selection, SparseViT
 from vitprune.model.passes import Decide
 from vitprune.schedule import Stage
@@ -50,13 +51,28 @@ class Objective(PublicModule):
     Args:
         student: the sparse model.
         teacher: the dense model, a SparseViT without stages; never trained, always in eval mode.
-        recipe: the settings.
+        recipe: the settings; `weights`, `labels`, `train_trunk`, `tau`, `pretraining_target` and
+            `relative_token_loss` are read here, the others are for `vitprune.sparsify`.
+
+    Raises:
+        UsageError: one of the models is no SparseViT, or both share a backbone.
     """
 
     teacher: SparseViT
 
     def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe) -> None:
         super().__init__()
+        for name, model in (("student", student), ("teacher", teacher)):
+            if not isinstance(model, SparseViT):
+                way = "keep=0.7" if name == "student" else "keep=1.0"
+                raise UsageError(
+                    f"the {name} is a {type(model).__name__}, not a SparseViT", f"vitprune.attach(model, {way})"
+                )
+        if student.model is teacher.model:
+            raise UsageError(
+                "student and teacher share a backbone, which the teacher freezes",
+                "attach one of them to a copy: vitprune.attach(copy.deepcopy(model), 0.7)",
+            )
         self.student = student
         # Past nn.Module, or it would belong to this module: wrapped, and sent from process to process.
         object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval())
@@ -89,11 +105,14 @@ class Objective(PublicModule):
             images: (B, in_chans, H, W).
             labels: class indices (B,) or, of mixed images, class probabilities (B, num_classes); ignored without
                 labels and in the phase "pretraining".
-            phase: see `Recipe`.
+            phase: "pretraining" trains the predictors alone, "sampled" predictors and backbone, "deployed" the
+                backbone from the first stage on, or all of it with `recipe.train_trunk`. See `Recipe`.
             noise: scale of the Gumbel noise in sampled steps.
             rows: where the images belong in the batch of all microbatches and processes: together these draw the
                 noise that one pass over all would draw. None where they are all.
         """
+        if phase not in get_args(Phase):
+            raise UsageError(f"phase is {phase!r}", f"choose from {', '.join(get_args(Phase))}")
         with torch.no_grad():
             trunk = self._trunk(images)
         if phase == "pretraining":
