@@ -129,7 +129,7 @@ def make(args: argparse.Namespace) -> None:
     disable_progress_bars()
     output.mkdir(parents=True, exist_ok=True)
     sources = list(originals(args.data, output))
-    index = match_classes({path.parent.name for path in sources}, model_classes(args)[1], str(args.data))
+    index = match_classes([*{path.parent.name for path in sources}], model_classes(args)[1], str(args.data)).index
     rows: list[dict[str, Any]] = []
     for number, path in zip(range(count), itertools.cycle(sources), strict=False):
         target = output / "folder" / path.parent.name / f"{number:06d}{path.suffix}"

@@ -257,7 +257,7 @@ def class_index(bench: Bench) -> dict[str, int]:
 
     loaded = load_model(bench.model, weights="none")
     names = sorted({path.name for path in bench.data.glob("val/*")})
-    return match_classes(names, ModelClasses(loaded.model.num_classes, loaded.class_names), "data")
+    return match_classes(names, ModelClasses(loaded.model.num_classes, loaded.class_names), "data").index
 
 
 FAULTS: dict[str, Callable[[Bench], str]] = {

@@ -171,6 +171,23 @@ def test_models_go_on_in_the_mode_they_were_in(make_vit):
     assert [module.training for module in sparse.modules()] == before
 
 
+def test_what_is_no_model_for_a_function_is_said_with_the_way_out(make_vit, make_sparse, tmp_path):
+    dense, sparse, file = make_vit(), make_sparse(), tmp_path / "m.safetensors"
+    for call, words, hint in (
+        (lambda: vitprune.attach(sparse, 0.7), "the model is sparse already", "start from the dense model"),
+        (lambda: vitprune.attach("deit_tiny"), "the model is a str", "timm.create_model"),
+        (lambda: vitprune.attach(torch.compile(dense), 0.7), "is compiled", "attach first"),
+        (lambda: vitprune.attach(dense, "0.7"), "keep ratio is '0.7', expected a number", None),
+        (lambda: vitprune.attach(dense, True), "keep ratio is True", None),
+        (lambda: vitprune.save(dense, file), "a VisionTransformer cannot be saved", "timm's to save"),
+        (lambda: vitprune.visualize(dense, "demo", tmp_path / "maps"), "keeps all its tokens", "attach prunes"),
+    ):
+        with pytest.raises(vitprune.errors.UsageError, match=words) as caught:
+            call()
+        assert hint is None or hint in caught.value.hint
+    assert not list(tmp_path.iterdir())
+
+
 def test_numbers_and_names_that_cannot_be_are_refused(make_vit, tmp_path):
     sparse = vitprune.attach(make_vit(num_classes=5, img_size=64, depth=3), 0.5, [1])
     for limit in (0, -1):

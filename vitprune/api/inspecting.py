@@ -219,7 +219,7 @@ def visualize(
         model: a SparseViT, or its file or run folder; it runs on the device it is on.
         images: an image file, a folder of them, a list of these, or a data set's name such as "demo".
         output: folder for the PNGs.
-        heatmap: add heat maps of the predictors' keep scores.
+        heatmap: add heat maps of importance and, of a model that merges, redundancy.
         mean: draw how often each position is kept, over all images, instead of a PNG for each.
         limit: at most so many images, chosen at random; None for 16, or with `mean` for all.
         overwrite: whether `output` may exist.
@@ -286,6 +286,11 @@ def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None =
         CheckpointError: the model could not be loaded again.
         OutputError: the file cannot be written.
     """
+    if not isinstance(model, SparseViT):
+        raise UsageError(
+            f"a {type(model).__name__} cannot be saved, only a SparseViT",
+            "of a compiled model it is ._orig_mod, of an Objective .student; a dense one is timm's to save",
+        )
     file = Path(path)
     if not file.suffix or file.is_dir():
         file = RunFolder(file).weights
@@ -298,6 +303,10 @@ def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None =
 
 
 def _subject(model: SparseViT | str | Path) -> Subject:
+    if isinstance(model, nn.Module) and not isinstance(model, SparseViT):
+        raise UsageError(
+            f"the {type(model).__name__} keeps all its tokens, so there is nothing to show", "attach prunes"
+        )
     if not isinstance(model, SparseViT):
         return load_subject(str(model), None)
     if not model.schedule.stages:

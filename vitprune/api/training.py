@@ -60,7 +60,7 @@ def sparsify(
     progress: bool = True,
     **settings: Any,
 ) -> SparseViT:
-    """Make a timm vision transformer prune its least informative tokens, train it for that, and measure both.
+    """Make a timm vision transformer prune its unimportant and redundant tokens, train it for that, and measure both.
 
     Example:
         model = timm.create_model("deit_small_patch16_224.fb_in1k", pretrained=True)

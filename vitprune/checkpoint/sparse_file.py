@@ -176,7 +176,7 @@ def read_metadata(path: Path) -> Metadata:
     if METADATA_KEY not in header:
         raise CheckpointError(
             f"'{path}' was not written by vitprune: its header has no '{METADATA_KEY}' entry",
-            f"plain weights go with a timm name: vitprune sparsify NAME --checkpoint {path}",
+            f"plain weights go with the name of their architecture: NAME and --checkpoint {path}",
         )
     return parse_metadata(header[METADATA_KEY], path)
 

@@ -63,7 +63,7 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
     if not predictors:
         raise CheckpointError(
             f"'{path}' is no official DynamicViT checkpoint: it has no 'score_predictor' tensors",
-            f"plain weights go with a timm name: vitprune sparsify NAME --checkpoint {path}",
+            f"plain weights go with the name of their architecture: NAME and --checkpoint {path}",
         )
     if keep is None:
         raise UsageError(

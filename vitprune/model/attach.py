@@ -8,6 +8,7 @@ from torch import nn
 
 from vitprune.backbones import wrap
 from vitprune.common.renamed import renamed
+from vitprune.errors import UsageError
 from vitprune.model.attention import AttentionViT
 from vitprune.model.sparse_vit import SparseViT
 from vitprune.schedule import PredictorName, Pruned, Schedule, ScheduleName, Sparsity
@@ -35,7 +36,7 @@ def attach(
         logits = sparse(torch.randn(1, 3, 224, 224))
 
     Args:
-        model: a timm model of a supported family; used as it is, not copied.
+        model: a timm model of a supported family; used as it is, not copied, so training the sparse model trains it.
         keep: share of tokens one stage keeps, in (0, 1].
         prune_at: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
         token_schedule: "late" or the paper's "geometric".
@@ -52,7 +53,7 @@ def attach(
 
     Raises:
         UnsupportedModelError: the model's tokens cannot be pruned.
-        UsageError: see `vitprune.Sparsity` and `vitprune.make_schedule`.
+        UsageError: no model, a sparse or a compiled one; and see `vitprune.Sparsity` and `vitprune.make_schedule`.
     """
     return attach_as(
         model, Sparsity(keep, prune_at, token_schedule, tokens_left, pruned, align, balance, beta, predictor)
@@ -61,6 +62,12 @@ def attach(
 
 def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
     """As `attach`, by one object; the model remembers it."""
+    if isinstance(model, SparseViT):
+        raise UsageError("the model is sparse already", "start from the dense model, which is its .model")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"the model is a {type(model).__name__}, expected one of timm's", "timm.create_model makes it")
+    if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        raise UsageError(f"the {type(inner).__name__} is compiled", "attach first, then torch.compile the sparse model")
     sparse = build(model, sparsity.plan(wrap(model)), **sparsity.selection)
     sparse.sparsity = sparsity
     return sparse

@@ -20,7 +20,7 @@ from vitprune.tokens.selection import flat_rows, log_probabilities, take_rows, t
 
 
 class SparseViT(PublicModule):
-    """A vision transformer that drops its least informative patch tokens on the way.
+    """A vision transformer that prunes unimportant and redundant patch tokens on the way.
 
     `forward` is what is deployed: the same, constant number of tokens for every image, really removed.
     `forward_masked` is what is trained: all tokens are there, pruned ones are hidden from attention and pooling.

@@ -90,6 +90,8 @@ class Sparsity:
     predictor: PredictorName = "light"
 
     def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
+            raise UsageError(f"keep ratio is {self.keep!r}, expected a number in (0, 1]")
         if not 0 < self.keep <= 1:  # also catches NaN
             meant = self.keep / 100 if 10 <= self.keep <= 100 else 0.7  # percent
             raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", f"try --keep {meant:g}")
