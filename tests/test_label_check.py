@@ -76,6 +76,7 @@ def test_a_run_with_such_labels_stops_before_it_writes_and_eval_says_so(make_vit
         assert "images, about as chance would (50 %), though it is 100 % sure" in err
         assert "--force-labels goes on" in err
         assert not (tmp_path / "run").exists()
+    assert run(["sparsify", "test_vit", *data, *short, "--force-labels", "--dry-run"]) == 0
     assert run(["sparsify", "test_vit", *data, *short, "--force-labels"]) == 0
     capsys.readouterr()
     assert run(["eval", "test_vit", *data, "--json"]) == 0

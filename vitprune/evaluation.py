@@ -105,9 +105,7 @@ def paired_difference(model: Predictions, baseline: Predictions) -> dict[str, An
     if not (model.labelled and baseline.labelled):
         return {"top1_points": None, "top1_points_ci95": None}
     count = len(model.correct)
-    gained, lost = (
-        int((a & ~b).sum()) for a, b in ((model.correct, baseline.correct), (baseline.correct, model.correct))
-    )
+    gained, lost = int((model.correct & ~baseline.correct).sum()), int((baseline.correct & ~model.correct).sum())
     up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
     half = _CONFIDENCE_95 * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
     between = [max(-1.0, up - down - half), min(1.0, up - down + half)]

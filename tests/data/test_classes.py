@@ -145,6 +145,21 @@ def test_an_order_that_is_a_question_is_asked_for(names, timm, torchvision, tmp_
         assert f"in {order}'s order" in data.how_classes
 
 
+def test_ids_in_an_order_of_their_own_are_not_mixed_with_imagenets():
+    model = ModelClasses(1000, tuple(reversed(IDS)))
+    assert match_classes([IDS[0]], model, "x").index == {IDS[0]: 999}
+    with pytest.raises(DataError, match="but 'x' has 1"):
+        match_classes(["tench"], model, "x")
+
+
+def test_an_order_that_is_given_wins_over_numbers_as_imagenet_has_them():
+    names = [*map(str, range(1000))]
+    assert match_classes(names, IMAGENET, "x").index["2"] == 2
+    assert (
+        match_classes(names, ModelClasses(1000, order="torchvision"), "x").index["2"] == sorted(names).index("2") != 2
+    )
+
+
 MAPS = {
     "lines.txt": "dog\ncat\nemu\n",
     "list.json": '["dog", "cat", "emu"]',

@@ -274,7 +274,7 @@ def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Rec
         images = open_data(data, classes, options, training=recipe.trains, labels=recipe.labels)
     trained = f"{_counted(images.train)} to train on" if recipe.trains else "no training"
     say(f"{loaded.name}, {plans}, on {device}: {trained}, {_counted(images.val)} to evaluate on")
-    for line in filter(None, (images.how_classes and f"classes: {images.how_classes}", images.note)):
+    for line in images.understood:
         say(line)
     return images
 

@@ -62,7 +62,7 @@ def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -
         DataError: the classes do not fit, or their order is not known; shows both sides.
     """
     names = sorted(data_names)
-    if model.names and not are_wordnet_ids(model.names):
+    if model.names and named(model):
         index = {_normal(name): i for i, name in enumerate(model.names)}
         if unknown := [name for name in names if _normal(name) not in index]:
             raise _misfit(names, unknown, model, source)
@@ -70,7 +70,9 @@ def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -
     if model.names and set(names) <= set(model.names):
         index = {name: i for i, name in enumerate(model.names)}
         return Matched({name: index[name] for name in names}, f"by WordNet id, as {model.source} has them")
-    if found := find_spelling(names, model.num_classes, source):
+    # What the user says of the order, or ids in another one than ImageNet's, contradict its numbers and names.
+    usual = model.order is None and list(model.names or ()) in ([], wordnet_ids(model.num_classes))
+    if usual and (found := find_spelling(names, model.num_classes, source)):
         return Matched(found[0], f"ImageNet's, {found[1]}")
     if len(names) != model.num_classes or model.names:
         raise _misfit(names, [], model, source)
@@ -153,11 +155,7 @@ def with_class_map(model: ModelClasses, path: Path | None, order: ClassOrder | N
     """
     if path is not None:
         names = read_class_map(path, model.num_classes)
-        if (
-            model.names
-            and not are_wordnet_ids(model.names)
-            and tuple(map(_normal, model.names)) != tuple(map(_normal, names))
-        ):
+        if model.names and named(model) and [*map(_normal, model.names)] != [*map(_normal, names)]:
             raise DataError(
                 f"the class map '{path}' and the model name the classes differently: {_first(names)}, not "
                 f"{_first(model.names)}",
@@ -174,10 +172,7 @@ def with_class_map(model: ModelClasses, path: Path | None, order: ClassOrder | N
 
 def model_index(model: ModelClasses) -> dict[str, int] | None:
     """The model's output index of every class by name, by id or number on ImageNet models; None without names."""
-    if model.names and not are_wordnet_ids(model.names):
-        return {name: i for i, name in enumerate(model.names)}
-    known = {name: i for i, name in enumerate(model.names or ())}
-    return known or spellings(model.num_classes) or None
+    return {name: i for i, name in enumerate(model.names or ())} or spellings(model.num_classes) or None
 
 
 def readable_names(names: Mapping[int, str], num_classes: int) -> dict[int, str]:

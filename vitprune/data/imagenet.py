@@ -65,7 +65,7 @@ def find_spelling(
 
 
 def spellings(num_classes: int) -> dict[str, int]:
-    """Every spelling that names one class alone, for data whose classes are not known beforehand."""
+    """Output indices by WordNet id and, of ImageNet-1k, by number, for data whose classes are not known beforehand."""
     ids = wordnet_ids(num_classes)
     known = {name: i for i, name in enumerate(ids)}
     if num_classes != 1000:

@@ -47,6 +47,11 @@ class Data:
     object_mask: Callable[[int], NDArray[np.bool_]] | None = None
 
     @property
+    def understood(self) -> list[str]:
+        """What to say of them before they are used."""
+        return [line for line in (self.how_classes and f"classes: {self.how_classes}", self.note) if line]
+
+    @property
     def how_classes(self) -> str:
         """How the classes of `val` were understood, for people; empty where there are none."""
         return self.val.how_classes

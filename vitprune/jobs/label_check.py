@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+from torch.distributions import Binomial
 
 from vitprune.common.progress import Listener
 from vitprune.data import Data, eval_transform
@@ -56,11 +56,6 @@ def check_labels(loaded: Loaded, data: Data, device: torch.device, listener: Lis
 
 def _at_most(right: int, count: int, share: float) -> float:
     """Probability of at most `right` successes in `count` tries that each succeed with probability `share`."""
-    if right < 0:
-        return 0.0
-    logs = np.cumsum(np.log(np.arange(1, count + 1, dtype=np.float64)))
-    factorial = np.concatenate(([0.0], logs))
-    k = np.arange(right + 1)
-    share = min(max(share, 1e-12), 1 - 1e-12)
-    terms = factorial[count] - factorial[k] - factorial[count - k] + k * np.log(share) + (count - k) * np.log1p(-share)
-    return float(min(1.0, np.exp(terms).sum()))
+    tries = Binomial(torch.tensor(float(count), dtype=torch.float64), torch.tensor(share, dtype=torch.float64))
+    numbers = torch.arange(right + 1, dtype=torch.float64)
+    return float(tries.log_prob(numbers).exp().sum())  # type: ignore[no-untyped-call]

@@ -26,7 +26,14 @@ from vitprune.training.recipe import Recipe
 
 
 def rehearse(
-    loaded: Loaded, data: Data, recipe: Recipe, sparsity: Sparsity, device: torch.device, listener: Listener
+    loaded: Loaded,
+    data: Data,
+    recipe: Recipe,
+    sparsity: Sparsity,
+    device: torch.device,
+    listener: Listener,
+    *,
+    force_labels: bool = False,
 ) -> dict[str, Any]:
     """All checks of a run and its first steps, for JSON; writes nothing.
 
@@ -37,7 +44,8 @@ def rehearse(
     distributed.start(device)
     student = new_student(loaded.model, sparsity, recipe.seed)
     describe_run(student, loaded, data, recipe, sparsity)
-    check_labels(loaded, data, device, listener)
+    if not force_labels:
+        check_labels(loaded, data, device, listener)
     images = to_train_on(student, data, recipe)
     per_epoch = count_images(images)
     planned = recipe.plan_steps(

@@ -122,8 +122,8 @@ def compare(
         raise UsageError(f"'{spec}' is a method, not DATA", f"--methods takes them joined with commas: tome,{spec}")
     with waiting(f"opening {spec}"):
         opened = open_data(spec, classes, images.parsed(), training=trains)
-    if opened.note:
-        say(opened.note)
+    for line in opened.understood:
+        say(line)
     with RunProgress() as progress:
         result = run(subject, opened, settings, comparison, progress)
     result = {

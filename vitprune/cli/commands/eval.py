@@ -86,7 +86,7 @@ def evaluate(
         models = {"dense": load_dense(loaded, of_dense).model} if compares else {}
     val = opened.val
     val.transform = eval_transform(loaded.model)
-    for line in filter(None, (opened.how_classes and f"classes: {opened.how_classes}", opened.note)):
+    for line in opened.understood:
         say(line)
     workers = Recipe(num_workers=workers).workers()
     with RunProgress() as progress:

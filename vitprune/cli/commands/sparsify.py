@@ -137,7 +137,7 @@ def sparsify(
     opened = training_images(loaded, images.spec(data, loaded), options, chosen, sparsity.label, where)
 
     if dry_run:
-        _rehearse(loaded, opened, chosen, sparsity, where, folder, as_json)
+        _rehearse(loaded, opened, chosen, sparsity, where, folder, as_json, force_labels)
         return
 
     from vitprune.jobs.sparsify import RunSettings, run
@@ -199,13 +199,20 @@ def _print_plan(result: dict[str, Any]) -> None:
 
 
 def _rehearse(
-    loaded: Loaded, images: Data, recipe: Recipe, sparsity: Sparsity, device: torch.device, folder: Path, as_json: bool
+    loaded: Loaded,
+    images: Data,
+    recipe: Recipe,
+    sparsity: Sparsity,
+    device: torch.device,
+    folder: Path,
+    as_json: bool,
+    force: bool,
 ) -> None:
     """--dry-run: what the run would do and how long its training would take."""
     from vitprune.jobs.rehearsal import rehearse
 
     with RunProgress() as progress:
-        result = rehearse(loaded, images, recipe, sparsity, device, progress)
+        result = rehearse(loaded, images, recipe, sparsity, device, progress, force_labels=force)
     result |= {"output": str(folder)}
     if as_json:
         print_json(result)
@@ -215,7 +222,7 @@ def _rehearse(
         f"training: {result['num_steps']} steps of {recipe.batch_size} images, about {duration(result['seconds'])} "
         f"(evaluation, timing and report come on top); memory used so far {result['peak_memory_mib']:.0f} MiB"
     )
-    print_line(f"a run would write to {folder}; nothing was written, and images beyond the first steps were not opened")
+    print_line(f"a run would write to {folder}; nothing was written, and not every image was opened")
 
 
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
