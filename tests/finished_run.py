@@ -85,6 +85,8 @@ def make_report(**changes):
             "num_unreadable_val": 1,
             "unreadable_val": ["/home/somebody/elsewhere/<s>2.jpg"],
             "how_classes": "in the order of their names: cat, dog",
+            "left_out": "2 x .txt",
+            "remarks": ["3 image(s) of more than 8 bits, scaled to 8"],
             "note": "2 of 10 shards are missing",
         },
         "commands": {

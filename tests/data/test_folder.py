@@ -76,7 +76,7 @@ def test_class_count_that_does_not_fit_shows_both_sides(names):
 def test_an_empty_class_folder_still_counts_and_options_of_tables_are_refused(image_folder):
     for options, words in (
         ({"streaming": True}, "is none"),
-        ({"columns": ("a", "b")}, "is none"),
+        ({"columns": ("a", "b")}, "is no table"),
         ({"splits": ("a", None)}, "no folder 'a'"),
     ):
         with pytest.raises(DataError, match=words):

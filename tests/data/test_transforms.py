@@ -17,7 +17,7 @@ from vitprune.training.recipe import load_recipe
 def test_every_level_of_every_policy_works(make_vit, policy):
     """timm's RandAugment may ask for an image of no bits, which Pillow refuses: one in some thousand images."""
     transform = train_transform(make_vit(), Augmentation(auto_augment=policy))
-    steps = [step for step in transform.transforms if hasattr(step, "ops") or hasattr(step, "policy")]
+    steps = [step for step in transform.steps.transforms if hasattr(step, "ops") or hasattr(step, "policy")]
     image = Image.new("RGB", (48, 48), (200, 100, 50))
     random.seed(0)
     for step in steps:

@@ -20,7 +20,9 @@ _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "cro
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
-    """Timm's data configuration of a timm model, at the image size it was built for.
+    """Timm's data configuration of a timm model, at the image size it was built for, and `exif`.
+
+    `exif` is whether images are turned by their EXIF orientation first, which timm does not.
 
     timm's own `resolve_model_data_config` gives the size the weights came with, which differs after
     `create_model(..., img_size=...)`.
@@ -29,7 +31,8 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
     config = timm.data.resolve_model_data_config(model, args=size)
     if config["input_size"][0] == 1:  # grey: timm keeps the three colours' figures
         config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
-    return {key: config[key] for key in _PREPROCESSING}
+    exif = bool((getattr(model, "pretrained_cfg", None) or {}).get("exif", False))
+    return {key: config[key] for key in _PREPROCESSING} | {"exif": exif}
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:

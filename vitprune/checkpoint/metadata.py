@@ -40,6 +40,7 @@ class Preprocessing(BaseModel):
     std: tuple[Colour, ...]
     crop_pct: float = Field(ge=0.1, le=10)
     crop_mode: Literal["center", "squash", "border"]
+    exif: bool = Field(False, description="whether images are turned by their EXIF orientation first")
 
 
 class Metadata(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
@@ -41,6 +42,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         ]
 
     def call(**values: Any) -> None:
+        values = {name: _expanded(value) for name, value in values.items()}
         for name, group in groups.items():
             values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})  # type: ignore[operator]
         command(**values)
@@ -49,6 +51,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _expanded(value: Any) -> Any:
+    """`~` as the home folder, wherever a path may stand: the shell leaves it in --output=~/runs."""
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return [_expanded(each) for each in value]
+    if isinstance(value, (str, Path)) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111  Path's raises for users that do not exist
+    return value
 
 
 Model = Annotated[
@@ -116,7 +127,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.
 
 Limit = Annotated[
     int | None,
-    typer.Option(min=1, help="At most N random images of each split.", metavar="N"),
+    typer.Option(min=1, help="At most N images of each split.", metavar="N"),
 ]
 ImgSize = Annotated[
     ImageSize | None,
@@ -177,6 +188,15 @@ class ModelOptions:
         _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
     ] = None
 
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif",
+            help="Turn images by their EXIF orientation; timm does not.",
+            rich_help_panel="Preprocessing",
+        ),
+    ] = False
+
     def preprocessing(self) -> dict[str, Any]:
         """What replaces timm's preprocessing.
 
@@ -196,7 +216,7 @@ class ModelOptions:
                 f"--{name} is of own weights, and there is no --checkpoint",
                 "leave it out: weights of timm and files of vitprune say how their images are prepared",
             )
-        return given
+        return given | ({"exif": True} if self.exif else {})
 
 
 @dataclass(frozen=True)
@@ -251,9 +271,30 @@ class TableOptions:
         ),
     ] = None
 
+    labels_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            help="Says what loose images show: text, CSV or JSON; its columns by --input-key, --target-key.",
+            show_default="found beside them",
+            rich_help_panel=TABLES,
+        ),
+    ] = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Larger images count as unreadable.",
+            show_default="178956970",
+            rich_help_panel=TABLES,
+        ),
+    ] = None
+
     def parsed(self, limit: int | None = None) -> DataOptions:
         """The same for `vitprune.data.open_data`."""
-        from vitprune.data import DataOptions
+        from vitprune.data.options import MAX_PIXELS, DataOptions
 
         return DataOptions(
             splits=(self.train_split, self.val_split),
@@ -262,6 +303,8 @@ class TableOptions:
             limit=limit,
             class_order=self.class_order,
             class_map=self.class_map,
+            labels=self.labels_file,
+            max_pixels=self.max_pixels or MAX_PIXELS,
         )
 
 

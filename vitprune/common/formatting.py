@@ -16,6 +16,11 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
+def writable(name: object) -> str:
+    """A path or a name as text that every file takes: bytes of a file name that are not UTF-8 become question marks."""
+    return str(name).encode("utf-8", "replace").decode()
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A number for a table; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -170,6 +170,16 @@ def with_class_map(model: ModelClasses, path: Path | None, order: ClassOrder | N
     return replace(model, order=order)
 
 
+def refuse_order(model: ModelClasses, why: str) -> None:
+    """Refuse --class-order where it says nothing.
+
+    Raises:
+        DataError: the user gave it.
+    """
+    if model.order is not None:
+        raise DataError(f"{why}, which need no order", "leave out --class-order", exit_code=2)
+
+
 def model_index(model: ModelClasses) -> dict[str, int] | None:
     """The model's output index of every class by name, by id or number on ImageNet models; None without names."""
     return {name: i for i, name in enumerate(model.names or ())} or spellings(model.num_classes) or None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import takewhile
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
+from vitprune.common.formatting import writable
 from vitprune.data.classes import Matched, ModelClasses, match_classes
+from vitprune.data.files import Scan, is_clutter, is_image, is_output, no_images, scan
 from vitprune.data.images import UNLABELLED, ImageSet, open_image
+from vitprune.data.label_file import find_label_files, labels_in, match_labels, read_label_file
+from vitprune.data.options import NO_OPTIONS, DataOptions
+from vitprune.data.splits import SPLIT_WORDS
 from vitprune.errors import DataError
 
-SPLIT_WORDS = (
-    (("train", "training"),),
-    (("val", "validation", "valid", "dev", "eval"), ("test", "testing")),
-)
-"""What splits for training and for evaluation are called; the later words only where there is none of the earlier."""
-_CLUTTER = ("__MACOSX", "lost+found", "System Volume Information", "$RECYCLE.BIN")
 _NO_CLASSES = (
     "images",
     "labels",
@@ -31,47 +29,14 @@ class Unlabelled(DataError):
     """Images without labels, where labels are needed."""
 
 
-def image_files(path: Path) -> list[Path]:
-    """An image file, or all images below a folder.
+@dataclass
+class _Found:
+    """Images with their classes, output indices of the model."""
 
-    Raises:
-        DataError: there is no such file or folder, or it holds no image.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"image or folder '{path}' not found", "check the path", exit_code=2)
-    if not (found := _images(path)):
-        raise DataError(f"there are no images in '{path}'", "give image files, or a folder of them")
-    return found
-
-
-def find_splits(root: Path, names: tuple[str | None, str | None] = (None, None)) -> tuple[Path | None, Path | None]:
-    """The folders with the training and the validation images; (None, None) if `root` has no such split.
-
-    Args:
-        root: the folder.
-        names: of the folders in it, instead of the usual words, in which case does not matter.
-
-    Raises:
-        DataError: a folder that is named is not there, or several may be meant.
-    """
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
-    found: list[Path | None] = []
-    for option, given, groups in zip(("--train-split", "--val-split"), names, SPLIT_WORDS, strict=True):
-        if given is not None:
-            if not (root / given).is_dir():
-                raise DataError(f"'{root}' has no folder '{given}'", f"{option} names one of its folders", exit_code=2)
-            found.append(root / given)
-            continue
-        hits = next(
-            (hits for words in groups if (hits := [each for each in folders if each.name.lower() in words])), []
-        )
-        if len(hits) > 1:
-            choices = " and ".join(f"'{each.name}'" for each in hits)
-            raise DataError(f"'{root}' has {choices}, and either may be meant", f"name one: {option} {hits[0].name}")
-        found.append(hits[0] if hits else None)
-    return found[0], found[1]
+    paths: list[Path]
+    labels: list[int]
+    left_out: Counter[str]
+    matched: Matched = field(default_factory=lambda: Matched({}, ""))
 
 
 def class_folders(root: Path) -> list[Path]:
@@ -92,57 +57,42 @@ def class_folders(root: Path) -> list[Path]:
     return folders
 
 
-def is_clutter(path: Path) -> bool:
-    """Whether a file or folder was left by a file system, an archive, a NAS or a notebook, and holds no images."""
-    return path.name.startswith((".", "@")) or path.name in _CLUTTER
+def is_flat(root: Path) -> bool:
+    """Whether a folder has no class folders, so that a file must say what its images show."""
+    try:
+        return not any(next(folder.iterdir(), None) for folder in class_folders(root))
+    except DataError:
+        return True
 
 
-def is_output(folder: Path) -> bool:
-    """Whether vitprune wrote a folder: a run, or a folder of runs or drawings."""
-    written = ("report.json", "keepmaps.json", "sweep.json")
-    return any((each / name).is_file() for each in (folder, *_subfolders(folder)) for name in written)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [each for each in folder.iterdir() if each.is_dir()] if folder.name == "runs" else []
-
-
-def read_folder(root: Path, classes: ModelClasses | None) -> ImageSet:
+def read_folder(root: Path, classes: ModelClasses | None, options: DataOptions = NO_OPTIONS) -> ImageSet:
     """All images below a folder.
 
     Args:
-        root: a folder with one folder per class, or with loose images.
-        classes: the model's classes, to label the images by the folder they are in; None to leave them unlabelled.
+        root: a folder with one folder per class, or with loose images, which a file may label.
+        classes: the model's classes, to label the images by; None to leave them unlabelled.
+        options: a file of labels, and how large images may be.
 
     Raises:
-        DataError: there are no images, no class folders though labels are asked for, or the classes do not fit.
+        DataError: there are no images, no labels though they are asked for, or the classes do not fit.
     """
     if not root.is_dir():
         raise DataError(f"folder '{root}' not found", "check the path given as DATA", exit_code=2)
-    matched = Matched({}, "")
     if classes is None:
-        paths = _images(root)
-        labels = [UNLABELLED] * len(paths)
+        files = scan(root)
+        found = _Found(files.images, [UNLABELLED] * len(files.images), files.left_out)
     else:
-        folders = class_folders(root)
-        by_class = {folder.name: found for folder in folders if (found := _images(folder))}
-        if not by_class and _images(root):
-            raise Unlabelled(
-                f"the images in '{root}' are not in class folders, so their labels are not known",
-                "put them into one folder per class, or train without labels: vitprune sparsify ... --no-labels",
-            )
-        # Empty class folders count as classes, or an incomplete copy would shift every index after them.
-        if by_class:
-            matched = match_classes([folder.name for folder in folders], classes, str(root))
-        pairs = [(path, matched.index[name]) for name, found in by_class.items() for path in found]
-        paths, labels = [path for path, _ in pairs], [label for _, label in pairs]
-    if not paths:
-        raise DataError(
-            f"there are no images in '{root}'",
-            f"expected files such as {root / 'some_class' / 'image.jpg'}",
-        )
-    names = {i: name for name, i in matched.index.items()}
-    return ImageSet(paths, labels, open_image, class_names=names, how_classes=matched.how)
+        found = _labelled(root, classes, options)
+    if not found.paths:
+        raise no_images(root, found.left_out, f"expected files such as {root / 'some_class' / 'image.jpg'}")
+    return ImageSet(
+        found.paths,
+        found.labels,
+        partial(open_image, max_pixels=options.max_pixels),
+        class_names={i: name for name, i in found.matched.index.items() if name != str(i)},
+        how_classes=found.matched.how,
+        left_out=found.left_out,
+    )
 
 
 def classes_of_train(train: Path, classes: ModelClasses) -> ModelClasses:
@@ -153,7 +103,7 @@ def classes_of_train(train: Path, classes: ModelClasses) -> ModelClasses:
     Raises:
         DataError: the order of the training folders is not known.
     """
-    names = [folder.name for folder in class_folders(train)]
+    names = [] if is_flat(train) else [writable(folder.name) for folder in class_folders(train)]
     if classes.names or len(names) != classes.num_classes:
         return classes
     matched = match_classes(names, classes, str(train))
@@ -164,12 +114,50 @@ def classes_of_train(train: Path, classes: ModelClasses) -> ModelClasses:
     )
 
 
-def _images(folder: Path) -> list[Path]:
-    known = Image.registered_extensions()
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in known
-        and path.is_file()
-        and not any(is_clutter(part) for part in (path, *takewhile(lambda each: each != folder, path.parents)))
+def _labelled(root: Path, classes: ModelClasses, options: DataOptions) -> _Found:
+    folders = [] if is_flat(root) else class_folders(root)
+    if options.labels is None and folders:
+        scans = {writable(folder.name): scan(folder) for folder in folders}
+        if any(found.images for found in scans.values()):
+            # Empty class folders count as classes, or an incomplete copy would shift every index after them.
+            return _by_folder(root, scans, match_classes(list(scans), classes, str(root)))
+    return _by_file(root, classes, options)
+
+
+def _by_folder(root: Path, scans: dict[str, Scan], matched: Matched) -> _Found:
+    left_out = sum((found.left_out for found in scans.values()), Counter[str]())
+    if loose := sum(path.is_file() and is_image(path) for path in root.iterdir()):
+        left_out["image beside the class folders"] = loose
+    pairs = [(path, matched.index[name]) for name, found in scans.items() for path in found.images]
+    return _Found([path for path, _ in pairs], [label for _, label in pairs], left_out, matched)
+
+
+def _by_file(root: Path, classes: ModelClasses, options: DataOptions) -> _Found:
+    """Loose images, labelled by a file that was given or found."""
+    files = scan(root)
+    if not files.images:
+        return _Found([], [], files.left_out)
+    if options.labels is not None:
+        file, values = options.labels, read_label_file(options.labels, files.images, root, options.columns)
+    elif labelled := labels_in(find_label_files(root), files.images, root, options.columns):
+        file, values = labelled
+    else:
+        raise _unlabelled(root)
+    named = [(path, value) for path, value in zip(files.images, values, strict=True) if value is not None]
+    matched = match_labels(sorted({value for _, value in named}), classes, file)
+    chosen = [(path, matched.index[value]) for path, value in named]
+    if unnamed := len(values) - len(chosen):
+        files.left_out[f"image that '{file.name}' does not name"] = unnamed
+    files.left_out[file.suffix.lower()] -= file.parent == root  # it was read
+    how = replace(matched, how=f"labels of {len(chosen)} images from '{file.name}', {matched.how}")
+    return _Found([path for path, _ in chosen], [label for _, label in chosen], +files.left_out, how)
+
+
+def _unlabelled(root: Path) -> DataError:
+    if any(each.is_dir() and not is_clutter(each) for each in root.iterdir()):
+        class_folders(root)  # says which folder to give instead
+    return Unlabelled(
+        f"the images in '{root}' are not in class folders, so their labels are not known",
+        "put them into one folder per class, name a file that labels them, --labels FILE, or train without labels: "
+        "vitprune sparsify ... --no-labels",
     )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from vitprune.data.classes import ClassOrder, ModelClasses, shown
-from vitprune.data.folder import SPLIT_WORDS
-from vitprune.data.tables import Columns, Images, read_table
+from vitprune.data.classes import ModelClasses, shown
+from vitprune.data.options import DataOptions
+from vitprune.data.splits import SPLIT_WORDS, words
+from vitprune.data.tables import Images, read_table
 from vitprune.errors import DataError, HubError
 
 HUB_SETS: dict[str, tuple[str, str | None]] = {
@@ -27,29 +29,8 @@ OFFLINE = "HF_HUB_OFFLINE is set"
 _TIMEOUT_S = 10.0
 _IMAGENET_CLASSES = 1000
 _MOST_SHARDS = 100_000
-_SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How a DATA argument is read.
-
-    Attributes:
-        splits: names of the training and the validation split of a Hub data set, or what the names of such shards begin
-            with; None to find them.
-        columns: names of the columns of images and of labels in a table; None to find them.
-        streaming: read a Hub data set or parquet shards as they come, storing nothing.
-        limit: at most so many images of each split, chosen at random, always the same; of a stream the first ones.
-        class_order: how classes without names were sorted when the model was trained; None where not known.
-        class_map: a file with the names of the model's classes in output order.
-    """
-
-    splits: tuple[str | None, str | None] = (None, None)
-    columns: Columns = (None, None)
-    streaming: bool = False
-    limit: int | None = None
-    class_order: ClassOrder | None = None
-    class_map: Path | None = None
+_SHARDS = {".parquet": "parquet", ".tar": "webdataset", ".tar.gz": "webdataset", ".tgz": "webdataset"}
+_OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 _PREFIXES = ("hf:", "hf-hub:", "hfds/")
@@ -87,6 +68,12 @@ def read_hub(spec: str, classes: ModelClasses | None, options: DataOptions) -> t
         raise DataError(
             f"the model has {classes.num_classes} classes{shown(classes.names)}, but '{spec}' has {_IMAGENET_CLASSES}",
             "use data with the model's classes, or train without labels: vitprune sparsify ... --no-labels",
+        )
+    if Path(repository).exists():  # load_dataset would read it instead
+        raise DataError(
+            f"'{spec}' names a data set of the Hub, and there is a folder '{repository}' here",
+            f"./{repository} is the folder; for the data set run vitprune elsewhere",
+            exit_code=2,
         )
     unreachable = _why_unreachable(repository)
     try:
@@ -151,10 +138,14 @@ def find_shards(spec: str) -> list[Path]:
     if path.is_dir():
         files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
         folders = any(entry.is_dir() for entry in path.iterdir())
-        return [file for file in files if file.suffix in _SHARDS] if files and not folders else []
-    if path.suffix not in _SHARDS:
+        return [file for file in files if _ending(file)] if files and not folders else []
+    if not _ending(path):
         return []
     return [path] if path.is_file() else sorted(path.parent.glob(path.name))
+
+
+def _ending(path: Path) -> str | None:
+    return next((ending for ending in _SHARDS if path.name.endswith(ending)), None)
 
 
 def missing_shards(shards: list[Path]) -> list[str]:
@@ -183,25 +174,44 @@ def read_shards(
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    kinds = {shard.suffix for shard in shards}
-    if len(kinds) > 1:
+    endings = {str(_ending(shard)) for shard in shards}
+    if len({_SHARDS[ending] for ending in endings}) > 1:
         raise DataError(
-            f"'{source}' holds both {' and '.join(sorted(kinds))} files", "give one kind: 'folder/*.parquet'"
+            f"'{source}' holds both {' and '.join(sorted(endings))} files", "give one kind: 'folder/*.parquet'"
         )
-    kind = _SHARDS[kinds.pop()]
-    if kind == "webdataset":
-        for shard in shards:
+    kind = _SHARDS[endings.pop()]
+    for shard in shards:
+        if "::" in str(shard):
+            raise DataError(f"the path '{shard}' holds '::', which datasets takes for two addresses", "rename it")
+        if _ending(shard) == ".tar":
             _check_tar(shard)
     streaming = options.streaming or kind == "webdataset"
     files = _by_split(shards, options.splits)
     try:
         tables = load_dataset(
-            kind, data_files={name: [str(p) for p in paths] for name, paths in files.items()}, streaming=streaming
+            kind,
+            data_files={name: [glob.escape(str(p)) for p in paths] for name, paths in files.items()},
+            streaming=streaming,
         )
-    except (OSError, ValueError, tarfile.TarError, DatasetGenerationError) as error:
+    except (OSError, ValueError, EOFError, tarfile.TarError, DatasetGenerationError) as error:
         cause = error.__cause__ or error
+        if isinstance(cause, OSError) and cause.errno in _OF_THE_DISK:
+            raise _disk_error(cause, shards) from error
         raise DataError(f"'{source}' cannot be read: {str(cause).splitlines()[0]}", "copy the files again") from error
     return _read_splits(tables, classes, source, options)
+
+
+def _disk_error(error: OSError, shards: list[Path]) -> DataError:
+    """What to say of a disk that is full or may not be used: it is no fault of the data."""
+    why = error.strerror or str(error)
+    if error.filename and Path(str(error.filename)) in shards:
+        return DataError(f"'{error.filename}' cannot be read: {why}", "check its permissions")
+    from datasets.config import HF_DATASETS_CACHE
+
+    return DataError(
+        f"the cache of datasets cannot be written: {why} ({error.filename or HF_DATASETS_CACHE})",
+        "set HF_DATASETS_CACHE to a folder that can be written and has room, or use --streaming",
+    )
 
 
 def _check_tar(path: Path) -> None:
@@ -227,23 +237,19 @@ def _by_split(shards: list[Path], splits: tuple[str | None, str | None]) -> dict
             if not chosen:
                 raise DataError(f"no file's name begins with '{given}'", f"the first is {shards[0].name}")
         else:
-            by_group = ([shard for shard in shards if _words(shard) & set(words)] for words in groups)
+            by_group = ([shard for shard in shards if words(shard) & {*alike}] for alike in groups)
             chosen = next(filter(None, by_group), [])
         if chosen:
             found[given or groups[0][0]] = chosen
     if splits == (None, None) and found:
         counts = Counter(chain(*found.values()))
-        tested = {shard for shard in shards if _words(shard) & set(chain(*SPLIT_WORDS[1]))}
+        tested = {shard for shard in shards if words(shard) & set(chain(*SPLIT_WORDS[1]))}
         if odd := [shard for shard in shards if counts[shard] != 1 and not (counts[shard] == 0 and shard in tested)]:
             raise DataError(
                 f"'{odd[0].name}' is of {'both splits' if counts[odd[0]] else 'no split'} by its name",
                 "say what the names of each split's files begin with: --train-split TRAIN --val-split VAL",
             )
     return found or {SPLIT_WORDS[1][0][0]: shards}
-
-
-def _words(shard: Path) -> set[str]:
-    return set(re.split(r"[^a-z]+", shard.name.lower()))
 
 
 def _read_splits(
@@ -253,8 +259,8 @@ def _read_splits(
     for groups, given in zip(SPLIT_WORDS, options.splits, strict=True):
         if given is not None and given not in tables:
             raise DataError(f"'{source}' has no split '{given}'", f"its splits are {', '.join(map(str, tables))}")
-        name = given or next((split for words in groups for split in tables if str(split).lower() in words), None)
-        found.append(None if name is None else read_table(tables[name], classes, source, options.columns))
+        name = given or next((split for alike in groups for split in tables if str(split).lower() in alike), None)
+        found.append(None if name is None else read_table(tables[name], classes, source, options))
     if found == [None, None]:
         raise DataError(
             f"'{source}' has no split that is called train or val, only {', '.join(map(str, tables))}",

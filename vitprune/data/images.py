@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vitprune.common.formatting import writable
+from vitprune.data.options import MAX_PIXELS
 from vitprune.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
 
 UNLABELLED = -1
+
+_SCALED = "scaled"  # in a decoded image's info
+_BRIGHTEST = (255, 4095, 65535, 2**31 - 1, 2**32 - 1)
+"""White in images of 8, 12, 16 and 32 bits."""
+
+
+class Sample(tuple[Any, int]):
+    """An image and its class index of the model or UNLABELLED: a pair, so that any loader can stack them.
+
+    Attributes:
+        note: what people should know of how it was read.
+    """
+
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,15 +73,17 @@ class ImageSet(Dataset[Any]):
         class_names: what the data calls the classes, by class index of the model; empty where not known.
         transform: applied to the PIL image; set before reading batches.
         how_classes: how the classes of the data were understood, for people; empty where there are none.
+        left_out: files that were passed over when looking for the images: how many, by kind.
     """
 
     items: Sequence[Any]
     labels: Sequence[int]
     read: Callable[[Any], Image.Image]
-    name: Callable[[Any], str] = str
+    name: Callable[[Any], str] = writable
     class_names: dict[int, str] = field(default_factory=dict)
     transform: Transform | None = None
     how_classes: str = ""
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @property
     def labelled(self) -> bool:
@@ -71,7 +93,7 @@ class ImageSet(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Any, int] | Unreadable:
+    def __getitem__(self, index: int) -> Sample | Unreadable:
         item = self.items[index]
         return read_sample(lambda: self.read(item), lambda: self.name(item), self.transform, self.labels[index])
 
@@ -99,19 +121,80 @@ class ImageSet(Dataset[Any]):
 
 def read_sample(
     read: Callable[[], Image.Image], name: Callable[[], str], transform: Transform | None, label: int
-) -> tuple[Any, int] | Unreadable:
+) -> Sample | Unreadable:
     """One image, transformed, and its label."""
     try:
         image = read()
-        return (image if transform is None else transform(image)), label
+        sample = Sample((image if transform is None else transform(image), label))
+        sample.note = _note(image, transform)
+        return sample
     except Exception as error:  # decoders and Datasets of others raise anything, and a worker must not die of it
         return Unreadable(name(), _reason(error))
 
 
-def open_image(path: Path) -> Image.Image:
-    """Read and decode one image file as RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
+def open_image(source: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read and decode one image, see `to_rgb`. An EXIF orientation is left to the transform.
+
+    Raises:
+        ValueError: it has more than `max_pixels` pixels, or some that are no numbers.
+        Exception: what its decoder raises.
+    """
+    try:
+        with _no_bombs(max_pixels), Image.open(source) as image:
+            return to_rgb(image)
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has more than {max_pixels:,} pixels, see --max-pixels") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image as RGB, transparency dropped.
+
+    Images of more than 8 bits, which Pillow would clip to white, are scaled by the range that their brightest pixel
+    needs: 1 (of floats), 255, 4095, 65535 and so on; from their darkest pixel where that is below 0.
+
+    Raises:
+        ValueError: some of its pixels are no numbers.
+    """
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    return _in_8_bits(image) if deep else image.convert("RGB")
+
+
+@contextmanager
+def _no_bombs(max_pixels: int) -> Iterator[None]:
+    """In the block Pillow refuses larger images, and says nothing of those that are odd but can be read."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels // 2  # twice of it is an error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.float64)
+    darkest, brightest = float(pixels.min()), float(pixels.max())
+    if not np.isfinite(darkest + brightest):
+        raise ValueError("some of its pixels are no numbers")
+    ranges = (1, *_BRIGHTEST) if image.mode == "F" else _BRIGHTEST
+    white = next((white for white in ranges if brightest <= white), brightest)
+    black = 0.0
+    if darkest < 0:
+        black, white = darkest, max(brightest, darkest + 1e-9)
+    grey = Image.fromarray(((pixels - black) / (white - black) * 255).round().astype(np.uint8)).convert("RGB")
+    grey.info = image.info | {_SCALED: white != 255 or black != 0}
+    return grey
+
+
+def _note(image: Any, transform: Transform | None) -> str:
+    if not isinstance(image, Image.Image):
+        return ""
+    if image.info.get(_SCALED):
+        return "of more than 8 bits, scaled to 8"
+    if "exif" not in image.info or image.getexif().get(ExifTags.Base.Orientation, 1) in (0, 1):
+        return ""
+    turned = getattr(transform, "exif", False)
+    return "turned by its EXIF orientation" if turned else "with an EXIF orientation, not turned (--exif turns it)"
 
 
 def _reason(error: Exception) -> str:

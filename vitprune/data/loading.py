@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vitprune.common import distributed
 from vitprune.common.seeding import derive_seed, isolated_rng
-from vitprune.data.images import ImageSet, Unreadable
+from vitprune.data.images import ImageSet, Sample, Unreadable
 from vitprune.data.tables import Images, ImageStream
 from vitprune.errors import DataError, UsageError
 
@@ -30,6 +31,7 @@ class Batch(NamedTuple):
     images: Tensor | None  # (B, C, H, W) of those that could be read; None if that is none
     labels: Tensor  # (B,)
     unreadable: tuple[Unreadable, ...]
+    notes: tuple[str, ...] = ()  # on those that could be read
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Faults:
         count: how many so far, repeats counted.
         seen: images asked for so far.
         reason: why the first one could not be read.
+        notes: on images that could be read, how often, such as that they were scaled to 8 bits.
     """
 
     allowed_share: float = 0.0
@@ -49,13 +52,20 @@ class Faults:
     count: int = 0
     seen: int = 0
     reason: str = ""
+    notes: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def merged(cls, parts: Sequence[Faults]) -> Faults:
         """Those of several processes as one."""
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         counts = sum(part.count for part in parts), sum(part.seen for part in parts)
-        return cls(parts[0].allowed_share, names, *counts, next((part.reason for part in parts if part.names), ""))
+        reason = next((part.reason for part in parts if part.names), "")
+        return cls(parts[0].allowed_share, names, *counts, reason, sum((part.notes for part in parts), Counter()))
+
+    @property
+    def remarks(self) -> list[str]:
+        """`notes` for people."""
+        return [f"{count} image(s) {note}" for note, count in self.notes.items()]
 
     def none_read(self, what: str = "images") -> DataError:
         """The error where nothing could be read."""
@@ -70,6 +80,7 @@ class Faults:
         """
         self.seen += len(batch.labels) + len(batch.unreadable)
         self.count += len(batch.unreadable)
+        self.notes.update(batch.notes)
         for image in batch.unreadable:
             if image.fatal:
                 raise DataError(f"cannot read '{image.name}': {image.reason}", image.hint)
@@ -150,7 +161,7 @@ class _Seeded(Dataset[Any]):
     images: ImageSet
     seed: int
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int] | Unreadable:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Unreadable:
         with isolated_rng(self.seed, *key):
             return self.images[key[1]]
 
@@ -218,11 +229,11 @@ def leave_signals(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def collate(samples: list[tuple[Tensor, int] | Unreadable]) -> Batch:
+def collate(samples: list[Sample | Unreadable]) -> Batch:
     """Stack what could be read."""
     readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
     unreadable = tuple(sample for sample in samples if isinstance(sample, Unreadable))
     if not readable:
         return Batch(None, torch.empty(0, dtype=torch.long), unreadable)
     images, labels = default_collate(readable)
-    return Batch(images, labels, unreadable)
+    return Batch(images, labels, unreadable, tuple(sample.note for sample in readable if sample.note))

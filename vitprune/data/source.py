@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from vitprune.common.formatting import JOIN_WITH_COMMAS, close_match, is_number
+from vitprune.common.formatting import JOIN_WITH_COMMAS, close_match, is_number, writable
 from vitprune.data.classes import ModelClasses, with_class_map
-from vitprune.data.folder import classes_of_train, find_splits, read_folder
-from vitprune.data.hub import HUB_SETS, DataOptions, find_shards, hub_name, missing_shards, read_hub, read_shards
+from vitprune.data.files import in_words
+from vitprune.data.folder import classes_of_train, is_flat, read_folder
+from vitprune.data.hub import HUB_SETS, find_shards, hub_name, missing_shards, read_hub, read_shards
 from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
+from vitprune.data.options import NO_OPTIONS, DataOptions
+from vitprune.data.splits import find_splits
 from vitprune.data.tables import Images, ImageStream
 from vitprune.data.torch_data import torch_images
 from vitprune.errors import DataError
@@ -49,7 +53,14 @@ class Data:
     @property
     def understood(self) -> list[str]:
         """What to say of them before they are used."""
-        return [line for line in (self.how_classes and f"classes: {self.how_classes}", self.note) if line]
+        lines = (self.how_classes and f"classes: {self.how_classes}", self.left_out and f"left out: {self.left_out}")
+        return [line for line in (*lines, self.note) if line]
+
+    @property
+    def left_out(self) -> str:
+        """Files in the folders that are no images, or none that can be used, by kind, for people."""
+        sets = [images for images in (self.train, self.val) if isinstance(images, ImageSet)]
+        return in_words(sum((images.left_out for images in sets), Counter[str]()))
 
     @property
     def how_classes(self) -> str:
@@ -88,17 +99,12 @@ def open_data(
         DataError: no images, options that do not fit the kind of data, or classes that do not fit the model.
         HubError: the data set cannot be had from the Hub.
     """
-    options = options or DataOptions()
+    options = options or NO_OPTIONS
     if classes is not None:
         classes = with_class_map(classes, options.class_map, options.class_order)
     shards, repository = find_shards(spec), hub_name(spec)
-    of_tables = (options.streaming, options.columns) != (False, (None, None))
-    if of_tables and not shards and not repository:
-        raise DataError(
-            f"--streaming, --input-key and --target-key say how tables are read, and '{spec}' is none",
-            "leave them out, or use a data set of the Hub, parquet or tar files",
-        )
     folder = os.environ.get("VITPRUNE_IMAGENET") if spec == "imagenet" else None
+    _check_options(spec, options, bool(shards or (repository and not folder)))
     if spec == "demo":
         data = _demo()
     elif shards:
@@ -106,13 +112,14 @@ def open_data(
     elif repository and not folder:
         data = _complete(spec, *read_hub(spec, classes if labels else None, options), training)
     else:
-        data = _complete(
-            spec, *_read_folders(_existing(folder or spec), classes, options.splits, training, labels), training
-        )
+        data = _complete(spec, *_read_folders(_existing(folder or spec), classes, options, training, labels), training)
     if missing := missing_shards(shards):
         note = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
         data.note = note if data.note is None else f"{note}; {data.note}"
     if options.limit is not None:
+        if isinstance(data.val, ImageStream):
+            first = f"the first {options.limit} images of the stream, in its order"
+            data.note = first if data.note is None else f"{data.note}; {first}"
         data.train = data.train and data.train.sample(options.limit)
         data.val = data.val.sample(options.limit)
     return data
@@ -138,26 +145,43 @@ def open_torch(
     return _complete(type(named).__name__, torch_images(source, classes), held_out, training)
 
 
+def _check_options(spec: str, options: DataOptions, is_table: bool) -> None:
+    """Refuse what has no effect on the kind of data.
+
+    Raises:
+        DataError: an option is of no use.
+    """
+    if options.streaming and not is_table:
+        raise DataError(f"--streaming says how tables are read, and '{spec}' is none", "leave it out")
+    if options.columns != (None, None) and not is_table and options.labels is None:
+        raise DataError(
+            f"--input-key and --target-key name columns, and '{spec}' is no table",
+            "leave them out, or name the file that labels the images: --labels FILE",
+        )
+    if options.labels is not None and (is_table or spec == "demo"):
+        raise DataError(f"--labels names the labels of loose images, and '{spec}' has its own", "leave it out")
+
+
 def _read_folders(
-    folder: Path,
-    classes: ModelClasses | None,
-    splits: tuple[str | None, str | None],
-    training: bool,
-    labels: bool,
+    folder: Path, classes: ModelClasses | None, options: DataOptions, training: bool, labels: bool
 ) -> tuple[ImageSet | None, ImageSet | None]:
+    train_root, val_root = find_splits(folder, options.splits)
+    if train_root is None and val_root is None:
+        val_root = folder
+    roots = [root for root in (train_root, val_root) if root is not None]
+    of_file = {root for root in roots if is_flat(root)} or {*roots}  # what a file of labels is for
+
     def read(root: Path | None, named: ModelClasses | None) -> ImageSet | None:
         if root is None:
             return None
+        of_root = options if root in of_file else replace(options, labels=None)
         try:
-            return read_folder(root, named)
+            return read_folder(root, named, of_root)
         except DataError:
             if labels:
                 raise
-        return read_folder(root, None)
+        return read_folder(root, None, of_root)
 
-    train_root, val_root = find_splits(folder, splits)
-    if train_root is None and val_root is None:
-        return None, read(folder, classes)
     if train_root is not None and val_root is not None and classes is not None and labels:
         classes = classes_of_train(train_root, classes)
     return read(train_root if training or val_root is None else None, classes), read(val_root, classes)
@@ -165,6 +189,7 @@ def _read_folders(
 
 def _complete(spec: str, train: Images | None, val: Images | None, training: bool) -> Data:
     """Make sure that there is something to evaluate on and, for training, to train on, without overlap."""
+    spec = writable(spec)
     if train is not None and val is not None:
         return Data(spec, train, val)
     everything = train if val is None else val

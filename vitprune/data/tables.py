@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,13 +14,12 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from vitprune.data.classes import Matched, ModelClasses, match_classes, model_index, named, shown
+from vitprune.common.formatting import writable
+from vitprune.data.classes import Matched, ModelClasses, match_classes, model_index, named, refuse_order, shown
 from vitprune.data.imagenet import find_spelling
-from vitprune.data.images import UNLABELLED, ImageSet, Transform, Unreadable, read_sample
+from vitprune.data.images import UNLABELLED, ImageSet, Sample, Transform, Unreadable, open_image, read_sample
+from vitprune.data.options import MAX_PIXELS, NO_OPTIONS, DataOptions
 from vitprune.errors import DataError
-
-Columns = tuple[str | None, str | None]
-"""Names of the columns of images and of classes; None to find them: the first of its kind."""
 
 _LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
 _BUFFER_SIZE = 1000  # rows among which a stream is shuffled
@@ -66,6 +66,7 @@ class ImageStream(IterableDataset[Any]):
         image: name of that column.
         labels: how labels are read.
         source: what to call the data.
+        max_pixels: larger images count as unreadable.
         seed: to shuffle shards and a buffer of rows; None for the order of the data.
         transform: applied to the PIL image; set before reading batches.
         passes: how often the data was gone through; a shuffled stream's order depends on it.
@@ -75,6 +76,7 @@ class ImageStream(IterableDataset[Any]):
     image: str
     labels: Labels
     source: str
+    max_pixels: int = MAX_PIXELS
     seed: int | None = None
     transform: Transform | None = None
     passes: int = field(default=0, init=False)
@@ -115,7 +117,7 @@ class ImageStream(IterableDataset[Any]):
         """The first `num_images` images."""
         return replace(self, table=self.table.take(num_images))
 
-    def __iter__(self) -> Iterator[tuple[Any, int] | Unreadable]:
+    def __iter__(self) -> Iterator[Sample | Unreadable]:
         table = self.table
         if self.seed is not None:
             table = table.shuffle(seed=self.seed, buffer_size=_BUFFER_SIZE)
@@ -124,7 +126,7 @@ class ImageStream(IterableDataset[Any]):
         for number in count():
             try:
                 row = next(rows, None)
-            except (OSError, ValueError, tarfile.TarError) as error:
+            except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
                 # Yielded, not raised: it would cross the border of a worker process as a pasted traceback.
                 yield Unreadable(self.source, f"reading stopped after {number} rows: {error}", fatal=True)
                 return
@@ -132,8 +134,8 @@ class ImageStream(IterableDataset[Any]):
                 return
             yield self._sample(row, number)
 
-    def _sample(self, row: Mapping[str, Any], number: int) -> tuple[Any, int] | Unreadable:
-        name = f"{self.source} {row.get('__key__', f'row {number}')}"
+    def _sample(self, row: Mapping[str, Any], number: int) -> Sample | Unreadable:
+        name = writable(f"{self.source} {row.get('__key__', f'row {number}')}")
         try:
             column = self.labels.column
             label = (
@@ -141,16 +143,17 @@ class ImageStream(IterableDataset[Any]):
             )
         except DataError as error:
             return Unreadable(name, error.message)
-        return read_sample(lambda: decode(row[self.image]), lambda: name, self.transform, label)
+        return read_sample(lambda: decode(row[self.image], self.max_pixels), lambda: name, self.transform, label)
 
 
 Images = ImageSet | ImageStream
 
 
-def read_table(table: Any, classes: ModelClasses | None, source: str, columns: Columns = (None, None)) -> Images:
+def read_table(table: Any, classes: ModelClasses | None, source: str, options: DataOptions = NO_OPTIONS) -> Images:
     """Images of one split: of a `datasets.Dataset`, or of a `datasets.IterableDataset`, which becomes a stream.
 
-    Without classes, the model's, images are unlabelled. Errors call the data `source`.
+    Without classes, the model's, images are unlabelled. Errors call the data `source`. Of the options columns and
+    `max_pixels` are used.
 
     Raises:
         DataError: no rows, a column is missing, or the classes do not fit the model.
@@ -162,56 +165,73 @@ def read_table(table: Any, classes: ModelClasses | None, source: str, columns: C
     features = table.features or next(iter(table.take(1)), None)
     if features is None:
         raise DataError(f"'{source}' holds no rows")
-    image = _image_column(features, columns[0], source)
-    found = _read_labels(features, classes, columns[1], source, None if streamed else table.unique)
+    image = _image_column(features, options.columns[0], source)
+    found = _read_labels(features, classes, options.columns[1], source, None if streamed else table.unique)
     # Not decoded: an image that cannot be decoded must not stop the reading of rows.
     undecoded = table.cast_column(image, ImageFeature(decode=False))
     if streamed:
-        return ImageStream(undecoded, image, found, source)
+        return ImageStream(undecoded, image, found, source, options.max_pixels)
     if found.column is None:
         labels = [UNLABELLED] * len(table)
     else:
         labels = [found.index_of(found.value_of(cell), source) for cell in table[found.column]]
-    read, name = partial(_read_row, undecoded, image), partial(_row_name, source)
+    read, name = partial(_read_row, undecoded, image, options.max_pixels), partial(_row_name, source)
     return ImageSet(range(len(table)), labels, read, name, found.names, how_classes=found.how)
 
 
-def decode(cell: Any) -> Image.Image:
+def decode(cell: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image in a cell of an image column that was not decoded: its bytes, never a path the data chose.
 
     Raises:
         ValueError: the cell holds no bytes.
-        OSError, PIL.UnidentifiedImageError: they are no image.
+        Exception: see `open_image`.
     """
     content = cell if isinstance(cell, bytes) else (cell or {}).get("bytes")
     if not content:
         raise ValueError("the row holds no image")
-    with Image.open(io.BytesIO(content)) as image:
-        return image.convert("RGB")
+    return open_image(io.BytesIO(content), max_pixels)
 
 
-def _read_row(table: Any, column: str, row: int) -> Image.Image:
-    return decode(table[row][column])
+def _read_row(table: Any, column: str, max_pixels: int, row: int) -> Image.Image:
+    return decode(table[row][column], max_pixels)
 
 
 def _row_name(source: str, row: int) -> str:
-    return f"{source} row {row}"
+    return writable(f"{source} row {row}")
 
 
 def _image_column(features: Mapping[str, Any], column: str | None, source: str) -> str:
-    from datasets import Image as ImageFeature
-
     if column is not None:
         if column not in features:
             raise DataError(f"'{source}' has no column '{column}'", f"its columns are {', '.join(features)}")
+        if not _may_hold_images(features[column]):
+            raise DataError(
+                f"column '{column}' of '{source}' holds {_kind_of(features[column])}, no images",
+                f"its columns are {', '.join(features)}",
+            )
         return column
-    found = next((name for name, kind in features.items() if isinstance(kind, ImageFeature)), None)
-    if found is None:
+    from datasets import Image as ImageFeature
+
+    found = [name for name, kind in features.items() if isinstance(kind, ImageFeature)]
+    if len(found) != 1:
+        several, none = "several columns of images: ", "no column of images, only "
         raise DataError(
-            f"'{source}' has no column of images, only {', '.join(features)}",
-            "name it: --input-key COLUMN",
+            f"'{source}' has {several if found else none}{', '.join(found or features)}", "name it: --input-key COLUMN"
         )
-    return found
+    return found[0]
+
+
+def _may_hold_images(kind: Any) -> bool:
+    """Images, their bytes, or bytes beside a path, as Parquet has them; of a stream without a schema the first cell."""
+    from datasets import Image as ImageFeature
+
+    if isinstance(kind, Mapping):
+        return "bytes" in kind
+    return isinstance(kind, (ImageFeature, bytes)) or getattr(kind, "dtype", "") in ("binary", "large_binary")
+
+
+def _kind_of(kind: Any) -> str:
+    return str(getattr(kind, "dtype", type(kind).__name__))
 
 
 def _read_labels(
@@ -252,6 +272,7 @@ def _read_labels(
             )
         names = {index: name for name, index in found.index.items() if values is not None or named(classes)}
         return Labels(column, found.index, names, found.how, key)
+    refuse_order(classes, f"column '{key or column}' of '{source}' numbers the classes")
     numbers = {index: index for index in range(classes.num_classes)}
     return Labels(column, numbers, how=f"by the numbers in column '{key or column}'", key=key)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from vitprune.data.classes import ModelClasses
-from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, read_sample
+from vitprune.data.images import UNLABELLED, ImageSet, Sample, Unreadable, read_sample, to_rgb
 from vitprune.errors import DataError, UsageError
 
 
@@ -24,7 +24,7 @@ class TorchImages(ImageSet):
 
     num_classes: int = 0
 
-    def __getitem__(self, index: int) -> tuple[Any, int] | Unreadable:
+    def __getitem__(self, index: int) -> Sample | Unreadable:
         label = UNLABELLED
 
         def image() -> Any:
@@ -38,12 +38,14 @@ class TorchImages(ImageSet):
         if self.num_classes and label >= self.num_classes:
             reason = f"its label is {label}, but the model has {self.num_classes} classes"
             return Unreadable(f"image {self.items[index]}", reason, fatal=True, hint="labels are the model's outputs")
-        return found[0], label
+        sample = Sample((found[0], label))
+        sample.note = found.note
+        return sample
 
     def _prepared(self, image: Any) -> Any:
         if not isinstance(image, Image.Image):
             return image
-        return image.convert("RGB") if self.transform is None else self.transform(image.convert("RGB"))
+        return to_rgb(image) if self.transform is None else self.transform(to_rgb(image))
 
 
 def torch_images(source: Dataset[Any] | DataLoader[Any], classes: ModelClasses | None) -> TorchImages:

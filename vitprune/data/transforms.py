@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import timm.data
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import Compose, Grayscale
+from torchvision.transforms.functional import center_crop
 
 from vitprune.backbones import input_size, preprocessing
-from vitprune.data.images import Transform
 from vitprune.errors import UnsupportedModelError
+
+_LONGEST = 16
+"""Sides to one: of longer images an evaluation looks at the centre alone."""
 
 
 class Augmentation(BaseModel):
@@ -36,18 +41,47 @@ class Augmentation(BaseModel):
         return self.mixup > 0 or self.cutmix > 0
 
 
-def eval_transform(model: nn.Module) -> Transform:
+@dataclass(frozen=True)
+class Prepared:
+    """timm's steps for a model, after what they do not do.
+
+    Attributes:
+        steps: turn an RGB image into a tensor (C, H, W).
+        exif: whether images are turned by their EXIF orientation first.
+        center: whether the steps resize by the shorter side, and so keep nothing of the ends of a long image.
+    """
+
+    steps: Callable[[Any], Tensor]
+    exif: bool
+    center: bool
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        if self.exif:
+            image = ImageOps.exif_transpose(image)
+        if self.center and max(image.size) > _LONGEST * min(image.size):
+            # 1 x 12,000 pixels resized by the shorter side would take 2 GiB, of which the centre is used.
+            size = tuple(min(side, _LONGEST * min(image.size)) for side in image.size)
+            image = center_crop(image, [size[1], size[0]])
+        return self.steps(image)
+
+
+def eval_transform(model: nn.Module) -> Prepared:
     """Resize, crop and normalise as the model's weights want it."""
-    return _in_channels(model, timm.data.create_transform(**preprocessing(model)))
+    prepared = preprocessing(model)
+    exif = prepared.pop("exif")
+    steps = _in_channels(model, timm.data.create_transform(**prepared))
+    return Prepared(steps, exif, center=prepared["crop_mode"] == "center")
 
 
-def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
+def train_transform(model: nn.Module, augmentation: Augmentation) -> Prepared:
     """A random crop, a horizontal flip, and what else the recipe asks for, normalised as the model's weights want it.
 
     The teacher sees the same image as the student, so its prediction is right for it whatever the label says.
     """
+    prepared = preprocessing(model)
+    exif = prepared.pop("exif")
     transform = timm.data.create_transform(
-        **preprocessing(model),
+        **prepared,
         is_training=True,
         scale=(augmentation.crop_scale, 1.0),
         auto_augment=augmentation.auto_augment,
@@ -59,7 +93,7 @@ def train_transform(model: nn.Module, augmentation: Augmentation) -> Transform:
         for op in chain(getattr(step, "ops", ()), *getattr(step, "policy", ())):
             if op.name.startswith("Posterize"):
                 op.level_fn = partial(_at_least_one_bit, op.level_fn)
-    return _in_channels(model, transform)
+    return Prepared(_in_channels(model, transform), exif, center=False)  # a random crop comes before resizing
 
 
 def _at_least_one_bit(level_fn: Callable[..., tuple[int]], level: float, settings: Any) -> tuple[int]:
@@ -67,13 +101,13 @@ def _at_least_one_bit(level_fn: Callable[..., tuple[int]], level: float, setting
     return (max(1, level_fn(level, settings)[0]),)
 
 
-def _in_channels(model: nn.Module, transform: Transform) -> Transform:
+def _in_channels(model: nn.Module, transform: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
     """Images come in three colours; a model of one channel sees them in grey."""
     channels, _, _ = input_size(model)
     if channels == 3:
         return transform
     if channels == 1:
-        grey: Transform = Compose([Grayscale(), transform])
+        grey: Callable[[Any], Tensor] = Compose([Grayscale(), transform])
         return grey
     raise UnsupportedModelError(
         f"the model takes images of {channels} channels, images have three colours",

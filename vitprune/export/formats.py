@@ -105,7 +105,7 @@ def write_timm(model: nn.Module, metadata: Metadata, folder: Path) -> None:
     if metadata.origin:  # else what timm says of the architecture's default weights stays
         known = {key: metadata.origin[key] for key in ("license", "origin_url") if metadata.origin.get(key)}
         config["pretrained_cfg"] = dict.fromkeys(_OF_THE_WEIGHTS) | known
-    preprocessing = metadata.preprocessing.model_dump()
+    preprocessing = metadata.preprocessing.model_dump(exclude={"exif"})  # timm has no such entry
     try:
         save_for_hf(model, str(folder), model_config=config, data_config=preprocessing, safe_serialization=True)
     except (ValueError, RuntimeError) as error:

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from vitprune.common.devices import Precision
+from vitprune.common.formatting import writable
 from vitprune.common.progress import SILENT, Listener
-from vitprune.data import Faults, ImageSet, batches, eval_transform, image_files, make_loader, open_image
+from vitprune.data import Faults, ImageSet, batches, eval_transform, image_files, make_loader, open_image, to_rgb
 from vitprune.evaluation import autocast
 from vitprune.report.keepmaps import likeliest
 from vitprune.report.schema import NamedClass
@@ -52,7 +53,7 @@ def image_set(images: Sequence[str | Path | Image.Image]) -> ImageSet:
     items: list[Any] = []
     for each in images:
         if isinstance(each, Image.Image):
-            items.append((len(items), each.convert("RGB")))
+            items.append((len(items), to_rgb(each)))
         else:
             items += image_files(Path(each).expanduser())
 
@@ -60,7 +61,7 @@ def image_set(images: Sequence[str | Path | Image.Image]) -> ImageSet:
         return item[1] if isinstance(item, tuple) else open_image(item)
 
     def name(item: Any) -> str:
-        return str(item[0] if isinstance(item, tuple) else item)
+        return writable(item[0] if isinstance(item, tuple) else item)
 
     return ImageSet(items, range(len(items)), read, name)  # numbers in the place of labels
 

@@ -151,6 +151,8 @@ def _measured(
             "num_train_images": count_images(data.train),
             "num_val_images": predictions["dense"].num_images,
             "num_unreadable_val": data.faults.count,
+            "left_out": data.left_out or None,
+            "remarks": data.faults.remarks,
             "note": data.note,
         },
         "commands": dict(settings.commands or {}),

@@ -17,6 +17,7 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
 from vitprune.checkpoint.weight_file import check_exists, check_pickle, read_weights
+from vitprune.common.formatting import writable
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import UsageError
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
@@ -96,6 +97,8 @@ def load_model(
         )
     loaded = load(spec, _Options(checkpoint, weights, img_size, exported))
     if preprocessing:
+        if loaded.metadata is not None:
+            raise UsageError(f"'{spec}' says itself how images are prepared", "leave out --exif")
         _prepare_images(loaded.model, preprocessing)
     return loaded
 
@@ -318,7 +321,8 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
         "origin_url": config.get("origin_url"),
     }
     names = _tuple(labels) if labels and len(labels) == getattr(model, "num_classes", 0) else None
-    return Loaded(spec, name, model.eval(), class_names=names, origin=about | origin)
+    about |= {key: writable(value) if isinstance(value, str) else value for key, value in origin.items()}
+    return Loaded(spec, writable(name), model.eval(), class_names=names, origin=about)
 
 
 def _with_weights(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:

@@ -92,6 +92,8 @@ def build_report(
             num_unreadable_val=data.faults.count,
             unreadable_val=data.faults.names,
             how_classes=data.how_classes or None,
+            left_out=data.left_out or None,
+            remarks=data.faults.remarks,
             note=data.note,
         ),
         commands=dict(commands or {}),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitprune.common import distributed
+from vitprune.common.formatting import writable
 
 _ELSEWHERE = re.compile(r"(?:[/~\\]|\.\.(?:[/\\]|$)|[A-Za-z]:[/\\])")
 """Beginnings of a path that says something of the machine: absolute, of the home folder, or out of this one."""
@@ -38,7 +39,7 @@ def command_line(arguments: Sequence[str]) -> str:
     """
     world = distributed.world_size()
     program = ["vitprune"] if world == 1 else ["torchrun", "--nproc-per-node", str(world), "-m", "vitprune"]
-    return shlex.join([*program, *(_PATHS.sub(_moved, argument) for argument in arguments)])
+    return writable(shlex.join([*program, *(_PATHS.sub(_moved, argument) for argument in arguments)]))
 
 
 def _moved(path: re.Match[str]) -> str:

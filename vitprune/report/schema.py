@@ -138,6 +138,8 @@ class DataSummary(_Content):
     num_unreadable_val: int = 0
     unreadable_val: list[str] = []
     how_classes: str | None = None
+    left_out: str | None = None
+    remarks: list[str] = []
     note: str | None = None
 
 

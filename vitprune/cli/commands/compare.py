@@ -131,6 +131,8 @@ def compare(
         "data": opened.name,
         "num_images": result["rows"][0]["num_images"],
         "num_unreadable": opened.faults.count,
+        "left_out": opened.left_out or None,
+        "remarks": opened.faults.remarks,
         **result,
         "precision": number_format,
         "device": str(where),

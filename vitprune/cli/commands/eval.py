@@ -112,6 +112,8 @@ def evaluate(
         "num_unreadable": faults.count,
         "unreadable": faults.names,
         "how_classes": opened.how_classes or None,
+        "left_out": opened.left_out or None,
+        "remarks": faults.remarks,
         "note": opened.note,
         "precision": getattr(subject, "precision", number_format),
         "device": str(where),
@@ -173,6 +175,8 @@ def _print(result: dict[str, Any], label: str, per_class: bool) -> None:
             f"{about} against dense: {points}same prediction on {delta['agreement_pct']:.2f} % "
             f"of {result['num_images']} images, KL {delta['kl']:.4f}"
         )
+    for remark in result["remarks"]:
+        print_line(remark)
     if result["num_unreadable"]:
         print_line(
             f"{result['num_unreadable']} unreadable image(s) were left out: {', '.join(result['unreadable'][:3])}"

@@ -92,12 +92,15 @@ def predict(
         )
     for name in faults.names:
         say(f"warning: '{name}' could not be read", always=True)
+    for remark in faults.remarks:
+        say(remark)
     result: dict[str, Any] = {
         "model": loaded.name,
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
         "num_images": len(rows),
         "num_unreadable": faults.count,
         "unreadable": faults.names,
+        "remarks": faults.remarks,
         "agreement_pct": 100 * sum(row.agree for row in rows) / len(rows) if len(models) > 1 else None,
         "rows": [row.as_json() for row in rows],
     }
