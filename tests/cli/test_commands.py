@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vitprune.checkpoint.sparse_file import describe, save
+from vitprune.backbones import preprocessing
+from vitprune.checkpoint.sparse_file import describe, load_sparse, read_metadata, save
 from vitprune.cli.app import run
 from vitprune.training.recipe import load_recipe
 
@@ -309,3 +310,52 @@ def test_bug_in_vitprune_is_not_dressed_up(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "unexpected ZeroDivisionError: surprise" in err
     assert "bug in vitprune" in err
+
+
+def test_home_is_expanded_in_every_path(sparse_file, image_folder, monkeypatch, capsys):
+    """The shell leaves `~` alone in --output=~/x and in environment variables."""
+    monkeypatch.setenv("HOME", str(sparse_file.parent))
+    sparse_file.rename(sparse_file.parent / "a.safetensors")
+    monkeypatch.setenv("VITPRUNE_IMAGENET", f"~/{image_folder.name}")
+    for data in (f"~/{image_folder.name}", "imagenet"):
+        assert run(["eval", "~/a.safetensors", data, "-j", "0", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["num_images"] == 6
+    image = f"~/{image_folder.name}/val/cat/0.png"
+    assert run(["predict", "~/a.safetensors", image, "--output=~/out.csv"]) == 0
+    assert (sparse_file.parent / "out.csv").is_file()
+    assert run(["info", "~nobody-of-that-name/a.safetensors"]) == 2
+    assert "file '~nobody-of-that-name/a.safetensors' not found" in capsys.readouterr().err
+
+
+def test_what_was_left_out_and_how_images_were_read_is_said(sparse_file, image_folder, capsys):
+    Image.fromarray(torch.full((40, 40), 257 * 99).numpy().astype("uint16")).save(image_folder / "val/cat/0.png")
+    (image_folder / "val" / "cat" / "x.heic").write_bytes(b"x")
+    assert run(["eval", str(sparse_file), str(image_folder), "-j", "0"]) == 0
+    out, err = capsys.readouterr()
+    assert "left out: 1 x .heic (Pillow cannot read it: convert it)" in err
+    assert "1 image(s) of more than 8 bits, scaled to 8" in out
+    assert run(["eval", str(sparse_file), str(image_folder), "-j", "0", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["left_out"].startswith("1 x .heic")
+    assert result["remarks"] == ["1 image(s) of more than 8 bits, scaled to 8"]
+
+
+def test_exif_goes_into_the_file_and_is_refused_beside_it(image_folder, weights_file, tmp_path, capsys):
+    arguments = [
+        "sparsify",
+        "test_vit",
+        str(image_folder),
+        "--checkpoint",
+        str(weights_file),
+        "--exif",
+        "--device",
+        "cpu",
+    ]
+    options = ["--recipe", "none", "-j", "0", "-o", str(tmp_path / "run"), "--force-labels"]
+    assert run([*arguments, *options]) == 0
+    file = str(tmp_path / "run" / "model.safetensors")
+    capsys.readouterr()
+    assert read_metadata(tmp_path / "run" / "model.safetensors").preprocessing.exif
+    assert preprocessing(load_sparse(tmp_path / "run" / "model.safetensors")[0].model)["exif"]
+    assert run(["eval", file, str(image_folder), "-j", "0", "--exif"]) == 2
+    assert "says itself how images are prepared" in capsys.readouterr().err

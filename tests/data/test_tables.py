@@ -1,10 +1,14 @@
 """Parquet and tar shards, data sets of the Hub, streams, and what their columns and labels mean."""
 
+import errno
+import gzip
 import io
 import json
+import os
 import tarfile
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -291,3 +295,106 @@ def test_data_sets_of_the_hub_may_be_named_as_elsewhere():
     for spec in ("hf:owner/name:config", "hf-hub:owner/name:config", "hfds/owner/name:config"):
         assert hub_name(spec) == "owner/name"
     assert hub_name("owner/name") is None, "a path"
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "a*b", "who?", "[!x]"])
+def test_a_path_is_no_pattern(tmp_path, name):
+    """datasets reads `exp[1]/` as the rows of `exp1/`."""
+    write_parquet(tmp_path / "exp1" / "val-0.parquet", 5)
+    write_parquet(tmp_path / name / "val-0.parquet", 2)
+    write_tar(tmp_path / "tars" / name / "val-0.tar", 3)
+    assert len(open_data(str(tmp_path / name), TWO).val) == 2
+    assert len(open_data(str(tmp_path / name / "*.parquet"), TWO).val) == 2
+    assert len(read(open_data(str(tmp_path / "tars" / name), TWO).val)) == 3
+
+
+def test_a_path_that_datasets_cannot_open_is_refused(tmp_path):
+    write_parquet(tmp_path / "set" / "val-0.parquet", 2)
+    (tmp_path / "set").rename(tmp_path / "a::b")
+    with pytest.raises(DataError, match="holds '::'"):
+        open_data(str(tmp_path / "a::b"), TWO)
+
+
+def test_a_folder_is_not_read_in_place_of_a_set_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "owner" / "name" / "val-0.parquet", 2)
+    with pytest.raises(DataError, match=r"a data set of the Hub, and there is a folder 'owner/name' here") as caught:
+        open_data("hf:owner/name", TWO)
+    assert "./owner/name is the folder" in caught.value.hint
+
+
+def test_several_columns_of_images_are_a_question(tmp_path):
+    both = table(range(4)).add_column("mask", [{"bytes": png(200), "path": None}] * 4)
+    both = both.cast_column("mask", datasets.Image())
+    with pytest.raises(DataError, match="has several columns of images: image, mask") as caught:
+        read_table(both, TWO, "x/y")
+    assert caught.value.hint == "name it: --input-key COLUMN"
+    assert read(read_table(both, TWO, "x/y", DataOptions(columns=("mask", None))))[0] == (200, 0)
+
+
+def test_a_column_that_holds_no_images_is_refused_before_it_is_read():
+    named = datasets.Dataset.from_dict({"text": ["a"], "label": [0], "bytes": [png(7)]})
+    for kind in (named, named.to_iterable_dataset()):
+        for column, what in (("text", "string"), ("label", "int64")):
+            with pytest.raises(DataError, match=f"column '{column}' of 'x/y' holds {what}, no images"):
+                read_table(kind, TWO, "x/y", DataOptions(columns=(column, None)))
+        assert read(read_table(kind, TWO, "x/y", DataOptions(columns=("bytes", None)))) == [(7, 0)]
+
+
+@pytest.mark.parametrize("ending", ["tar.gz", "tgz"])
+def test_compressed_tar_files_are_read_and_a_cut_one_is_told(tmp_path, ending):
+    write_tar(tmp_path / "plain" / "val-0.tar", 6)
+    content = gzip.compress((tmp_path / "plain" / "val-0.tar").read_bytes())
+    path = tmp_path / "set" / f"val-0.{ending}"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert [label for _, label in read(open_data(str(path.parent), TWO).val)] == [0, 1, 0, 1, 0, 1]
+    path.write_bytes(content[:-200])
+    with pytest.raises(DataError, match=r"cannot be read|reading stopped after"):
+        read(open_data(str(path.parent), TWO).val)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")]
+)
+def test_trouble_with_the_cache_is_not_blamed_on_the_data(tmp_path, monkeypatch, number, words):
+    write_parquet(tmp_path / "set" / "val-0.parquet", 2)
+
+    def load(*args, **kwargs):
+        raise OSError(number, os.strerror(number), str(tmp_path / "cache" / "x.arrow"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match=f"the cache of datasets cannot be written: {words}") as caught:
+        open_data(str(tmp_path / "set"), TWO)
+    assert "HF_DATASETS_CACHE" in caught.value.hint
+    path = tmp_path / "set" / "val-0.parquet"
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied", path))
+    )
+    with pytest.raises(DataError, match=r"val-0.parquet' cannot be read: Permission denied") as caught:
+        open_data(str(tmp_path / "set"), TWO)
+    assert caught.value.hint == "check its permissions"
+
+
+def test_a_limit_on_a_stream_is_told_to_be_its_beginning(tmp_path):
+    write_tar(tmp_path / "set" / "val-0.tar", 6)
+    data = open_data(str(tmp_path / "set"), TWO, DataOptions(limit=2))
+    assert [shade for shade, _ in read(data.val)] == [0, 1]
+    assert data.note == "the first 2 images of the stream, in its order"
+
+
+def test_an_order_of_classes_is_refused_where_they_are_numbers(tmp_path):
+    write_parquet(tmp_path / "set" / "val-0.parquet", 2, label="int")
+    with pytest.raises(DataError, match=r"column 'label' .* numbers the classes, which need no order"):
+        open_data(str(tmp_path / "set"), TWO, DataOptions(class_order="timm"))
+
+
+def test_large_and_deep_images_in_tables(tmp_path):
+    write_tar(tmp_path / "set" / "val-0.tar", 2)
+    faults = Faults(allowed_share=1.0)
+    assert read(open_data(str(tmp_path / "set"), TWO, DataOptions(max_pixels=100)).val, faults=faults) == []
+    assert faults.count == 2
+    assert faults.reason == "it has more than 100 pixels, see --max-pixels"
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 257 * 99, np.uint16)).save(content, "PNG")
+    assert decode({"bytes": content.getvalue()}).getpixel((0, 0)) == (99, 99, 99)
