@@ -236,8 +236,8 @@ def test_a_few_inputs(weights, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_many_inputs_in_bounded_memory(weights, tmp_path, monkeypatch, capsys):
-    """60 of them; ODD_INPUTS=300 tries more."""
-    seeds = range(1000, 1000 + int(os.environ.get("ODD_INPUTS", "60")))
+    """30 of them; ODD_INPUTS=300 tries more."""
+    seeds = range(1000, 1000 + int(os.environ.get("ODD_INPUTS", "30")))
     codes = [code for seed in seeds for code in check(seed, weights, tmp_path / str(seed), monkeypatch, capsys)]
     assert codes.count(0) >= len(seeds)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20, "KiB"
