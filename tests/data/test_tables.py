@@ -376,6 +376,15 @@ def test_trouble_with_the_cache_is_not_blamed_on_the_data(tmp_path, monkeypatch,
     assert caught.value.hint == "check its permissions"
 
 
+def test_a_folder_of_images_and_shards_is_a_question(tmp_path):
+    write_tar(tmp_path / "set" / "val-0.tar", 2)
+    (tmp_path / "set" / "README.md").write_text("# about")
+    assert len(read(open_data(str(tmp_path / "set"), TWO).val)) == 2
+    (tmp_path / "set" / "a.png").write_bytes(png(3))
+    with pytest.raises(DataError, match=r"holds images, such as 'a.png', and 'val-0.tar'"):
+        open_data(str(tmp_path / "set"), TWO)
+
+
 def test_a_limit_on_a_stream_is_told_to_be_its_beginning(tmp_path):
     write_tar(tmp_path / "set" / "val-0.tar", 6)
     data = open_data(str(tmp_path / "set"), TWO, DataOptions(limit=2))

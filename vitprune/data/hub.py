@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.data.classes import ModelClasses, shown
+from vitprune.data.files import is_image
 from vitprune.data.options import DataOptions
 from vitprune.data.splits import SPLIT_WORDS, words
 from vitprune.data.tables import Images, read_table
@@ -133,12 +134,23 @@ def _offline() -> Iterator[None]:
 
 
 def find_shards(spec: str) -> list[Path]:
-    """The parquet or tar files that a DATA argument names: one, a pattern, or a folder that holds such files alone."""
+    """The parquet or tar files that a DATA argument names: one, a pattern, or a folder that holds such files alone.
+
+    Raises:
+        DataError: the folder holds images too.
+    """
     path = Path(spec).expanduser()
     if path.is_dir():
         files = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
         folders = any(entry.is_dir() for entry in path.iterdir())
-        return [file for file in files if _ending(file)] if files and not folders else []
+        shards = [] if folders else [file for file in files if _ending(file)]
+        if shards and (image := next((file for file in files if is_image(file)), None)):
+            raise DataError(
+                f"'{spec}' holds images, such as '{image.name}', and '{shards[0].name}': either may be meant",
+                f"name the shards, '{path / '*'}{_ending(shards[0])}', or move them elsewhere",
+                exit_code=2,
+            )
+        return shards
     if not _ending(path):
         return []
     return [path] if path.is_file() else sorted(path.parent.glob(path.name))
