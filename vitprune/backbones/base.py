@@ -55,8 +55,6 @@ class Backbone:
         embed_dim: C.
         depth: number of blocks.
         num_prefix_tokens: P.
-        grid_size: patch grid (rows, columns); N is their product.
-        num_classes: width of the classifier, 0 for a headless model.
         pools_prefix: whether pooling sees prefix tokens too.
     """
 
@@ -67,13 +65,19 @@ class Backbone:
         self.embed_dim: int = model.embed_dim
         self.depth = len(self.blocks)
         self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
-        rows, columns = self._grid()
-        self.grid_size = (int(rows), int(columns))
 
     @property
     def num_classes(self) -> int:
-        """Width of the classifier now: `reset_classifier` changes it."""
-        return int(self.model.num_classes)
+        """Width of the classifier now, 0 without one: `reset_classifier` changes it, and so does another `head`."""
+        head = self.model.get_classifier()
+        head = head[0] if isinstance(head, tuple) else head
+        return int(getattr(head, "out_features", self.model.num_classes))
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patch grid (rows, columns) now; N is their product. `set_input_size` changes it."""
+        rows, columns = self._grid()
+        return int(rows), int(columns)
 
     @property
     def blocks(self) -> Any:

@@ -50,7 +50,7 @@ def describe(
     Args:
         model: the sparse model.
         name: full timm name with the tag of the weights.
-        sparsity: what was asked for; None for what `attach` was, else a geometric schedule.
+        sparsity: what was asked for; None for what the model's schedule says, else its stages' own ratios.
         class_names: in output order; None for the model's own.
         origin: source and licence of the weights.
 
@@ -77,13 +77,8 @@ def describe(
         ) from error
     if model.predictor is None:
         raise CheckpointError("the model's predictors are not vitprune's, so a file could not be loaded again")
-    schedule = model.schedule
-    asked = (
-        sparsity
-        or model.sparsity
-        or Sparsity(schedule.ratios[0] if schedule.stages else 1.0, token_schedule="geometric")
-    )
-    free = asked.tokens_left is not None
+    schedule, asked = model.schedule, sparsity or model.sparsity
+    free = bool(schedule.stages) and (asked is None or asked.tokens_left is not None)
     before = model.header.metadata if model.header else None
     measured = before if before and model.header.sums == _sums(model) else None
     metadata = Metadata(
@@ -91,8 +86,8 @@ def describe(
         architecture=architecture,
         model_args=arguments,
         num_patches=schedule.num_patches,
-        keep=None if free else asked.keep,
-        schedule=None if free else asked.token_schedule,
+        keep=None if free else asked.keep if asked else 1.0,
+        schedule=None if free else asked.token_schedule if asked else "geometric",
         pruned=model.pruned,
         predictor=model.predictor,
         balance=model.balance,
@@ -155,8 +150,9 @@ def fill(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) 
         CheckpointError: one is missing, unexpected or of another shape; names it.
     """
     _check_shapes(model, _shapes(tensors), what, against)
-    named = {name if name.startswith("predictors.") else f"model.{name}": tensor for name, tensor in tensors.items()}
-    model.load_state_dict(named)
+    own = {name.removeprefix("predictors."): tensors[name] for name in tensors if name.startswith("predictors.")}
+    model.predictors.load_state_dict(own)
+    model.model.load_state_dict({name: tensors[name] for name in tensors if not name.startswith("predictors.")})
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -198,11 +194,11 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             backbone = wrap(model)
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
-            schedule = Schedule(backbone.depth, metadata.num_patches, tuple(metadata.stages), metadata.align)
+            stages, asked = tuple(metadata.stages), _asked_for(metadata)
+            schedule = Schedule(backbone.depth, metadata.num_patches, stages, metadata.align, asked)
             selection = metadata.predictor, metadata.pruned, metadata.balance, metadata.beta
             sparse = build(model, schedule, *selection)
             sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
-            sparse.sparsity = _asked_for(metadata)
             return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(
@@ -237,7 +233,7 @@ def _asked_for(metadata: Metadata) -> Sparsity:
 
 def _sums(model: SparseViT) -> tuple[float, ...]:
     """The sum of each tensor: equal weights have equal ones, on the CPU."""
-    return tuple(tensor.detach().cpu().double().sum().item() for tensor in model.state_dict().values())
+    return tuple(tensor.detach().cpu().double().sum().item() for tensor in _flatten(model).values())
 
 
 def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str) -> None:
@@ -261,5 +257,6 @@ def _read_shapes(path: Path) -> _Shapes:
 
 
 def _flatten(model: SparseViT) -> dict[str, Tensor]:
-    """Tensors under the names of the file: timm's own, and `predictors.*`."""
-    return {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    """Tensors under the names of the file: timm's own, and `predictors.*`. The plan is not there: the header has it."""
+    tensors: dict[str, Tensor] = model.model.state_dict()
+    return tensors | model.predictors.state_dict(prefix="predictors.")

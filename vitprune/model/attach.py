@@ -31,7 +31,7 @@ def attach(
     """Attach untrained token predictors to a timm model.
 
     Example:
-        model = timm.create_model("deit_tiny_patch16_224")
+        model = timm.create_model("deit_tiny_patch16_224").eval()
         sparse = vitprune.attach(model, keep=0.7, prune_at=[3, 6, 9])
         logits = sparse(torch.randn(1, 3, 224, 224))
 
@@ -68,18 +68,16 @@ def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
         raise UsageError(f"the model is a {type(model).__name__}, expected one of timm's", "timm.create_model makes it")
     if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
         raise UsageError(f"the {type(inner).__name__} is compiled", "attach first, then torch.compile the sparse model")
-    sparse = build(model, sparsity.plan(wrap(model)), **sparsity.selection)
-    sparse.sparsity = sparsity
-    return sparse
+    return build(model, sparsity.plan(wrap(model)), **sparsity.selection)
 
 
 def build(
     model: nn.Module,
     schedule: Schedule,
-    predictor: PredictorName = "paper",
-    pruned: Pruned = "drop",
-    balance: float | None = None,
-    beta: float = 0.0,
+    predictor: PredictorName = Sparsity.predictor,
+    pruned: Pruned = Sparsity.pruned,
+    balance: float | None = Sparsity.balance,
+    beta: float = Sparsity.beta,
 ) -> SparseViT:
     """A sparse model with new predictors of a kind; the other arguments are those of `SparseViT`."""
     if predictor == "attention":

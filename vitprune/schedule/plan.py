@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -167,6 +167,7 @@ class Schedule:
         num_patches: patch tokens before anything is pruned.
         stages: in order.
         align: the whole sequences after each stage, prefix tokens included, are multiples of this.
+        sparsity: what was asked for, where that is known; two plans of the same stages are equal without.
 
     Raises:
         UsageError: blocks out of range or order, or a stage that keeps more tokens than reach it.
@@ -176,6 +177,7 @@ class Schedule:
     num_patches: int
     stages: tuple[Stage, ...]
     align: int = 1
+    sparsity: Sparsity | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.stages:
@@ -210,6 +212,12 @@ class Schedule:
         counts = aligned or counts
         return tuple(replace(stage, num_tokens=count) for stage, count in zip(self.stages, counts, strict=True))
 
+    def resized(self, num_patches: int, num_prefix_tokens: int) -> Schedule:
+        """The same plan for another number of patches."""
+        if num_patches == self.num_patches:
+            return self
+        return replace(self, num_patches=num_patches, stages=self.stages_for(num_patches, num_prefix_tokens))
+
     def tokens_per_block(self) -> tuple[int, ...]:
         """Number of patch tokens that each of the `depth` blocks sees."""
         counts, current = [], self.num_patches
@@ -238,7 +246,7 @@ def make_schedule(
     if asked.prune_at is not None:
         _check_stages(asked.prune_at, depth)
     if asked.keep == 1 and asked.tokens_left is None:
-        return Schedule(depth, num_patches, ())
+        return Schedule(depth, num_patches, (), sparsity=asked)
     num_stages = NUM_STAGES if asked.tokens_left is None else len(asked.tokens_left)
     blocks = default_stages(depth, num_stages) if asked.prune_at is None else tuple(asked.prune_at)
     shares = _ratios(asked, blocks, depth)
@@ -254,7 +262,7 @@ def make_schedule(
         counts = aligned
         # Rounded up, so that the ratio gives the count back.
         ratios = [math.ceil(Fraction(count * _RATIO_STEPS, num_patches)) / _RATIO_STEPS for count in counts]
-    return Schedule(depth, num_patches, tuple(map(Stage, blocks, ratios, counts)), asked.align)
+    return Schedule(depth, num_patches, tuple(map(Stage, blocks, ratios, counts)), asked.align, asked)
 
 
 def default_stages(depth: int, num_stages: int = NUM_STAGES) -> tuple[int, ...]:
