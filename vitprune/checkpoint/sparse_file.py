@@ -68,8 +68,9 @@ def describe(
             "the model does not say which timm architecture it is, so a file could not be loaded again",
             "make it with timm.create_model(...)",
         )
+    _check_plain(model)
     try:
-        arguments = json.loads(json.dumps(get_model_args(model.model)))
+        arguments = json.loads(json.dumps(get_model_args(model.model) | {"num_classes": model.num_classes}))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"the arguments that '{architecture}' was created with cannot be stored: {error}",
@@ -234,6 +235,19 @@ def _asked_for(metadata: Metadata) -> Sparsity:
 def _sums(model: SparseViT) -> tuple[float, ...]:
     """The sum of each tensor: equal weights have equal ones, on the CPU."""
     return tuple(tensor.detach().cpu().double().sum().item() for tensor in _flatten(model).values())
+
+
+def _check_plain(model: SparseViT) -> None:
+    """Layers that something else put in the place of timm's and ours cannot be rebuilt from the file."""
+    for name, value in _flatten(model).items():
+        if not isinstance(value, Tensor):
+            layer = re.sub(r"\._packed_params.*", "", name)
+            raise UsageError(
+                f"the layer '{layer}' is quantised, and a file could not hold it", "save before quantising"
+            )
+        if ".base_layer." in name or ".lora_" in name:
+            hint = "merge the adapters first: of PEFT's model, merge_and_unload() gives the SparseViT"
+            raise UsageError(f"'{name}' is of an adapter such as LoRA, and a file could not hold it", hint)
 
 
 def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str) -> None:

@@ -21,6 +21,8 @@ from vitprune.errors import UsageError
 from vitprune.schedule.counts import aligned_counts, exact, joined, late_ratios, num_kept, stage_lengths
 
 NUM_STAGES = 3
+MIN_TOKENS = 2
+"""Patch tokens that a stage should leave; with fewer than that many nothing is compared with anything."""
 _RATIO_STEPS = 1_000_000
 
 ScheduleName = Literal["geometric", "late"]
@@ -73,7 +75,8 @@ class Sparsity:
             importance alone. See `vitprune.tokens.redundancy`.
         beta: with "merge", how much importance counts in the average of merged tokens, 0 or more: not at all, or
             exp(beta * a). See `vitprune.tokens.merging`.
-        predictor: what scores tokens, see `PredictorName`.
+        predictor: what scores tokens: "light" or "paper", small networks that learn it, or "attention", that of the
+            model itself, which needs no training; see `PredictorName`.
 
     Raises:
         UsageError: a number is out of range, or a name is unknown.
@@ -97,6 +100,8 @@ class Sparsity:
             raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", f"try --keep {meant:g}")
         if self.tokens_left is not None:
             _check_tokens_left(self.tokens_left)
+            if self.keep != type(self).keep:
+                raise UsageError("keep and tokens_left are mutually exclusive", "give one of them")
         _known("token_schedule", self.token_schedule, ScheduleName)
         _known("predictor", self.predictor, PredictorName)
         object.__setattr__(self, "pruned", known_pruned(self.pruned))
@@ -200,6 +205,19 @@ class Schedule:
     def num_tokens(self) -> tuple[int, ...]:
         """Number of patch tokens kept after each stage."""
         return tuple(stage.num_tokens for stage in self.stages)
+
+    @property
+    def too_few(self) -> str | None:
+        """Where the stages leave a single patch token, and so nothing to choose from, a sentence that says so."""
+        bare = next((stage.block for stage in self.stages if stage.num_tokens < MIN_TOKENS), None)
+        if bare is None or self.num_patches < MIN_TOKENS:
+            return None
+        left = "/".join(map(str, self.num_tokens))
+        asked = f"{self.sparsity.label} " if self.sparsity else "the plan "
+        return (
+            f"{asked}leaves {left} of {self.num_patches} patch tokens: from block {bare} on the model sees one patch, "
+            "and most predictions will be wrong"
+        )
 
     def stages_for(self, num_patches: int, num_prefix_tokens: int) -> tuple[Stage, ...]:
         """The stages with counts for another number of patches; not aligned where no tile would be filled."""
