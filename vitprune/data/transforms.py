@@ -8,19 +8,18 @@ from itertools import chain
 from typing import Any
 
 import timm.data
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torchvision.transforms import Compose, Grayscale
 
 from vitprune.backbones import input_size, preprocessing
+from vitprune.common.own_members import PublicSettings
 from vitprune.data.images import Transform
 from vitprune.errors import UnsupportedModelError
 
 
-class Augmentation(BaseModel):
+class Augmentation(PublicSettings):
     """What is done to training images, in timm's terms. Student and teacher see the same image."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of an image that a training crop shows")
     auto_augment: str | None = Field(None, description="timm's policy, such as rand-m9-mstd0.5-inc1")
