@@ -24,6 +24,7 @@ from vitprune.errors import CheckpointError, UsageError
 from vitprune.model import SparseViT, build
 from vitprune.schedule import Schedule, Sparsity
 
+_WEIGHTS_ALONE = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 _Shapes = dict[str, tuple[int, ...]]
 
 
@@ -165,6 +166,9 @@ def read_metadata(path: Path) -> Metadata:
     check_exists(path)
     if path.suffix in (".onnx", ".pt2"):
         raise CheckpointError(f"'{path}' is an exported file", "load the model.safetensors that it was made from")
+    alone = f"plain weights go with the name of their architecture: NAME and --checkpoint {path}"
+    if path.suffix in _WEIGHTS_ALONE:
+        raise CheckpointError(f"'{path}' holds weights alone, no model that vitprune wrote", alone)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -173,7 +177,7 @@ def read_metadata(path: Path) -> Metadata:
     if METADATA_KEY not in header:
         raise CheckpointError(
             f"'{path}' was not written by vitprune: its header has no '{METADATA_KEY}' entry",
-            f"plain weights go with the name of their architecture: NAME and --checkpoint {path}",
+            alone,
         )
     return parse_metadata(header[METADATA_KEY], path)
 
