@@ -15,7 +15,6 @@ import pytest
 import timm
 import torch
 from python_calls import check_calls
-from safetensors.torch import save_file
 
 import vitprune
 from vitprune.api.arguments import known
@@ -238,41 +237,6 @@ def test_an_export_says_what_the_file_that_it_is_from_says(make_vit, tmp_path):
     assert before.accuracy
     assert before.origin
     assert found == before
-
-
-LOADS = {
-    "plain.safetensors": ("was not written by vitprune", "NAME and checkpoint="),
-    "plain.pth": ("holds weights alone", "NAME and checkpoint="),
-    "model.onnx": ("is an exported file", "model.safetensors"),
-    "missing.safetensors": ("not found", "timm.create_model"),
-    "folder": ("holds no model.safetensors", "vitprune.sparsify"),
-    "bad.safetensors": ("damaged", "copy it again"),
-}
-
-
-@pytest.mark.parametrize("name", LOADS)
-def test_what_load_cannot_load_is_said_in_words_of_python(make_vit, tmp_path, name):
-    save_file(make_vit().state_dict(), tmp_path / "plain.safetensors")
-    torch.save(make_vit().state_dict(), tmp_path / "plain.pth")
-    (tmp_path / "folder").mkdir()
-    for file in ("model.onnx", "bad.safetensors"):
-        (tmp_path / file).write_bytes(b"xxxx")
-    with pytest.raises(vitprune.errors.CheckpointError) as caught:
-        vitprune.load(tmp_path / name)
-    assert all(words in str(caught.value) for words in LOADS[name])
-    assert "--" not in str(caught.value)
-
-
-def test_load_says_what_a_name_a_model_or_a_device_that_is_not_there_is(make_sparse, tmp_path):
-    file = vitprune.save(make_sparse(), tmp_path)
-    for arguments, kind, words in (
-        (("deit_tiny",), vitprune.errors.CheckpointError, "timm.create_model"),
-        ((make_sparse(),), vitprune.errors.UsageError, "a SparseViT is no path"),
-        ((file, "cudaa"), vitprune.errors.DeviceError, "device 'cudaa' is unknown"),
-    ):
-        with pytest.raises(kind, match=words):
-            vitprune.load(*arguments)
-    assert next(vitprune.load(file, torch.device("meta")).parameters()).is_meta
 
 
 def test_old_names_of_arguments_work_for_one_release(make_vit):

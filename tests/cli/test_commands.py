@@ -309,3 +309,20 @@ def test_bug_in_vitprune_is_not_dressed_up(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "unexpected ZeroDivisionError: surprise" in err
     assert "bug in vitprune" in err
+
+
+@pytest.mark.parametrize("command", ["info demo", "sparsify demo --dry-run", "compare demo"])
+@pytest.mark.parametrize("asked", ["--keep 1", "--keep 1.0", "--tokens-left 1,1,1"])
+def test_a_plan_that_prunes_nothing_is_refused(command, asked, capsys):
+    assert run([*command.split(), *asked.split()]) == 2
+    assert "1 prunes nothing: the dense model is what you have" in capsys.readouterr().err
+
+
+def test_a_plan_that_starves_the_model_is_said(capsys):
+    assert run(["info", "demo", "--keep", ".01", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "keep 0.01 leaves 1/1/1 of 196 patch tokens" in captured.err
+    assert "most predictions will be wrong" in captured.err
+    assert json.loads(captured.out)["keep"] == 0.01
+    assert run(["info", "demo", "--keep", ".3"]) == 0
+    assert "most predictions" not in capsys.readouterr().err

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import timm
 import torch
-from architectures import LVVIT, OTHERS, VIT
+from architectures import ALL, LVVIT, OTHERS, VIT
 from torch import nn
 
 from vitprune import attach, load, save
@@ -55,10 +55,10 @@ SIZED = {
 def test_token_counts_follow_another_image_size(make_vit, make_images, tmp_path, kind, align):
     small = attach(make_vit(**SIZED[kind]), 0.7, align=align)
     sparse = attach(make_vit(**SIZED[kind]), 0.7, align=align)
-    sparse.set_input_size((128, 160))
+    sparse.set_input_size((112, 224))
     rows, columns = sparse.grid_size
     assert (rows, columns) != small.grid_size
-    expected = attach(make_vit(**SIZED[kind] | {"img_size": (128, 160)}), 0.7)
+    expected = attach(make_vit(**SIZED[kind] | {"img_size": (112, 224)}), 0.7)
     images = make_images(expected)
     kept = [indices.shape[1] for indices in sparse.select(images).indices]
     assert tuple(kept) == sparse.schedule.num_tokens == tuple(stage.num_tokens for stage in sparse.plan.stages)
@@ -66,17 +66,25 @@ def test_token_counts_follow_another_image_size(make_vit, make_images, tmp_path,
     assert sparse.schedule.ratios == small.schedule.ratios
     if align == 1:
         assert sparse.schedule == expected.schedule
-        assert count_macs(sparse, (3, 128, 160)) == count_macs(expected, (3, 128, 160))
+        assert count_macs(sparse, (3, 112, 224)) == count_macs(expected, (3, 112, 224))
     loaded = load(save(sparse, tmp_path))
     assert loaded.plan == sparse.plan
     assert torch.equal(loaded(images), sparse(images))
 
 
-@pytest.mark.parametrize("name", ["CaiT", "NaFlex, average", "Gemma 4"])
+@pytest.mark.parametrize("name", ["CaiT", "NaFlex, average", "Gemma 4", "LV-ViT, skip_lam 1"])
 def test_where_the_size_is_fixed_it_says_how(make_vit, name):
     with pytest.raises(UsageError, match="keeps the image size it was built for") as caught:
-        attach(make_vit(**OTHERS[name])).set_input_size(128)
+        attach(make_vit(**ALL[name])).set_input_size(128)
     assert "timm.create_model" in caught.value.hint
+
+
+@pytest.mark.parametrize("size", [100, (96, 100), (0, 96)])
+def test_a_size_that_patches_do_not_fill_is_refused_and_nothing_changes(make_vit, size):
+    sparse = attach(make_vit(img_size=96))
+    with pytest.raises(UsageError, match="no multiple of the patch size 16x16"):
+        sparse.set_input_size(size)
+    assert sparse.grid_size == (6, 6)
 
 
 # Replicas

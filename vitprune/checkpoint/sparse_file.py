@@ -103,7 +103,8 @@ def describe(
         training=measured and measured.training,
         versions={"vitprune": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
     )
-    _check_shapes(rebuild(metadata, "meta"), _shapes(_flatten(model)), "this model", f"timm's '{architecture}'")
+    hint = "a layer was replaced since timm.create_model made it, or the model was changed in a way timm does not know"
+    _check_shapes(rebuild(metadata, "meta"), _shapes(_flatten(model)), "this model", f"timm's '{architecture}'", hint)
     return metadata
 
 
@@ -254,13 +255,14 @@ def _check_plain(model: SparseViT) -> None:
             raise UsageError(f"'{name}' is of an adapter such as LoRA, and a file could not hold it", hint)
 
 
-def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str) -> None:
+def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str, hint: str | None = None) -> None:
     expected = _shapes(_flatten(model))
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{what} does not fit {against}: tensor '{name}' is {found.get(name, 'missing')}, "
-                f"expected {expected.get(name, 'none')}"
+                f"expected {expected.get(name, 'none')}",
+                hint,
             )
 
 

@@ -178,13 +178,17 @@ class SparseViT(PlannedModule):
             img_size: side, or (height, width).
 
         Raises:
-            UsageError: the family's image size cannot be changed once it is built.
+            UsageError: the family's image size cannot be changed once it is built, or it is no multiple of the patch's.
         """
-        resize = getattr(self.model, "set_input_size", None)
-        if resize is None:
+        model: Any = self.model
+        if not (hasattr(model, "set_input_size") and hasattr(model.patch_embed, "set_input_size")):
             way = "timm.create_model(..., img_size=...) builds it for another"
-            raise UsageError(f"a {type(self.model).__name__} keeps the image size it was built for", way)
-        resize(img_size=(img_size, img_size) if isinstance(img_size, int) else tuple(img_size))
+            raise UsageError(f"a {type(model).__name__} keeps the image size it was built for", way)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        rows, columns = model.patch_embed.patch_size
+        if height % rows or width % columns or min(height, width) < 1:
+            raise UsageError(f"img_size is {height}x{width}, no multiple of the patch size {rows}x{columns}")
+        model.set_input_size(img_size=(height, width))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Tokens that are left after all stages, after the final norm: (B, in_chans, H, W) to (B, P + K, C).
