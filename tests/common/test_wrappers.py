@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
 import vitprune
-from vitprune.common.wrappers import how_wrapped, unwrapped
+from vitprune.common.wrappers import how_wrapped, is_compiled, unwrapped
 from vitprune.errors import UsageError
 
 
@@ -71,12 +71,18 @@ def test_functions_that_read_a_model_take_it_wrapped(make_vit, image_folder, tmp
     image = image_folder / "val" / "cat" / "0.png"
     assert vitprune.predict(wrapped, image, **quiet) == vitprune.predict(sparse, image, **quiet)
     assert vitprune.count_macs(wrapped, (3, 96, 96)) == vitprune.count_macs(sparse, (3, 96, 96))
+    assert len(vitprune.visualize(wrapped, image, tmp_path / "maps", progress=False)["files"]) == 1
+    if is_compiled(wrapped):
+        for models in (wrapped, {"a": sparse, "b": wrapped}):
+            with pytest.raises(UsageError, match="is compiled") as caught:
+                vitprune.benchmark(models, [1], seconds=0.001, **quiet)
+            assert "mode='compile'" in caught.value.hint
+        return
     rows = [vitprune.benchmark(each, [1], seconds=0.001, **quiet) for each in (wrapped, {"a": wrapped}, sparse)]
     assert [[row["gmacs"] for row in each] for each in (rows[0], rows[1])] == [
         [row["gmacs"] for row in rows[2]],
         [rows[2][1]["gmacs"]],
     ]
-    assert len(vitprune.visualize(wrapped, image, tmp_path / "maps", progress=False)["files"]) == 1
 
 
 def test_a_wrapped_model_is_exported_and_made_sparse(make_vit, tmp_path):
@@ -131,6 +137,25 @@ def test_in_ddp_the_state_travels_the_warning_comes_first_and_the_objective_trai
     for phase in ("pretraining", "sampled", "deployed"):
         trained(images, phase=phase).total.backward()
     assert all(parameter.grad is not None for parameter in student.predictors.parameters())
+
+
+@by_wrapper
+def test_a_wrapper_within_is_refused_with_how(make_vit, make_images, wrap, how):
+    sparse = vitprune.attach(make_vit())
+    images = make_images(sparse)
+    sparse.model = wrap(sparse.model)
+    with pytest.raises(UsageError, match=f"the model in the SparseViT is {how}"):
+        sparse(images)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo asks every tensor for one
+def test_a_compiled_objective_gives_the_same(make_vit, make_images):
+    model = make_vit(img_size=96)
+    student = vitprune.attach(copy.deepcopy(model), 0.6)
+    objective = vitprune.Objective(student, vitprune.attach(model, 1.0), vitprune.Recipe()).train()
+    images, compiled = make_images(student), torch.compile(objective, backend="eager")
+    for phase in ("pretraining", "deployed"):
+        torch.testing.assert_close(compiled(images, phase=phase).total, objective(images, phase=phase).total)
 
 
 def test_adapted_layers_within_are_refused_by_save_alone(make_vit, tmp_path):

@@ -15,7 +15,7 @@ from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
 from vitprune.common.devices import pick_device, pick_precision
 from vitprune.common.run_folder import RunFolder
-from vitprune.common.wrappers import unwrapped
+from vitprune.common.wrappers import is_compiled, unwrapped
 from vitprune.data import DataOptions, count_images, eval_transform, readable_names
 from vitprune.errors import UsageError
 from vitprune.evaluation import class_accuracy
@@ -123,6 +123,9 @@ def benchmark(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
+    for each in models.values() if isinstance(models, Mapping) else [models]:
+        if isinstance(each, nn.Module) and is_compiled(each):
+            raise UsageError("a model to be timed is compiled", "give the one in it, and mode='compile'")
     where = pick_device(device)
     how, number_format = check_mode(mode, where), pick_precision(precision, where, training=False)
     if isinstance(models, Mapping):

@@ -23,6 +23,11 @@ def how_wrapped(model: nn.Module) -> str | None:
     return None if found is None else found[1]
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile made the model, or one within it."""
+    return any(isinstance(getattr(module, "_orig_mod", None), nn.Module) for module in model.modules())
+
+
 def _inner(model: nn.Module) -> tuple[nn.Module, str] | None:
     around = f"wrapped in {type(model).__name__}"
     if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):

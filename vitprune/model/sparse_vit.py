@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import Backbone, wrap
+from vitprune.common.wrappers import how_wrapped
 from vitprune.errors import UsageError
 from vitprune.model.passes import Decide, MaskedOutput, Selection, Tokens
 from vitprune.model.plan import Plan, PlannedModule
@@ -93,6 +94,8 @@ class SparseViT(PlannedModule):
     def backbone(self) -> Backbone:
         """The adapter of `model`, of the one there is now: DataParallel gives its replicas others."""
         if self._backbone.model is not self.model:
+            if how := how_wrapped(self.model):
+                raise UsageError(f"the model in the SparseViT is {how}", "do that with the SparseViT itself")
             self._backbone = wrap(self.model)
         return self._backbone
 
@@ -105,7 +108,7 @@ class SparseViT(PlannedModule):
     def plan(self) -> Plan:
         """Schedule and what becomes of pruned tokens in one, as a `state_dict` and `repr` hold it."""
         schedule, asked = self.schedule, self.sparsity
-        free = asked is None or asked.tokens_left is not None
+        by_keep = asked if asked and asked.tokens_left is None else None
         return Plan(
             schedule.stages,
             schedule.num_patches,
@@ -114,8 +117,8 @@ class SparseViT(PlannedModule):
             self.balance,
             self.beta,
             self.predictor,
-            None if free or asked is None else asked.keep,
-            None if free or asked is None else asked.token_schedule,
+            by_keep.keep if by_keep else None,
+            by_keep.token_schedule if by_keep else None,
         )
 
     @property

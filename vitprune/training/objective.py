@@ -150,6 +150,7 @@ class Objective(PublicModule):
         return self._deployed(self.student.select_from(x, first), labels, teacher)
 
     @property
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds decides what runs
     def shares_trunk(self) -> bool:
         """Whether student and teacher are one model up to the first stage: same classes, names and numbers."""
         own, theirs = (model.backbone.trunk(self.first_block) for model in (self.student, self.teacher))
