@@ -55,7 +55,7 @@ def assert_same_in_low_precision(sparse, images, dtype=torch.bfloat16):
     with torch.no_grad():
         expected, selection, masked = sparse(images), sparse.select(images), sparse.forward_masked(images)
         predictors = map(_SameTokens, sparse.predictors, selection.scores)
-        fixed = SparseViT(sparse.model, sparse.schedule, predictors, sparse.pruned).eval()
+        fixed = SparseViT(sparse.model, sparse.schedule, predictors, sparse.pruned, sparse.balance, sparse.beta).eval()
         assert sparse.balance is None, "the scores alone decide"
         kept = dict(zip(sparse.schedule.blocks, masked.kept, strict=True))
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from vitprune.checkpoint.sparse_file import describe, load_sparse, save
+from vitprune.errors import UsageError
 from vitprune.model import AttentionViT, attach, attach_as
+from vitprune.model.plan import PLAN_KEY
 from vitprune.schedule import Sparsity
 
 NANO = {"img_size": 96, "num_classes": 10}  # 6 blocks, 36 patches
@@ -86,7 +88,7 @@ def test_of_merged_tokens_it_counts_per_patch(make_vit, make_images):
 def test_it_is_saved_and_loaded_and_exported_without_a_weight_more(make_vit, make_images, tmp_path, kind):
     model = make_vit(KINDS[kind], **NANO)
     sparse, images = untrained(model), make_images(model)
-    assert set(sparse.state_dict()) == {f"model.{name}" for name in model.state_dict()}
+    assert set(sparse.state_dict()) == {PLAN_KEY, *(f"model.{name}" for name in model.state_dict())}
     save(sparse, tmp_path / "model.safetensors", describe(sparse))
     loaded, metadata = load_sparse(tmp_path / "model.safetensors")
     assert (metadata.predictor, metadata.balance, metadata.beta) == ("attention", 0.1, 1.0)
@@ -97,5 +99,5 @@ def test_it_is_saved_and_loaded_and_exported_without_a_weight_more(make_vit, mak
         assert not torch.allclose(expected, attach(model, keep=1.0)(images), atol=1e-3)
         program = torch.export.export(sparse, (images,))
         torch.testing.assert_close(program.module()(images), expected)
-    with pytest.raises(NotImplementedError, match="no masked pass"):
+    with pytest.raises(UsageError, match="no masked pass"):
         sparse.forward_masked(images)

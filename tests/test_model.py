@@ -1,6 +1,7 @@
 """SparseViT: selection, gradients, precision, copying."""
 
 import copy
+import warnings
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from agreement import assert_masked_is_gathered
 from vitprune.checkpoint.sparse_file import describe, load_sparse, save
 from vitprune.errors import UsageError
 from vitprune.model import SparseViT, attach
+from vitprune.model.plan import PLAN_KEY
 from vitprune.schedule import Sparsity, make_schedule
 from vitprune.tokens.masking import gumbel_decision
 from vitprune.tokens.predictor import TokenPredictor
@@ -70,7 +72,7 @@ def test_a_predictor_sees_patch_tokens_only_and_what_is_left_of_them(make_vit, m
 
     model = make_vit(**NANO)
     schedule = make_schedule(6, 36, Sparsity(0.5, [1, 3], "geometric"))
-    sparse = SparseViT(model, schedule, [Recording(64), Recording(64)])
+    sparse = SparseViT(model, schedule, [Recording(64), Recording(64)], "drop")
     images = make_images(model)
     lengths = []
     for block in model.blocks:
@@ -216,7 +218,7 @@ def test_state_dict_round_trip(sparse, images, make_sparse):
     assert not torch.equal(other(images), sparse(images))
     state = sparse.state_dict()
     own = {name.removeprefix("model.") for name in state if not name.startswith("predictors.")}
-    assert own == set(sparse.model.state_dict()), "timm's names"
+    assert own - {PLAN_KEY} == set(sparse.model.state_dict()), "timm's names"
     assert other.load_state_dict(state).missing_keys == []
     assert torch.equal(other(images), sparse(images))
     assert torch.equal(other.forward_masked(images).logits, sparse.forward_masked(images).logits)
@@ -246,6 +248,29 @@ def test_unknown_schedule_or_fate_of_tokens_is_an_error(make_vit, arguments):
     if "pruned" in arguments:
         with pytest.raises(UsageError, match="is unknown"):
             SparseViT(make_vit(), attach(make_vit()).schedule, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"keep": 0.5}, {"keep": 0.7}, {"token_schedule": "geometric"}, {"token_schedule": "late"}, {"keep": 1.0}],
+)
+def test_two_answers_to_how_much_is_kept_are_an_error(make_vit, arguments):
+    with pytest.raises(UsageError, match=f"{next(iter(arguments))} and tokens_left are mutually exclusive"):
+        attach(make_vit(), tokens_left=[0.5, 0.25, 0.2], **arguments)
+    with pytest.raises(UsageError, match="keep and tokens_left are mutually exclusive"):
+        Sparsity(0.5, tokens_left=[0.5])
+    assert attach(make_vit(), None, tokens_left=[0.5, 0.25, 0.2]).schedule.num_tokens == (50, 25, 20)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0.01, "1/1/1"), (0.2, "20/4/1")])
+def test_a_plan_that_starves_the_model_is_said(make_vit, keep, left):
+    with pytest.warns(UserWarning, match=f"keep {keep} leaves {left} of 100 patch tokens") as caught:
+        attach(make_vit(), keep, token_schedule="geometric" if keep < 0.1 else "late", prune_at=[1, 2, 5])
+    assert "sees one patch" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert attach(make_vit(), 0.3).schedule.num_tokens[-1] >= 2
 
 
 def test_fold_is_the_old_word_for_merge(make_vit):

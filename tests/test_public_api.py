@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import typing
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from python_calls import check_calls
 
 import vitprune
 from vitprune.api.arguments import known
+from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import read_metadata
 
 
@@ -226,6 +228,17 @@ def test_what_a_file_says_is_still_said_after_load_and_save(make_vit, tmp_path):
     assert changed == first.model_copy(update={"accuracy": None, "training": None})
 
 
+def test_an_export_says_what_the_file_that_it_is_from_says(make_vit, tmp_path):
+    made = vitprune.sparsify(make_vit(num_classes=2, img_size=64, depth=3), Noise(True), bench_seconds=0.001, **QUICK)
+    before = read_metadata(vitprune.save(made, tmp_path))
+    vitprune.export_model(vitprune.load(tmp_path), tmp_path / "model.onnx")
+    found = read_onnx(tmp_path / "model.onnx").metadata
+    assert (before.keep, before.schedule) == (0.7, "late")
+    assert before.accuracy
+    assert before.origin
+    assert found == before
+
+
 def test_old_names_of_arguments_work_for_one_release(make_vit):
     sparsify = partial(vitprune.sparsify, make_vit(), recipe="none")
     for call in (vitprune.Sparsity, partial(vitprune.attach, make_vit()), sparsify):
@@ -276,15 +289,52 @@ def test_unknown_export_formats_and_endings_are_errors(make_sparse, tmp_path, na
 
 RUN_OFFLINE = {"Objective", "Sparsity", "attach"}
 WITHOUT_EXAMPLE = {
+    "Augmentation",
+    "Exported",
+    "ImagePrediction",
     "LossWeights",
+    "MaskedOutput",
     "Schedule",
+    "Selection",
     "SparseViT",
     "Stage",
+    "StepLoss",
     "TokenPredictor",
     "VitpruneError",
     "errors",
     "make_schedule",
 }
+
+
+def _classes(hint):
+    """Of ours, in an annotation."""
+    if typing.get_args(hint):
+        return {each for part in typing.get_args(hint) for each in _classes(part)}
+    return {hint} if inspect.isclass(hint) and hint.__module__.startswith("vitprune") else set()
+
+
+def _signatures():
+    for public in (getattr(vitprune, name) for name in vitprune.__all__ if name != "errors"):
+        if inspect.isfunction(public):
+            yield public
+        elif inspect.isclass(public):
+            members = [getattr(public, name) for name in dir(public) if not name.startswith("_") or name == "__init__"]
+            yield from (member for member in members if inspect.isfunction(member) or inspect.ismethod(member))
+            yield from (member.fget for member in members if isinstance(member, property))
+            yield public  # of a NamedTuple or settings, the fields
+
+
+INNER = {"Agreement", "Backbone", "Choice", "NamedClass", "Plan", "PlannedStep", "Tokens"}
+"""Parts of those that are public, to be read and not made; each is documented where it is defined."""
+
+
+def test_classes_that_public_signatures_name_are_public():
+    named = set()
+    for function in _signatures():
+        for hint in typing.get_type_hints(function).values():
+            named |= {each.__name__ for each in _classes(hint)}
+    assert {"Selection", "MaskedOutput", "StepLoss", "SparseViT"} <= named
+    assert named - {*vitprune.__all__} == INNER
 
 
 @pytest.mark.parametrize("name", sorted({*vitprune.__all__} - WITHOUT_EXAMPLE))
@@ -300,7 +350,7 @@ def test_docstrings_show_a_use_that_works(name, make_vit):
 
 def test_help_shows_what_vitprune_defines_and_nothing_inherited():
     text = pydoc.render_doc(vitprune, renderer=pydoc.plaintext)
-    assert len(text.splitlines()) < 1200
+    assert len(text.splitlines()) < 1700, "of three named tuples Python shows what every tuple has"
     assert "forward_masked" in text
     assert "share of those steps on the deployed path" in text, "fields of settings are described"
     assert "register_forward_hook" not in text

@@ -6,7 +6,8 @@
     logits = sparse(images)                 # call it like the model
 
 The jobs: sparsify, evaluate, predict, benchmark, visualize, export_model, save, load, list_models.
-For a training loop of your own: attach, Objective, Recipe, LossWeights; Sparsity, Schedule and Stage are the plan.
+For a training loop of your own: attach, Objective, Recipe, LossWeights, Augmentation; Sparsity, Schedule and Stage are
+the plan, and Selection, MaskedOutput and StepLoss what passes give. count_macs says what a model costs.
 Every error that vitprune raises on purpose is a VitpruneError; vitprune.errors lists the kinds.
 """
 
@@ -26,9 +27,15 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
     from vitprune.api.inspecting import save as save
     from vitprune.api.inspecting import visualize as visualize
     from vitprune.api.training import sparsify as sparsify
+    from vitprune.data import Augmentation as Augmentation
     from vitprune.errors import VitpruneError as VitpruneError
+    from vitprune.export import Exported as Exported
     from vitprune.export import export_model as export_model
+    from vitprune.jobs.predict import ImagePrediction as ImagePrediction
     from vitprune.loading.hub import load as load
+    from vitprune.measure import count_macs as count_macs
+    from vitprune.model import MaskedOutput as MaskedOutput
+    from vitprune.model import Selection as Selection
     from vitprune.model import SparseViT as SparseViT
     from vitprune.model import attach as attach
     from vitprune.schedule import Schedule as Schedule
@@ -37,6 +44,7 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
     from vitprune.schedule import make_schedule as make_schedule
     from vitprune.tokens.predictor import TokenPredictor as TokenPredictor
     from vitprune.training.objective import Objective as Objective
+    from vitprune.training.objective import StepLoss as StepLoss
     from vitprune.training.recipe import LossWeights as LossWeights
     from vitprune.training.recipe import Recipe as Recipe
 
@@ -44,13 +52,16 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
 _NAMES = {
     "api.inspecting": ("benchmark", "evaluate", "list_models", "predict", "save", "visualize"),
     "api.training": ("sparsify",),
+    "data": ("Augmentation",),
     "errors": ("VitpruneError",),
-    "export": ("export_model",),
+    "export": ("Exported", "export_model"),
+    "jobs.predict": ("ImagePrediction",),
     "loading.hub": ("load",),
-    "model": ("SparseViT", "attach"),
+    "measure": ("count_macs",),
+    "model": ("MaskedOutput", "Selection", "SparseViT", "attach"),
     "schedule": ("Schedule", "Sparsity", "Stage", "make_schedule"),
     "tokens.predictor": ("TokenPredictor",),
-    "training.objective": ("Objective",),
+    "training.objective": ("Objective", "StepLoss"),
     "training.recipe": ("LossWeights", "Recipe"),
 }
 _HOMES = {name: f"vitprune.{home}" for home, names in _NAMES.items() for name in names}

@@ -46,6 +46,8 @@ _RENAMED = {"workers": "num_workers", "grad-accum-steps": "grad_accum"}
 _SET = re.compile(r"--set (?=[a-z])")
 _OUTPUT = re.compile(r"(?<!\S)-o (?=\S)")
 _PHRASES = {
+    "of their architecture: NAME and --checkpoint": "of their architecture, as vitprune.sparsify and evaluate take "
+    "it: NAME and --checkpoint",
     "vitprune sparsify --print-config": "help(vitprune.Recipe)",
     "eval --skip-unreadable and sparsify --set max_unreadable=0.1 skip such images": "in training, "
     "max_unreadable=0.1 skips such images",

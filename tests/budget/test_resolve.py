@@ -39,6 +39,29 @@ def test_what_is_not_asked_for_is_the_default(vit):
     assert not PlanRequest(prune_at=[2]).is_empty
 
 
+@pytest.mark.parametrize("asked", [{"keep": 1}, {"keep": 1.0}, {"tokens_left": [1, 1, 1.0]}])
+def test_a_plan_that_prunes_nothing_is_refused_unless_it_is_compared_with_others(vit, asked):
+    with pytest.raises(UsageError, match="1 prunes nothing: the dense model is what you have") as caught:
+        PlanRequest(**asked)
+    assert "0.7" in caught.value.hint or "0.8,0.6,0.4" in caught.value.hint
+    assert next(iter(asked)) in str(caught.value)
+    assert PlanRequest(**asked, dense_too=True)
+    assert PlanRequest(tokens_left=[1, 1, 0.5])
+    with pytest.raises(UsageError, match="prunes nothing"):
+        vitprune.sparsify(vit, **asked)
+
+
+def test_a_plan_that_starves_the_model_is_said(vit):
+    hearing = Hearing()
+    resolve(PlanRequest(keep=0.05, prune_at=[1]), vit, DEFAULTS, hearing)
+    assert hearing.sentences == [
+        "keep 0.05 leaves 1 of 36 patch tokens: from block 1 on the model sees one patch, and most predictions will be "
+        "wrong"
+    ]
+    resolve(PlanRequest(keep=0.06, prune_at=[1]), vit, DEFAULTS, hearing)
+    assert len(hearing.sentences) == 1, "2 of 36"
+
+
 def test_last_within_is_the_last_that_fits():
     for budget in range(-3, 30):
         fitting = [n for n in range(2, 21) if n * n <= budget]

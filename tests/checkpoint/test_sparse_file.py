@@ -16,7 +16,7 @@ from vitprune.checkpoint.sparse_file import describe, read_metadata, save
 from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError
 from vitprune.model import SparseViT, attach_as
-from vitprune.schedule import Sparsity
+from vitprune.schedule import Schedule, Sparsity, Stage, make_schedule
 
 
 @pytest.fixture
@@ -97,6 +97,42 @@ def test_a_file_that_says_nothing_of_it_chooses_as_the_paper_does(saved, make_im
     assert torch.equal(loaded(images), sparse(images))
 
 
+ASKED = {
+    "keep": Sparsity(0.7),
+    "geometric": Sparsity(0.6, token_schedule="geometric"),
+    "shares": Sparsity(tokens_left=[0.8, 0.5, 0.3]),
+    "aligned": Sparsity(0.7, align=4),
+    "published": Sparsity.as_published(0.5),
+    "dense": Sparsity(1.0),
+}
+
+
+@pytest.mark.parametrize("way", ["attach", "schedule", "loaded", "resized"])
+@pytest.mark.parametrize("kind", ASKED)
+def test_the_file_says_what_was_asked_for(make_vit, tmp_path, kind, way):
+    model, asked = make_vit(num_classes=2, img_size=96), ASKED[kind]
+    if way == "schedule":
+        schedule = make_schedule(6, 36, asked, num_prefix_tokens=1)
+        sparse = SparseViT(model, schedule, pruned=asked.pruned, balance=asked.balance, beta=asked.beta)
+    else:
+        sparse = attach_as(model, asked)
+    if way == "resized":
+        sparse.set_input_size(128)
+    if way == "loaded":
+        sparse = vitprune.load(vitprune.save(sparse, tmp_path / "first"))
+    found = read_metadata(vitprune.save(sparse, tmp_path / "model.safetensors"))
+    free = asked.tokens_left is not None
+    assert (found.keep, found.schedule) == ((None, None) if free else (asked.keep, asked.token_schedule))
+    assert found.label == ("dense" if kind == "dense" else asked.label)
+
+
+def test_of_a_plan_made_by_hand_the_file_says_its_shares(make_vit, tmp_path):
+    schedule = Schedule(6, 36, (Stage(2, 0.5, 18), Stage(4, 0.25, 9)))
+    found = read_metadata(vitprune.save(SparseViT(make_vit(img_size=96), schedule), tmp_path))
+    assert (found.keep, found.schedule, found.label) == (None, None, "ratios 0.5,0.25")
+    assert vitprune.load(tmp_path).schedule == schedule
+
+
 def test_predictors_of_ones_own_cannot_be_stored(make_sparse):
     plain = make_sparse(num_classes=2)
     own = SparseViT(plain.model, plain.schedule, [torch.nn.Identity() for _ in plain.schedule.stages])
@@ -149,7 +185,7 @@ def test_aligned_counts_come_back_and_files_from_before_still_load(make_vit, mak
 def test_model_not_made_by_create_model_is_refused(make_vit):
     from timm.models.vision_transformer import VisionTransformer
 
-    bare = VisionTransformer(img_size=32, embed_dim=32, depth=4, num_heads=2)
+    bare = VisionTransformer(img_size=64, embed_dim=32, depth=4, num_heads=2)
     with pytest.raises(CheckpointError, match="does not say which timm architecture"):
         describe(vitprune.attach(bare))
 

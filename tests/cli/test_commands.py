@@ -359,3 +359,20 @@ def test_exif_goes_into_the_file_and_is_refused_beside_it(image_folder, weights_
     assert preprocessing(load_sparse(tmp_path / "run" / "model.safetensors")[0].model)["exif"]
     assert run(["eval", file, str(image_folder), "-j", "0", "--exif"]) == 2
     assert "says itself how images are prepared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["info demo", "sparsify demo --dry-run", "compare demo"])
+@pytest.mark.parametrize("asked", ["--keep 1", "--keep 1.0", "--tokens-left 1,1,1"])
+def test_a_plan_that_prunes_nothing_is_refused(command, asked, capsys):
+    assert run([*command.split(), *asked.split()]) == 2
+    assert "1 prunes nothing: the dense model is what you have" in capsys.readouterr().err
+
+
+def test_a_plan_that_starves_the_model_is_said(capsys):
+    assert run(["info", "demo", "--keep", ".01", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "keep 0.01 leaves 1/1/1 of 196 patch tokens" in captured.err
+    assert "most predictions will be wrong" in captured.err
+    assert json.loads(captured.out)["keep"] == 0.01
+    assert run(["info", "demo", "--keep", ".3"]) == 0
+    assert "most predictions" not in capsys.readouterr().err

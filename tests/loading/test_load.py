@@ -5,6 +5,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+import vitprune
 from vitprune.backbones import input_size, wrap
 from vitprune.data import ModelClasses, eval_transform, open_data
 from vitprune.errors import CheckpointError, HubError, UnknownModelError, UnsupportedModelError, UsageError
@@ -217,3 +218,38 @@ def test_a_file_of_one_channel_makes_a_model_of_one_channel(make_vit, image_fold
 def test_five_channels_are_refused_for_images(make_vit):
     with pytest.raises(UnsupportedModelError, match="5 channels"):
         eval_transform(make_vit(in_chans=5))
+
+
+LOADS = {
+    "plain.safetensors": ("was not written by vitprune", "NAME and checkpoint="),
+    "plain.pth": ("holds weights alone", "NAME and checkpoint="),
+    "model.onnx": ("is an exported file", "model.safetensors"),
+    "missing.safetensors": ("not found", "timm.create_model"),
+    "folder": ("holds no model.safetensors", "vitprune.sparsify"),
+    "bad.safetensors": ("damaged", "copy it again"),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_what_load_cannot_load_is_said_in_words_of_python(make_vit, tmp_path, name):
+    save_file(make_vit().state_dict(), tmp_path / "plain.safetensors")
+    torch.save(make_vit().state_dict(), tmp_path / "plain.pth")
+    (tmp_path / "folder").mkdir()
+    for file in ("model.onnx", "bad.safetensors"):
+        (tmp_path / file).write_bytes(b"xxxx")
+    with pytest.raises(vitprune.errors.CheckpointError) as caught:
+        vitprune.load(tmp_path / name)
+    assert all(words in str(caught.value) for words in LOADS[name])
+    assert "--" not in str(caught.value)
+
+
+def test_load_says_what_a_name_a_model_or_a_device_that_is_not_there_is(make_sparse, tmp_path):
+    file = vitprune.save(make_sparse(), tmp_path)
+    for arguments, kind, words in (
+        (("deit_tiny",), vitprune.errors.CheckpointError, "timm.create_model"),
+        ((make_sparse(),), vitprune.errors.UsageError, "a SparseViT is no path"),
+        ((file, "cudaa"), vitprune.errors.DeviceError, "device 'cudaa' is unknown"),
+    ):
+        with pytest.raises(kind, match=words):
+            vitprune.load(*arguments)
+    assert next(vitprune.load(file, torch.device("meta")).parameters()).is_meta

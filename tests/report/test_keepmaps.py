@@ -142,9 +142,9 @@ def test_oracle_covers_the_object_and_its_opposite_none_of_it():
     oracle, opposite = _Oracle(), _Oracle()
     oracle.scores, opposite.scores = shares, 1 - shares
     sparse = {
-        "oracle": SparseViT(model, schedule, [oracle]),
-        "opposite": SparseViT(model, schedule, [opposite]),
-        "random": SparseViT(model, schedule, [RandomPredictor()]),
+        "oracle": SparseViT(model, schedule, [oracle], "drop"),
+        "opposite": SparseViT(model, schedule, [opposite], "drop"),
+        "random": SparseViT(model, schedule, [RandomPredictor()], "drop"),
         "dense": model,
     }
     coverage = object_coverage(sparse, data, torch.device("cpu"))

@@ -33,6 +33,8 @@ def test_what_is_no_student_teacher_or_phase_is_said_at_once(build, batch, make_
         (attach(copy.deepcopy(model), 0.5), model, "the teacher is a VisionTransformer, not a SparseViT"),
         (model, attach(model, 1.0), "the student is a VisionTransformer"),
         (attach(model, 0.5), attach(model, 1.0), "student and teacher share a backbone"),
+        (torch.compile(attach(copy.deepcopy(model), 0.5)), attach(model, 1.0), "the student is compiled"),
+        (attach(copy.deepcopy(model)), torch.nn.DataParallel(attach(model, 1.0)), "teacher is wrapped in DataParallel"),
     ):
         with pytest.raises(UsageError, match=words):
             Objective(student, teacher, recipe)
@@ -158,6 +160,87 @@ def test_merged_tokens_are_compared_with_the_mean_of_those_that_they_stand_for(b
     assert torch.equal(torch.stack(members, dim=1).float(), out.sizes), "each patch is part of one token"
 
 
+def shaken(model, blocks, scale=0.3):
+    """Other weights in the patch embedding and the blocks, past the versions of tensors."""
+    generator = torch.Generator().manual_seed(3)
+    for part in (model.patch_embed, *(model.blocks[block] for block in blocks)):
+        for parameter in part.parameters():
+            parameter.data += (
+                scale * parameter.std().nan_to_num(0.1) * torch.randn(parameter.shape, generator=generator)
+            )
+
+
+@pytest.mark.parametrize("when", ["before", "later", "one number"])
+@pytest.mark.parametrize("phase", ["sampled", "deployed"])
+def test_a_student_with_another_trunk_is_measured_by_its_own(build, batch, phase, when):
+    """By the divergence of what it answers from what the teacher does, which no trunk is shared in."""
+    objective, (images, labels) = build(train_trunk=False), batch
+    torch.manual_seed(1)
+    taught = (objective if when == "later" else build(train_trunk=False))(images, labels, phase).components["kl"]
+    if when == "one number":
+        objective.student.model.pos_embed.data[0, 0, 5] += 100.0
+    else:
+        shaken(objective.student.model, [0])
+    assert not objective.shares_trunk
+    torch.manual_seed(1)
+    loss = objective(images, labels, phase)
+    torch.manual_seed(1)
+    if phase == "sampled":
+        logits = objective.student.forward_masked(images, objective._decide(1.0, (0, 4))).logits
+    else:
+        logits = objective.student(images)
+    true = distillation_loss(logits, objective.teacher(images))
+    torch.testing.assert_close(loss.components["kl"], true.detach())
+    assert not torch.isclose(true, taught, rtol=0.05)
+    loss.total.backward()
+    assert objective.student.model.blocks[0].attn.qkv.weight.grad.abs().sum() > 0, "its trunk may train"
+
+
+def test_pretraining_ranks_the_tokens_of_the_students_own_trunk(build, batch):
+    objective = build(train_trunk=False)
+    shared = objective(batch[0], phase="pretraining").total
+    shaken(objective.student.model, [0])
+    own = objective(batch[0], phase="pretraining").total
+    scores = objective.student.select(batch[0]).scores
+    seen = []
+    objective.student.predictors[0].register_forward_hook(lambda *args: seen.append(args[2]))
+    objective(batch[0], phase="pretraining").total.backward()
+    torch.testing.assert_close(seen[0], scores[0])
+    assert not torch.equal(shared, own)
+    assert objective.student.model.patch_embed.proj.weight.grad is None
+
+
+@pytest.mark.parametrize("change", ["loaded", "stepped", "teacher", "buffer", "dtype", "replaced"])
+def test_whatever_changes_a_trunk_is_noticed(build, change):
+    objective = build()
+    assert objective.shares_trunk
+    student, teacher = objective.student.model, objective.teacher.model
+    if change == "loaded":
+        state = student.state_dict()
+        student.load_state_dict(state | {"cls_token": state["cls_token"] + 1})
+    elif change == "stepped":
+        student.blocks[0].norm1.bias.grad = torch.ones(64)
+        torch.optim.SGD(student.blocks[0].norm1.parameters(), lr=1e-3).step()
+    elif change == "teacher":
+        teacher.blocks[0].mlp.fc2.weight.data.mul_(1.001)
+    elif change == "buffer":
+        student.blocks[0].register_buffer("more", torch.ones(1))
+    elif change == "dtype":
+        student.blocks[0].double()
+    else:
+        student.blocks[0].mlp.fc1 = torch.nn.Sequential(student.blocks[0].mlp.fc1)
+    assert not objective.shares_trunk
+
+
+def test_what_changes_behind_the_trunk_does_not_matter(build):
+    objective = build()
+    shaken_before = objective.first_block
+    for block in objective.student.model.blocks[shaken_before:]:
+        block.mlp.fc2.weight.data.mul_(2)
+    objective.student.reset_classifier(7)
+    assert objective.shares_trunk
+
+
 @pytest.mark.parametrize("phase", ["sampled", "deployed"])
 @pytest.mark.parametrize("pruned", ["drop", "merge"])
 def test_a_trunk_that_does_not_train_is_computed_once_and_changes_nothing(build, batch, phase, pruned, monkeypatch):
@@ -184,12 +267,31 @@ def test_mixed_labels_are_probabilities(build, batch):
 
 
 def test_without_labels_labels_do_not_matter(build, batch):
-    objective = build(labels=False)
     images, labels = batch
+    for objective in (build(labels=False), build(LossWeights(ce=0))):
+        for phase in ("sampled", "deployed", "pretraining"):
+            totals = []
+            for given in (labels, torch.full_like(labels, -1), None):
+                torch.manual_seed(0)
+                loss = objective(images, given, phase)
+                assert "ce" not in loss.components
+                totals.append(loss.total.item())
+            torch.manual_seed(0)
+            totals.append(objective(images, phase=phase).total.item())
+            assert len(set(totals)) == 1
+    assert build()(images, phase="pretraining").total.isfinite()
     for phase in ("sampled", "deployed"):
-        torch.manual_seed(0)
-        one = objective(images, labels, phase)
-        torch.manual_seed(0)
-        other = objective(images, torch.full_like(labels, -1), phase)
-        assert "ce" not in one.components
-        assert torch.equal(one.total, other.total)
+        with pytest.raises(UsageError, match=r"labels are needed: weights\.ce is 1") as caught:
+            build()(images, phase=phase)
+        assert "labels=False" in caught.value.hint
+
+
+@pytest.mark.parametrize("phase", ["sampled", "pretraining"])
+@pytest.mark.parametrize("kind", ["attention", "dense"])
+def test_a_phase_without_anything_to_train_is_refused(make_vit, batch, kind, phase):
+    student = attach(make_vit(), 1.0) if kind == "dense" else attach(make_vit(), predictor="attention")
+    objective = Objective(student, attach(make_vit(), 1.0), Recipe())
+    with pytest.raises(UsageError, match=f"no predictors to train in the phase '{phase}'"):
+        objective(batch[0], phase=phase)
+    objective(batch[0], phase="deployed").total.backward()
+    assert student.model.blocks[-1].mlp.fc2.weight.grad.abs().sum() > 0

@@ -3,8 +3,8 @@
 from importlib import resources
 
 import pytest
-from pydantic import ValidationError
 
+from vitprune.data.transforms import Augmentation
 from vitprune.errors import UsageError
 from vitprune.training.recipe import DEFAULT_STEPS, RECIPES, LossWeights, Recipe, load_recipe
 
@@ -16,20 +16,58 @@ def test_default_distils_and_leaves_labels_alone():
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "message"),
     [
-        {"lr": 0},
-        {"batch_size": 0},
-        {"steps": -1},
-        {"precision": "int8"},
-        {"weights": {"kl": -1}},
-        {"learning_rate": 1e-3},
-        {"steps": 3, "epochs": 1},
+        ({"lr": 0}, "lr: expected greater than 0, got 0"),
+        ({"batch_size": 0}, "batch_size: expected greater than or equal to 1, got 0"),
+        ({"steps": -1}, "steps: expected greater than or equal to 0, got -1"),
+        ({"precision": "int8"}, "precision: expected 'auto', 'fp32', 'bf16' or 'fp16', got 'int8'"),
+        ({"weights": {"kl": -1}}, "weights.kl: expected greater than or equal to 0, got -1"),
+        ({"weights": 3}, "weights: expected a valid dictionary"),
+        ({"augmentation": {"mixup": "a"}}, "augmentation.mixup: expected a valid number"),
+        ({"steps": 3, "epochs": 1}, "give steps or epochs, not both"),
+        ({"predictor": "attention"}, "goes with no training"),
     ],
 )
-def test_impossible_settings_are_refused(settings):
-    with pytest.raises(ValidationError):
+def test_impossible_settings_are_refused_in_the_words_of_the_command(settings, message):
+    with pytest.raises(UsageError) as made:
         Recipe(**settings)
+    with pytest.raises(UsageError) as loaded:
+        load_recipe("short", **settings)
+    assert message in made.value.message
+    if "steps" not in settings:  # these replace the other one of a file
+        assert made.value.message == loaded.value.message
+    assert "help(vitprune.Recipe)" in str(made.value)
+    assert "pydantic" not in str(made.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message", "hint"),
+    [
+        (lambda: LossWeights(kl=-1), "LossWeights: kl: expected greater than or equal to 0, got -1", "print-config"),
+        (lambda: LossWeights(kll=1), "LossWeights has no setting 'kll'", "did you mean kl?"),
+        (lambda: Augmentation(mix_up=1), "Augmentation has no setting 'mix_up'", "did you mean mixup?"),
+        (lambda: Recipe(learning_rate=1), "recipe 'short' has no setting 'learning_rate'", "did you mean lr?"),
+        (lambda: Recipe(weights={"lk": 1}), "no setting 'weights.lk'", "did you mean weights.kl?"),
+        (lambda: Recipe(kl=1), "no setting 'kl'", "did you mean weights.kl?"),
+        (lambda: Recipe(name="mine", qqq=1), "recipe 'mine' has no setting 'qqq'", "choose from augmentation, "),
+        (lambda: setattr(Recipe(), "lr", 1.0), "lr of a Recipe cannot change", "with_settings"),
+        (lambda: setattr(LossWeights(), "kl", 1.0), "kl of a LossWeights cannot change", "with_settings"),
+    ],
+)
+def test_every_way_to_settings_refuses_them_alike(make, message, hint):
+    with pytest.raises(UsageError) as caught:
+        make()
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_settings_given_as_values_replace_others():
+    changed = Recipe(weights=LossWeights(ce=1)).with_settings({"lr": 1e-4, "weights": {"kl": 2}, "clip_grad": None})
+    assert changed == Recipe(lr=1e-4, weights=LossWeights(ce=1, kl=2), clip_grad=None)
+    assert Recipe().with_settings({"weights": LossWeights(kl=2)}).weights == LossWeights(kl=2)
+    assert Recipe().with_settings({"weights": "{kl: 2}", "weights.ce": 3}).weights == LossWeights(kl=2, ce=3)
+    assert Recipe(epochs=1).with_settings({"steps": 5}) == Recipe(steps=5)
 
 
 def test_epochs_become_steps():
@@ -101,6 +139,8 @@ def test_settings_given_as_text_replace_others():
         ({"weights.lk": "1"}, "no setting 'weights.lk'", "did you mean weights.kl?"),
         ({"kl": "1"}, "no setting 'kl'", "did you mean weights.kl?"),
         ({"backbone-lr-scale": "1"}, "no setting 'backbone-lr-scale'", "did you mean backbone_lr_scale?"),
+        ({"weights": {"lk": 1}}, "no setting 'weights.lk'", "did you mean weights.kl?"),
+        ({"lr": -1.0}, "lr: expected greater than 0, got -1.0", "--print-config"),
         ({"weights": "1"}, "no setting 'weights'", "did you mean weights."),
         ({"name": "mine"}, "no setting 'name'", ""),
         ({"qqq": "1"}, "no setting 'qqq'", "augmentation.crop_scale, "),

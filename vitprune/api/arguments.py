@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from vitprune.cli.progress import RunProgress
+from vitprune.common.wrappers import unwrapped
 from vitprune.data import Data, DataOptions, ModelClasses, open_data, open_torch
 from vitprune.errors import UsageError, in_python
 from vitprune.loading.load import Loaded, load_model, loaded_from
@@ -85,7 +86,8 @@ def known(
     img_size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Loaded:
-    """What is known of a model; one that the caller made is copied, unless it is sparse."""
+    """What is known of a model; one that the caller made is unwrapped and, unless it is sparse, copied."""
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     if isinstance(model, (str, Path)):
         loaded = load_model(str(model), checkpoint=None if checkpoint is None else Path(checkpoint), img_size=img_size)
     elif checkpoint is not None or img_size is not None:

@@ -15,6 +15,7 @@ from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
 from vitprune.common.devices import pick_device, pick_precision
 from vitprune.common.run_folder import RunFolder
+from vitprune.common.wrappers import is_compiled, unwrapped
 from vitprune.data import DataOptions, count_images, eval_transform, readable_names
 from vitprune.errors import UsageError
 from vitprune.evaluation import class_accuracy
@@ -122,10 +123,13 @@ def benchmark(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
+    for each in models.values() if isinstance(models, Mapping) else [models]:
+        if isinstance(each, nn.Module) and is_compiled(each):
+            raise UsageError("a model to be timed is compiled", "give the one in it, and mode='compile'")
     where = pick_device(device)
     how, number_format = check_mode(mode, where), pick_precision(precision, where, training=False)
     if isinstance(models, Mapping):
-        named = dict(models)
+        named = {label: unwrapped(model) for label, model in models.items()}
         if not named:
             raise UsageError("no models are given", "give a sparse model, or several by label")
     else:
@@ -263,7 +267,7 @@ def list_models(pattern: str | None = None) -> list[str]:
         return [name for name in names if why_not(timm.create_model(name)) is None]
 
 
-def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None = None) -> Path:
+def save(model: nn.Module, path: str | Path, class_names: Sequence[str] | None = None) -> Path:
     """Write a sparse model to a file that `vitprune.load` and every command read, and config.json beside it.
 
     What the file of a model from `vitprune.load` says of origin and licence is kept, and of accuracy while its weights
@@ -274,7 +278,8 @@ def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None =
         sparse = vitprune.load("model.safetensors", device="cuda")
 
     Args:
-        model: the sparse model; its backbone was made by timm.create_model.
+        model: the sparse model, or one that is compiled, data-parallel or an average of it; its backbone was made by
+            timm.create_model.
         path: `*.safetensors`, or a folder, for model.safetensors in it. Folders are made, and a file is replaced.
         class_names: in output order; None for the model's own.
 
@@ -282,14 +287,15 @@ def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None =
         The file.
 
     Raises:
-        UsageError: another ending.
+        UsageError: another ending, no SparseViT, or layers that adapters or quantisation replaced.
         CheckpointError: the model could not be loaded again.
         OutputError: the file cannot be written.
     """
+    model = unwrapped(model)
     if not isinstance(model, SparseViT):
         raise UsageError(
             f"a {type(model).__name__} cannot be saved, only a SparseViT",
-            "of a compiled model it is ._orig_mod, of an Objective .student; a dense one is timm's to save",
+            "of an Objective it is .student; a dense one is timm's to save",
         )
     file = Path(path)
     if not file.suffix or file.is_dir():
@@ -302,7 +308,8 @@ def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None =
     return file
 
 
-def _subject(model: SparseViT | str | Path) -> Subject:
+def _subject(model: nn.Module | str | Path) -> Subject:
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     if isinstance(model, nn.Module) and not isinstance(model, SparseViT):
         raise UsageError(
             f"the {type(model).__name__} keeps all its tokens, so there is nothing to show", "attach prunes"

@@ -74,7 +74,7 @@ def sparsify(
         data: images to train on: a folder, "imagenet", "hf:owner/name" or "demo", a Dataset of PIL images or of
             tensors (C, H, W), alone or with labels, or a DataLoader of one. None attaches untrained predictors and
             warns: they rank tokens no better than chance until you train them.
-        keep: share of patch tokens that one stage keeps, in (0, 1]; None for 0.7, or for what a target finds.
+        keep: share of patch tokens that one stage keeps, in (0, 1); None for 0.7, or for what a target finds.
         checkpoint: weights for a model given by its name.
         img_size: image size in pixels of a model given by its name.
         val_data: images to evaluate on, where `data` is a Dataset or DataLoader; None holds a tenth of it out.

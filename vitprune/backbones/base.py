@@ -41,6 +41,10 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
     return int(channels), int(height), int(width)
 
 
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
 class Backbone:
     """A timm model seen as embed > blocks > norm > head over a plain sequence of tokens.
 
@@ -58,8 +62,6 @@ class Backbone:
         embed_dim: C.
         depth: number of blocks.
         num_prefix_tokens: P.
-        grid_size: patch grid (rows, columns); N is their product.
-        num_classes: width of the classifier, 0 for a headless model.
         pools_prefix: whether pooling sees prefix tokens too.
     """
 
@@ -70,13 +72,19 @@ class Backbone:
         self.embed_dim: int = model.embed_dim
         self.depth = len(self.blocks)
         self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
-        rows, columns = self._grid()
-        self.grid_size = (int(rows), int(columns))
 
     @property
     def num_classes(self) -> int:
-        """Width of the classifier now: `reset_classifier` changes it."""
-        return int(self.model.num_classes)
+        """Width of the classifier now, 0 without one: `reset_classifier` changes it, and so does another `head`."""
+        head = self.model.get_classifier()
+        head = head[0] if isinstance(head, tuple) else head
+        return 0 if isinstance(head, nn.Identity) else int(getattr(head, "out_features", self.model.num_classes))
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patch grid (rows, columns) now; N is their product. `set_input_size` changes it."""
+        rows, columns = self._grid()
+        return int(rows), int(columns)
 
     @property
     def blocks(self) -> Any:
@@ -198,6 +206,11 @@ class Backbone:
         names = ("norm", "attn_pool", "blocks_token_only", "fc_norm", "head", "head_dist", "aux_head")
         ends = [getattr(self.encoder, "norm", None), *(getattr(self.model, name, None) for name in names)]
         return [*self.blocks[first_block:], *(module for module in ends if module is not None)]
+
+    def trunk(self, first_block: int) -> dict[str, Tensor]:
+        """Parameters and buffers of what runs before block `first_block`, by name: all that are not of `tail`."""
+        of_tail = {id(tensor) for module in self.tail(first_block) for tensor in _tensors(module).values()}
+        return {name: tensor for name, tensor in _tensors(self.model).items() if id(tensor) not in of_tail}
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth, rising from 0 at the first block to `rate` at the last; acts in training mode only."""

@@ -18,6 +18,10 @@ class RotaryBackbone(Backbone):
     and scalings of the coordinates in training are not applied: teacher and student would see different ones.
     """
 
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._built_for = self._grid_of(*input_size(model)[1:])
+
     def positions_of(self, present: Tensor | None = None) -> Any:
         """Sines and cosines: (N, D), or per block (depth, heads, N, D).
 
@@ -56,7 +60,7 @@ class RotaryBackbone(Backbone):
         return self.encoder.patch_embed
 
     def _grid(self) -> tuple[int, int]:
-        return self._grid_of(*input_size(self.model)[1:])
+        return self._built_for
 
     def _grid_of(self, height: int, width: int) -> tuple[int, int]:
         return self._patches.dynamic_feat_size((height, width))

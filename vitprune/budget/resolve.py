@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -23,7 +23,7 @@ class PlanRequest:
     """What is asked of a plan; None leaves it to the defaults. At most one of keep, tokens_left and targets is given.
 
     Attributes:
-        keep: share of patch tokens that one stage keeps, in (0, 1].
+        keep: share of patch tokens that one stage keeps, in (0, 1).
         prune_at: block indices before which predictors act.
         tokens_left: shares of the original tokens left after each stage.
         token_schedule: how the stages share the work.
@@ -36,6 +36,7 @@ class PlanRequest:
         target_batch_size: images per pass in these measurements; 32 if None.
         precision: of a pass in these measurements: "auto", "fp32", "bf16" or "fp16"; None is fp32.
         device: where to measure: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        dense_too: whether a plan may prune nothing, for a comparison with those that do.
 
     Raises:
         UsageError: a value out of range, or two that exclude each other.
@@ -54,6 +55,7 @@ class PlanRequest:
     target_batch_size: int | None = None
     precision: str | None = None
     device: str = "auto"
+    dense_too: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         given = {
@@ -76,6 +78,9 @@ class PlanRequest:
             raise UsageError(
                 f"{idle[0]} says how a target is measured, and there is none", "add --target-speedup or leave it out"
             )
+        for name, value, other in (("--keep", self.keep, "0.7"), ("--tokens-left", self.tokens_left, "0.8,0.6,0.4")):
+            if not self.dense_too and (value == 1 or (isinstance(value, Sequence) and value and min(value) == 1)):
+                raise UsageError(f"{name} 1 prunes nothing: the dense model is what you have", f"try {name} {other}")
         self.sparsity(Sparsity())  # raises what is wrong with the rest
         for name, value, least, example in (
             ("--target-speedup", self.target_speedup, 1, 1.5),
@@ -140,7 +145,8 @@ def resolve(
     if request.target_gmacs is not None:
         sparsity = keep_for_gmacs(model, sparsity, request.target_gmacs)
         listener.say(f"--target-gmacs {request.target_gmacs:g}: keep ratio {sparsity.keep:g}")
-    sparsity.plan(wrap(model))
+    if few := sparsity.plan(wrap(model)).too_few:
+        listener.say(few)
     if request.measured is None:
         return sparsity, None
     device = pick_device(request.device)
@@ -151,4 +157,6 @@ def resolve(
     result: tuple[Sparsity, Prediction] = distributed.from_main(found)
     plan = result[0].plan(wrap(model))
     listener.say(f"{target}: {result[0].label}, stages {','.join(map(str, plan.blocks))}")
+    if few := plan.too_few:
+        listener.say(few)
     return result

@@ -24,6 +24,7 @@ from vitprune.errors import CheckpointError, UsageError
 from vitprune.model import SparseViT, build
 from vitprune.schedule import Schedule, Sparsity
 
+_WEIGHTS_ALONE = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 _Shapes = dict[str, tuple[int, ...]]
 
 
@@ -50,7 +51,7 @@ def describe(
     Args:
         model: the sparse model.
         name: full timm name with the tag of the weights.
-        sparsity: what was asked for; None for what `attach` was, else a geometric schedule.
+        sparsity: what was asked for; None for what the model's schedule says, else its stages' own ratios.
         class_names: in output order; None for the model's own.
         origin: source and licence of the weights.
 
@@ -68,8 +69,9 @@ def describe(
             "the model does not say which timm architecture it is, so a file could not be loaded again",
             "make it with timm.create_model(...)",
         )
+    _check_plain(model)
     try:
-        arguments = json.loads(json.dumps(get_model_args(model.model)))
+        arguments = json.loads(json.dumps(get_model_args(model.model) | {"num_classes": model.num_classes}))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
             f"the arguments that '{architecture}' was created with cannot be stored: {error}",
@@ -77,13 +79,8 @@ def describe(
         ) from error
     if model.predictor is None:
         raise CheckpointError("the model's predictors are not vitprune's, so a file could not be loaded again")
-    schedule = model.schedule
-    asked = (
-        sparsity
-        or model.sparsity
-        or Sparsity(schedule.ratios[0] if schedule.stages else 1.0, token_schedule="geometric")
-    )
-    free = asked.tokens_left is not None
+    schedule, asked = model.schedule, sparsity or model.sparsity
+    free = bool(schedule.stages) and (asked is None or asked.tokens_left is not None)
     before = model.header.metadata if model.header else None
     measured = before if before and model.header.sums == _sums(model) else None
     metadata = Metadata(
@@ -91,8 +88,8 @@ def describe(
         architecture=architecture,
         model_args=arguments,
         num_patches=schedule.num_patches,
-        keep=None if free else asked.keep,
-        schedule=None if free else asked.token_schedule,
+        keep=None if free else asked.keep if asked else 1.0,
+        schedule=None if free else asked.token_schedule if asked else "geometric",
         pruned=model.pruned,
         predictor=model.predictor,
         balance=model.balance,
@@ -106,7 +103,8 @@ def describe(
         training=measured and measured.training,
         versions={"vitprune": __version__, "torch": str(torch.__version__), "timm": timm.__version__},
     )
-    _check_shapes(rebuild(metadata, "meta"), _shapes(_flatten(model)), "this model", f"timm's '{architecture}'")
+    hint = "a layer was replaced since timm.create_model made it, or the model was changed in a way timm does not know"
+    _check_shapes(rebuild(metadata, "meta"), _shapes(_flatten(model)), "this model", f"timm's '{architecture}'", hint)
     return metadata
 
 
@@ -155,8 +153,9 @@ def fill(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) 
         CheckpointError: one is missing, unexpected or of another shape; names it.
     """
     _check_shapes(model, _shapes(tensors), what, against)
-    named = {name if name.startswith("predictors.") else f"model.{name}": tensor for name, tensor in tensors.items()}
-    model.load_state_dict(named)
+    own = {name.removeprefix("predictors."): tensors[name] for name in tensors if name.startswith("predictors.")}
+    model.predictors.load_state_dict(own)
+    model.model.load_state_dict({name: tensors[name] for name in tensors if not name.startswith("predictors.")})
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -168,6 +167,9 @@ def read_metadata(path: Path) -> Metadata:
     check_exists(path)
     if path.suffix in (".onnx", ".pt2"):
         raise CheckpointError(f"'{path}' is an exported file", "load the model.safetensors that it was made from")
+    alone = f"plain weights go with the name of their architecture: NAME and --checkpoint {path}"
+    if path.suffix in _WEIGHTS_ALONE:
+        raise CheckpointError(f"'{path}' holds weights alone, no model that vitprune wrote", alone)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -176,7 +178,7 @@ def read_metadata(path: Path) -> Metadata:
     if METADATA_KEY not in header:
         raise CheckpointError(
             f"'{path}' was not written by vitprune: its header has no '{METADATA_KEY}' entry",
-            f"plain weights go with the name of their architecture: NAME and --checkpoint {path}",
+            alone,
         )
     return parse_metadata(header[METADATA_KEY], path)
 
@@ -199,11 +201,11 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             backbone = wrap(model)
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
-            schedule = Schedule(backbone.depth, metadata.num_patches, tuple(metadata.stages), metadata.align)
+            stages, asked = tuple(metadata.stages), _asked_for(metadata)
+            schedule = Schedule(backbone.depth, metadata.num_patches, stages, metadata.align, asked)
             selection = metadata.predictor, metadata.pruned, metadata.balance, metadata.beta
             sparse = build(model, schedule, *selection)
             sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
-            sparse.sparsity = _asked_for(metadata)
             return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(
@@ -238,16 +240,30 @@ def _asked_for(metadata: Metadata) -> Sparsity:
 
 def _sums(model: SparseViT) -> tuple[float, ...]:
     """The sum of each tensor: equal weights have equal ones, on the CPU."""
-    return tuple(tensor.detach().cpu().double().sum().item() for tensor in model.state_dict().values())
+    return tuple(tensor.detach().cpu().double().sum().item() for tensor in _flatten(model).values())
 
 
-def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str) -> None:
+def _check_plain(model: SparseViT) -> None:
+    """Layers that something else put in the place of timm's and ours cannot be rebuilt from the file."""
+    for name, value in _flatten(model).items():
+        if not isinstance(value, Tensor):
+            layer = re.sub(r"\._packed_params.*", "", name)
+            raise UsageError(
+                f"the layer '{layer}' is quantised, and a file could not hold it", "save before quantising"
+            )
+        if ".base_layer." in name or ".lora_" in name:
+            hint = "merge the adapters first: of PEFT's model, merge_and_unload() gives the SparseViT"
+            raise UsageError(f"'{name}' is of an adapter such as LoRA, and a file could not hold it", hint)
+
+
+def _check_shapes(model: SparseViT, found: _Shapes, what: str, against: str, hint: str | None = None) -> None:
     expected = _shapes(_flatten(model))
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{what} does not fit {against}: tensor '{name}' is {found.get(name, 'missing')}, "
-                f"expected {expected.get(name, 'none')}"
+                f"expected {expected.get(name, 'none')}",
+                hint,
             )
 
 
@@ -262,5 +278,6 @@ def _read_shapes(path: Path) -> _Shapes:
 
 
 def _flatten(model: SparseViT) -> dict[str, Tensor]:
-    """Tensors under the names of the file: timm's own, and `predictors.*`."""
-    return {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    """Tensors under the names of the file: timm's own, and `predictors.*`. The plan is not there: the header has it."""
+    tensors: dict[str, Tensor] = model.model.state_dict()
+    return tensors | model.predictors.state_dict(prefix="predictors.")

@@ -10,22 +10,21 @@ from typing import Any
 
 import timm.data
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Grayscale
 from torchvision.transforms.functional import center_crop
 
 from vitprune.backbones import input_size, preprocessing
+from vitprune.common.own_members import PublicSettings
 from vitprune.errors import UnsupportedModelError
 
 _LONGEST = 16
 """Sides to one: of longer images an evaluation looks at the centre alone."""
 
 
-class Augmentation(BaseModel):
+class Augmentation(PublicSettings):
     """What is done to training images, in timm's terms. Student and teacher see the same image."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop_scale: float = Field(0.5, gt=0, le=1, description="smallest share of an image that a training crop shows")
     auto_augment: str | None = Field(None, description="timm's policy, such as rand-m9-mstd0.5-inc1")

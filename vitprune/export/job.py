@@ -21,6 +21,7 @@ from vitprune.common.files import replacing, write_error
 from vitprune.common.formatting import first_line
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
+from vitprune.common.wrappers import unwrapped
 from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
 from vitprune.export.formats import FORMATS, TIMM_FILES, Format
@@ -87,6 +88,7 @@ def export_model(
             "end it in .onnx or .pt2, or in neither for a timm folder",
             exit_code=2,
         )
+    model = unwrapped(model)
     sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
     check_output(output, kind, precision, overwrite=overwrite)

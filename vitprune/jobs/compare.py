@@ -187,9 +187,9 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
         sparsity = Sparsity(keep, token_schedule="geometric")
         schedule = sparsity.plan(backbone)
         predictors = [NormPredictor() for _ in schedule.stages]
-        sparse = SparseViT(dense, schedule, predictors) if name == "norm" else AttentionViT(dense, schedule)
-        sparse.sparsity = sparsity
-        return sparse
+        if name == "norm":
+            return SparseViT(dense, schedule, predictors, "drop")
+        return AttentionViT(dense, schedule, "drop")
 
     keep = keep_within(budget, ranked, size)
     return ranked(keep), f"keep {keep:g}"
@@ -240,8 +240,7 @@ def _trained(
     student = new_student(dense, sparsity, recipe.seed)
     if name == "similarity":
         equal = [EqualPredictor() for _ in student.schedule.stages]
-        student = SparseViT(student.model, student.schedule, equal, "merge", balance=0.0)
-        student.sparsity = sparsity
+        student = SparseViT(student.model, student.schedule, equal, "merge", balance=0.0, beta=0.0)
         recipe = recipe.model_copy(update={"pretraining_steps": 0})
     started = time.perf_counter()
     progress = fit(dense, student, data, recipe, device, listener)

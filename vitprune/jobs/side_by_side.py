@@ -30,7 +30,7 @@ BENCH_SECONDS = 2.0
 def random_baseline(model: nn.Module, sparse: SparseViT) -> SparseViT:
     """`model`, untouched, with the token counts of `sparse`: tokens are kept at random, others merged or dropped."""
     predictors = [RandomPredictor(seed) for seed in range(len(sparse.schedule.stages))]
-    return SparseViT(model, sparse.schedule, predictors, sparse.pruned)
+    return SparseViT(model, sparse.schedule, predictors, sparse.pruned, None, 0.0)
 
 
 def evaluate(

@@ -20,7 +20,7 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, fill
 from vitprune.checkpoint.weight_file import read_weights
 from vitprune.errors import CheckpointError, UsageError
-from vitprune.model import SparseViT
+from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Sparsity, default_stages
 
 ORIGIN = {"license": "mit", "origin_url": "https://github.com/raoyongming/DynamicViT"}
@@ -75,9 +75,7 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
     name, model = _build(state, path)
     backbone = wrap(model)
     stages = _stages(path, backbone.depth, len(predictors), stages)
-    sparsity = Sparsity.as_published(keep, stages)
-    sparse = SparseViT(model, sparsity.plan(backbone))
-    sparse.sparsity = sparsity
+    sparse = attach_as(model, Sparsity.as_published(keep, stages))
     fill(sparse, _renamed(state), f"'{path}'", name)
     origin = {"source": path.name, **ORIGIN}
     return sparse.eval(), describe(sparse, name=name, origin=origin)

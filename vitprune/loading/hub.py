@@ -11,14 +11,19 @@ import torch
 from torch import nn
 
 from vitprune.checkpoint.sparse_file import load_sparse
+from vitprune.common.devices import pick_device
 from vitprune.common.files import read_json
 from vitprune.common.run_folder import CONFIG, RunFolder
-from vitprune.errors import CheckpointError, HubError
+from vitprune.errors import CheckpointError, HubError, UsageError
 from vitprune.loading.saved_folder import FOLDER_FILES
 from vitprune.model import SparseViT
 
 HUB_PREFIX = "hf-hub:"
 HUB_TIMEOUT_S = 10.0
+_NOT_WRITTEN = (
+    "vitprune.load reads what vitprune wrote; a dense model comes from timm.create_model, and vitprune.sparsify makes "
+    "it sparse"
+)
 
 
 def fetch(repository: str, revision: str | None) -> Path | None:
@@ -57,15 +62,19 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
     Args:
         path: model.safetensors, the run folder it is in, or `hf-hub:owner/name` (with `@revision`), which is downloaded
             once.
-        device: where to put it.
+        device: where to put it: "cpu", "cuda", "cuda:N", "mps" or "auto".
 
     Returns:
         The model in eval mode.
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
+        DeviceError: there is no such device.
         HubError: the repository cannot be had.
     """
+    if not isinstance(path, (str, Path)):
+        raise UsageError(f"a {type(path).__name__} is no path", "vitprune.load reads files that vitprune wrote")
+    where = pick_device(device) if isinstance(device, str) else device
     folder: Path | None = Path(path)
     if str(path).startswith(HUB_PREFIX):
         repository, _, revision = str(path).removeprefix(HUB_PREFIX).partition("@")
@@ -75,8 +84,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
             f"'{path}' is a dense model of timm, and none that vitprune made sparse",
             f"timm.create_model('{path}', pretrained=True)",
         )
+    if not folder.exists():
+        raise CheckpointError(f"file '{path}' not found", _NOT_WRITTEN, exit_code=2)
+    if folder.is_dir() and not RunFolder(folder).weights.is_file():
+        raise CheckpointError(f"the folder '{path}' holds no {RunFolder(folder).weights.name}", _NOT_WRITTEN)
     model, _ = load_sparse(RunFolder.weights_in(folder))
-    return model.to(device)
+    return model.to(where)
 
 
 def from_hub(name: str, sizes: dict[str, Any]) -> nn.Module:

@@ -11,9 +11,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitprune.common.wrappers import unwrapped
+
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one image's forward pass in eval mode, attention included.
+
+    Example:
+        sparse = vitprune.load("model.safetensors")
+        print(vitprune.count_macs(sparse, (3, 224, 224)) / 1e9, "GMACs")
 
     The convention of the DynamicViT paper (its "FLOPs"): every matrix product and convolution counts, so patch
     embedding, q k^T, attention times v, token predictors and classifier do; norms, activations, softmax, additions
@@ -27,6 +33,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
             exported file, whose operators cannot be seen and which gives a model of the same `structure()`.
         input_size: (C, H, W).
     """
+    model = unwrapped(model)
     if structure := getattr(model, "structure", None):
         model = structure()
     # Fake tensors rather than the meta device: they claim to be on the CPU, and autocast knows no device "meta".

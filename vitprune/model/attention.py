@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import AttentionRecorder
+from vitprune.errors import UsageError
 from vitprune.model.passes import Decide, MaskedOutput, Tokens
 from vitprune.model.sparse_vit import SparseViT
-from vitprune.schedule import PredictorName, Pruned, Schedule
+from vitprune.schedule import PredictorName, Pruned, Schedule, Sparsity
 from vitprune.tokens.precision import at_least_fp32
 
 
@@ -31,9 +32,9 @@ class AttentionViT(SparseViT):
         self,
         model: nn.Module,
         schedule: Schedule,
-        pruned: Pruned = "drop",
-        balance: float | None = None,
-        beta: float = 0.0,
+        pruned: Pruned = Sparsity.pruned,
+        balance: float | None = Sparsity.balance,
+        beta: float = Sparsity.beta,
     ) -> None:
         super().__init__(model, schedule, [nn.Identity() for _ in schedule.stages], pruned, balance, beta)
         self._recorder = AttentionRecorder()
@@ -69,8 +70,20 @@ class AttentionViT(SparseViT):
         return paid.clamp(min=torch.finfo(paid.dtype).tiny).log()
 
     def forward_masked_from(self, x: Tensor, first_block: int, decide: Decide | None = None) -> MaskedOutput:
-        """Not to be had: the attention of all tokens is not that of those kept."""
-        raise NotImplementedError("a model that prunes by attention has no masked pass")
+        """Not to be had: the attention of all tokens is not that of those kept.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "a model that prunes by its attention has no masked pass: there is no predictor to train",
+            'vitprune.attach(model, predictor="light") has some; the phase "deployed" trains the backbone alone',
+        )
+
+    def _replicate_for_data_parallel(self) -> AttentionViT:
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._recorder = AttentionRecorder()  # replicas run at the same time
+        return replica  # type: ignore[no-any-return]
 
     @property
     def _sees_class_token(self) -> bool:

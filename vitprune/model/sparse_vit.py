@@ -8,23 +8,35 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitprune.backbones import wrap
-from vitprune.common.own_members import PublicModule
+from vitprune.backbones import Backbone, wrap
+from vitprune.common.wrappers import how_wrapped
+from vitprune.errors import UsageError
 from vitprune.model.passes import Decide, MaskedOutput, Selection, Tokens
+from vitprune.model.plan import Plan, PlannedModule
 from vitprune.schedule import PredictorName, Pruned, Schedule, Sparsity, Stage, known_pruned
 from vitprune.tokens.masking import attention_bias, size_bias
 from vitprune.tokens.merging import merge_gains, merge_masked, merge_tokens
-from vitprune.tokens.predictor import PREDICTORS
+from vitprune.tokens.predictor import PREDICTORS, is_trained
 from vitprune.tokens.redundancy import choose_masked, choose_tokens
 from vitprune.tokens.selection import flat_rows, log_probabilities, take_rows, topk_tokens
 
+_NO_GRADIENT = (
+    "the model is in training mode, but this pass gives its predictors no gradient: top-k has none. vitprune.Objective "
+    "trains them, and so does forward_masked(images, decide) with a sampling decision such as "
+    "vitprune.tokens.masking.gumbel_decision; to predict, call .eval() first; to train the backbone alone, "
+    ".predictors.requires_grad_(False)"
+)
 
-class SparseViT(PublicModule):
+
+class SparseViT(PlannedModule):
     """A vision transformer that prunes unimportant and redundant patch tokens on the way.
 
     `forward` is what is deployed: the same, constant number of tokens for every image, really removed.
     `forward_masked` is what is trained: all tokens are there, pruned ones are hidden from attention and pooling.
     Both agree where the masked pass does not sample.
+
+    It starts in the mode, training or eval, that `model` is in. Its `state_dict()` carries the plan, as a uint8 tensor
+    "_extra_state": weights of another plan are refused, and of those that do not say theirs a warning tells.
 
     Args:
         model: a timm model of a supported family; used as it is, not copied.
@@ -48,10 +60,10 @@ class SparseViT(PublicModule):
         self,
         model: nn.Module,
         schedule: Schedule,
-        predictors: Literal["light", "paper"] | Iterable[nn.Module] = "paper",
-        pruned: Pruned = "drop",
-        balance: float | None = None,
-        beta: float = 0.0,
+        predictors: Literal["light", "paper"] | Iterable[nn.Module] = "light",
+        pruned: Pruned = Sparsity.pruned,
+        balance: float | None = Sparsity.balance,
+        beta: float = Sparsity.beta,
     ) -> None:
         super().__init__()
         self.model = model
@@ -60,12 +72,12 @@ class SparseViT(PublicModule):
         self.balance, self.beta = (balance, beta) if merges else (None, 0.0)
         self.class_names: tuple[str, ...] | None = None
         self.report: Any = None  # a `vitprune.report.Report`, which stands above this module
-        self.sparsity: Sparsity | None = None  # what `attach` was asked for
+        self.sparsity = schedule.sparsity  # what was asked for
         self.header: Any = None  # a `vitprune.checkpoint.sparse_file.Header`: of the file it is from, or was saved to
-        self.backbone = wrap(model)
+        self._backbone = wrap(model)
         if schedule.depth != self.backbone.depth:
             raise ValueError(f"expected a schedule for {self.backbone.depth} blocks, got one for {schedule.depth}")
-        self.schedule = schedule
+        self._schedule = schedule
         if isinstance(predictors, str):
             device, kind = next(model.parameters()).device, PREDICTORS[predictors]
             predictors = [kind(self.backbone.embed_dim).to(device) for _ in schedule.stages]
@@ -75,6 +87,39 @@ class SparseViT(PublicModule):
                 f"expected one predictor per stage, got {len(self.predictors)} predictors and "
                 f"{len(schedule.stages)} stages"
             )
+        self.training = model.training
+        self.predictors.train(model.training)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The adapter of `model`, of the one there is now: DataParallel gives its replicas others."""
+        if self._backbone.model is not self.model:
+            if how := how_wrapped(self.model):
+                raise UsageError(f"the model in the SparseViT is {how}", "do that with the SparseViT itself")
+            self._backbone = wrap(self.model)
+        return self._backbone
+
+    @property
+    def schedule(self) -> Schedule:
+        """The plan, with the token counts of the model's grid now."""
+        return self._schedule.resized(self.backbone.num_patches, self.backbone.num_prefix_tokens)
+
+    @property
+    def plan(self) -> Plan:
+        """Schedule and what becomes of pruned tokens in one, as a `state_dict` and `repr` hold it."""
+        schedule, asked = self.schedule, self.sparsity
+        by_keep = asked if asked and asked.tokens_left is None else None
+        return Plan(
+            schedule.stages,
+            schedule.num_patches,
+            schedule.align,
+            self.pruned,
+            self.balance,
+            self.beta,
+            self.predictor,
+            by_keep.keep if by_keep else None,
+            by_keep.token_schedule if by_keep else None,
+        )
 
     @property
     def predictor(self) -> PredictorName | None:
@@ -86,6 +131,11 @@ class SparseViT(PublicModule):
     def num_classes(self) -> int:
         """Width of the classifier; 0 without one."""
         return self.backbone.num_classes
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches (rows, columns) of the images that the model is built for."""
+        return self.backbone.grid_size
 
     @property
     def num_features(self) -> int:
@@ -113,11 +163,35 @@ class SparseViT(PublicModule):
         Args:
             num_classes: width of the new classifier.
             global_pool: another way to pool, by timm's name; None leaves it.
+
+        Raises:
+            UsageError: `global_pool` is no pooling.
         """
+        if global_pool in ("", "none"):
+            raise UsageError(f"with global_pool='{global_pool}' it would give tokens", "forward_features gives them")
         device = next(self.model.parameters()).device
         self.model.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))  # type: ignore[operator]
         self.model.to(device)
         self.class_names = None
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Another image size in pixels, as timm's: positions are resampled, and token counts follow the new grid.
+
+        Args:
+            img_size: side, or (height, width).
+
+        Raises:
+            UsageError: the family's image size cannot be changed once it is built, or it is no multiple of the patch's.
+        """
+        model: Any = self.model
+        if not (hasattr(model, "set_input_size") and hasattr(model.patch_embed, "set_input_size")):
+            way = "timm.create_model(..., img_size=...) builds it for another"
+            raise UsageError(f"a {type(model).__name__} keeps the image size it was built for", way)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        rows, columns = model.patch_embed.patch_size
+        if height % rows or width % columns or min(height, width) < 1:
+            raise UsageError(f"img_size is {height}x{width}, no multiple of the patch size {rows}x{columns}")
+        model.set_input_size(img_size=(height, width))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Tokens that are left after all stages, after the final norm: (B, in_chans, H, W) to (B, P + K, C).
@@ -138,7 +212,11 @@ class SparseViT(PublicModule):
         return self.backbone.pool(x, sizes=sizes) if pre_logits else self.backbone.head(x, sizes=sizes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed."""
+        """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed.
+
+        It trains the backbone, but gives predictors no gradient: see `forward_masked`.
+        """
+        self._warn_of_no_gradient()
         return self._head(self.run_blocks(self.backbone.embed(images)))[1]
 
     def select(self, images: Tensor) -> Selection:
@@ -207,10 +285,21 @@ class SparseViT(PublicModule):
     def forward_masked(self, images: Tensor, decide: Decide | None = None) -> MaskedOutput:
         """The training pass: all tokens are there, pruned ones are hidden from the others (DynamicViT section 3.3).
 
+        Example:
+            from vitprune.tokens.masking import gumbel_decision
+
+            logits = sparse.forward_masked(images, lambda log_pi, kept, stage: gumbel_decision(log_pi)).logits
+
         Args:
             images: (B, in_chans, H, W).
-            decide: how to sample decisions from the predictors' probabilities; None to decide as `forward` does.
+            decide: how to sample decisions from the predictors' probabilities, which gives these a gradient; None to
+                decide as `forward` does, which gives none.
+
+        Raises:
+            UsageError: the model prunes by its attention.
         """
+        if decide is None:
+            self._warn_of_no_gradient()
         return self.forward_masked_from(self.backbone.embed(images), 0, decide)
 
     def forward_masked_from(self, x: Tensor, first_block: int, decide: Decide | None = None) -> MaskedOutput:
@@ -249,5 +338,16 @@ class SparseViT(PublicModule):
 
     def _stages_by_block(self, num_patches: int) -> dict[int, tuple[Stage, nn.Module]]:
         """Stage and predictor by block; counts are recomputed where images of another size give another grid."""
-        stages = self.schedule.stages_for(num_patches, self.backbone.num_prefix_tokens)
+        stages = self._schedule.stages_for(num_patches, self.backbone.num_prefix_tokens)
         return {stage.block: (stage, p) for stage, p in zip(stages, self.predictors, strict=True)}
+
+    def _warn_of_no_gradient(self) -> None:
+        if not self.training or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        if any(map(is_trained, self.predictors)):
+            self.say_once(_NO_GRADIENT, stacklevel=6)
+
+    def extra_repr(self) -> str:
+        """Model and plan."""
+        name = self.pretrained_cfg.get("architecture") or type(self.model).__name__
+        return f"{name}: {self.plan}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -21,6 +21,8 @@ from vitprune.errors import UsageError
 from vitprune.schedule.counts import aligned_counts, exact, joined, late_ratios, num_kept, stage_lengths
 
 NUM_STAGES = 3
+MIN_TOKENS = 2
+"""Patch tokens that a stage should leave; with fewer than that many nothing is compared with anything."""
 _RATIO_STEPS = 1_000_000
 
 ScheduleName = Literal["geometric", "late"]
@@ -73,7 +75,8 @@ class Sparsity:
             importance alone. See `vitprune.tokens.redundancy`.
         beta: with "merge", how much importance counts in the average of merged tokens, 0 or more: not at all, or
             exp(beta * a). See `vitprune.tokens.merging`.
-        predictor: what scores tokens, see `PredictorName`.
+        predictor: what scores tokens: "light" or "paper", small networks that learn it, or "attention", that of the
+            model itself, which needs no training; see `PredictorName`.
 
     Raises:
         UsageError: a number is out of range, or a name is unknown.
@@ -97,6 +100,8 @@ class Sparsity:
             raise UsageError(f"keep ratio is {self.keep:g}, expected a number in (0, 1]", f"try --keep {meant:g}")
         if self.tokens_left is not None:
             _check_tokens_left(self.tokens_left)
+            if self.keep != type(self).keep:
+                raise UsageError("keep and tokens_left are mutually exclusive", "give one of them")
         _known("token_schedule", self.token_schedule, ScheduleName)
         _known("predictor", self.predictor, PredictorName)
         object.__setattr__(self, "pruned", known_pruned(self.pruned))
@@ -167,6 +172,7 @@ class Schedule:
         num_patches: patch tokens before anything is pruned.
         stages: in order.
         align: the whole sequences after each stage, prefix tokens included, are multiples of this.
+        sparsity: what was asked for, where that is known; two plans of the same stages are equal without.
 
     Raises:
         UsageError: blocks out of range or order, or a stage that keeps more tokens than reach it.
@@ -176,6 +182,7 @@ class Schedule:
     num_patches: int
     stages: tuple[Stage, ...]
     align: int = 1
+    sparsity: Sparsity | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.stages:
@@ -199,6 +206,19 @@ class Schedule:
         """Number of patch tokens kept after each stage."""
         return tuple(stage.num_tokens for stage in self.stages)
 
+    @property
+    def too_few(self) -> str | None:
+        """Where the stages leave a single patch token, and so nothing to choose from, a sentence that says so."""
+        bare = next((stage.block for stage in self.stages if stage.num_tokens < MIN_TOKENS), None)
+        if bare is None or self.num_patches < MIN_TOKENS:
+            return None
+        left = "/".join(map(str, self.num_tokens))
+        asked = f"{self.sparsity.label} " if self.sparsity else "the plan "
+        return (
+            f"{asked}leaves {left} of {self.num_patches} patch tokens: from block {bare} on the model sees one patch, "
+            "and most predictions will be wrong"
+        )
+
     def stages_for(self, num_patches: int, num_prefix_tokens: int) -> tuple[Stage, ...]:
         """The stages with counts for another number of patches; not aligned where no tile would be filled."""
         if num_patches == self.num_patches:
@@ -209,6 +229,12 @@ class Schedule:
         )
         counts = aligned or counts
         return tuple(replace(stage, num_tokens=count) for stage, count in zip(self.stages, counts, strict=True))
+
+    def resized(self, num_patches: int, num_prefix_tokens: int) -> Schedule:
+        """The same plan for another number of patches."""
+        if num_patches == self.num_patches:
+            return self
+        return replace(self, num_patches=num_patches, stages=self.stages_for(num_patches, num_prefix_tokens))
 
     def tokens_per_block(self) -> tuple[int, ...]:
         """Number of patch tokens that each of the `depth` blocks sees."""
@@ -238,7 +264,7 @@ def make_schedule(
     if asked.prune_at is not None:
         _check_stages(asked.prune_at, depth)
     if asked.keep == 1 and asked.tokens_left is None:
-        return Schedule(depth, num_patches, ())
+        return Schedule(depth, num_patches, (), sparsity=asked)
     num_stages = NUM_STAGES if asked.tokens_left is None else len(asked.tokens_left)
     blocks = default_stages(depth, num_stages) if asked.prune_at is None else tuple(asked.prune_at)
     shares = _ratios(asked, blocks, depth)
@@ -254,7 +280,7 @@ def make_schedule(
         counts = aligned
         # Rounded up, so that the ratio gives the count back.
         ratios = [math.ceil(Fraction(count * _RATIO_STEPS, num_patches)) / _RATIO_STEPS for count in counts]
-    return Schedule(depth, num_patches, tuple(map(Stage, blocks, ratios, counts)), asked.align)
+    return Schedule(depth, num_patches, tuple(map(Stage, blocks, ratios, counts)), asked.align, asked)
 
 
 def default_stages(depth: int, num_stages: int = NUM_STAGES) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vitprune.common.own_members import PublicModule
 from vitprune.tokens.precision import is_autocast, without_autocast
@@ -39,10 +39,15 @@ class Predictor(PublicModule):
         Returns:
             (B, N) in fp32 (float64 for a float64 predictor). Finite also when no token is kept.
         """
-        dtype = next(self.parameters()).dtype
+        dtype: torch.dtype = self.first.weight.dtype
         low = x.dtype in (torch.bfloat16, torch.float16) and not is_autocast(x)
         with without_autocast(x):
             return self._scores(x.to(dtype), x.dtype if low else dtype, kept)
+
+    @property
+    def first(self) -> Any:
+        """The layer that sees the tokens first; its weights say the precision, also where `parameters` is empty."""
+        raise NotImplementedError
 
     def _scores(self, x: Tensor, inner: torch.dtype, kept: Tensor | None) -> Tensor:
         """Scores (B, N) of tokens in the module's precision, inner products in another."""
@@ -71,14 +76,18 @@ class LightPredictor(Predictor):
         width = 2 * max(1, embed_dim // 16)
         self.norm = nn.LayerNorm(embed_dim)
         self.hidden = nn.Linear(embed_dim, width)
+        self.act = nn.GELU()
         self.score = nn.Linear(width, 1)
 
+    @property
+    def first(self) -> Any:
+        """The norm."""
+        return self.norm
+
     def _scores(self, x: Tensor, inner: torch.dtype, kept: Tensor | None) -> Tensor:
-        hidden = F.gelu(_linear(self.hidden, self.norm(x).to(inner)))
+        hidden = self.act(_called(self.hidden, self.norm(x), inner))
         local, shared = hidden.to(x.dtype).chunk(2, dim=-1)  # (B, N, C/16) each
-        own, of_mean = self.score.weight.tensor_split(2, dim=1)
-        # The mean's part is the same for all tokens of an image.
-        scores: Tensor = F.linear(local, own) + F.linear(_mean(shared, kept), of_mean, self.score.bias)
+        scores: Tensor = self.score(torch.cat((local, _mean(shared, kept).expand_as(local)), dim=-1))
         return scores.squeeze(-1)
 
 
@@ -107,21 +116,33 @@ class TokenPredictor(Predictor):
             nn.Linear(embed_dim // 4, 2),
         )
 
+    @property
+    def first(self) -> Any:
+        """The norm."""
+        return self.in_proj[0]
+
     def _scores(self, x: Tensor, inner: torch.dtype, kept: Tensor | None) -> Tensor:
-        norm, first, _ = self.in_proj
-        hidden = F.gelu(_linear(first, norm(x).to(inner)))
+        norm, first, act = self.in_proj
+        hidden = act(_called(first, norm(x), inner))
         local, shared = hidden.chunk(2, dim=-1)  # (B, N, C/2) each
         pooled = _mean(shared.to(x.dtype), kept)
         # Splitting the next layer would save half of its products, and make MACs differ from the published ones.
         features = torch.cat((local, pooled.to(inner).expand_as(local)), dim=-1)
-        second, _, third, _, last = self.out_proj
-        features = F.gelu(_linear(third, F.gelu(_linear(second, features))))
+        second, act_second, third, act_third, last = self.out_proj
+        features = act_third(_called(third, act_second(_called(second, features, inner)), inner))
         logits: Tensor = last(features.to(x.dtype))
         return logits[..., 1] - logits[..., 0]
 
 
 PREDICTORS: dict[Literal["light", "paper"], type[Predictor]] = {"light": LightPredictor, "paper": TokenPredictor}
 """By name."""
+
+
+def is_trained(predictor: nn.Module) -> bool:
+    """Whether something in it waits for a gradient; of DataParallel's replicas `parameters` is empty."""
+    if any(parameter.requires_grad for parameter in predictor.parameters()):
+        return True
+    return isinstance(predictor, Predictor) and bool(predictor.first.weight.requires_grad)
 
 
 def _mean(x: Tensor, kept: Tensor | None) -> Tensor:
@@ -133,6 +154,14 @@ def _mean(x: Tensor, kept: Tensor | None) -> Tensor:
     return (x * weight).sum(dim=1, keepdim=True) / weight.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _linear(layer: Any, x: Tensor) -> Tensor:
-    """The layer in the precision of `x`, whatever its own."""
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+def _called(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The layer, in another precision than its own where it has weights to cast.
+
+    Called as a module, never by its weights: adapters (LoRA), quantised layers and hooks act.
+    """
+    weights = dict(layer.named_parameters())
+    if not weights or all(weight.dtype == dtype for weight in weights.values()):
+        out: Tensor = layer(x)
+    else:
+        out = functional_call(layer, {name: weight.to(dtype) for name, weight in weights.items()}, (x.to(dtype),))
+    return out

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitprune.backbones import Backbone
 from vitprune.common.own_members import PublicModule
+from vitprune.common.wrappers import how_wrapped
 from vitprune.errors import UsageError
 from vitprune.model import MaskedOutput, Selection, SparseViT
 from vitprune.model.passes import Decide
@@ -48,6 +50,10 @@ class Objective(PublicModule):
         loss = objective(images, labels, "deployed")
         loss.total.backward()
 
+    While the student's blocks before its first stage hold the teacher's weights, these run once for both, by the
+    teacher and without gradient, unless `recipe.train_trunk` says that they train. Once they differ, be it in one
+    number, the student runs its own. Every call compares them, which is cheap beside a batch.
+
     Args:
         student: the sparse model.
         teacher: the dense model, a SparseViT without stages; never trained, always in eval mode.
@@ -63,6 +69,9 @@ class Objective(PublicModule):
     def __init__(self, student: SparseViT, teacher: SparseViT, recipe: Recipe) -> None:
         super().__init__()
         for name, model in (("student", student), ("teacher", teacher)):
+            if how := how_wrapped(model):
+                hint = "give the SparseViT in it, and wrap or compile the Objective"
+                raise UsageError(f"the {name} is {how}", hint)
             if not isinstance(model, SparseViT):
                 way = "keep=0.7" if name == "student" else "keep=1.0"
                 raise UsageError(
@@ -97,52 +106,95 @@ class Objective(PublicModule):
         return self
 
     def forward(
-        self, images: Tensor, labels: Tensor, phase: Phase, noise: float = 1.0, rows: Rows | None = None
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        phase: Phase | None = None,
+        noise: float = 1.0,
+        rows: Rows | None = None,
     ) -> StepLoss:
         """The loss of one batch, or of some rows of a larger one.
 
         Args:
             images: (B, in_chans, H, W).
-            labels: class indices (B,) or, of mixed images, class probabilities (B, num_classes); ignored without
-                labels and in the phase "pretraining".
+            labels: class indices (B,) or, of mixed images, class probabilities (B, num_classes); None where none are
+                trained on: with `recipe.labels` False, `recipe.weights.ce` 0, or in the phase "pretraining".
             phase: "pretraining" trains the predictors alone, "sampled" predictors and backbone, "deployed" the
                 backbone from the first stage on, or all of it with `recipe.train_trunk`. See `Recipe`.
             noise: scale of the Gumbel noise in sampled steps.
             rows: where the images belong in the batch of all microbatches and processes: together these draw the
                 noise that one pass over all would draw. None where they are all.
+
+        Raises:
+            UsageError: no such phase, labels that are needed are missing, or the student has no predictors to train in
+                this phase.
         """
-        if phase not in get_args(Phase):
-            raise UsageError(f"phase is {phase!r}", f"choose from {', '.join(get_args(Phase))}")
+        self._check(phase, labels)
         with torch.no_grad():
-            trunk = self._trunk(images)
+            trunk = self._trunk(self.teacher.backbone, images)
         if phase == "pretraining":
-            return self._pretraining(trunk)
+            with torch.no_grad():
+                own = trunk if self.shares_trunk else self._trunk(self.student.backbone, images)
+            return self._pretraining(trunk, own)
         with torch.no_grad():
             teacher = self.teacher.select_from(trunk, self.first_block)
-        if self.recipe.train_trunk:
-            x, first = self.student.backbone.embed(images), 0
-        else:
+        # One that prunes by its attention reads that of the block before the stage.
+        by_attention = self.student.predictor == "attention"
+        if not (self.recipe.train_trunk or by_attention) and self.shares_trunk:
             x, first = trunk, self.first_block
+        else:
+            x, first = self.student.backbone.embed(images), 0
         if phase == "sampled":
             decide = self._decide(noise, rows or (0, len(images)))
             return self._sampled(self.student.forward_masked_from(x, first, decide), labels, teacher)
         return self._deployed(self.student.select_from(x, first), labels, teacher)
 
-    def _trunk(self, images: Tensor) -> Tensor:
-        """Tokens up to the first stage by the teacher; by the student too unless its trunk trains: computed once."""
-        backbone = self.teacher.backbone
+    @property
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds decides what runs
+    def shares_trunk(self) -> bool:
+        """Whether student and teacher are one model up to the first stage: same classes, names and numbers."""
+        own, theirs = (model.backbone.trunk(self.first_block) for model in (self.student, self.teacher))
+        return (
+            type(self.student.model) is type(self.teacher.model)
+            and own.keys() == theirs.keys()
+            # By value: versions of tensors do not count what is written through `.data`.
+            and all(_equal(tensor, theirs[name]) for name, tensor in own.items())
+        )
+
+    def _check(self, phase: Phase | None, labels: Tensor | None) -> None:
+        if phase not in get_args(Phase):
+            raise UsageError(f"phase is {phase!r}", f"choose from {', '.join(get_args(Phase))}")
+        nothing = not self.student.schedule.stages or self.student.predictor == "attention"
+        if phase != "deployed" and nothing:
+            why = "prunes by its attention" if self.student.schedule.stages else "prunes nothing"
+            raise UsageError(
+                f"the student {why}, so it has no predictors to train in the phase '{phase}'",
+                'the phase "deployed" trains its backbone',
+            )
+        if labels is None and phase != "pretraining" and self._uses_labels:
+            raise UsageError(
+                f"labels are needed: weights.ce is {self.recipe.weights.ce:g}", "give them, or set labels=False"
+            )
+
+    @property
+    def _uses_labels(self) -> bool:
+        return self.recipe.labels and self.recipe.weights.ce > 0
+
+    def _trunk(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Tokens up to the first stage."""
         x = backbone.embed(images)
         positions = backbone.positions_of()
         for index in range(self.first_block):
             x = backbone.block(index, x, positions=positions)
         return x
 
-    def _pretraining(self, trunk: Tensor) -> StepLoss:
+    def _pretraining(self, trunk: Tensor, own: Tensor) -> StepLoss:
+        """Of the teacher's tokens and the student's at the first stage."""
         # The attention of compiled blocks cannot be recorded.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
         with eager:
             saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, self.recipe.pretraining_target)
-        tokens = self.student.run_blocks(trunk, self.first_block, self.student.schedule.blocks[-1])
+        tokens = self.student.run_blocks(own, self.first_block, self.student.schedule.blocks[-1])
         loss = ranking_loss(tokens.scores, tokens.indices, saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(tokens.indices))
 
@@ -157,14 +209,14 @@ class Objective(PublicModule):
 
         return decide
 
-    def _sampled(self, out: MaskedOutput, labels: Tensor, teacher: Selection) -> StepLoss:
+    def _sampled(self, out: MaskedOutput, labels: Tensor | None, teacher: Selection) -> StepLoss:
         losses = self._distil(out, labels, teacher)
         if self.recipe.weights.token > 0:
             losses["token"] = self._token_loss(out.features, teacher.features, out.kept[-1])
         losses["ratio"] = ratio_loss(out.kept, self.student.schedule.ratios)
         return self._sum(losses, torch.stack([mask.detach().mean() for mask in out.kept]))
 
-    def _deployed(self, out: Selection, labels: Tensor, teacher: Selection) -> StepLoss:
+    def _deployed(self, out: Selection, labels: Tensor | None, teacher: Selection) -> StepLoss:
         losses = self._distil(out, labels, teacher)
         if self.recipe.weights.token > 0:
             losses["token"] = self._token_loss(out.features, self._counterparts(out, teacher.features))
@@ -180,11 +232,11 @@ class Objective(PublicModule):
             return members.transpose(1, 2) @ features / members.sum(dim=1).unsqueeze(-1)
         return gather_tokens(features, out.indices[-1]) if out.indices else features
 
-    def _distil(self, out: MaskedOutput | Selection, labels: Tensor, teacher: Selection) -> dict[str, Tensor]:
+    def _distil(self, out: MaskedOutput | Selection, labels: Tensor | None, teacher: Selection) -> dict[str, Tensor]:
         losses = {"kl": distillation_loss(out.logits, teacher.logits)}
         if self.recipe.weights.pooled > 0:
             losses["pooled"] = pooled_loss(out.pooled, teacher.pooled)
-        if self.recipe.labels and self.recipe.weights.ce > 0:
+        if labels is not None and self._uses_labels:
             smoothing = self.recipe.augmentation.smoothing if labels.ndim == 1 else 0.0  # timm's mixup has smoothed
             losses["ce"] = F.cross_entropy(out.logits.float(), labels, label_smoothing=smoothing)
         return losses
@@ -205,3 +257,8 @@ class Objective(PublicModule):
     def _deployed_ratios(self, indices: tuple[Tensor, ...]) -> Tensor:
         num_patches = self.student.schedule.num_patches
         return torch.tensor([chosen.shape[1] / num_patches for chosen in indices])
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """As torch.equal, which cannot compare tensors of other places and precisions."""
+    return one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)

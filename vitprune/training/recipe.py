@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from vitprune.common.formatting import close_match, first_fault, first_line, flattened
+from vitprune.common.formatting import close_match, first_line, flattened
 from vitprune.common.json_version import RENAMED
 from vitprune.common.own_members import PublicSettings
 from vitprune.data import Augmentation
@@ -72,6 +72,17 @@ class Recipe(PublicSettings):
     sampled decisions and masked attention (the paper's), and "deployed", in which the backbone learns on the path that
     is deployed, where pruned tokens are really removed.
     """
+
+    _elsewhere: ClassVar[Mapping[str, str]] = RENAMED | {
+        "learning_rate": "lr",
+        "wd": "weight_decay",
+        "max_grad_norm": "clip_grad",
+        "bs": "batch_size",
+        "warmup_ratio": "warmup_share",
+        "schedule": "token_schedule",
+        "num_epochs": "epochs",
+        "max_steps": "steps",
+    }
 
     name: str = Field("short", description="of the settings file this began with")
     token_schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
@@ -134,6 +145,10 @@ class Recipe(PublicSettings):
         description="non-finite steps in a row after which training stops",
     )
 
+    @classmethod
+    def _title(cls, settings: Mapping[str, Any]) -> str:
+        return f"recipe '{settings.get('name', 'short')}'"
+
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:
         if self.steps is not None and self.epochs is not None:
@@ -151,12 +166,12 @@ class Recipe(PublicSettings):
         """Whether there is a step to take."""
         return self.pretraining_steps > 0 or (self.steps != 0 if self.epochs is None else self.epochs > 0)
 
-    def with_settings(self, updates: Mapping[str, str]) -> Recipe:
-        """This recipe with some settings replaced, given as text.
+    def with_settings(self, updates: Mapping[str, Any]) -> Recipe:
+        """This recipe with some settings replaced.
 
         Args:
-            updates: values by key, such as {"weights.kl": "1.5", "clip_grad": "null"}; read as in a settings file.
-                `steps` and `epochs` replace each other.
+            updates: values by key, nested ones by their path or as a dict: {"lr": 1e-4, "weights.kl": 1.5}. A text is
+                read as in a settings file: {"clip_grad": "null"}. `steps` and `epochs` replace each other.
 
         Raises:
             UsageError: no such setting, with the nearest one there is; or a value of another kind or out of range.
@@ -165,17 +180,14 @@ class Recipe(PublicSettings):
         known = flattened(content).keys() - {"name"}
         if updates.keys() & _LENGTHS:
             content |= dict.fromkeys(_LENGTHS)
-        for key, text in updates.items():
+        parsed = {key: _parse(value) if isinstance(value, str) else value for key, value in updates.items()}
+        groups = {key: value.model_dump() for key, value in parsed.items() if isinstance(value, BaseModel)}
+        for key, value in flattened(parsed | groups).items():
             if key not in known:
-                nested = (name for name in known if name.endswith(f".{key}"))
-                close = _ELSEWHERE.get(key) or next(nested, None) or close_match(key, known)
-                raise UsageError(
-                    f"recipe '{self.name}' has no setting '{key}'",
-                    f"did you mean {close}?" if close else f"choose from {', '.join(sorted(known))}",
-                )
+                raise self._unknown(key, content)
             group, _, name = key.rpartition(".")
-            (content[group] if group else content)[name] = _parse(text)
-        return _checked(content, self.name)
+            (content[group] if group else content)[name] = value
+        return Recipe(**content)
 
     def workers(self) -> int:
         """Processes that read images."""
@@ -242,18 +254,6 @@ class Recipe(PublicSettings):
         return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size
 
 
-_ELSEWHERE = RENAMED | {
-    "learning_rate": "lr",
-    "wd": "weight_decay",
-    "max_grad_norm": "clip_grad",
-    "bs": "batch_size",
-    "warmup_ratio": "warmup_share",
-    "schedule": "token_schedule",
-    "num_epochs": "epochs",
-    "max_steps": "steps",
-}
-"""What other tools, and we before, call our settings."""
-
 DEFAULT_STEPS = 300
 
 DEMO = {"pretraining_steps": 60, "steps": 20}
@@ -276,23 +276,7 @@ def load_recipe(name: str = "short", **settings: Any) -> Recipe:
         base = {key: value for key, value in base.items() if key not in _LENGTHS}
     for key, value in settings.items():
         base[key] = {**(base.get(key) or {}), **value} if isinstance(value, dict) else value
-    return _checked(base, name)
-
-
-def _checked(content: dict[str, Any], name: str) -> Recipe:
-    try:
-        return Recipe(**content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        path = ".".join(map(str, fault["loc"]))
-        if fault["type"] == "extra_forbidden":
-            known = {*flattened(Recipe().model_dump()), *Recipe.model_fields}
-            close = _ELSEWHERE.get(path) or close_match(path, known)
-            hint = f"did you mean {close}?" if close else "vitprune sparsify --print-config lists them"
-            raise UsageError(f"recipe '{name}' has no setting '{path}'", hint) from error
-        got = f", got {fault['input']!r}" if path else ""
-        what = first_fault(error).replace("Input should be", "expected")
-        raise UsageError(f"recipe '{name}': {what}{got}", "vitprune sparsify --print-config lists them") from error
+    return Recipe(**base)
 
 
 def _parse(text: str) -> Any:

@@ -111,7 +111,7 @@ def bench(
     asked: dict[str, Any] = {"device": device}
     if plan.target_speedup is not None or plan.target_latency_ms is not None:
         asked |= {"target_batch_size": max(sizes), "target_precision": precision}
-    plans = [plan.request(keep=each, **asked) for each in keeps]
+    plans = [plan.request(keep=each, dense_too=True, **asked) for each in keeps]
     request = BenchRequest(plans, load_recipe(), img_size, bound)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
     rows: list[dict[str, Any]] = []
