@@ -101,7 +101,7 @@ class First(nn.Module):
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_bound_computes_what_keeping_the_first_tokens_does(build, make_images, kind):
     plain = build(kind)
-    by_place = SparseViT(plain.model, plain.schedule, [First() for _ in plain.schedule.stages]).eval()
+    by_place = SparseViT(plain.model, plain.schedule, [First() for _ in plain.schedule.stages], "drop").eval()
     images = make_images(plain)
     with torch.no_grad():
         bound = ZeroOverheadViT(plain)(images)

@@ -55,8 +55,7 @@ def test_a_plan_that_starves_the_model_is_said(vit):
     hearing = Hearing()
     resolve(PlanRequest(keep=0.05, prune_at=[1]), vit, DEFAULTS, hearing)
     assert hearing.sentences == [
-        "keep 0.05 leaves 1 of 36 patch tokens: from block 1 on the model sees one patch, and most predictions will be "
-        "wrong"
+        "keep 0.05 leaves 1 of 36 patch tokens: from block 1 on it is a single one, and accuracy will be poor"
     ]
     resolve(PlanRequest(keep=0.06, prune_at=[1]), vit, DEFAULTS, hearing)
     assert len(hearing.sentences) == 1, "2 of 36"

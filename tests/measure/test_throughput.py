@@ -45,7 +45,7 @@ class Counter(Listener):
 
 
 def test_every_model_and_batch_size_gets_a_row(dense):
-    models, heard = {"dense": dense, "sparse": attach(dense, 0.5)}, Counter()
+    models, heard = {"dense": dense, "sparse": attach(dense, 0.6)}, Counter()
     rows = benchmark(models, VIT_SIZE, [1, 4], **HERE, rounds=2, min_seconds=0.02, listener=heard)
     assert heard.done == len(rows)
     assert [(row.batch_size, row.model) for row in rows] == [(1, "dense"), (1, "sparse"), (4, "dense"), (4, "sparse")]
@@ -155,16 +155,16 @@ def test_peak_memory_is_that_of_the_model_alone():
 
 @pytest.fixture
 def variants(dense):
-    return {"dense": BenchModel("dense", 1.0, dense), "keep 0.5": BenchModel("sparse", 0.5, attach(dense, 0.5))}
+    return {"dense": BenchModel("dense", 1.0, dense), "keep 0.6": BenchModel("sparse", 0.6, attach(dense, 0.6))}
 
 
 def test_only_sparse_models_have_bounds_and_they_follow_them(variants, dense):
     variants["keep 1"] = BenchModel("sparse", 1.0, attach(dense, 1.0))
     variants["other"] = BenchModel("sparse", None, nn.Flatten())
     models = with_bounds(variants)
-    assert list(models) == ["dense", "keep 0.5", "bound of keep 0.5", "keep 1", "other"]
-    bound, sparse = models["bound of keep 0.5"], models["keep 0.5"].model
-    assert (bound.kind, bound.bound_of) == ("bound", "keep 0.5")
+    assert list(models) == ["dense", "keep 0.6", "bound of keep 0.6", "keep 1", "other"]
+    bound, sparse = models["bound of keep 0.6"], models["keep 0.6"].model
+    assert (bound.kind, bound.bound_of) == ("bound", "keep 0.6")
     assert isinstance(bound.model, ZeroOverheadViT)
     assert bound.model.schedule == sparse.schedule
     assert count_macs(bound.model, VIT_SIZE) < count_macs(sparse, VIT_SIZE)
@@ -173,7 +173,7 @@ def test_only_sparse_models_have_bounds_and_they_follow_them(variants, dense):
 
 def test_rows_compare_within_their_batch_size(variants):
     rows = side_by_side("tiny", with_bounds(variants), VIT_SIZE, [1, 2], ["eager"], **QUICK)
-    labels = ["dense", "keep 0.5", "bound of keep 0.5"]
+    labels = ["dense", "keep 0.6", "bound of keep 0.6"]
     assert [(row["batch_size"], row["label"]) for row in rows] == [(b, label) for b in (1, 2) for label in labels]
     for dense, sparse, bound in (rows[:3], rows[3:]):
         assert sparse["speedup"] == pytest.approx(sparse["images_per_s"] / dense["images_per_s"])

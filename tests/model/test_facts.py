@@ -11,7 +11,7 @@ from torch import nn
 from vitprune import attach, load, save
 from vitprune.errors import UsageError
 from vitprune.measure import count_macs
-from vitprune.model import AttentionViT
+from vitprune.model import AttentionViT, SparseViT
 from vitprune.tokens.masking import gumbel_decision
 
 KINDS = ["light", "paper"]
@@ -40,6 +40,25 @@ def test_no_pooling_is_no_classifier(make_vit):
     with pytest.raises(UsageError, match="would give tokens") as caught:
         attach(make_vit()).reset_classifier(0, "")
     assert "forward_features" in caught.value.hint
+
+
+@pytest.mark.parametrize("pruned", ["merge", "drop"])
+@pytest.mark.parametrize(
+    "kind", ["class token", "attention pool with prefix", "average with prefix", "Perception Encoder", "BEiT"]
+)
+def test_another_pooling_is_the_one_that_a_fresh_model_would_have(make_vit, make_images, kind, pruned):
+    sparse = attach(make_vit(**ALL[kind]), 0.6, pruned=pruned).eval()
+    before = sparse.backbone.pooling
+    pool = "token" if kind == "BEiT" else "max" if kind == "average with prefix" else "avg"
+    sparse.reset_classifier(7, pool)
+    sparse.model.get_classifier().requires_grad_(False).weight.normal_()
+    fresh = SparseViT(sparse.model, sparse.schedule, sparse.predictors, pruned)
+    images = make_images(sparse)
+    assert sparse.model.global_pool == pool
+    assert sparse.backbone.pooling != before or pool == "max"
+    assert torch.equal(sparse(images), fresh(images))
+    assert torch.equal(sparse.forward_masked(images).logits, fresh.forward_masked(images).logits)
+    torch.testing.assert_close(sparse(images), sparse.forward_masked(images).logits, rtol=1e-3, atol=1e-3)
 
 
 SIZED = {

@@ -62,16 +62,19 @@ class Backbone:
         embed_dim: C.
         depth: number of blocks.
         num_prefix_tokens: P.
-        pools_prefix: whether pooling sees prefix tokens too.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.encoder: Any = getattr(model, "encoder", model)
-        self.pools_prefix: bool = getattr(model, "pool_include_prefix", False)
         self.embed_dim: int = model.embed_dim
         self.depth = len(self.blocks)
         self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
+
+    @property
+    def pools_prefix(self) -> bool:
+        """Whether pooling sees prefix tokens too."""
+        return bool(getattr(self.model, "pool_include_prefix", False))
 
     @property
     def num_classes(self) -> int:

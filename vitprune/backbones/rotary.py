@@ -79,9 +79,10 @@ class RotaryBackbone(Backbone):
 class EvaBackbone(RotaryBackbone):
     """timm.models.eva.Eva: EVA, EVA-02, DINOv3, Perception Encoder, RoPE ViTs."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.pools_prefix = model.attn_pool is not None  # its attention pool sees all tokens, its averages patches
+    @property
+    def pools_prefix(self) -> bool:
+        """Its attention pool sees all tokens, its averages patches."""
+        return self.model.attn_pool is not None
 
     def _grid(self) -> tuple[int, int]:
         return self.model.patch_embed.grid_size

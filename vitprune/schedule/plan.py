@@ -215,8 +215,8 @@ class Schedule:
         left = "/".join(map(str, self.num_tokens))
         asked = f"{self.sparsity.label} " if self.sparsity else "the plan "
         return (
-            f"{asked}leaves {left} of {self.num_patches} patch tokens: from block {bare} on the model sees one patch, "
-            "and most predictions will be wrong"
+            f"{asked}leaves {left} of {self.num_patches} patch tokens: from block {bare} on it is a single one, and "
+            "accuracy will be poor"
         )
 
     def stages_for(self, num_patches: int, num_prefix_tokens: int) -> tuple[Stage, ...]:

@@ -159,7 +159,7 @@ def _called(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
 
     Called as a module, never by its weights: adapters (LoRA), quantised layers and hooks act.
     """
-    weights = dict(layer.named_parameters())
+    weights = {name: weight for name, weight in layer.named_parameters() if weight.is_floating_point()}
     if not weights or all(weight.dtype == dtype for weight in weights.values()):
         out: Tensor = layer(x)
     else:
