@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitprune.backbones.pooling import weighted_pool
-from vitprune.errors import UnsupportedModelError
+from vitprune.errors import UnsupportedModelError, UsageError
 
-_PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+"""What timm's data configuration says of how images are prepared."""
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
@@ -29,13 +31,41 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
     config = timm.data.resolve_model_data_config(model, args=size)
     if config["input_size"][0] == 1:  # grey: timm keeps the three colours' figures
         config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
-    return {key: config[key] for key in _PREPROCESSING}
+    return {key: config[key] for key in PREPROCESSING}
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
     """(channels, height, width) that a timm model takes."""
     channels, height, width = preprocessing(model)["input_size"]
     return int(channels), int(height), int(width)
+
+
+def patch_size(model: Any) -> tuple[int, int] | None:
+    """(height, width) of a patch in pixels; None where a timm model's stem does not say."""
+    encoder = getattr(model, "encoder", model)
+    patches = getattr(model, "embeds", None) or getattr(encoder, "patch_embed", None)
+    size = getattr(patches, "patch_size", None) or getattr(encoder, "patch_size", None)
+    return (size, size) if isinstance(size, int) else size and (int(size[0]), int(size[1]))
+
+
+def check_whole_patches(model: nn.Module, size: tuple[int, int]) -> None:
+    """Make sure that an image size, (height, width), is a multiple of the patch size.
+
+    Raises:
+        UsageError: it is not; names the nearest that are.
+    """
+    patch = patch_size(model)
+    if patch is None or all(side % of == 0 for side, of in zip(size, patch, strict=True)):
+        return
+    nearest = [
+        [max(1, whole(side / of)) * of for side, of in zip(size, patch, strict=True)]
+        for whole in (math.floor, math.ceil)
+    ]
+    texts = [str(height) if height == width else f"{height}x{width}" for height, width in nearest]
+    raise UsageError(
+        f"--img-size is {size[0]}x{size[1]}, no multiple of the patch size {patch[0]}x{patch[1]}",
+        f"try --img-size {' or '.join(dict.fromkeys(texts))}",
+    )
 
 
 class Backbone:
@@ -58,7 +88,13 @@ class Backbone:
         grid_size: patch grid (rows, columns); N is their product.
         num_classes: width of the classifier, 0 for a headless model.
         pools_prefix: whether pooling sees prefix tokens too.
+        floors: whether the stem leaves out pixels that fill no patch, where its patch embedding does not say.
+
+    Raises:
+        UsageError: the stem takes whole patches only, and the model's image size is none; names the nearest.
     """
+
+    floors = True
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -67,6 +103,9 @@ class Backbone:
         self.embed_dim: int = model.embed_dim
         self.depth = len(self.blocks)
         self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
+        patches = self._patches
+        if not (getattr(patches, "strict_img_size", self.floors) or getattr(patches, "dynamic_img_pad", False)):
+            check_whole_patches(model, input_size(model)[1:])
         rows, columns = self._grid()
         self.grid_size = (int(rows), int(columns))
 
@@ -204,6 +243,10 @@ class Backbone:
                 for name, _ in list(module.named_children()):
                     if name.startswith("drop_path"):
                         setattr(module, name, DropPath(share) if share else nn.Identity())
+
+    @property
+    def _patches(self) -> Any:
+        return self.encoder.patch_embed
 
     def _grid(self) -> tuple[int, int]:
         return self.model.patch_embed.grid_size

@@ -18,14 +18,17 @@ from torch import Tensor, nn
 from vitprune.backbones import wrap
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, fill
-from vitprune.checkpoint.weight_file import read_weights
+from vitprune.checkpoint.weight_file import open_weights
 from vitprune.errors import CheckpointError, UsageError
+from vitprune.loading.weight_sets import choose_weights
 from vitprune.model import SparseViT
 from vitprune.schedule import Sparsity, default_stages
 
 ORIGIN = {"license": "mit", "origin_url": "https://github.com/raoyongming/DynamicViT"}
 
 _PREDICTOR = re.compile(r"score_predictor\.(\d+)\.(in|out)_conv\.(.+)")
+_EXPECTED = ("cls_token", "pos_embed", "norm.weight", "head.weight", "blocks.0.norm1.weight", "blocks.1.norm1.weight")
+"""Tensors that all of them have, and a model without predictors too."""
 _LAST_LAYER = "out_conv.4."
 _PATCH = 16
 """Pixels of a patch's side, in all of them."""
@@ -58,7 +61,7 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
         CheckpointError: the file is missing, damaged, not official, or of an architecture that was not published.
         UsageError: `keep` is missing or out of range, or `stages` does not fit the predictors.
     """
-    state = read_weights(path)
+    state = choose_weights(open_weights(path), _EXPECTED).tensors
     predictors = {int(match[1]) for match in map(_PREDICTOR.fullmatch, state) if match}
     if not predictors:
         raise CheckpointError(
