@@ -134,20 +134,20 @@ def test_names_of_no_model_are_shown(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
+    ("dtype", "name", "tolerance"),
     [
-        (torch.float16, 1e-2),
-        (torch.bfloat16, 1e-1),
-        (torch.float8_e4m3fn, 1.0),
-        (torch.float64, 1e-6),
+        (torch.float16, "fp16", 1e-2),
+        (torch.bfloat16, "bf16", 1e-1),
+        (torch.float8_e4m3fn, "fp8", 1.0),
+        (torch.float64, "fp64", 1e-6),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_other_number_formats_become_fp32_and_are_said(dtype, tolerance, suffix, model, make_images, tmp_path):
+def test_other_number_formats_become_fp32_and_are_said(dtype, name, tolerance, suffix, model, make_images, tmp_path):
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     loaded = load_model("test_vit", checkpoint=written(tmp_path / f"w{suffix}", {"module.": state}))
     assert all(parameter.dtype == torch.float32 for parameter in loaded.model.parameters())
-    assert f"are {str(dtype).removeprefix('torch.')}, converted to fp32" in loaded.understood[0]
+    assert f"are {name}, converted to fp32" in loaded.understood[0]
     images = make_images(model)
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=tolerance)
@@ -212,8 +212,8 @@ def test_faulty_indices_name_what_is_wrong(model, tmp_path):
         load_model("test_vit", checkpoint=tmp_path / "empty")
 
 
-def trained(path, model, **args):
-    torch.save({"state_dict": model.state_dict(), "args": argparse.Namespace(**args)}, path)
+def trained(path, dense, **args):
+    torch.save({"state_dict": dense.state_dict(), "args": argparse.Namespace(**args)}, path)
     return path
 
 

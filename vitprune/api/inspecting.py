@@ -34,7 +34,9 @@ def evaluate(
     data: Images,
     *,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
     img_size: int | tuple[int, int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     limit: int | None = None,
     device: str = "auto",
@@ -53,7 +55,9 @@ def evaluate(
         model: a SparseViT, a timm model, or a name, file or run folder.
         data: as in `vitprune.sparsify`; of a folder with train and val folders, val. Labels are needed.
         checkpoint: weights for a model given by its name.
+        checkpoint_key: which of several sets of weights in it, such as "state_dict"; None for the EMA.
         img_size: image size in pixels of a model given by its name.
+        model_kwargs: more arguments for timm.create_model, of a model given by its name.
         class_names: in output order, to match folders by name.
         limit: at most so many images, chosen at random, always the same.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -68,7 +72,15 @@ def evaluate(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
-    loaded = known(model, checkpoint, img_size, class_names)
+    loaded = known(
+        model,
+        checkpoint,
+        img_size,
+        class_names,
+        checkpoint_key=checkpoint_key,
+        model_kwargs=model_kwargs,
+        progress=progress,
+    )
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
     images = opened(data, loaded, None, limit, training=False, labels=True).val
@@ -129,7 +141,7 @@ def benchmark(
         if not named:
             raise UsageError("no models are given", "give a sparse model, or several by label")
     else:
-        loaded = known(models)
+        loaded = known(models, progress=progress)
         named = {"dense": loaded.model} | ({} if loaded.sparse is None else {"sparse": loaded.sparse})
     timed = {
         label: BenchModel("sparse" if isinstance(each, SparseViT) else "dense", None, each)
@@ -185,7 +197,7 @@ def predict(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
-    loaded, where = known(model), pick_device(device)
+    loaded, where = known(model, progress=progress), pick_device(device)
     found = image_set([images] if isinstance(images, (str, Path, Image.Image)) else list(images))
     names = readable_names(dict(enumerate(loaded.class_names or ())), getattr(loaded.model, "num_classes", 0))
     subject = {"sparse": loaded.sparse} if loaded.sparse is not None else {"dense": loaded.model}

@@ -63,7 +63,7 @@ def check_whole_patches(model: nn.Module, size: tuple[int, int]) -> None:
     ]
     texts = [str(height) if height == width else f"{height}x{width}" for height, width in nearest]
     raise UsageError(
-        f"--img-size is {size[0]}x{size[1]}, no multiple of the patch size {patch[0]}x{patch[1]}",
+        f"the image size {size[0]}x{size[1]} is no multiple of the patch size {patch[0]}x{patch[1]}",
         f"try --img-size {' or '.join(dict.fromkeys(texts))}",
     )
 

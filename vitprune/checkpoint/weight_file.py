@@ -145,12 +145,18 @@ def in_fp32(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], 
         if tensor.is_quantized or tensor.layout != torch.strided:
             raise CheckpointError(f"'{path}' holds '{name}' quantised or sparse", "save its weights as plain floats")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            formats.add(str(tensor.dtype).removeprefix("torch."))
+            formats.add(_format(tensor))
             tensor = tensor.float()
         found[name] = tensor
     _check_finite(found, path)
     said = [f"the weights in '{path.name}' are {' and '.join(sorted(formats))}, converted to fp32"] if formats else []
     return found, said
+
+
+def _format(tensor: Tensor) -> str:
+    """The number format as options name it: fp16, bf16, fp8."""
+    bits = 8 * tensor.dtype.itemsize
+    return f"{'bf' if tensor.dtype == torch.bfloat16 else 'fp'}{bits}"
 
 
 def _unpickle(path: Path) -> Mapping[Any, Any]:

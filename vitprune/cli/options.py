@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
@@ -157,15 +158,92 @@ def _colours(text: str | None, option: str) -> tuple[float, ...] | None:
     return None if numbers is None else tuple(numbers)
 
 
+def parse_model_kwargs(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`["fc_norm=False"]` to {"fc_norm": False}: values are Python's, or text.
+
+    Raises:
+        UsageError: an entry has no `=`, or there are two of one name.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier() or not text:
+            raise UsageError(
+                f"--model-kwargs is '{pair}', expected KEY=VALUE", "for example --model-kwargs fc_norm=False"
+            )
+        if key in found:
+            raise UsageError(f"--model-kwargs gives {key} twice", "give it once")
+        text = text.capitalize() if text.lower() in ("true", "false", "none") else text
+        try:
+            found[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[key] = text
+    return found
+
+
+def spread_model_kwargs(arguments: Sequence[str]) -> list[str]:
+    """The command line with --model-kwargs before each of several KEY=VALUE, as timm's scripts take them."""
+    found: list[str] = []
+    for argument in arguments:
+        follows = len(found) > 1 and found[-2] == "--model-kwargs"
+        if follows and re.match(r"[A-Za-z_]\w*=", argument) and not Path(argument).exists():
+            found.append("--model-kwargs")
+        found.append(argument)
+    return found
+
+
 @dataclass(frozen=True)
-class ModelOptions:
+class StructureOptions:
+    """How MODEL is built."""
+
+    img_size: ImgSize = None
+    model_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Arguments for timm.create_model, such as global_pool=avg; may be repeated.",
+            show_default=False,
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What they are to `vitprune.loading.load.load_model`.
+
+        Raises:
+            UsageError: they cannot be read.
+        """
+        return {"img_size": self.img_size, "model_kwargs": parse_model_kwargs(self.model_kwargs)}
+
+    def load(self, model: str, **more: Any) -> Loaded:
+        """MODEL, from `load_model`, whose arguments `more` replaces; says what was understood."""
+        from vitprune.loading.load import load_model
+
+        return told(load_model(model, **{**self.arguments(), **more}))
+
+
+def told(loaded: Loaded) -> Loaded:
+    """Say what was made of the weights of a model, and return it."""
+    for line in loaded.understood:
+        say(line)
+    return loaded
+
+
+@dataclass(frozen=True)
+class ModelOptions(StructureOptions):
     """Of MODEL."""
 
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz."),
+        typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz, an index of shards."),
     ] = None
-    img_size: ImgSize = None
+    checkpoint_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of several sets of weights in it, such as state_dict.",
+            show_default="the EMA",
+        ),
+    ] = None
     mean: Annotated[str | None, _preprocessing("R,G,B", "Images are normalised by it, such as .485,.456,.406.")] = None
     std: Annotated[str | None, _preprocessing("R,G,B", "Likewise, such as .229,.224,.225.")] = None
     crop_pct: Annotated[
@@ -176,6 +254,17 @@ class ModelOptions:
         Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"] | None,
         _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
     ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """As in StructureOptions."""
+        weights = {"checkpoint": self.checkpoint, "checkpoint_key": self.checkpoint_key}
+        return {**super().arguments(), **weights, "preprocessing": self.preprocessing()}
+
+    def dense_of(self, sparse: Loaded) -> Loaded:
+        """The dense model that a sparse file was made from, from --checkpoint or by its name; tells as `load`."""
+        from vitprune.loading.load import load_dense
+
+        return told(load_dense(sparse, self.checkpoint, self.checkpoint_key))
 
     def preprocessing(self) -> dict[str, Any]:
         """What replaces timm's preprocessing.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitprune.backbones import input_size
 from vitprune.errors import CheckpointError
 
 _SIZE = r"\D*(\d+), (\d+)\D*"
@@ -18,10 +17,6 @@ _SAID = (
     (
         rf"Resized position embedding: {_SIZE}to {_SIZE}",
         "position embeddings are resampled from {0}x{1} to {2}x{3} patches",
-    ),
-    (
-        rf"Resize patch embedding .*?\[\d+, \d+, (\d+), (\d+)\]\) to {_SIZE}",
-        "the patch embedding is resampled from {0}x{1} to {2}x{3} pixels",
     ),
     (
         r"Converted input conv .* from (\d+) to (\d+) channel",
@@ -64,7 +59,9 @@ def adaptations(what: str) -> Iterator[list[str]]:
     logger.propagate = False
     said: list[str] = []
     try:
-        yield said
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, of how timm resamples
+            yield said
     finally:
         logger.removeHandler(collector)
         logger.setLevel(before)
@@ -81,21 +78,18 @@ def adaptations(what: str) -> Iterator[list[str]]:
         said += [line for line in lines if line not in said]
 
 
-def resampled(model: Any, state: Mapping[str, Tensor] | None = None) -> list[str]:
-    """A line of position biases, which timm resamples without a word.
+def resampled(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """A line for each of what timm resamples without a word: the patch embedding, and biases of relative positions.
 
     Args:
         model: with its weights.
-        state: the tensors of the file they come from; None of timm's own weights.
+        state: the tensors that they come from, or others of their shapes.
     """
     for name, tensor in model.state_dict().items():
-        if not name.endswith("relative_position_bias_table"):
-            continue
-        before, after = (
-            "x".join(map(str, size[1:])) for size in (model.pretrained_cfg["input_size"], input_size(model))
-        )
-        if state is None and before != after:
-            return [f"relative position biases are resampled for images of {after} instead of {before}"]
-        if state is not None and name in state and state[name].shape != tensor.shape:
-            return [f"relative position biases are resampled from {len(state[name])} to {len(tensor)} distances"]
+        before, after = (tuple(each.shape) for each in (state.get(name, tensor), tensor))
+        if len(before) == len(after) == 4 and before[2:] != after[2:]:
+            pixels = (f"{height}x{width}" for height, width in (before[2:], after[2:]))
+            return ["the patch embedding is resampled from {} to {} pixels".format(*pixels)]
+        if name.endswith("relative_position_bias_table") and before != after:
+            return [f"relative position biases are resampled from {before[0]} to {after[0]} distances"]
     return []

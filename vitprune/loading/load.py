@@ -229,7 +229,7 @@ def _load_folder(spec: str, options: _Options) -> Loaded:
         return _load_file(str(file), options)
     folder = Path(spec).resolve()
     model, said = build_from_folder(Path(spec), options.arguments)
-    check_size(model, options.img_size)
+    check_size(model, options.arguments)
     return _loaded(spec, folder.name, model, {"source": folder.name}, said)
 
 
@@ -250,7 +250,7 @@ def _load_name(spec: str, options: _Options) -> Loaded:
     name = resolve_name(spec)
     # Refuses what cannot be sparsified before anything is read or downloaded.
     model = structure(name, options.arguments, options.model_kwargs)
-    check_size(model, options.img_size)
+    check_size(model, options.arguments)
     if options.checkpoint is not None:
         tagged = "." in spec.removeprefix("timm/")
         key = options.checkpoint_key
@@ -275,8 +275,9 @@ def _load_name(spec: str, options: _Options) -> Loaded:
 def _from_hub(spec: str, source: str, name: str, options: _Options, origin: dict[str, Any]) -> Loaded:
     with adaptations(f"the weights of '{name}'") as said:
         model = from_hub(source, options.arguments)
-    check_size(model, options.img_size)
-    return _loaded(spec, name, model, origin, [*said, *resampled(model)])
+    check_size(model, options.arguments)
+    shapes = structure(source, {}, {}).state_dict() if options.arguments else {}
+    return _loaded(spec, name, model, origin, [*said, *resampled(model, shapes)])
 
 
 _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]], ...] = (
@@ -291,14 +292,10 @@ _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]],
 """Which MODEL is loaded how; the first that matches."""
 
 
-def with_dense(spec: str, checkpoint: Path | None) -> tuple[Loaded, Loaded]:
-    """A sparse file and the dense model that it was made from, see `load_dense`."""
-    sparse = load_model(spec)
-    return sparse, load_dense(sparse, checkpoint)
-
-
-def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
+def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) -> Loaded:
     """The dense model that a sparse file was made from, at the file's image size; without `checkpoint` by its name.
+
+    Of several sets of weights in `checkpoint` it is the one of `key`, or the one that the file was made from.
 
     Raises:
         UnknownModelError: the name in the file is not timm's.
@@ -307,7 +304,7 @@ def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
     metadata = sparse.metadata
     assert metadata is not None
     if checkpoint is not None:
-        key = sparse.origin.get(_KEY)
+        key = key or sparse.origin.get(_KEY)
         dense = _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args, key=key)
         check_made_from(sparse.model, dense.model, str(checkpoint), sparse.spec)
         _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))

@@ -143,7 +143,7 @@ def _refuse_whole_numbers(state: dict[str, Tensor], expected: dict[str, Tensor],
 
 def _way_out(mismatch: str) -> str:
     """What to try where torch says what is missing or unexpected."""
-    if "fc_norm" in mismatch or "attn_pool" in mismatch:
+    if any(name in mismatch for name in ("fc_norm.", "attn_pool.", '"norm.')):
         return (
             "the file pools its tokens in another way: say which, such as --model-kwargs global_pool=avg, "
             "--model-kwargs global_pool=token or --model-kwargs fc_norm=False"

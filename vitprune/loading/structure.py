@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from vitprune.backbones import check_whole_patches, wrap
+from vitprune.backbones import check_whole_patches, input_size, wrap
 from vitprune.checkpoint.metadata import REACHES_OUT
 from vitprune.common.formatting import close_match, first_line
 from vitprune.errors import UsageError, VitpruneError
@@ -43,14 +43,14 @@ def structure(name: str, arguments: Mapping[str, Any], given: Mapping[str, Any])
     return model
 
 
-def check_size(model: nn.Module, img_size: int | tuple[int, int] | None) -> None:
-    """Make sure that the image size asked for is a multiple of the patch size: timm leaves out what fills no patch.
+def check_size(model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Make sure that an image or patch size asked for leaves no pixels: timm leaves out what fills no patch.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the one is no multiple of the other.
     """
-    if img_size is not None:
-        check_whole_patches(model, (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1]))
+    if not arguments.keys().isdisjoint(("img_size", "patch_size")):
+        check_whole_patches(model, input_size(model)[1:])
 
 
 def _refused(name: str, given: Mapping[str, Any], error: Exception) -> UsageError:

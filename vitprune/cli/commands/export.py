@@ -81,13 +81,10 @@ def export(
         from vitprune.checkpoint.sparse_file import describe
         from vitprune.export import check_output
         from vitprune.export import export as write
-        from vitprune.loading.load import load_model
         from vitprune.model import attach
     if kind == "onnx":
         require_onnx()
-    loaded = load_model(
-        model, checkpoint=weights.checkpoint, img_size=weights.img_size, preprocessing=weights.preprocessing()
-    )
+    loaded = weights.load(model)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin
