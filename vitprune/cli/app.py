@@ -31,8 +31,9 @@ from vitprune.cli.commands import (
     visualize,
 )
 from vitprune.cli.commands import eval as evaluate
+from vitprune.cli.model_options import spread_model_kwargs
 from vitprune.cli.old_names import renamed
-from vitprune.cli.options import grouped, spread_model_kwargs
+from vitprune.cli.options import grouped
 from vitprune.cli.output import prepare, print_error, say
 from vitprune.cli.usage_errors import explain
 from vitprune.common import distributed

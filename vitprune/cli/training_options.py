@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitprune.cli.options import ModelOptions, PrecisionName, RecipeName, Seed, parse_numbers
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import PrecisionName, RecipeName, Seed, parse_numbers
 from vitprune.cli.output import say, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError

@@ -120,5 +120,5 @@ def _sides(size: Any, key: str) -> tuple[int, int]:
 def _impossible(key: str, value: Any, why: str = "") -> CheckpointError:
     return CheckpointError(
         f"its preprocessor_config.json has {key} {value!r}{why}, which cannot be done with timm's transforms",
-        "take the weights by --checkpoint with a timm name, and say --mean, --std, --crop-pct and --interpolation",
+        "take the weights alone: a timm name with --checkpoint FILE, and say there how images are prepared",
     )

@@ -9,7 +9,8 @@ import typer
 
 from vitprune.cli import completion
 from vitprune.cli.commands.bench_models import BenchRequest, benchmarks
-from vitprune.cli.options import AsJson, Device, Precision, StructureOptions, parse_numbers, parse_ratios
+from vitprune.cli.model_options import StructureOptions
+from vitprune.cli.options import AsJson, Device, Precision, parse_numbers, parse_ratios
 from vitprune.cli.output import enforce, print_json, print_line
 from vitprune.cli.plan_options import SpeedOptions
 from vitprune.cli.progress import RunProgress

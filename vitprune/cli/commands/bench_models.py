@@ -12,7 +12,7 @@ from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.budget.resolve import PlanRequest
-    from vitprune.cli.options import StructureOptions
+    from vitprune.cli.model_options import StructureOptions
     from vitprune.measure import BenchModel
     from vitprune.training.recipe import Recipe
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vitprune.cli import completion
+from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import (
     AsJson,
     BatchSize,
@@ -15,7 +16,6 @@ from vitprune.cli.options import (
     Device,
     ImageOptions,
     Model,
-    ModelOptions,
     Precision,
     RecipeName,
     Seed,

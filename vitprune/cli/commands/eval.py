@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.options import (
-    AsJson,
-    BatchSize,
-    DataArgument,
-    Device,
-    ImageOptions,
-    Model,
-    ModelOptions,
-    Precision,
-    Workers,
-)
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageOptions, Model, Precision, Workers
 from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.options import AsJson, Limit, Model, ModelOptions, TableOptions
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import AsJson, Limit, Model, TableOptions
 from vitprune.cli.output import print_json, print_line, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed

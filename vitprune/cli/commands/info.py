@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from vitprune.cli.options import AsJson, Model, RecipeName, StructureOptions
+from vitprune.cli.model_options import StructureOptions
+from vitprune.cli.options import AsJson, Model, RecipeName
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
 from vitprune.cli.plan_options import Align, MacsOptions, refuse_plan, resolve_plan
 from vitprune.schedule import keep_in_words

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.options import AsJson, BatchSize, Device, Model, ModelOptions, Precision, Workers
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import AsJson, BatchSize, Device, Model, Precision, Workers
 from vitprune.cli.output import print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed

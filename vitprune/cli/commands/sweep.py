@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions, parse_ratios, told
+from vitprune.cli.model_options import ModelOptions, told
+from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, parse_ratios
 from vitprune.cli.output import print_json, say
 from vitprune.cli.plan_options import StageOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
