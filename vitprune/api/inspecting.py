@@ -1,4 +1,4 @@
-"""What a model is worth, and how it is kept: `vitprune.evaluate`, `benchmark`, `visualize`, `list_models`, `save`."""
+"""What a model is worth, and how it is kept: `vitprune.evaluate`, `benchmark`, `visualize`, `save`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from vitprune.api.arguments import Images, Model, ProgressShown, keeps_mode, known, opened
-from vitprune.backbones import input_size, why_not
+from vitprune.backbones import input_size
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
 from vitprune.common.devices import pick_device, pick_precision
@@ -20,7 +20,6 @@ from vitprune.errors import UsageError
 from vitprune.evaluation import class_accuracy
 from vitprune.evaluation import predict as run_over
 from vitprune.jobs.predict import ImagePrediction, image_set, predict_images
-from vitprune.loading.names import match_names
 from vitprune.measure import BenchModel, check_mode, side_by_side
 from vitprune.model import SparseViT
 from vitprune.report.visualize import NUM_DRAWN, Subject, load_subject, open_images
@@ -253,26 +252,6 @@ def visualize(
     limit = NUM_DRAWN if limit is None and many and not mean else limit
     with ProgressShown(progress) as listener:
         return draw(subject, found, folder, listener, heat=heatmap, mean=mean, limit=limit)
-
-
-def list_models(pattern: str | None = None) -> list[str]:
-    """Names of timm's architectures whose tokens can be pruned. Needs no weights.
-
-    Example:
-        vitprune.list_models("deit*")
-
-    Args:
-        pattern: timm's wildcards, or a part of the name; None for all, which are built one by one: that takes minutes.
-
-    Raises:
-        UnknownModelError: none matches.
-    """
-    import timm
-    import torch
-
-    names = match_names(pattern)
-    with torch.device("meta"):
-        return [name for name in names if why_not(timm.create_model(name)) is None]
 
 
 def save(model: SparseViT, path: str | Path, class_names: Sequence[str] | None = None) -> Path:

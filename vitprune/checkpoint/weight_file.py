@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -140,23 +141,33 @@ def in_fp32(tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], 
     Raises:
         CheckpointError: one is quantised, or holds NaN or infinite values; names it.
     """
-    found, formats = {}, set()
+    found, formats = {}, set[str]()
     for name, tensor in tensors.items():
         if tensor.is_quantized or tensor.layout != torch.strided:
             raise CheckpointError(f"'{path}' holds '{name}' quantised or sparse", "save its weights as plain floats")
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            formats.add(_format(tensor))
+            formats.add(_format(tensor.dtype))
             tensor = tensor.float()
         found[name] = tensor
     _check_finite(found, path)
-    said = [f"the weights in '{path.name}' are {' and '.join(sorted(formats))}, converted to fp32"] if formats else []
-    return found, said
+    return found, _converted(formats, path)
 
 
-def _format(tensor: Tensor) -> str:
+def stored_formats(path: Path) -> list[str]:
+    """What is to be said of the number formats in a safetensors file, whose tensors become fp32."""
+    with safe_open(path, framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    found = {kind: re.match(r"(B?)F(\d+)", kind) for kind in kinds - {"F32"}}
+    return _converted({f"{'bf' if each[1] else 'fp'}{each[2]}" for each in found.values() if each}, path)
+
+
+def _converted(formats: set[str], path: Path) -> list[str]:
+    return [f"the weights in '{path.name}' are {' and '.join(sorted(formats))}, converted to fp32"] if formats else []
+
+
+def _format(dtype: torch.dtype) -> str:
     """The number format as options name it: fp16, bf16, fp8."""
-    bits = 8 * tensor.dtype.itemsize
-    return f"{'bf' if tensor.dtype == torch.bfloat16 else 'fp'}{bits}"
+    return f"{'bf' if dtype == torch.bfloat16 else 'fp'}{8 * dtype.itemsize}"
 
 
 def _unpickle(path: Path) -> Mapping[Any, Any]:

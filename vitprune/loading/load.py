@@ -15,7 +15,7 @@ from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
-from vitprune.checkpoint.weight_file import INDEX, check_exists, check_pickle, read_safetensors
+from vitprune.checkpoint.weight_file import INDEX, check_exists, check_pickle, read_safetensors, stored_formats
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import UsageError
 from vitprune.loading.adapted import adaptations, resampled
@@ -201,7 +201,8 @@ def _load_file(spec: str, options: _Options) -> Loaded:
         raise UsageError(f"'{spec}' is not a model", hint)
     sparse, metadata = load_sparse(Path(spec))
     names = _tuple(metadata.class_names)
-    return Loaded(spec, metadata.model, sparse.model, sparse, names, metadata.origin, metadata)
+    said = stored_formats(Path(spec))
+    return Loaded(spec, metadata.model, sparse.model, sparse, names, metadata.origin, metadata, said)
 
 
 def _refuse_arguments(spec: str, options: _Options) -> None:
