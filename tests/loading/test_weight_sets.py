@@ -156,7 +156,7 @@ def test_other_number_formats_become_fp32_and_are_said(dtype, name, tolerance, s
 def test_quantised_and_infinite_weights_are_refused(model, tmp_path):
     state, name = model.state_dict(), "blocks.0.mlp.fc1.weight"
     for wrong, message in (
-        (state[name].to(torch.int8), "in int8: its weights are quantised"),
+        (state[name].to(torch.int8), "in int8, not in floating-point numbers"),
         (torch.full_like(state[name], float("nan")).to(torch.float8_e4m3fn), "NaN or infinite"),
         (torch.full_like(state[name], float("inf")).half(), "NaN or infinite"),
         (state[name].to_sparse(), "quantised or sparse"),
@@ -238,6 +238,22 @@ def test_a_training_file_says_how_its_images_were_prepared(model, tmp_path):
     ):
         with pytest.raises(CheckpointError, match=next(iter(wrong))):
             load_model("test_vit", checkpoint=trained(tmp_path / "w.pth", model, **wrong))
+
+
+def test_arguments_of_a_training_file_that_timm_does_not_have_are_refused(model, tmp_path):
+    file = trained(tmp_path / "w.pth", model, model_kwargs={"fc_nrm": False})
+    with pytest.raises(CheckpointError, match=r"says how its model was built: .*fc_nrm.* no such argument"):
+        load_model("test_vit", checkpoint=file)
+
+
+def test_odd_tensors_are_refused_without_a_traceback(model, tmp_path):
+    """timm's filters index shapes before torch compares them."""
+    state = model.state_dict()
+    for name in ("pos_embed", "patch_embed.proj.weight", "head.weight", "blocks.0.norm1.bias"):
+        for odd in (torch.zeros(()), torch.zeros(0), torch.zeros(1, 2, 3, 4, 5)):
+            torch.save(state | {name: odd}, tmp_path / "w.pth")
+            with pytest.raises(CheckpointError):
+                load_model("test_vit", checkpoint=tmp_path / "w.pth")
 
 
 def test_a_training_file_of_another_architecture_is_refused(model, tmp_path):

@@ -96,8 +96,8 @@ def table_text(timm: str, rows: Sequence[Row]) -> str:
                 for side in ("dense", "sparse")
             ]
         lines.append(json.dumps(entry, separators=(",", ":")))
-    opening = json.dumps(head, indent=1).removesuffix("\n}")
-    return opening + ',\n "rows": [\n' + ",\n".join(lines) + "\n]}\n"
+    opening = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
+    return f'{{{opening},\n"rows": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
 def known_names() -> list[str]:

@@ -93,7 +93,12 @@ def build_with_weights(
     file = open_weights(path)
     training = TrainingArguments.of(file, name, any_tag=any_tag)
     arguments = training.model_kwargs | arguments
-    expected = structure(training.name, arguments, arguments).state_dict()
+    try:
+        expected = structure(training.name, arguments, arguments).state_dict()
+    except UsageError as error:
+        if not training.model_kwargs:
+            raise
+        raise CheckpointError(f"'{path}' says how its model was built: {error.message}", error.hint) from error
     chosen = choose_weights(file, expected, key)
     state = chosen.tensors
     said = [*chosen.said, *training.said]
@@ -112,7 +117,7 @@ def build_with_weights(
 def _create(name: str, path: Path, arguments: dict[str, Any], overlay: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+    except Exception as error:  # tensors of any names and shapes: timm may stumble over them in any way
         mismatch = first_mismatch(error)
         raise CheckpointError(f"the weights in '{path}' do not fit {name}: {mismatch}", _way_out(mismatch)) from error
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -125,7 +130,7 @@ def _shapes_of(state: dict[str, Tensor], name: str) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(name)
     head = (config.classifier if config is not None else None) or "head"
     weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
-    found = {} if weight is None else {"num_classes": int(weight.shape[0])}
+    found = {} if weight is None or weight.ndim != 2 else {"num_classes": int(weight.shape[0])}
     first = state.get(f"{config.first_conv if config is not None else ''}.weight")
     if first is not None and first.ndim == 4 and first.shape[1] != 3:
         found["in_chans"] = int(first.shape[1])
@@ -136,8 +141,8 @@ def _refuse_whole_numbers(state: dict[str, Tensor], expected: dict[str, Tensor],
     for name, tensor in state.items():
         if name in expected and expected[name].is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(
-                f"'{path}' holds '{name}' in {str(tensor.dtype).removeprefix('torch.')}: its weights are quantised",
-                "give the file that they were quantised from",
+                f"'{path}' holds '{name}' in {str(tensor.dtype).removeprefix('torch.')}, not in floating-point numbers",
+                "if its weights are quantised, give the file that they were made from",
             )
 
 

@@ -13,7 +13,7 @@ from vitprune.checkpoint.weight_file import FOLDER_WEIGHTS, WeightFile, open_wei
 from vitprune.common.files import read_json
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import CONFIG, WEIGHTS
-from vitprune.errors import CheckpointError, UsageError
+from vitprune.errors import CheckpointError, VitpruneError
 from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.structure import structure
 from vitprune.loading.transformers import ANCHORS, convert_state, read_config
@@ -65,9 +65,9 @@ def build_from_folder(folder: Path, given: dict[str, Any]) -> tuple[nn.Module, l
     except CheckpointError as error:
         where = "" if str(folder) in error.message else f"folder '{folder}': "
         raise CheckpointError(f"{where}{error.message}", error.hint) from error
-    except (RuntimeError, KeyError, ValueError, TypeError, AssertionError) as error:
-        if isinstance(error, UsageError):
-            raise
+    except VitpruneError:
+        raise
+    except Exception as error:  # configurations and tensors from anywhere: timm may stumble over them in any way
         raise CheckpointError(f"folder '{folder}' holds no model that timm can build: {first_line(error)}") from error
     config = getattr(model, "pretrained_cfg", {})
     config.pop("state_dict", None)  # or every copy of the model drags the weights along
