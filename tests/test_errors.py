@@ -24,6 +24,9 @@ from vitprune.errors import VitpruneError, in_python
         ("choose another --output or add --overwrite", "choose another output or add overwrite=True"),
         ("fewer --workers", "fewer num_workers"),
         ("-o model.onnx", "output=model.onnx"),
+        ("try --model-kwargs global_pool=avg", 'try model_kwargs={"global_pool": "avg"}'),
+        ("try --model-kwargs fc_norm=False", 'try model_kwargs={"fc_norm": False}'),
+        ("choose one: --checkpoint-key teacher", 'choose one: checkpoint_key="teacher"'),
         ("vitprune sparsify --print-config lists them", "help(vitprune.Recipe) lists them"),
     ],
 )

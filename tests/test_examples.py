@@ -49,6 +49,13 @@ def test_examples_explain_themselves(name, monkeypatch, capsys):
     assert "python examples/" in capsys.readouterr().out
 
 
+def test_the_table_of_architectures_is_written(tmp_path, monkeypatch):
+    file = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", ["", "--only", "test_vit", "--output", str(file)])
+    runpy.run_path(str(EXAMPLES / "describe_architectures.py"), run_name="__main__")
+    assert [row[0] for row in json.loads(file.read_text())["rows"]] == ["test_vit"]
+
+
 def _notebook():
     return json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
     from vitprune import errors as errors
     from vitprune.api.inspecting import benchmark as benchmark
     from vitprune.api.inspecting import evaluate as evaluate
-    from vitprune.api.inspecting import list_models as list_models
     from vitprune.api.inspecting import predict as predict
     from vitprune.api.inspecting import save as save
     from vitprune.api.inspecting import visualize as visualize
+    from vitprune.api.listing import list_models as list_models
     from vitprune.api.training import sparsify as sparsify
     from vitprune.data import Augmentation as Augmentation
     from vitprune.errors import VitpruneError as VitpruneError
@@ -50,7 +50,8 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
 
 # Imported when first used, so that `vitprune --help` does not wait for torch.
 _NAMES = {
-    "api.inspecting": ("benchmark", "evaluate", "list_models", "predict", "save", "visualize"),
+    "api.inspecting": ("benchmark", "evaluate", "predict", "save", "visualize"),
+    "api.listing": ("list_models",),
     "api.training": ("sparsify",),
     "data": ("Augmentation",),
     "errors": ("VitpruneError",),

@@ -44,6 +44,9 @@ _FLAGS = {
 }
 _RENAMED = {"workers": "num_workers", "grad-accum-steps": "grad_accum"}
 _SET = re.compile(r"--set (?=[a-z])")
+_KWARG = re.compile(r"--model-kwargs (\w+)=([\w.]+)")
+_KEY = re.compile(r"--checkpoint-key (\S+)")
+_LITERAL = re.compile(r"[\d.]+|True|False|None")
 _OUTPUT = re.compile(r"(?<!\S)-o (?=\S)")
 _PHRASES = {
     "of their architecture: NAME and --checkpoint": "of their architecture, as vitprune.sparsify and evaluate take "
@@ -73,6 +76,11 @@ def in_python(text: str) -> str:
             return f"{name}=[{option['list'].replace(',', ', ')}]"
         return f"{name}={option['other']}" if option["other"] else _FLAGS.get(flag, name)
 
+    def kwarg(option: re.Match[str]) -> str:
+        value = option[2] if _LITERAL.fullmatch(option[2]) else f'"{option[2]}"'
+        return f'model_kwargs={{"{option[1]}": {value}}}'
+
+    text = _KEY.sub(r'checkpoint_key="\1"', _KWARG.sub(kwarg, text))
     for phrase, other in _PHRASES.items():
         text = text.replace(phrase, other)
     return _OPTION.sub(argument, _SET.sub("", _OUTPUT.sub("output=", text)))

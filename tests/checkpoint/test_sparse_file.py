@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import vitprune
 from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.sparse_file import describe, read_metadata, save
-from vitprune.checkpoint.weight_file import read_weights
+from vitprune.checkpoint.weight_file import open_weights
 from vitprune.errors import CheckpointError
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Schedule, Sparsity, Stage, make_schedule
@@ -247,14 +247,5 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path, capfd):
         else:
             path.write_bytes(pickle.dumps(_Payload()))
         with pytest.raises(CheckpointError, match=path.name):
-            read_weights(path)
+            open_weights(path)
     assert "pickled code ran" not in capfd.readouterr().err
-
-
-def test_pth_files_are_read_in_their_usual_wrappings(make_vit, tmp_path):
-    state, path = make_vit().state_dict(), tmp_path / "weights.pth"
-    parallel = {f"module.{name}": tensor for name, tensor in state.items()}
-    for content in (state, parallel, {"model": state}, {"state_dict": parallel}, {"state_dict_ema": state, "epoch": 3}):
-        torch.save(content, path)
-        found = read_weights(path)
-        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())

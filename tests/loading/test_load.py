@@ -9,8 +9,9 @@ import vitprune
 from vitprune.backbones import input_size, wrap
 from vitprune.data import ModelClasses, eval_transform, open_data
 from vitprune.errors import CheckpointError, HubError, UnknownModelError, UnsupportedModelError, UsageError
+from vitprune.loading.architectures import match_names
 from vitprune.loading.load import load_model
-from vitprune.loading.names import match_names, resolve_name
+from vitprune.loading.names import resolve_name
 
 
 def test_short_names():

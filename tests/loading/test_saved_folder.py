@@ -6,11 +6,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 import vitprune
 from vitprune.checkpoint.sparse_file import describe, save
-from vitprune.errors import CheckpointError, HubError
+from vitprune.errors import CheckpointError, HubError, UsageError
 from vitprune.loading.load import load_model
 
 SIZES = {
@@ -205,3 +207,39 @@ def test_a_repository_without_a_model_is_refused(hub, monkeypatch, tmp_path):
         with pytest.raises(expected, match=message) as caught:
             load_model("hf-hub:someone/empty")
         assert "someone/empty" in caught.value.message
+
+
+def test_sharded_and_wrapped_folders_are_read_alike(timm_folder, make_images):
+    """As a folder and by --checkpoint, as one file, as shards, in fp16, with prefixes."""
+    model, folder = timm_folder
+    images, state = make_images(model), dict(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    places = {}
+    for number in (0, 1):
+        part = {f"module.{name}": tensor.half() for name, tensor in list(state.items())[number::2]}
+        torch.save(part, folder / f"pytorch_model-{number}-of-2.bin")
+        places |= dict.fromkeys(part, f"pytorch_model-{number}-of-2.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    loaded = load_model(str(folder))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images), model(images), rtol=0, atol=1e-2)
+    assert "are fp16, converted to fp32" in loaded.understood[0]
+    assert "resampled from 6x6 to 4x4" in load_model(str(folder), img_size=64).understood[1]
+    with pytest.raises(UsageError, match="no multiple of the patch size"):
+        load_model(str(folder), img_size=70)
+    next(folder.glob("*-0-of-2.bin")).unlink()
+    with pytest.raises(CheckpointError, match="not found"):
+        load_model(str(folder))
+
+
+def test_a_sparse_file_in_fp16_says_so(make_sparse, make_images, tmp_path):
+    sparse = make_sparse(num_classes=2)
+    save(sparse, tmp_path / "model.safetensors", describe(sparse))
+    assert load_model(str(tmp_path)).understood == []
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        header = file.metadata()
+    halves = {name: tensor.half() for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    save_file(halves, tmp_path / "model.safetensors", metadata=header)
+    loaded = load_model(str(tmp_path))
+    assert loaded.understood == ["the weights in 'model.safetensors' are fp16, converted to fp32"]
+    assert next(loaded.sparse.parameters()).dtype == torch.float32

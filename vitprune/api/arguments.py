@@ -85,13 +85,29 @@ def known(
     checkpoint: str | Path | None = None,
     img_size: int | tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
+    *,
+    checkpoint_key: str | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Loaded:
-    """What is known of a model; one that the caller made is unwrapped and, unless it is sparse, copied."""
+    """What is known of a model; one that the caller made is unwrapped and, unless it is sparse, copied.
+
+    What was understood of its weights is shown with the progress.
+    """
     model = unwrapped(model) if isinstance(model, nn.Module) else model
     if isinstance(model, (str, Path)):
-        loaded = load_model(str(model), checkpoint=None if checkpoint is None else Path(checkpoint), img_size=img_size)
-    elif checkpoint is not None or img_size is not None:
-        raise UsageError("--checkpoint and --img-size go with the name of a model, not with one that is built")
+        loaded = load_model(
+            str(model),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint_key=checkpoint_key,
+            img_size=img_size,
+            model_kwargs=model_kwargs,
+        )
+    elif any(each is not None for each in (checkpoint, checkpoint_key, img_size, model_kwargs)):
+        raise UsageError(
+            "--checkpoint, --checkpoint-key, --img-size and --model-kwargs go with the name of a model, "
+            "not with one that is built"
+        )
     elif isinstance(model, SparseViT):
         loaded = loaded_from(model.model, model.class_names)
         loaded.sparse = model
@@ -100,6 +116,8 @@ def known(
     else:
         loaded = loaded_from(copy.deepcopy(model), class_names)  # training moves and freezes the teacher
     loaded.class_names = tuple(class_names) if class_names else loaded.class_names
+    for line in loaded.understood if progress else ():
+        ProgressShown(progress).say(line)
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""What a model is worth, and how it is kept: `vitprune.evaluate`, `benchmark`, `visualize`, `list_models`, `save`."""
+"""What a model is worth, and how it is kept: `vitprune.evaluate`, `benchmark`, `visualize`, `save`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from vitprune.api.arguments import Images, Model, ProgressShown, keeps_mode, known, opened
-from vitprune.backbones import input_size, why_not
+from vitprune.backbones import input_size
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
 from vitprune.common.devices import pick_device, pick_precision
@@ -21,7 +21,6 @@ from vitprune.errors import UsageError
 from vitprune.evaluation import class_accuracy
 from vitprune.evaluation import predict as run_over
 from vitprune.jobs.predict import ImagePrediction, image_set, predict_images
-from vitprune.loading.names import match_names
 from vitprune.measure import BenchModel, check_mode, side_by_side
 from vitprune.model import SparseViT
 from vitprune.report.visualize import NUM_DRAWN, Subject, load_subject, open_images
@@ -35,7 +34,9 @@ def evaluate(
     data: Images,
     *,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
     img_size: int | tuple[int, int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
     limit: int | None = None,
     device: str = "auto",
@@ -54,7 +55,9 @@ def evaluate(
         model: a SparseViT, a timm model, or a name, file or run folder.
         data: as in `vitprune.sparsify`; of a folder with train and val folders, val. Labels are needed.
         checkpoint: weights for a model given by its name.
+        checkpoint_key: which of several sets of weights in it, such as "state_dict"; None for the EMA.
         img_size: image size in pixels of a model given by its name.
+        model_kwargs: more arguments for timm.create_model, of a model given by its name.
         class_names: in output order, to match folders by name.
         limit: at most so many images, chosen at random, always the same.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -69,7 +72,15 @@ def evaluate(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
-    loaded = known(model, checkpoint, img_size, class_names)
+    loaded = known(
+        model,
+        checkpoint,
+        img_size,
+        class_names,
+        checkpoint_key=checkpoint_key,
+        model_kwargs=model_kwargs,
+        progress=progress,
+    )
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
     images = opened(data, loaded, None, limit, training=False, labels=True).val
@@ -133,7 +144,7 @@ def benchmark(
         if not named:
             raise UsageError("no models are given", "give a sparse model, or several by label")
     else:
-        loaded = known(models)
+        loaded = known(models, progress=progress)
         named = {"dense": loaded.model} | ({} if loaded.sparse is None else {"sparse": loaded.sparse})
     timed = {
         label: BenchModel("sparse" if isinstance(each, SparseViT) else "dense", None, each)
@@ -189,7 +200,7 @@ def predict(
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
-    loaded, where = known(model), pick_device(device)
+    loaded, where = known(model, progress=progress), pick_device(device)
     found = image_set([images] if isinstance(images, (str, Path, Image.Image)) else list(images))
     names = readable_names(dict(enumerate(loaded.class_names or ())), getattr(loaded.model, "num_classes", 0))
     subject = {"sparse": loaded.sparse} if loaded.sparse is not None else {"dense": loaded.model}
@@ -245,26 +256,6 @@ def visualize(
     limit = NUM_DRAWN if limit is None and many and not mean else limit
     with ProgressShown(progress) as listener:
         return draw(subject, found, folder, listener, heat=heatmap, mean=mean, limit=limit)
-
-
-def list_models(pattern: str | None = None) -> list[str]:
-    """Names of timm's architectures whose tokens can be pruned. Needs no weights.
-
-    Example:
-        vitprune.list_models("deit*")
-
-    Args:
-        pattern: timm's wildcards, or a part of the name; None for all, which are built one by one: that takes minutes.
-
-    Raises:
-        UnknownModelError: none matches.
-    """
-    import timm
-    import torch
-
-    names = match_names(pattern)
-    with torch.device("meta"):
-        return [name for name in names if why_not(timm.create_model(name)) is None]
 
 
 def save(model: nn.Module, path: str | Path, class_names: Sequence[str] | None = None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ def sparsify(
     keep: float | None = None,
     *,
     checkpoint: str | Path | None = None,
+    checkpoint_key: str | None = None,
     img_size: int | tuple[int, int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     val_data: Dataset[Any] | DataLoader[Any] | None = None,
     limit: int | None = None,
     prune_at: Sequence[int] | None = None,
@@ -76,7 +78,9 @@ def sparsify(
             warns: they rank tokens no better than chance until you train them.
         keep: share of patch tokens that one stage keeps, in (0, 1); None for 0.7, or for what a target finds.
         checkpoint: weights for a model given by its name.
+        checkpoint_key: which of several sets of weights in it, such as "state_dict"; None for the EMA.
         img_size: image size in pixels of a model given by its name.
+        model_kwargs: more arguments for timm.create_model, of a model given by its name.
         val_data: images to evaluate on, where `data` is a Dataset or DataLoader; None holds a tenth of it out.
         limit: at most so many images to train on, and as many to evaluate on.
         prune_at: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
@@ -127,7 +131,15 @@ def sparsify(
         target_batch_size=target_batch_size,
         device=device,
     )
-    loaded = known(model, checkpoint, img_size, class_names)
+    loaded = known(
+        model,
+        checkpoint,
+        img_size,
+        class_names,
+        checkpoint_key=checkpoint_key,
+        model_kwargs=model_kwargs,
+        progress=progress,
+    )
     if loaded.sparse is not None:
         raise UsageError("the model is sparse already", "start from the dense model")
     with ProgressShown(progress) as listener:

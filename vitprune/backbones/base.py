@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitprune.backbones.pooling import weighted_pool
-from vitprune.errors import UnsupportedModelError
+from vitprune.errors import UnsupportedModelError, UsageError
 
-_PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+"""What timm's data configuration says of how images are prepared."""
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
     if config["input_size"][0] == 1:  # grey: timm keeps the three colours' figures
         config |= {key: (sum(config[key]) / len(config[key]),) for key in ("mean", "std")}
     exif = bool((getattr(model, "pretrained_cfg", None) or {}).get("exif", False))
-    return {key: config[key] for key in _PREPROCESSING} | {"exif": exif}
+    return {key: config[key] for key in PREPROCESSING} | {"exif": exif}
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int]:
@@ -43,6 +45,34 @@ def input_size(model: nn.Module) -> tuple[int, int, int]:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def patch_size(model: Any) -> tuple[int, int] | None:
+    """(height, width) of a patch in pixels; None where a timm model's stem does not say."""
+    encoder = getattr(model, "encoder", model)
+    patches = getattr(model, "embeds", None) or getattr(encoder, "patch_embed", None)
+    size = getattr(patches, "patch_size", None) or getattr(encoder, "patch_size", None)
+    return (size, size) if isinstance(size, int) else size and (int(size[0]), int(size[1]))
+
+
+def check_whole_patches(model: nn.Module, size: tuple[int, int]) -> None:
+    """Make sure that an image size, (height, width), is a multiple of the patch size.
+
+    Raises:
+        UsageError: it is not; names the nearest that are.
+    """
+    patch = patch_size(model)
+    if patch is None or all(side % of == 0 for side, of in zip(size, patch, strict=True)):
+        return
+    nearest = [
+        [max(1, whole(side / of)) * of for side, of in zip(size, patch, strict=True)]
+        for whole in (math.floor, math.ceil)
+    ]
+    texts = [str(height) if height == width else f"{height}x{width}" for height, width in nearest]
+    raise UsageError(
+        f"the image size {size[0]}x{size[1]} is no multiple of the patch size {patch[0]}x{patch[1]}",
+        f"try --img-size {' or '.join(dict.fromkeys(texts))}",
+    )
 
 
 class Backbone:
@@ -62,7 +92,13 @@ class Backbone:
         embed_dim: C.
         depth: number of blocks.
         num_prefix_tokens: P.
+        floors: whether the stem leaves out pixels that fill no patch, where its patch embedding does not say.
+
+    Raises:
+        UsageError: the stem takes whole patches only, and the model's image size is none; names the nearest.
     """
+
+    floors = True
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -70,6 +106,9 @@ class Backbone:
         self.embed_dim: int = model.embed_dim
         self.depth = len(self.blocks)
         self.num_prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
+        patches = self._patches
+        if not (getattr(patches, "strict_img_size", self.floors) or getattr(patches, "dynamic_img_pad", False)):
+            check_whole_patches(model, input_size(model)[1:])
 
     @property
     def pools_prefix(self) -> bool:
@@ -223,6 +262,10 @@ class Backbone:
                 for name, _ in list(module.named_children()):
                     if name.startswith("drop_path"):
                         setattr(module, name, DropPath(share) if share else nn.Identity())
+
+    @property
+    def _patches(self) -> Any:
+        return self.encoder.patch_embed
 
     def _grid(self) -> tuple[int, int]:
         return self.model.patch_embed.grid_size

@@ -63,6 +63,8 @@ def _masked_deepseek_block(x: Tensor, block: Any, rope: Tensor, attn_mask: Tenso
 class GemmaBackbone(EncoderBackbone):
     """timm.models.gemma4_vit.Gemma4VitClassifier on ordinary batches of images of one size."""
 
+    floors = False
+
     def _grid_of(self, height: int, width: int) -> tuple[int, int]:
         rows, columns = self.encoder.patch_size
         return height // rows, width // columns

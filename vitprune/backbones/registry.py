@@ -40,7 +40,7 @@ ADAPTERS: Mapping[type[nn.Module], Callable[[Any], Backbone]] = {
 }
 """By exact type: a subclass may carry a forward of its own that an adapter would silently skip."""
 
-_NO_SEQUENCE = (
+NO_SEQUENCE = (
     "its blocks do not run over a plain sequence of tokens from which single ones can be removed: they convolve, pool "
     "or window a full grid, or give every position weights of its own"
 )
@@ -65,7 +65,7 @@ def wrap(model: nn.Module) -> Backbone:
 def why_not(model: nn.Module) -> str | None:
     """Why the tokens of a model cannot be pruned; None if they can."""
     if type(model) not in ADAPTERS:
-        return _NO_SEQUENCE if _is_timms(model) else "only plain vision transformers of timm can lose single tokens"
+        return NO_SEQUENCE if _is_timms(model) else "only plain vision transformers of timm can lose single tokens"
     inner, pool = getattr(model, "encoder_pool", ""), model.global_pool
     if inner not in ("", "none"):
         return f"encoder_pool='{inner}' joins neighbouring tokens, so single tokens cannot leave"

@@ -55,10 +55,6 @@ class RotaryBackbone(Backbone):
     def _per_block(self) -> bool:
         return bool(getattr(self.model, "rope_mixed", False) or getattr(self.model, "rope_is_mixed", False))
 
-    @property
-    def _patches(self) -> Any:
-        return self.encoder.patch_embed
-
     def _grid(self) -> tuple[int, int]:
         return self._built_for
 
@@ -100,6 +96,8 @@ class EvaBackbone(RotaryBackbone):
 
 class NaFlexBackbone(RotaryBackbone):
     """timm.models.naflexvit.NaFlexVit on ordinary batches of images of one size."""
+
+    floors = False
 
     @property
     def _patches(self) -> Any:

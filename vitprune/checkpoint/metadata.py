@@ -18,7 +18,7 @@ MAX_METADATA_BYTES = 8 * 2**20
 _MAX_NUMBER = 1_000_000
 _MAX_DEPTH = 1000
 _MAX_TEXT = 1000
-_REACHES_OUT = frozenset(
+REACHES_OUT = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only"}
 )
 """Arguments of timm.create_model that read files or the network, or build something else than a classifier."""
@@ -80,7 +80,7 @@ class Metadata(BaseModel):
     @field_validator("model_args")
     @classmethod
     def _only_what_builds_a_model(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted(arguments.keys() & _REACHES_OUT):
+        for name in sorted(arguments.keys() & REACHES_OUT):
             raise ValueError(f"'{name}' is no argument that a saved model may have")
         if isinstance(depth := arguments.get("depth"), int) and depth > _MAX_DEPTH:
             raise ValueError(f"a depth of {depth} is more than {_MAX_DEPTH}")

@@ -31,6 +31,7 @@ from vitprune.cli.commands import (
     visualize,
 )
 from vitprune.cli.commands import eval as evaluate
+from vitprune.cli.model_options import spread_model_kwargs
 from vitprune.cli.old_names import renamed
 from vitprune.cli.options import grouped
 from vitprune.cli.output import prepare, print_error, say
@@ -110,7 +111,7 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr; with --json also to stdout, as one object."""
     as_json = "--json" in arguments
     quiet = not {*_QUIET}.isdisjoint(arguments)  # also behind the command's name
-    arguments, old_names = renamed([argument for argument in arguments if argument not in _QUIET])
+    arguments, old_names = renamed(spread_model_kwargs([each for each in arguments if each not in _QUIET]))
     if not distributed.is_main():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:

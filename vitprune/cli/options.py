@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -100,20 +99,6 @@ Seed = Annotated[
 ]
 
 
-class ImageSize(NamedTuple):
-    """Height and width of the model's input, in pixels."""
-
-    height: int
-    width: int
-
-
-def _image_size(text: str) -> ImageSize:
-    found = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
-    if not found or int(found[1]) < 1 or int(found[2] or 1) < 1:
-        raise typer.BadParameter(f"'{text}' is no image size: give pixels, such as 384, or height and width: 256x320")
-    return ImageSize(int(found[1]), int(found[2] or found[1]))
-
-
 RecipeName = Annotated[
     str,
     typer.Option(
@@ -129,15 +114,6 @@ Limit = Annotated[
     int | None,
     typer.Option(min=1, help="At most N images of each split.", metavar="N"),
 ]
-ImgSize = Annotated[
-    ImageSize | None,
-    typer.Option(
-        parser=_image_size,
-        metavar="SIZE",
-        help="Another image size: 384, or 256x320.",
-        rich_help_panel="Preprocessing",
-    ),
-]
 DataArgument = Annotated[
     str | None,
     typer.Argument(
@@ -148,75 +124,6 @@ DataArgument = Annotated[
         show_default="imagenet; demo for the demo model",
     ),
 ]
-
-
-def _preprocessing(metavar: str | None, help_text: str, **limits: Any) -> Any:
-    return typer.Option(
-        metavar=metavar,
-        help=f"{help_text} With --checkpoint.",
-        show_default="timm's",
-        rich_help_panel="Preprocessing",
-        **limits,
-    )
-
-
-def _colours(text: str | None, option: str) -> tuple[float, ...] | None:
-    numbers = parse_ratios(text, option, ".485,.456,.406")
-    if numbers is not None and (len(numbers) not in (1, 3) or (option == "--std" and min(numbers) <= 0)):
-        what = "three numbers above 0" if option == "--std" else "three numbers"
-        raise UsageError(f"{option} is '{text}', expected {what}, one a colour, such as .5,.5,.5")
-    return None if numbers is None else tuple(numbers)
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Of MODEL."""
-
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz."),
-    ] = None
-    img_size: ImgSize = None
-    mean: Annotated[str | None, _preprocessing("R,G,B", "Images are normalised by it, such as .485,.456,.406.")] = None
-    std: Annotated[str | None, _preprocessing("R,G,B", "Likewise, such as .229,.224,.225.")] = None
-    crop_pct: Annotated[
-        float | None,
-        _preprocessing("SHARE", "Of the resized image that is evaluated, such as 0.9.", min=0.1, max=10),
-    ] = None
-    interpolation: Annotated[
-        Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"] | None,
-        _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
-    ] = None
-
-    exif: Annotated[
-        bool,
-        typer.Option(
-            "--exif",
-            help="Turn images by their EXIF orientation; timm does not.",
-            rich_help_panel="Preprocessing",
-        ),
-    ] = False
-
-    def preprocessing(self) -> dict[str, Any]:
-        """What replaces timm's preprocessing.
-
-        Raises:
-            UsageError: no numbers, or options that are of no use.
-        """
-        given: dict[str, Any] = {
-            "mean": _colours(self.mean, "--mean"),
-            "std": _colours(self.std, "--std"),
-            "crop_pct": self.crop_pct,
-            "interpolation": self.interpolation,
-        }
-        given = {key: value for key, value in given.items() if value is not None}
-        if given and self.checkpoint is None:
-            name = next(iter(given)).replace("_", "-")
-            raise UsageError(
-                f"--{name} is of own weights, and there is no --checkpoint",
-                "leave it out: weights of timm and files of vitprune say how their images are prepared",
-            )
-        return given | ({"exif": True} if self.exif else {})
 
 
 @dataclass(frozen=True)

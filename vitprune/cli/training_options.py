@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitprune.cli.options import ModelOptions, PrecisionName, RecipeName, Seed, parse_numbers
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import PrecisionName, RecipeName, Seed, parse_numbers
 from vitprune.cli.output import say, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
@@ -241,10 +242,7 @@ def load_dense_model(model: str, weights: ModelOptions) -> Loaded:
     Raises:
         UsageError: it is sparse already; and what `vitprune.loading.load.load_model` raises.
     """
-    from vitprune.loading.load import load_model
-
-    prepared = weights.preprocessing()
-    loaded = load_model(model, checkpoint=weights.checkpoint, img_size=weights.img_size, preprocessing=prepared)
+    loaded = weights.load(model)
     if loaded.sparse is not None:
         raise UsageError(
             f"'{model}' is sparse already", "start from the dense model: a timm name, with --checkpoint FILE if need be"

@@ -13,7 +13,8 @@ from vitprune.loading.load import Loaded
 
 _NUM_IMAGES, _FEWEST_IMAGES = 200, 20
 WHAT_TO_CHECK = (
-    "check the order of the class folders (--class-order, --class-map), the weights, and their --mean and --std"
+    "check the order of the class folders (--class-order, --class-map), the weights, their --mean and --std, and what "
+    "they classify by (tokens averaged before the norm: --model-kwargs global_pool=avg fc_norm=False)"
 )
 
 

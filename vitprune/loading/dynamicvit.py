@@ -18,14 +18,18 @@ from torch import Tensor, nn
 from vitprune.backbones import wrap
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, fill
-from vitprune.checkpoint.weight_file import read_weights
+from vitprune.checkpoint.weight_file import open_weights
+from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import CheckpointError, UsageError
+from vitprune.loading.weight_sets import choose_weights
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Sparsity, default_stages
 
 ORIGIN = {"license": "mit", "origin_url": "https://github.com/raoyongming/DynamicViT"}
 
 _PREDICTOR = re.compile(r"score_predictor\.(\d+)\.(in|out)_conv\.(.+)")
+_EXPECTED = ("cls_token", "pos_embed", "norm.weight", "head.weight", "blocks.0.norm1.weight", "blocks.1.norm1.weight")
+"""Tensors that all of them have, and a model without predictors too."""
 _LAST_LAYER = "out_conv.4."
 _PATCH = 16
 """Pixels of a patch's side, in all of them."""
@@ -43,13 +47,16 @@ _BUILT_FROM = {"deit_256_patch16_224": ("deit_tiny_patch16_224", {"embed_dim": 2
 """What timm does not have by itself, as an architecture of timm and its arguments."""
 
 
-def load_official(path: Path, keep: float | None, stages: Sequence[int] | None = None) -> tuple[SparseViT, Metadata]:
+def load_official(
+    path: Path, keep: float | None, stages: Sequence[int] | None = None, listener: Listener = SILENT
+) -> tuple[SparseViT, Metadata]:
     """An official checkpoint as a sparse model that prunes as the original does: geometric schedule, tokens dropped.
 
     Args:
         path: a torch pickle; only tensors, and an argparse.Namespace beside them, are unpickled.
         keep: share of tokens one stage keeps, in (0, 1); the file does not say.
         stages: block indices before which its predictors act; None for equal parts of the depth.
+        listener: hears which of several sets of weights was taken.
 
     Returns:
         The model in eval mode, and metadata to save it with.
@@ -58,7 +65,8 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
         CheckpointError: the file is missing, damaged, not official, or of an architecture that was not published.
         UsageError: `keep` is missing or out of range, or `stages` does not fit the predictors.
     """
-    state = read_weights(path)
+    chosen = choose_weights(open_weights(path), _EXPECTED)
+    state = chosen.tensors
     predictors = {int(match[1]) for match in map(_PREDICTOR.fullmatch, state) if match}
     if not predictors:
         raise CheckpointError(
@@ -72,6 +80,8 @@ def load_official(path: Path, keep: float | None, stages: Sequence[int] | None =
         )
     if keep == 1:
         raise UsageError("at keep 1 nothing is pruned, so there is nothing to convert", "try --keep 0.7")
+    for line in chosen.said:
+        listener.say(line)
     name, model = _build(state, path)
     backbone = wrap(model)
     stages = _stages(path, backbone.depth, len(predictors), stages)

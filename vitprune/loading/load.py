@@ -9,27 +9,32 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import timm
-import torch
 from torch import nn
 
-from vitprune.backbones import input_size, wrap
+from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
-from vitprune.checkpoint.weight_file import check_exists, check_pickle, read_weights
+from vitprune.checkpoint.weight_file import INDEX, check_exists, check_pickle, read_safetensors, stored_formats
 from vitprune.common.formatting import writable
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import UsageError
+from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
 from vitprune.loading.names import resolve_name
 from vitprune.loading.own_weights import build_with_weights, check_made_from
 from vitprune.loading.saved_folder import build_from_folder
+from vitprune.loading.structure import check_size, structure
 from vitprune.model import SparseViT
 
 Weights = Literal["pretrained", "random", "none"]
 
 _EXPORTED = (".onnx", ".pt2")
-_WEIGHTS_ALONE = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz")
+_WEIGHTS_ALONE = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz", INDEX)
+_KEY = "checkpoint_key"
+"""Entry of a file's origin: which of several sets of weights it was made from."""
+_OF_WEIGHTS = ("img_size", "num_classes", "in_chans")
+"""Arguments of a model that its weights bring along."""
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Loaded:
         class_names: in output order, where known.
         origin: where the weights come from and under which licence.
         metadata: header of one of our files, or what it would be.
+        understood: what was made of the weights, a line each: which of several sets, what was converted or resampled.
     """
 
     spec: str
@@ -54,6 +60,7 @@ class Loaded:
     class_names: tuple[str, ...] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     metadata: Metadata | None = None
+    understood: list[str] = field(default_factory=list)
 
     @property
     def short_name(self) -> str:
@@ -65,8 +72,10 @@ def load_model(
     spec: str,
     *,
     checkpoint: Path | None = None,
+    checkpoint_key: str | None = None,
     weights: Weights = "pretrained",
     img_size: int | tuple[int, int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     exported: bool = False,
 ) -> Loaded:
@@ -75,10 +84,13 @@ def load_model(
     Args:
         spec: a timm name or short name, `hf-hub:owner/name`, a .safetensors file of ours or its run folder, a folder
             that timm or transformers saved, or `demo`.
-        checkpoint: a weight file (.safetensors, .pth, .bin, .npz) instead of the Hub's.
+        checkpoint: a weight file (.safetensors, .pth, .bin, .npz) instead of the Hub's, the index of several, or a
+            folder with one.
+        checkpoint_key: which of several sets of weights in it, such as "state_dict_ema".
         weights: "pretrained", or without any file or download "random", or "none": the structure alone, on the
             meta device.
         img_size: another image size in pixels, or height and width; position embeddings are resampled.
+        model_kwargs: more arguments for timm.create_model.
         preprocessing: replaces entries of timm's data configuration, beside `checkpoint`.
         exported: whether an ONNX file that `vitprune export` wrote will do, which can be run and nothing else.
 
@@ -95,7 +107,14 @@ def load_model(
             f"'{spec}' has weights of its own; --checkpoint goes with a timm name",
             "name the model.safetensors that it was made from" if is_exported(spec) else None,
         )
-    loaded = load(spec, _Options(checkpoint, weights, img_size, exported))
+    if checkpoint_key is not None and checkpoint is None:
+        raise UsageError("--checkpoint-key names weights in a file, and there is no --checkpoint")
+    kwargs = dict(model_kwargs or {})
+    if "img_size" in kwargs:
+        if img_size is not None:
+            raise UsageError("--img-size and --model-kwargs img_size both say the image size", "give one of them")
+        img_size = kwargs.pop("img_size")
+    loaded = load(spec, _Options(checkpoint, checkpoint_key, weights, img_size, kwargs, exported))
     if preprocessing:
         if loaded.metadata is not None:
             raise UsageError(f"'{spec}' says itself how images are prepared", "leave out --exif")
@@ -117,14 +136,16 @@ class _Options:
     """The arguments of `load_model` beside MODEL, see there."""
 
     checkpoint: Path | None
+    checkpoint_key: str | None
     weights: Weights
     img_size: int | tuple[int, int] | None
+    model_kwargs: dict[str, Any]
     exported: bool
 
     @property
-    def sizes(self) -> dict[str, Any]:
-        """Arguments for timm.create_model."""
-        return {} if self.img_size is None else {"img_size": self.img_size}
+    def arguments(self) -> dict[str, Any]:
+        """For timm.create_model."""
+        return self.model_kwargs | ({} if self.img_size is None else {"img_size": self.img_size})
 
 
 def is_exported(spec: str) -> bool:
@@ -160,7 +181,7 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
             f"'{spec}' is an exported file, which only `vitprune eval`, `predict` and `bench` can use",
             "name the model.safetensors that it was made from",
         )
-    _refuse_size(spec, options)
+    _refuse_arguments(spec, options)
     program = read_onnx(Path(spec))
     metadata = program.metadata
     names = _tuple(metadata.class_names)
@@ -168,7 +189,7 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
 
 
 def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
-    (check_exists if spec.endswith((".npz", ".tar")) else check_pickle)(Path(spec))
+    (check_exists if spec.endswith((".npz", ".tar", INDEX)) else check_pickle)(Path(spec))
     raise UsageError(
         f"'{spec}' holds weights alone, which do not say of which model",
         f"name it: MODEL --checkpoint {spec}; an official DynamicViT checkpoint: vitprune convert {spec} --keep 0.7",
@@ -176,45 +197,32 @@ def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
 
 
 def _load_file(spec: str, options: _Options) -> Loaded:
-    _refuse_size(spec, options)
+    _refuse_arguments(spec, options)
     if not spec.endswith(".safetensors"):
         folder = Path(spec).parent
         hint = f"name the run folder: {folder}" if sparse_file(str(folder)) else "name a timm model or a run folder"
         raise UsageError(f"'{spec}' is not a model", hint)
     sparse, metadata = load_sparse(Path(spec))
     names = _tuple(metadata.class_names)
-    return Loaded(spec, metadata.model, sparse.model, sparse, names, metadata.origin, metadata)
+    said = stored_formats(Path(spec))
+    return Loaded(spec, metadata.model, sparse.model, sparse, names, metadata.origin, metadata, said)
 
 
-def _refuse_size(spec: str, options: _Options) -> None:
+def _refuse_arguments(spec: str, options: _Options) -> None:
     if options.img_size is not None:
         raise UsageError(f"'{spec}' has an image size of its own; --img-size goes with a timm name")
-
-
-def _check_size(model: Any, img_size: int | tuple[int, int] | None) -> None:
-    """Timm takes any size and leaves out the pixels that fill no patch."""
-    if img_size is None:
-        return
-    size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    patch = (patch, patch) if isinstance(patch, int) else patch
-    if patch and any(side % of for side, of in zip(size, patch, strict=True)):
-        fitting = [max(1, round(side / of)) * of for side, of in zip(size, patch, strict=True)]
-        near = f"{fitting[0]}x{fitting[1]}" if fitting[0] != fitting[1] else str(fitting[0])
-        raise UsageError(
-            f"--img-size is {size[0]}x{size[1]}, no multiple of the patch size {patch[0]}x{patch[1]}",
-            f"try --img-size {near}",
-        )
+    if options.model_kwargs:
+        raise UsageError(f"'{spec}' says how its model is built; --model-kwargs goes with a timm name")
 
 
 def _load_demo(spec: str, options: _Options) -> Loaded:
     from vitprune.data import demo
 
-    _refuse_size(spec, options)
+    _refuse_arguments(spec, options)
     model = timm.create_model(
         demo.ARCHITECTURE, pretrained=False, pretrained_cfg_overlay=demo.PREPROCESSING, **demo.MODEL_ARGS
     )
-    model.load_state_dict(read_weights(demo.WEIGHTS))
+    model.load_state_dict(read_safetensors(demo.WEIGHTS))
     origin = {"source": "vitprune's demo model", "license": "apache-2.0"}
     return Loaded(spec, "demo", model.eval(), class_names=demo.CLASS_NAMES, origin=origin)
 
@@ -224,7 +232,9 @@ def _load_folder(spec: str, options: _Options) -> Loaded:
     if file := sparse_file(spec):
         return _load_file(str(file), options)
     folder = Path(spec).resolve()
-    return _loaded(spec, folder.name, build_from_folder(Path(spec), options.sizes), {"source": folder.name})
+    model, said = build_from_folder(Path(spec), options.arguments)
+    check_size(model, options.arguments)
+    return _loaded(spec, folder.name, model, {"source": folder.name}, said)
 
 
 def _load_hub(spec: str, options: _Options) -> Loaded:
@@ -232,7 +242,7 @@ def _load_hub(spec: str, options: _Options) -> Loaded:
     repository, _, revision = spec.removeprefix(HUB_PREFIX).partition("@")
     folder = fetch(repository, revision or None)
     if folder is None:
-        return _loaded(spec, spec.rpartition("/")[2], from_hub(spec, options.sizes), {"source": spec})
+        return _from_hub(spec, spec, spec.rpartition("/")[2], options, {"source": spec})
     loaded = _load_folder(str(folder), options)
     if loaded.sparse is None:  # the folder in the cache is named by a commit
         loaded.name = repository.rpartition("/")[2]
@@ -242,22 +252,36 @@ def _load_hub(spec: str, options: _Options) -> Loaded:
 
 def _load_name(spec: str, options: _Options) -> Loaded:
     name = resolve_name(spec)
-    if options.weights == "random" and options.checkpoint is None:
-        return _loaded(spec, name, timm.create_model(name, **options.sizes), {})
-    with torch.device("meta"):
-        structure = timm.create_model(name, **options.sizes)
-    wrap(structure)  # refuses what cannot be sparsified before anything is read or downloaded
-    _check_size(structure, options.img_size)
+    # Refuses what cannot be sparsified before anything is read or downloaded.
+    model = structure(name, options.arguments, options.model_kwargs)
+    check_size(model, options.arguments)
     if options.checkpoint is not None:
-        return _with_weights(spec, name, options.checkpoint, options.sizes)
-    if options.weights == "none":
-        return _loaded(spec, name, structure, {})
+        tagged = "." in spec.removeprefix("timm/")
+        key = options.checkpoint_key
+        return _with_weights(spec, name, options.checkpoint, options.arguments, key=key, any_tag=not tagged)
+    if options.weights != "pretrained":
+        model = timm.create_model(name, **options.arguments) if options.weights == "random" else model
+        return _loaded(spec, name, model, {})
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for '{name}'", "give a weight file: --checkpoint FILE")
+    classes = options.model_kwargs.get("num_classes", config.num_classes)
+    if classes != config.num_classes:
+        raise UsageError(
+            f"--model-kwargs num_classes={classes}: the weights of '{name}' are for {config.num_classes} classes",
+            "a classifier of other classes comes from weights of your own: --checkpoint FILE",
+        )
     if config.hf_hub_id:
         check_hub(config.hf_hub_id, names=(config.hf_hub_filename or "model.safetensors",))
-    return _loaded(spec, name, from_hub(name, options.sizes), {})
+    return _from_hub(spec, name, name, options, {})
+
+
+def _from_hub(spec: str, source: str, name: str, options: _Options, origin: dict[str, Any]) -> Loaded:
+    with adaptations(f"the weights of '{name}'") as said:
+        model = from_hub(source, options.arguments)
+    check_size(model, options.arguments)
+    shapes = structure(source, {}, {}).state_dict() if options.arguments else {}
+    return _loaded(spec, name, model, origin, [*said, *resampled(model, shapes)])
 
 
 _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]], ...] = (
@@ -272,14 +296,10 @@ _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]],
 """Which MODEL is loaded how; the first that matches."""
 
 
-def with_dense(spec: str, checkpoint: Path | None) -> tuple[Loaded, Loaded]:
-    """A sparse file and the dense model that it was made from, see `load_dense`."""
-    sparse = load_model(spec)
-    return sparse, load_dense(sparse, checkpoint)
-
-
-def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
+def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) -> Loaded:
     """The dense model that a sparse file was made from, at the file's image size; without `checkpoint` by its name.
+
+    Of several sets of weights in `checkpoint` it is the one of `key`, or the one that the file was made from.
 
     Raises:
         UnknownModelError: the name in the file is not timm's.
@@ -288,12 +308,16 @@ def load_dense(sparse: Loaded, checkpoint: Path | None) -> Loaded:
     metadata = sparse.metadata
     assert metadata is not None
     if checkpoint is not None:
-        dense = _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args)
+        key = key or sparse.origin.get(_KEY)
+        dense = _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args, key=key)
         check_made_from(sparse.model, dense.model, str(checkpoint), sparse.spec)
         _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))
         return dense
+    if metadata.model == "demo":
+        return load_model(metadata.model)
     _, height, width = input_size(sparse.model)
-    return load_model(metadata.model, img_size=None if metadata.model == "demo" else (height, width))
+    kwargs = {key: value for key, value in metadata.model_args.items() if key not in _OF_WEIGHTS}
+    return load_model(metadata.model, img_size=(height, width), model_kwargs=kwargs)
 
 
 def sparse_file(spec: str) -> Path | None:
@@ -312,7 +336,7 @@ def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None) -> L
     return loaded
 
 
-def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> Loaded:
+def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any], understood: Sequence[str] = ()) -> Loaded:
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     labels = config.get("label_names")
     about = {
@@ -322,13 +346,17 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any]) -> L
     }
     names = _tuple(labels) if labels and len(labels) == getattr(model, "num_classes", 0) else None
     about |= {key: writable(value) if isinstance(value, str) else value for key, value in origin.items()}
-    return Loaded(spec, writable(name), model.eval(), class_names=names, origin=about)
+    model = model.eval()
+    return Loaded(spec, writable(name), model, class_names=names, origin=about, understood=list(understood))
 
 
-def _with_weights(spec: str, name: str, path: Path, sizes: dict[str, Any]) -> Loaded:
+def _with_weights(
+    spec: str, name: str, path: Path, arguments: dict[str, Any], *, key: str | None = None, any_tag: bool = False
+) -> Loaded:
     # What timm says of the weights of that name need not hold for these.
     about = {"source": path.name, "license": None, "origin_url": None}
-    return _loaded(spec, name, build_with_weights(name, path, sizes), about)
+    own = build_with_weights(name, path, arguments, key=key, any_tag=any_tag)
+    return _loaded(spec, name, own.model, about | ({} if own.key is None else {_KEY: own.key}), own.said)
 
 
 def _tuple(names: Any) -> tuple[str, ...] | None:

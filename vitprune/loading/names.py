@@ -86,27 +86,6 @@ def _needles(name: str) -> list[str]:
     ]
 
 
-def match_names(pattern: str | None = None) -> list[str]:
-    """Architectures of timm whose name matches, in timm's order.
-
-    Args:
-        pattern: timm's wildcards ("deit*"), or a part of the name; None for all.
-
-    Raises:
-        UnknownModelError: none does; offers close matches.
-    """
-    everything: list[str] = timm.list_models()
-    if pattern is None:
-        return everything
-    wild = any(mark in pattern for mark in "*?[")
-    names: list[str] = timm.list_models(pattern) if wild else [name for name in everything if pattern in name]
-    if not names:
-        close = difflib.get_close_matches(pattern, everything, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "try a wildcard: vitprune models 'vit*'"
-        raise UnknownModelError(f"timm has no model that matches '{pattern}'", hint)
-    return names
-
-
 def describe_architecture(name: str, sparsity: Sparsity) -> dict[str, Any]:
     """One architecture at the input size of its default weights, built without them: what it costs, for JSON.
 

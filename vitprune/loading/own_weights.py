@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+from torch import Tensor, nn
 
 from vitprune.checkpoint.sparse_file import written_by_vitprune
-from vitprune.checkpoint.weight_file import check_npz, read_weights
+from vitprune.checkpoint.weight_file import check_npz, open_weights, weights_in
 from vitprune.errors import CheckpointError, UsageError
+from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.hub import first_mismatch
+from vitprune.loading.structure import structure
+from vitprune.loading.training_args import TrainingArguments
 from vitprune.loading.transformers import convert_state, is_transformers_state
+from vitprune.loading.weight_sets import choose_weights
 
 _MOST_CHANGE = 1.0
 """How far fine-tuning moves weights at most, in norms of the weights; two models that have nothing in common are 1.4
@@ -45,46 +50,107 @@ def check_made_from(sparse: nn.Module, dense: nn.Module, source: str, file: str)
         )
 
 
-def build_with_weights(name: str, path: Path, sizes: dict[str, Any]) -> Any:
+@dataclass(frozen=True)
+class OwnWeights:
+    """How a model is made of a weight file.
+
+    Attributes:
+        model: the timm model with its weights.
+        key: which of several sets in the file it is; None where there is one.
+        said: what was understood, a line each.
+    """
+
+    model: nn.Module
+    key: str | None
+    said: list[str]
+
+
+def build_with_weights(
+    name: str, path: Path, arguments: dict[str, Any], *, key: str | None = None, any_tag: bool = False
+) -> OwnWeights:
     """A timm model with the weights of a file, through timm's own conversion of foreign layouts.
 
     Args:
         name: of the architecture.
-        path: a weight file; it says how many classes and channels there are.
-        sizes: more arguments for timm.create_model.
+        path: a weight file, an index of several, or a folder with one; it says how many classes and channels there
+            are, and where a training script of timm's wrote it, how images are prepared.
+        arguments: more of them for timm.create_model, which win over the file's.
+        key: which of several sets of weights in the file.
+        any_tag: whether `name` has a tag because timm has one, and the file may say another.
 
     Raises:
-        UsageError: the file is a sparse model of ours.
+        UsageError: the file is a sparse model of ours, was trained as another model, or an argument is wrong.
         CheckpointError: it is missing, damaged, or does not fit.
     """
-    overlay: dict[str, Any]
-    channels: dict[str, int] = {}
+    path = weights_in(path)
     if path.suffix == ".safetensors" and path.is_file() and written_by_vitprune(path):
         raise UsageError(f"'{path}' is a sparse model already", f"give it as MODEL: {path}")
     if path.suffix == ".npz":
         check_npz(path)
-        overlay, classes = {"file": str(path), "custom_load": True}, {}
-    else:
-        state = read_weights(path)
-        if is_transformers_state(state):
-            state = convert_state(state)
-        config = timm.get_pretrained_cfg(name)
-        head = (config.classifier if config is not None else None) or "head"
-        head_weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
-        # A fine-tuned model has its own class count; the file says which.
-        classes = {"num_classes": int(head_weight.shape[0])} if head_weight is not None else {}
-        first = state.get(f"{config.first_conv if config is not None else ''}.weight")
-        if first is not None and first.ndim == 4 and first.shape[1] != 3:
-            channels = {"in_chans": int(first.shape[1])}
-        overlay = {"state_dict": state, "custom_load": False, **classes}
+        with adaptations(f"the weights in '{path}'") as said:
+            overlay = {"file": str(path), "custom_load": True}
+            return OwnWeights(_create(name, path, arguments, overlay), None, said)
+    file = open_weights(path)
+    training = TrainingArguments.of(file, name, any_tag=any_tag)
+    arguments = training.model_kwargs | arguments
     try:
-        model = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, **{**sizes, **classes, **channels}
-        )
-    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
-        raise CheckpointError(
-            f"the weights in '{path}' do not fit {name}: {first_mismatch(error)}",
-            "check that MODEL is the architecture the file was saved from",
-        ) from error
-    model.pretrained_cfg.pop("state_dict", None)  # or every copy of the model drags the weights along
+        expected = structure(training.name, arguments, arguments).state_dict()
+    except UsageError as error:
+        if not training.model_kwargs:
+            raise
+        raise CheckpointError(f"'{path}' says how its model was built: {error.message}", error.hint) from error
+    chosen = choose_weights(file, expected, key)
+    state = chosen.tensors
+    said = [*chosen.said, *training.said]
+    if is_transformers_state(state):
+        state = convert_state(state)
+        said.append(f"'{path.name}' is transformers' and read as {name}; its folder as MODEL reads its config.json too")
+    _refuse_whole_numbers(state, expected, path)
+    found = _shapes_of(state, name) | arguments
+    overlay = {"state_dict": state, "custom_load": False, **training.preprocessing}
+    overlay |= {"num_classes": found["num_classes"]} if "num_classes" in found else {}
+    with adaptations(f"the weights in '{path}'") as adapted:
+        model = _create(training.name, path, found, overlay)
+    return OwnWeights(model, chosen.key if chosen.chosen else None, [*said, *adapted, *resampled(model, state)])
+
+
+def _create(name: str, path: Path, arguments: dict[str, Any], overlay: dict[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    except Exception as error:  # tensors of any names and shapes: timm may stumble over them in any way
+        mismatch = first_mismatch(error)
+        raise CheckpointError(f"the weights in '{path}' do not fit {name}: {mismatch}", _way_out(mismatch)) from error
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    config.pop("state_dict", None)  # or every copy of the model drags the weights along
     return model
+
+
+def _shapes_of(state: dict[str, Tensor], name: str) -> dict[str, Any]:
+    """The class count and channels of a file: a fine-tuned model has its own."""
+    config = timm.get_pretrained_cfg(name)
+    head = (config.classifier if config is not None else None) or "head"
+    weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
+    found = {} if weight is None or weight.ndim != 2 else {"num_classes": int(weight.shape[0])}
+    first = state.get(f"{config.first_conv if config is not None else ''}.weight")
+    if first is not None and first.ndim == 4 and first.shape[1] != 3:
+        found["in_chans"] = int(first.shape[1])
+    return found
+
+
+def _refuse_whole_numbers(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in state.items():
+        if name in expected and expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(
+                f"'{path}' holds '{name}' in {str(tensor.dtype).removeprefix('torch.')}, not in floating-point numbers",
+                "if its weights are quantised, give the file that they were made from",
+            )
+
+
+def _way_out(mismatch: str) -> str:
+    """What to try where torch says what is missing or unexpected."""
+    if any(name in mismatch for name in ("fc_norm.", "attn_pool.", '"norm.')):
+        return (
+            "the file pools its tokens in another way: say which, such as --model-kwargs global_pool=avg, "
+            "--model-kwargs global_pool=token or --model-kwargs fc_norm=False"
+        )
+    return "check that MODEL is the architecture the file was saved from"

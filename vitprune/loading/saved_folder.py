@@ -9,20 +9,30 @@ import timm
 from timm.models._hub import load_model_config_from_path
 from torch import nn
 
-from vitprune.checkpoint.weight_file import read_weights
+from vitprune.checkpoint.weight_file import FOLDER_WEIGHTS, WeightFile, open_weights, weights_in
 from vitprune.common.files import read_json
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import CONFIG, WEIGHTS
-from vitprune.errors import CheckpointError
-from vitprune.loading.transformers import convert_state, read_config
+from vitprune.errors import CheckpointError, VitpruneError
+from vitprune.loading.adapted import adaptations, resampled
+from vitprune.loading.structure import structure
+from vitprune.loading.transformers import ANCHORS, convert_state, read_config
+from vitprune.loading.weight_sets import choose_weights
 
-_WEIGHTS = (WEIGHTS, "pytorch_model.bin", "model.bin", "pytorch_model.pth", "model.pth")
-FOLDER_FILES = (CONFIG, "preprocessor_config.json", *_WEIGHTS)
+_PREPROCESSOR = "preprocessor_config.json"
+FOLDER_FILES = (CONFIG, _PREPROCESSOR, *FOLDER_WEIGHTS, "*-of-*.safetensors", "*-of-*.bin")
 """What is read of a folder."""
 
 
-def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
-    """The timm model that a folder's config.json describes, with the weights beside it; `sizes` are timm's arguments.
+def build_from_folder(folder: Path, given: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The timm model that a folder's config.json describes, with the weights beside it.
+
+    Args:
+        folder: what timm's `save_for_hf` or transformers' `save_pretrained` wrote.
+        given: arguments for timm.create_model, which win over the folder's.
+
+    Returns:
+        The model, and what was understood, a line each.
 
     Raises:
         CheckpointError: no config.json or weights, or not of a kind that can be read; names the folder.
@@ -36,31 +46,33 @@ def build_from_folder(folder: Path, sizes: dict[str, Any]) -> nn.Module:
     config = read_json(folder / CONFIG)
     try:
         if "architectures" in config:
-            preprocessor = folder / "preprocessor_config.json"
-            architecture, arguments, overlay = read_config(
-                config, read_json(preprocessor) if preprocessor.is_file() else {}
-            )
-            state = convert_state(_read_weights(folder))
+            preprocessor = read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else None
+            architecture, arguments, overlay, said = read_config(config, preprocessor)
+            file, expected = _opened(folder), ANCHORS
         elif "architecture" in config:
             overlay, architecture, arguments = load_model_config_from_path(folder)
-            state = _read_weights(folder)
+            file, said = _opened(folder), []
+            expected = tuple(structure(architecture, arguments | given, given).state_dict())
         else:
             raise CheckpointError("its config.json is neither timm's nor transformers'")
+        weights = choose_weights(file, expected)
+        state = convert_state(weights.tensors) if expected is ANCHORS else weights.tensors
         overlay = {**overlay, "source": None, "file": None, "state_dict": state, "custom_load": False}
-        model: nn.Module = timm.create_model(
-            architecture, pretrained=True, pretrained_cfg_overlay=overlay, **{**arguments, **sizes}
-        )
+        with adaptations("its weights") as adapted:
+            model: nn.Module = timm.create_model(
+                architecture, pretrained=True, pretrained_cfg_overlay=overlay, **{**arguments, **given}
+            )
     except CheckpointError as error:
-        raise CheckpointError(f"folder '{folder}': {error.message}", error.hint) from error
-    except (RuntimeError, KeyError, ValueError, TypeError, AssertionError) as error:
+        where = "" if str(folder) in error.message else f"folder '{folder}': "
+        raise CheckpointError(f"{where}{error.message}", error.hint) from error
+    except VitpruneError:
+        raise
+    except Exception as error:  # configurations and tensors from anywhere: timm may stumble over them in any way
         raise CheckpointError(f"folder '{folder}' holds no model that timm can build: {first_line(error)}") from error
     config = getattr(model, "pretrained_cfg", {})
     config.pop("state_dict", None)  # or every copy of the model drags the weights along
-    return model
+    return model, [*said, *weights.said, *adapted, *resampled(model, state)]
 
 
-def _read_weights(folder: Path) -> dict[str, Any]:
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return read_weights(folder / name)
-    raise CheckpointError("it holds no weights", f"there should be one of {', '.join(_WEIGHTS)}")
+def _opened(folder: Path) -> WeightFile:
+    return open_weights(weights_in(folder))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitprune.errors import CheckpointError
+from vitprune.loading.preprocessor import read_preprocessor
 
 KINDS = ("ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher")
 """Classes of transformers whose checkpoints can be read."""
+ANCHORS: tuple[str, ...] = ("vit.embeddings.cls_token", "deit.embeddings.cls_token")
+"""Names that tensors of theirs have."""
 
 _RENAMED = (
     (r"^(vit|deit)\.", ""),
@@ -29,12 +33,20 @@ _RENAMED = (
     (r"^(classifier|cls_classifier)\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
 )
+_ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_python")),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh"),
+    **dict.fromkeys(("silu", "swish"), "silu"),
+    **{name: name for name in ("quick_gelu", "relu", "relu6", "leaky_relu", "mish", "tanh", "sigmoid")},
+}
+"""transformers' name > timm's; None for what timm's ViT has by itself."""
+_EPSILON = 1e-6
 _QKV = re.compile(r"\.attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.")
 
 
 def is_transformers_state(state: dict[str, Tensor]) -> bool:
     """Whether tensors carry the names that transformers gives a ViT or DeiT classifier."""
-    return any(name.startswith(("vit.embeddings.", "deit.embeddings.")) for name in state)
+    return not state.keys().isdisjoint(ANCHORS)
 
 
 def convert_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -64,14 +76,16 @@ def convert_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def read_config(config: dict[str, Any], preprocessor: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What timm needs to build the model that config.json and preprocessor_config.json of transformers describe.
+def read_config(
+    config: dict[str, Any], preprocessor: dict[str, Any] | None
+) -> tuple[str, dict[str, Any], dict[str, Any], list[str]]:
+    """What timm needs to build the model that transformers' config.json and preprocessor_config.json describe.
 
     Returns:
-        timm architecture, its arguments, and what differs in its preprocessing.
+        timm architecture, its arguments, what differs in its preprocessing, and what was understood, a line each.
 
     Raises:
-        CheckpointError: a model of another kind.
+        CheckpointError: a model of another kind, or something in it that timm cannot do; names it.
     """
     kind = (config.get("architectures") or ["?"])[0]
     if kind not in KINDS:
@@ -91,6 +105,7 @@ def read_config(config: dict[str, Any], preprocessor: dict[str, Any]) -> tuple[s
         "mlp_ratio": config.get("intermediate_size", 3072) / width,
         "qkv_bias": config.get("qkv_bias", True),
         "num_classes": len(labels),
+        **_activation(config),
     }
     architecture = "vit_base_patch16_224"
     if kind == "DeiTForImageClassification":
@@ -100,25 +115,32 @@ def read_config(config: dict[str, Any], preprocessor: dict[str, Any]) -> tuple[s
     height, width_px = (size, size) if isinstance(size, int) else size
     names = [str(labels[key]) for key in sorted(labels, key=int)]
     named = not all(re.fullmatch(r"LABEL_\d+", name) for name in names)  # what transformers calls nameless classes
-    preprocessing: dict[str, Any] = {
+    prepared = read_preprocessor(preprocessor or {}, (height, width_px), is_deit=kind.startswith("DeiT"))
+    said = [] if preprocessor is not None else ["no preprocessor_config.json: images as transformers prepares them"]
+    overlay: dict[str, Any] = {
         "input_size": (arguments["in_chans"], height, width_px),
-        "mean": tuple(preprocessor.get("image_mean", (0.5, 0.5, 0.5))),
-        "std": tuple(preprocessor.get("image_std", (0.5, 0.5, 0.5))),
-        "interpolation": {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}[preprocessor.get("resample", 2)],
+        **prepared,
         "num_classes": len(labels),
         "label_names": names if named else None,
         "license": None,
         "hf_hub_id": None,
         "origin_url": None,
-    } | _cropping(preprocessor, height)
-    return architecture, arguments, preprocessing
+    }
+    return architecture, arguments, overlay, said
 
 
-def _cropping(preprocessor: dict[str, Any], height: int) -> dict[str, Any]:
-    """Transformers stretches the image to the input size, or scales its shorter side and crops the middle."""
-    if not preprocessor.get("do_center_crop"):
-        return {"crop_pct": 1.0, "crop_mode": "squash"}
-    size = preprocessor.get("size", height)
-    if isinstance(size, dict):
-        size = size.get("shortest_edge", size.get("height", height))
-    return {"crop_pct": height / size, "crop_mode": "center"}
+def _activation(config: dict[str, Any]) -> dict[str, Any]:
+    """Argument of timm's for the MLP's activation; the epsilon of norms has none, and must be about timm's."""
+    activation, epsilon = config.get("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12)
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(f"hidden_act is '{activation}', which timm's ViT does not have", _known(_ACTIVATIONS))
+    if not 0 <= epsilon <= _EPSILON:
+        raise CheckpointError(
+            f"layer_norm_eps is {epsilon:g}, and norms of timm's ViT add {_EPSILON:g}", "at most that can be read"
+        )
+    layer = _ACTIVATIONS[activation]
+    return {} if layer is None else {"act_layer": layer}
+
+
+def _known(names: Iterable[Any]) -> str:
+    return f"known are {', '.join(map(str, names))}"

@@ -77,7 +77,9 @@ def load_subject(model: str, checkpoint: Path | None) -> Subject:
         raise UsageError(f"'{model}' keeps all its tokens (keep 1), so there is nothing to show")
     if checkpoint is None and loaded.metadata.model != "demo":
         return Subject(loaded, loaded.sparse, loaded.metadata, loaded.sparse.model, is_dense=False)
-    return Subject(loaded, loaded.sparse, loaded.metadata, load_dense(loaded, checkpoint).model, is_dense=True)
+    dense = load_dense(loaded, checkpoint)
+    loaded.understood += dense.understood
+    return Subject(loaded, loaded.sparse, loaded.metadata, dense.model, is_dense=True)
 
 
 def open_images(subject: Subject, files: Sequence[Path], data: str | None, options: DataOptions) -> tuple[Images, bool]:

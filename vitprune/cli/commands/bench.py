@@ -9,7 +9,8 @@ import typer
 
 from vitprune.cli import completion
 from vitprune.cli.commands.bench_models import BenchRequest, benchmarks
-from vitprune.cli.options import AsJson, Device, ImgSize, Precision, parse_numbers, parse_ratios
+from vitprune.cli.model_options import StructureOptions
+from vitprune.cli.options import AsJson, Device, Precision, parse_numbers, parse_ratios
 from vitprune.cli.output import enforce, print_json, print_line
 from vitprune.cli.plan_options import SpeedOptions
 from vitprune.cli.progress import RunProgress
@@ -26,6 +27,7 @@ _CPU_SIZES, _CUDA_SIZES = [1, 8, 32], [1, 8, 32, 128, 256]
 
 def bench(
     plan: SpeedOptions,
+    structure: StructureOptions,
     models: Annotated[
         list[str] | None,
         typer.Argument(
@@ -42,7 +44,6 @@ def bench(
             metavar="RATIOS", help="Keep ratios for timm names.", show_default="0.7; 0.9,0.8,0.7 without MODEL"
         ),
     ] = None,
-    img_size: ImgSize = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: Annotated[
@@ -112,7 +113,7 @@ def bench(
     if plan.target_speedup is not None or plan.target_latency_ms is not None:
         asked |= {"target_batch_size": max(sizes), "target_precision": precision}
     plans = [plan.request(keep=each, dense_too=True, **asked) for each in keeps]
-    request = BenchRequest(plans, load_recipe(), img_size, bound)
+    request = BenchRequest(plans, load_recipe(), structure, bound)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:

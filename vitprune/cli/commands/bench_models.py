@@ -12,6 +12,7 @@ from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.budget.resolve import PlanRequest
+    from vitprune.cli.model_options import StructureOptions
     from vitprune.measure import BenchModel
     from vitprune.training.recipe import Recipe
 
@@ -42,13 +43,13 @@ class BenchRequest:
     Attributes:
         plans: of a dense model, one sparse model each.
         recipe: has the defaults of the plans.
-        img_size: or None.
+        structure: how timm names are built.
         bounds: whether to add zero-overhead bounds.
     """
 
     plans: Sequence[PlanRequest]
     recipe: Recipe
-    img_size: tuple[int, int] | None
+    structure: StructureOptions
     bounds: bool
 
 
@@ -89,14 +90,14 @@ def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]
 def _variants(spec: str, request: BenchRequest) -> Benchmark:
     """A dense model with the sparse ones to be made of it, or a sparse file with its dense backbone."""
     from vitprune.backbones import input_size
-    from vitprune.loading.load import load_model, sparse_file
+    from vitprune.loading.load import sparse_file
     from vitprune.measure import BenchModel, with_bounds
     from vitprune.model import attach_as
 
     if sparse_file(spec):
         for plan in request.plans:
             refuse_plan(spec, plan)
-    loaded = load_model(spec, weights="random", img_size=request.img_size)
+    loaded = request.structure.load(spec, weights="random")
     models = {"dense": BenchModel("dense", 1.0, loaded.model)}
     if loaded.sparse is not None and loaded.metadata is not None:
         models[loaded.metadata.label] = BenchModel("sparse", loaded.metadata.keep, loaded.sparse)
@@ -112,14 +113,13 @@ def _variants(spec: str, request: BenchRequest) -> Benchmark:
 def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
     """Exported files; a dense one among them is what the others are compared with, or else the first."""
     from vitprune.checkpoint.onnx_program import OnnxProgram
-    from vitprune.loading.load import load_model
     from vitprune.measure import BenchModel
 
     names = [Path(spec).name for spec in specs]
     models: dict[str, BenchModel] = {}
     opened: dict[str, OnnxProgram] = {}
     for spec, name in zip(specs, names, strict=True):
-        program = load_model(spec, img_size=request.img_size, exported=True).model
+        program = request.structure.load(spec, exported=True).model
         assert isinstance(program, OnnxProgram)
         opened[spec] = program
         label = f"{spec if names.count(name) > 1 else name} {program.precision}"

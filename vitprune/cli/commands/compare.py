@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vitprune.cli import completion
+from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import (
     AsJson,
     BatchSize,
@@ -15,7 +16,6 @@ from vitprune.cli.options import (
     Device,
     ImageOptions,
     Model,
-    ModelOptions,
     Precision,
     RecipeName,
     Seed,
@@ -89,7 +89,7 @@ def compare(
         from vitprune.data import ModelClasses, open_data
         from vitprune.jobs.compare import METHODS, TRAINED, CompareSettings, Subject
         from vitprune.jobs.compare import compare as run
-        from vitprune.loading.load import load_dense, load_model, sparse_file
+        from vitprune.loading.load import sparse_file
         from vitprune.measure import describe_environment
         from vitprune.training.recipe import load_recipe
 
@@ -102,18 +102,13 @@ def compare(
     request = plan.request()
     with waiting(f"loading {model}"):
         has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
-        loaded = load_model(
-            model,
-            checkpoint=None if has_weights else weights.checkpoint,
-            img_size=weights.img_size,
-            preprocessing=weights.preprocessing(),
-        )
+        loaded = weights.load(model, **({"checkpoint": None, "checkpoint_key": None} if has_weights else {}))
         if loaded.sparse is None:
             subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
         else:
             refuse_plan(model, request)
             trained = (loaded.metadata and loaded.metadata.training) or {}
-            dense = load_dense(loaded, weights.checkpoint).model
+            dense = weights.dense_of(loaded).model
             subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)

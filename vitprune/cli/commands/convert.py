@@ -9,6 +9,7 @@ import typer
 
 from vitprune.cli.options import AsJson, parse_numbers
 from vitprune.cli.output import number, print_json, print_line
+from vitprune.cli.progress import RunProgress
 
 
 def convert(
@@ -61,7 +62,7 @@ def convert(
 
     if output is not None:
         check_file_is_new(output, overwrite=overwrite)
-    sparse, metadata = load_official(checkpoint, keep, blocks)
+    sparse, metadata = load_official(checkpoint, keep, blocks, RunProgress())
     if output is None:
         output = RunFolder.choose(None, f"{metadata.model}-keep{metadata.keep:g}").weights
     RunFolder(output.parent).create(needed_bytes=4 * count_params(sparse))

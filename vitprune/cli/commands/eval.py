@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.options import (
-    AsJson,
-    BatchSize,
-    DataArgument,
-    Device,
-    ImageOptions,
-    Model,
-    ModelOptions,
-    Precision,
-    Workers,
-)
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageOptions, Model, Precision, Workers
 from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
@@ -62,28 +53,23 @@ def evaluate(
         from vitprune.data import ModelClasses, count_images, eval_transform
         from vitprune.evaluation import class_accuracy, paired_difference, predict
         from vitprune.jobs.label_check import WHAT_TO_CHECK, doubt
-        from vitprune.loading.load import device_for, load_dense, load_model, sparse_file
+        from vitprune.loading.load import device_for, sparse_file
         from vitprune.training.recipe import Recipe
 
     where = pick_device(device_for(model, device, precision))
     distributed.start(where)
     number_format = pick_precision(precision, where, training=False)
     with waiting(f"loading {model}"):
-        of_dense = weights.checkpoint if sparse_file(model) else None
-        loaded = load_model(
-            model,
-            checkpoint=None if of_dense else weights.checkpoint,
-            img_size=weights.img_size,
-            preprocessing=weights.preprocessing(),
-            exported=True,
-        )
+        of_dense = weights.checkpoint is not None and sparse_file(model) is not None
+        of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
+        loaded = weights.load(model, exported=True, **of_model)
     subject = loaded.sparse or loaded.model
     model_classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
         opened, labelled = _open(spec, model_classes, images.parsed(), loaded)
-        compares = of_dense is not None or not labelled
-        models = {"dense": load_dense(loaded, of_dense).model} if compares else {}
+        compares = of_dense or not labelled
+        models = {"dense": weights.dense_of(loaded).model} if compares else {}
     val = opened.val
     val.transform = eval_transform(loaded.model)
     for line in opened.understood:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vitprune.cli import completion
-from vitprune.cli.options import AsJson, Limit, Model, ModelOptions, TableOptions
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import AsJson, Limit, Model, TableOptions
 from vitprune.cli.output import print_json, print_line, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
@@ -81,13 +82,10 @@ def export(
         from vitprune.checkpoint.sparse_file import describe
         from vitprune.export import check_output
         from vitprune.export import export as write
-        from vitprune.loading.load import load_model
         from vitprune.model import attach
     if kind == "onnx":
         require_onnx()
-    loaded = load_model(
-        model, checkpoint=weights.checkpoint, img_size=weights.img_size, preprocessing=weights.preprocessing()
-    )
+    loaded = weights.load(model)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin

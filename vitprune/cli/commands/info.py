@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from vitprune.cli.options import AsJson, ImgSize, Model, RecipeName
+from vitprune.cli.model_options import StructureOptions
+from vitprune.cli.options import AsJson, Model, RecipeName
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
 from vitprune.cli.plan_options import Align, MacsOptions, refuse_plan, resolve_plan
 from vitprune.schedule import keep_in_words
@@ -14,9 +15,9 @@ from vitprune.schedule import keep_in_words
 def info(
     model: Model,
     plan: MacsOptions,
+    structure: StructureOptions,
     align: Align = 1,
     recipe: RecipeName = "short",
-    img_size: ImgSize = None,
     as_json: AsJson = False,
 ) -> None:
     """The plan before acting: tokens per stage, MACs and parameters. Nothing runs; needs no weights and no network.
@@ -28,13 +29,12 @@ def info(
       vitprune info runs/deit_small_patch16_224-keep0.7/model.safetensors
     """
     with waiting("loading PyTorch"):
-        from vitprune.loading.load import load_model
         from vitprune.measure import describe_plan
         from vitprune.model import attach_as
         from vitprune.training.recipe import load_recipe
     settings = load_recipe(recipe)
     request = plan.request(align=align)
-    loaded = load_model(model, weights="none", img_size=img_size)
+    loaded = structure.load(model, weights="none")
     if loaded.sparse:
         refuse_plan(model, request)
         sparse = loaded.sparse

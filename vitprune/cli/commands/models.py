@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from vitprune.cli.output import number, print_json, print_line, print_table, wai
 from vitprune.cli.plan_options import PlanOptions
 from vitprune.cli.progress import RunProgress
 
+if TYPE_CHECKING:
+    from vitprune.schedule import Sparsity
+
 
 def models(
     plan: PlanOptions,
@@ -18,7 +21,7 @@ def models(
         str | None,
         typer.Argument(
             metavar="PATTERN",
-            help="A part of the name, or with wildcards: 'deit*'. Without it all are built, which takes minutes.",
+            help="A part of the name, or with wildcards: 'deit*'.",
             show_default="all",
         ),
     ] = None,
@@ -32,17 +35,12 @@ def models(
 
       vitprune models 'vit_*dinov3*' --keep 0.5
     """
-    with waiting("loading PyTorch"):
-        from vitprune.loading.names import describe_architecture, match_names
-        from vitprune.training.recipe import load_recipe
-    asked = plan.request().sparsity(load_recipe("short").plan_defaults)
+    from vitprune.loading.architectures import describe_all, match_names
+
+    asked = None if plan == PlanOptions() else _asked(plan)
     names = match_names(pattern)
-    entries = []
     with RunProgress() as progress:
-        progress.begin("building models", len(names))
-        for name in names:
-            entries.append(describe_architecture(name, asked))
-            progress.advance(1)
+        entries = describe_all(names, asked, progress)
     supported = [entry for entry in entries if entry["reason"] is None]
     if as_json:
         print_json(
@@ -56,12 +54,18 @@ def models(
     names_of_families = sorted({entry["family"] for entry in supported})
     families = {family: [entry for entry in supported if entry["family"] == family] for family in names_of_families}
     for family, members in families.items():
-        _print(family, members, asked.label)
+        _print(family, members, f"keep {members[0]['keep']:g}" if asked is None else asked.label)
     print_line(f"{len(supported)} of {len(entries)} architectures can be sparsified")
     if families:
         print_line("shown: " + ", ".join(f"{family} {len(members)}" for family, members in families.items()))
     else:
         print_line(f"{entries[0]['model']}: {entries[0]['reason']}")
+
+
+def _asked(plan: PlanOptions) -> Sparsity:
+    with waiting("loading PyTorch"):
+        from vitprune.training.recipe import load_recipe
+    return plan.request().sparsity(load_recipe("short").plan_defaults)
 
 
 def _print(family: str, entries: list[dict[str, Any]], plan: str) -> None:

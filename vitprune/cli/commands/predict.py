@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.options import AsJson, BatchSize, Device, Model, ModelOptions, Precision, Workers
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import AsJson, BatchSize, Device, Model, Precision, Workers
 from vitprune.cli.output import print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
@@ -58,22 +59,16 @@ def predict(
         from vitprune.common.devices import pick_device, pick_precision
         from vitprune.data import readable_names
         from vitprune.jobs.predict import image_set, predict_images
-        from vitprune.loading.load import device_for, load_model, sparse_file, with_dense
+        from vitprune.loading.load import device_for, sparse_file
     where = pick_device(device_for(model, device, precision))
     number_format = pick_precision(precision, where, training=False)
     found = image_set(images)
     with waiting(f"loading {model}"):
         if weights.checkpoint is not None and sparse_file(model):
-            loaded, dense = with_dense(model, weights.checkpoint)
-            models = {"dense": dense.model, "sparse": loaded.sparse or loaded.model}
+            loaded = weights.load(model, checkpoint=None, checkpoint_key=None)
+            models = {"dense": weights.dense_of(loaded).model, "sparse": loaded.sparse or loaded.model}
         else:
-            loaded = load_model(
-                model,
-                checkpoint=weights.checkpoint,
-                img_size=weights.img_size,
-                preprocessing=weights.preprocessing(),
-                exported=True,
-            )
+            loaded = weights.load(model, exported=True)
             is_sparse = loaded.sparse is not None or (loaded.metadata is not None and bool(loaded.metadata.stages))
             models = {"sparse" if is_sparse else "dense": loaded.sparse or loaded.model}
     names = readable_names(dict(enumerate(loaded.class_names or ())), getattr(loaded.model, "num_classes", 0))

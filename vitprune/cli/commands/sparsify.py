@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions
+from vitprune.cli.model_options import ModelOptions
+from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model
 from vitprune.cli.output import enforce, print_json, print_line, say, waiting
 from vitprune.cli.plan_options import AllPlanOptions, resolve_plan
 from vitprune.cli.progress import RunProgress

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, ModelOptions, parse_ratios
+from vitprune.cli.model_options import ModelOptions, told
+from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, parse_ratios
 from vitprune.cli.output import print_json, say
 from vitprune.cli.plan_options import StageOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
@@ -171,7 +172,7 @@ def _others(dense: Loaded, named: dict[str, Path | None], img_size: tuple[int, i
     others: dict[str, Loaded] = {}
     for name, file in named.items():
         try:
-            other = load_model(name, checkpoint=file, img_size=img_size)
+            other = told(load_model(name, checkpoint=file, img_size=img_size))
         except VitpruneError as error:
             error.hint = error.hint and error.hint.replace("--checkpoint FILE", f"--also {name}=FILE")
             raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli import completion
+from vitprune.cli.model_options import told
 from vitprune.cli.options import AsJson, Device, TableOptions
 from vitprune.cli.output import print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
@@ -101,6 +102,7 @@ def visualize(
         raise UsageError("--mean counts how often positions are kept, without heat maps", "leave out one")
     where = pick_device(device)
     subject = load_subject(model, checkpoint)
+    told(subject.loaded)
     subject.sparse.to(where)
     found, many = open_images(subject, images or [], data, tables.parsed())
     name = f"{subject.loaded.short_name}-{plan_slug(subject.metadata.label)}-keepmaps"

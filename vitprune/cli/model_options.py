@@ -1,0 +1,206 @@
+"""The options of MODEL: its weights, how it is built and how its images are prepared."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from vitprune.cli.options import parse_ratios
+from vitprune.cli.output import say
+from vitprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitprune.loading.load import Loaded
+
+
+_PANEL = "Model"
+
+
+class ImageSize(NamedTuple):
+    """Height and width of the model's input, in pixels."""
+
+    height: int
+    width: int
+
+
+def _image_size(text: str) -> ImageSize:
+    found = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    if not found or int(found[1]) < 1 or int(found[2] or 1) < 1:
+        raise typer.BadParameter(f"'{text}' is no image size: give pixels, such as 384, or height and width: 256x320")
+    return ImageSize(int(found[1]), int(found[2] or found[1]))
+
+
+ImgSize = Annotated[
+    ImageSize | None,
+    typer.Option(
+        parser=_image_size,
+        metavar="SIZE",
+        help="Another image size: 384, or 256x320.",
+        rich_help_panel="Preprocessing",
+    ),
+]
+
+
+def _preprocessing(metavar: str | None, help_text: str, **limits: Any) -> Any:
+    return typer.Option(
+        metavar=metavar,
+        help=f"{help_text} With --checkpoint.",
+        show_default="timm's",
+        rich_help_panel="Preprocessing",
+        **limits,
+    )
+
+
+def _colours(text: str | None, option: str) -> tuple[float, ...] | None:
+    numbers = parse_ratios(text, option, ".485,.456,.406")
+    if numbers is not None and (len(numbers) not in (1, 3) or (option == "--std" and min(numbers) <= 0)):
+        what = "three numbers above 0" if option == "--std" else "three numbers"
+        raise UsageError(f"{option} is '{text}', expected {what}, one a colour, such as .5,.5,.5")
+    return None if numbers is None else tuple(numbers)
+
+
+def parse_model_kwargs(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """`["fc_norm=False"]` to {"fc_norm": False}: values are Python's, or text.
+
+    Raises:
+        UsageError: an entry has no `=`, or there are two of one name.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, text = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier() or not text:
+            raise UsageError(
+                f"--model-kwargs is '{pair}', expected KEY=VALUE", "for example --model-kwargs fc_norm=False"
+            )
+        if key in found:
+            raise UsageError(f"--model-kwargs gives {key} twice", "give it once")
+        text = text.capitalize() if text.lower() in ("true", "false", "none") else text
+        try:
+            found[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[key] = text
+    return found
+
+
+def spread_model_kwargs(arguments: Sequence[str]) -> list[str]:
+    """The command line with --model-kwargs before each of several KEY=VALUE, as timm's scripts take them."""
+    found: list[str] = []
+    for argument in arguments:
+        follows = len(found) > 1 and found[-2] == "--model-kwargs"
+        if follows and re.match(r"[A-Za-z_]\w*=", argument) and not Path(argument).exists():
+            found.append("--model-kwargs")
+        found.append(argument)
+    return found
+
+
+@dataclass(frozen=True)
+class StructureOptions:
+    """How MODEL is built."""
+
+    img_size: ImgSize = None
+    model_kwargs: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Arguments for timm.create_model, such as global_pool=avg; may be repeated.",
+            show_default=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What they are to `vitprune.loading.load.load_model`.
+
+        Raises:
+            UsageError: they cannot be read.
+        """
+        return {"img_size": self.img_size, "model_kwargs": parse_model_kwargs(self.model_kwargs)}
+
+    def load(self, model: str, **more: Any) -> Loaded:
+        """MODEL, from `load_model`, whose arguments `more` replaces; says what was understood."""
+        from vitprune.loading.load import load_model
+
+        return told(load_model(model, **{**self.arguments(), **more}))
+
+
+def told(loaded: Loaded) -> Loaded:
+    """Say what was made of the weights of a model, and return it."""
+    for line in loaded.understood:
+        say(line)
+    return loaded
+
+
+@dataclass(frozen=True)
+class ModelOptions(StructureOptions):
+    """Of MODEL."""
+
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz, an index of shards."),
+    ] = None
+    checkpoint_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of several sets of weights in it, such as state_dict.",
+            show_default="the EMA",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    mean: Annotated[str | None, _preprocessing("R,G,B", "Images are normalised by it, such as .485,.456,.406.")] = None
+    std: Annotated[str | None, _preprocessing("R,G,B", "Likewise, such as .229,.224,.225.")] = None
+    crop_pct: Annotated[
+        float | None,
+        _preprocessing("SHARE", "Of the resized image that is evaluated, such as 0.9.", min=0.1, max=10),
+    ] = None
+    interpolation: Annotated[
+        Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"] | None,
+        _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
+    ] = None
+
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif",
+            help="Turn images by their EXIF orientation; timm does not.",
+            rich_help_panel="Preprocessing",
+        ),
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """As in StructureOptions."""
+        weights = {"checkpoint": self.checkpoint, "checkpoint_key": self.checkpoint_key}
+        return {**super().arguments(), **weights, "preprocessing": self.preprocessing()}
+
+    def dense_of(self, sparse: Loaded) -> Loaded:
+        """The dense model that a sparse file was made from, from --checkpoint or by its name; tells as `load`."""
+        from vitprune.loading.load import load_dense
+
+        return told(load_dense(sparse, self.checkpoint, self.checkpoint_key))
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What replaces timm's preprocessing.
+
+        Raises:
+            UsageError: no numbers, or options that are of no use.
+        """
+        given: dict[str, Any] = {
+            "mean": _colours(self.mean, "--mean"),
+            "std": _colours(self.std, "--std"),
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+        }
+        given = {key: value for key, value in given.items() if value is not None}
+        if given and self.checkpoint is None:
+            name = next(iter(given)).replace("_", "-")
+            raise UsageError(
+                f"--{name} is of own weights, and there is no --checkpoint",
+                "leave it out: weights of timm and files of vitprune say how their images are prepared",
+            )
+        return given | ({"exif": True} if self.exif else {})
