@@ -12,12 +12,13 @@ VitpruneError (1)
 ├── TrainingError (1)          training cannot continue
 ├── ExportError (1)            a model that cannot be exported, or whose file computes something else
 ├── Interrupted (130)          the user stopped the run; says what was saved
-└── Preempted (143)            the run was terminated (SIGTERM); a checkpoint to resume from is written
+└── Preempted (143)            the run was terminated (SIGTERM, or with 129 SIGHUP); says what was saved
 """
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -96,9 +97,13 @@ class VitpruneError(Exception):
         message: one sentence.
         hint: the way out.
         exit_code: of the command line; None for that of the kind.
+
+    Attributes:
+        saved: what a run that did not end well has written, for JSON; None where there is nothing.
     """
 
     exit_code = 1
+    saved: dict[str, Any] | None = None
 
     def __init__(self, message: str, hint: str | None = None, *, exit_code: int | None = None) -> None:
         super().__init__(message)
@@ -169,6 +174,6 @@ class Interrupted(VitpruneError):
 
 
 class Preempted(VitpruneError):
-    """The run was terminated by SIGTERM."""
+    """The run was terminated by SIGTERM, or its terminal closed."""
 
     exit_code = 143

@@ -1,6 +1,7 @@
 """The main job from the command line, on a tiny model and a folder of images."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -106,14 +107,35 @@ def test_images_without_labels_into_an_existing_output_on_request(
     seen = []
     step = RunProgress.step
     monkeypatch.setattr(RunProgress, "step", lambda *given: (seen.append({*mine.rglob("*")}), step(*given)))
+    (mine / "checkpoints" / "best.ckpt").write_bytes(b"mine")
     assert run([*arguments, "--no-labels", "--overwrite", "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    report = json.loads(out)
     assert report["sparse"]["top1_pct"] is None
     assert 0 <= report["delta"]["agreement_pct"] <= 100
     assert mine / "report.json" not in seen[0]
     assert mine / "checkpoints" / "step-000009999.safetensors" not in seen[0]
     assert not same_weights(mine, finished.folder)
-    assert (mine / "README.md").read_text() != "# My own words\n", "it told of the old run"
+    assert (mine / "README.md").read_text() == "# My own words\n"
+    assert "'mine/README.md' exists and is kept as it is" in err
+    assert (mine / "checkpoints" / "best.ckpt").read_bytes() == b"mine"
+    assert "'mine/checkpoints/best.ckpt' is not of vitprune and stays" in err
+
+
+def test_an_output_that_cannot_be_written_is_found_before_anything_is_loaded(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("vitprune.loading.load.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    for arguments in (
+        *(["sparsify", "demo", "-o", "file/run", *more] for more in ([], ["--dry-run"], ["--target-speedup", "1.2"])),
+        ["sweep", "demo", "-o", "file/run"],
+        ["visualize", "run", "-o", "file/run"],
+        *([*command, "-o", "file/x.json"] for command in (["compare", "demo"], ["predict", "demo", "file"])),
+        ["report", str(finished.folder), "-o", "absent/x.html"],
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert run(arguments) in (1, 2), arguments
+        assert re.match("error: (cannot write 'file/|there is no folder '(file|absent)')", capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # Options

@@ -161,7 +161,11 @@ def test_a_finished_sweep_is_printed_without_training_and_takes_further_ratios(
 
 def test_without_labels_models_are_judged_by_the_dense_predictions(copied, images, tmp_path, capsys):
     copied[copied.index("--data") + 1] = f"{images}/train/cat"
-    assert run([*copied, "--resume", "--no-labels"]) == 0
+    assert run([*copied, "--resume", "--no-labels"]) == 2
+    err = capsys.readouterr().err
+    for said in ("keep0.8' has other settings", "labels is True there, False now", "12 images", "5 images"):
+        assert said in err
+    assert run([*copied, "--overwrite", "-o", FOLDER, "--no-labels"]) == 0
     assert "no labels" in capsys.readouterr().out
     result = json.loads((tmp_path / FOLDER / "sweep.json").read_text())
     assert result["accuracy"] == "agreement_pct"

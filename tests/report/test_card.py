@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 
 from vitprune.checkpoint.sparse_file import describe, read_metadata
 from vitprune.cli.app import run
-from vitprune.common.run_folder import RunFolder
+from vitprune.common.run_folder import RunFolder, signed, unsigned
 from vitprune.loading.load import load_model
 from vitprune.report.card import code, markdown, render_card
 from vitprune.report.runs import read_run
@@ -203,7 +203,7 @@ def test_report_writes_the_card_where_there_is_none_and_keeps_any_other(folder, 
     capsys.readouterr()
     assert run(["report", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["card"] == str(card)
-    assert card.read_text() == str(card_of(folder))
+    assert card.read_text() == signed(str(card_of(folder)))
 
     def kept():
         assert run(["report", str(folder), "--json"]) == 0
@@ -227,9 +227,12 @@ def test_report_writes_the_card_where_there_is_none_and_keeps_any_other(folder, 
 
 
 def test_a_card_goes_with_the_run_that_it_is_of(folder):
-    (folder / "README.md").write_text("# The run's\n")
+    card, text = folder / "README.md", signed("# The run's\n")
+    for edited in (text + "More.\n", "More.\n" + text, text.replace("run", "runner"), "# Of a project\n", ""):
+        card.write_text(edited)
+        RunFolder(folder).forget()
+        assert card.read_text() == edited
+    card.write_text(text)
+    assert unsigned(card.read_bytes()) == b"# The run's\n"
     RunFolder(folder).forget()
-    assert not (folder / "README.md").exists()
-    (folder / "README.md").write_text("# Of a project without a run\n")
-    RunFolder(folder).forget()
-    assert (folder / "README.md").exists()
+    assert not card.exists()

@@ -71,6 +71,10 @@ def test_the_last_ones_are_kept_and_a_broken_one_is_passed_over(checkpoints):
     save_file({"w": torch.zeros(1)}, checkpoints.folder / "step-000000009.safetensors")
     assert checkpoints.latest().about["step"] == 2
     assert checkpoints.latest().under("student.")["w"].tolist() == [2, 2]
+    (checkpoints.folder / "best.ckpt").write_bytes(b"of the user")
+    checkpoints.clear()
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["best.ckpt"]
+    (checkpoints.folder / "best.ckpt").unlink()
     checkpoints.clear()
     assert not checkpoints.folder.exists()
     assert checkpoints.latest() is None
@@ -81,6 +85,9 @@ def test_other_settings_are_refused_by_name(checkpoints):
     checkpoints.save(State({}, {"step": 1}), 1)
     checkpoints.settings = {"lr": 2}
     with pytest.raises(UsageError, match="lr is 1 there, 2 now"):
+        checkpoints.latest()
+    checkpoints.settings = {"lr": 1, "weights": "abc"}
+    with pytest.raises(UsageError, match="weights is not known there"):
         checkpoints.latest()
 
 

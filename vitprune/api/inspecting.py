@@ -252,7 +252,7 @@ def visualize(
     found, many = open_images(
         subject, [] if is_name else [Path(each) for each in given], str(images) if is_name else None, DataOptions()
     )
-    folder = RunFolder.choose(Path(output), "", overwrite=overwrite).path
+    folder = RunFolder.choose(Path(output), "", overwrite=overwrite, of_run=False)
     limit = NUM_DRAWN if limit is None and many and not mean else limit
     with ProgressShown(progress) as listener:
         return draw(subject, found, folder, listener, heat=heatmap, mean=mean, limit=limit)

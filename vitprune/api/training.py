@@ -20,7 +20,8 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data
 from vitprune.errors import UsageError
 from vitprune.jobs.label_check import check_labels
-from vitprune.jobs.sparsify import RunSettings, describe_run, fit, measured, new_student, run
+from vitprune.jobs.sparsify import describe_run, fit, measured, new_student, run
+from vitprune.jobs.train_run import RunSettings
 from vitprune.jobs.untrained import write_untrained
 from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach_as
@@ -154,12 +155,12 @@ def sparsify(
             warnings.warn(message, UserWarning, stacklevel=2)
             return attach_as(loaded.model, sparsity).eval()
         where = pick_device(device)
-        folder = None if output is None else RunFolder.choose(Path(output), "", overwrite=overwrite, resume=resume).path
+        folder = None if output is None else RunFolder.choose(Path(output), "", overwrite=overwrite, resume=resume)
         images = opened(data, loaded, val_data, limit, training=chosen.trains, labels=chosen.labels)
         run_settings = RunSettings(
             sparsity,
             where,
-            folder or Path(),
+            folder or RunFolder(Path()),
             resume=resume,
             bench_seconds=bench_seconds,
             prediction=prediction,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from vitprune._version import __version__
@@ -34,10 +36,11 @@ from vitprune.cli.commands import eval as evaluate
 from vitprune.cli.model_options import spread_model_kwargs
 from vitprune.cli.old_names import renamed
 from vitprune.cli.options import grouped
-from vitprune.cli.output import prepare, print_error, say
+from vitprune.cli.output import open_streams, prepare, print_error, print_line, say
 from vitprune.cli.usage_errors import explain
 from vitprune.common import distributed
-from vitprune.errors import VitpruneError
+from vitprune.common.stopping import raising, stopped_error
+from vitprune.errors import OutputError, VitpruneError
 
 _QUIET = ("--quiet", "-q")
 _COMMANDS: dict[str, Callable[..., Any]] = {
@@ -64,8 +67,18 @@ def _help(command: Callable[..., Any]) -> str:
     return re.sub(r"\n\n +(?=vitprune )", "\n", text)
 
 
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; stopped by a signal it says so, which Typer would answer with an exit code alone."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise stopped_error(error, "; nothing was written", None) from error
+
+
 app = typer.Typer(
     name="vitprune",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -77,7 +90,7 @@ for _name, _command in _COMMANDS.items():
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"vitprune {__version__}")
+        print_line(f"vitprune {__version__}")
         raise typer.Exit
 
 
@@ -103,12 +116,33 @@ app.callback(help=_help(_root))(_root)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 a stated limit missed, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 a stated limit missed, 130 interrupted.
+
+    Terminated by SIGTERM it is 143, by SIGHUP 129.
+    """
+    open_streams()
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: Ctrl-C now ends it without a traceback
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors go to stderr; with --json also to stdout, as one object."""
+    as_json = "--json" in arguments
+    try:
+        with raising():
+            code = _run(arguments)
+            sys.stdout.flush()
+            return code
+    except KeyboardInterrupt as error:  # at the very end
+        return 128 + getattr(error, "number", signal.SIGINT)
+    except BrokenPipeError:  # the reader of stdout has left (`vitprune ... | head`): not worth a word
+        return 1
+    except OutputError as error:
+        return _failed(error, as_json)
+
+
+def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     quiet = not {*_QUIET}.isdisjoint(arguments)  # also behind the command's name
     arguments, old_names = renamed(spread_model_kwargs([each for each in arguments if each not in _QUIET]))
@@ -124,24 +158,22 @@ def run(arguments: list[str]) -> int:
         distributed.finish()
         return code
     except VitpruneError as error:
-        return _failed(error.message, error.hint, error.exit_code, as_json)
+        return _failed(error, as_json)
     except TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # without a command help was shown
             return error.exit_code
-        return _failed(*explain(error), error.exit_code, as_json)
-    except (KeyboardInterrupt, Abort):
-        return _failed("interrupted", None, 130, as_json)
+        return _failed(VitpruneError(*explain(error), exit_code=error.exit_code), as_json)
+    except Abort:  # the end of stdin, at a question
+        return _failed(stopped_error(KeyboardInterrupt(), "; nothing was written", None), as_json)
     except BrokenPipeError:
-        # The reader of stdout has left (`vitprune ... | head`): not worth a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise
     except Exception as error:
         hint = "this is a bug in vitprune; VITPRUNE_DEBUG=1 shows where, and `vitprune env` what to report with it"
-        return _failed(f"unexpected {type(error).__name__}: {error}", hint, 1, as_json)
+        return _failed(VitpruneError(f"unexpected {type(error).__name__}: {error}", hint), as_json)
 
 
-def _failed(message: str, hint: str | None, exit_code: int, as_json: bool) -> int:
+def _failed(error: VitpruneError, as_json: bool) -> int:
     if os.environ.get("VITPRUNE_DEBUG") == "1":
         traceback.print_exc()
-    print_error(message, hint, exit_code, as_json)
-    return exit_code
+    print_error(error.message, error.hint, error.exit_code, as_json, error.saved)
+    return error.exit_code

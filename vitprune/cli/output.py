@@ -6,8 +6,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -21,12 +22,15 @@ from rich.text import Text
 from vitprune.common import distributed
 from vitprune.common.formatting import number, plain, signed
 from vitprune.common.json_version import SCHEMA_VERSION
+from vitprune.common.stopping import deferred
+from vitprune.errors import OutputError
 
 __all__ = [
     "EXIT_LIMIT_MISSED",
     "enforce",
     "is_quiet",
     "number",
+    "open_streams",
     "prepare",
     "print_error",
     "print_json",
@@ -43,7 +47,67 @@ EXIT_LIMIT_MISSED = 3
 _PIPE_COLUMNS = 200
 """Width of tables that go to a file or a pipe, which has no edge."""
 _CLEAR_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
-_quiet = False
+_quiet = _json_printed = False
+
+
+class _Stream(io.TextIOBase):
+    """stdout or stderr, of which a write may fail: its reader has left, its disk is full.
+
+    What is said on stderr is lost then, and the work goes on; a result that cannot be told is an error.
+    """
+
+    def __init__(self, stream: TextIO, must_arrive: bool) -> None:
+        self._stream = stream
+        self._must_arrive = must_arrive
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._tried(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._tried(self._stream.flush)
+
+    def _tried(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except OSError as error:
+            # What is left in buffers would fail again when the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not self._must_arrive:
+                return
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise OutputError(f"cannot write to stdout: {error.strerror}") from error
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
+def open_streams() -> None:
+    """Make stdout and stderr of this process such that writing to them can be relied on.
+
+    Closed ones (`>&-`) lead nowhere instead of into the next file that is opened.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+            os.set_blocking(descriptor, True)  # else a full pipe is an error
+        except OSError:
+            while os.open(os.devnull, os.O_RDWR) < descriptor:
+                pass
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  while it runs
+        setattr(sys, name, _Stream(stream, must_arrive=name == "stdout"))
 
 
 def prepare(*, quiet: bool) -> None:
@@ -52,10 +116,10 @@ def prepare(*, quiet: bool) -> None:
     Args:
         quiet: show results and errors only.
     """
-    global _quiet
-    _quiet = quiet
+    global _quiet, _json_printed
+    _quiet, _json_printed = quiet, False
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # an old console cannot show every character
     if quiet:  # read when the Hub's packages are imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -78,8 +142,14 @@ def stderr_console() -> Console:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """Print exactly one JSON object on stdout, with `schema_version` in front."""
-    sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION} | result, indent=2) + "\n")
+    """Print exactly one JSON object on stdout, with `schema_version` in front; after it nothing, whatever happens."""
+    global _json_printed
+    text = json.dumps({"schema_version": SCHEMA_VERSION} | result, indent=2) + "\n"
+    with deferred():
+        if not _json_printed:
+            _json_printed = True
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -125,8 +195,13 @@ def waiting(what: str) -> Iterator[None]:
             stderr_console().control(_CLEAR_LINE)
 
 
-def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -> None:
-    """`error: ...`, a blank line, `hint: ...` on stderr; with `as_json` also one object on stdout."""
+def print_error(
+    message: str, hint: str | None, exit_code: int, as_json: bool, saved: dict[str, Any] | None = None
+) -> None:
+    """`error: ...`, a blank line, `hint: ...` on stderr; with `as_json` also one object on stdout.
+
+    That has `saved`, too, where a run that did not end well has written something.
+    """
     console = stderr_console()
     who = "" if distributed.world_size() == 1 else f" in process {distributed.rank()}"
     console.print(Text.assemble((f"error{who}:", "bold red"), f" {plain(message)}"), soft_wrap=True)
@@ -134,7 +209,8 @@ def print_error(message: str, hint: str | None, exit_code: int, as_json: bool) -
         console.print()
         console.print(Text.assemble(("hint:", "bold cyan"), f" {plain(hint)}"), soft_wrap=True)
     if as_json:
-        print_json({"error": message, "hint": hint, "exit_code": exit_code})
+        told = {"error": message, "hint": hint, "exit_code": exit_code}
+        print_json(told if saved is None else told | {"saved": saved})
 
 
 def enforce(checks: list[tuple[str, float | None, float | None]]) -> None:

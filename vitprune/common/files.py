@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        with suppress(OSError):  # not every file system has modes
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
         temporary.replace(path)
     except Exception as error:
         if _is_write_failure(error):
@@ -37,6 +38,34 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before the work, that a file or folder `path` can be made; leaves nothing behind.
+
+    Raises:
+        OutputError: its folder cannot be written, or is none.
+    """
+    here = path.absolute()
+    folder = next(each for each in (here, *here.parents) if each.is_dir() or (each != here and os.path.lexists(each)))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Make sure, before the work, that a file can be written where none is, or `overwrite` allows it.
+
+    Raises:
+        OutputError: it exists, its folder does not, or cannot be written.
+    """
+    if path.is_dir() or (os.path.lexists(path) and not overwrite):
+        raise OutputError(f"the output '{path}' exists", "choose another --output or add --overwrite", exit_code=2)
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder '{path.parent}' to write to", "make it first", exit_code=2)
+    check_writable(path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -224,9 +226,22 @@ def explain_worker_crash() -> Iterator[None]:
 
 
 def leave_signals(_: int) -> None:
-    """In a worker: signals sent to the whole process group are for the main process, which ends its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """In a worker: signals sent to the whole process group are for the main process, which ends its workers.
+
+    It does so by SIGTERM too, and waits for them: the one that it sends must not be ignored.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere torch's handler stays, which heeds all of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def collate(samples: list[Sample | Unreadable]) -> Batch:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import describe, written_by_vitprune
-from vitprune.common.files import replacing, write_error
+from vitprune.common.files import check_writable, replacing, write_error
 from vitprune.common.formatting import first_line
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
@@ -128,6 +128,7 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
         taken = output.exists()
     if taken and not overwrite:
         raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
+    check_writable(output)
 
 
 def export(

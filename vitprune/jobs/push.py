@@ -11,7 +11,7 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import read_metadata
 from vitprune.common.files import json_text
 from vitprune.common.formatting import one_line
-from vitprune.common.run_folder import CARD, CONFIG, PAGE, REPORT, WEIGHTS, RunFolder
+from vitprune.common.run_folder import CARD, CONFIG, PAGE, REPORT, WEIGHTS, RunFolder, unsigned
 from vitprune.errors import CheckpointError, HubError, UsageError
 from vitprune.loading.hub import HUB_TIMEOUT_S
 from vitprune.report.card import PLACEHOLDER, is_repository, render_card
@@ -77,7 +77,7 @@ def prepare(folder: Path, repository: str, *, images: bool = True) -> Upload:
         raise UsageError(f"'{folder}' holds no {WEIGHTS}, so there is no model to upload", "give a whole run folder")
     metadata = read_metadata(weights)
     _check_one_run(run, metadata, folder)
-    text = card.read_bytes() if card.is_file() else render_card(run, metadata).encode()
+    text = unsigned(card.read_bytes()) if card.is_file() else render_card(run, metadata).encode()
     files: dict[str, bytes | Path] = {
         WEIGHTS: weights,
         CONFIG: json_text(metadata.model_dump(mode="json")).encode(),

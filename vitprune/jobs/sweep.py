@@ -15,16 +15,20 @@ from vitprune.backbones import input_size, preprocessing
 from vitprune.checkpoint.sparse_file import load_sparse
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
+from vitprune.common.stopping import stopped_error
 from vitprune.data import Data, count_images
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.evaluation import Predictions
+from vitprune.jobs.identity import identity
 from vitprune.jobs.side_by_side import bench, evaluate
-from vitprune.jobs.sparsify import RunSettings, describe_run, new_student, num_bytes, run
+from vitprune.jobs.sparsify import describe_run, new_student, num_bytes, run
+from vitprune.jobs.train_run import RunSettings
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_environment
 from vitprune.report.runs import read_run
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.schedule import Sparsity
+from vitprune.training.checkpoints import check_same
 from vitprune.training.recipe import Recipe
 
 _RESUME = "vitprune sweep with the same options and --resume resumes it"
@@ -87,30 +91,48 @@ def sweep(
         The content of sweep.json.
 
     Raises:
-        UsageError: the settings do not go together, or a run to be resumed has others.
+        UsageError: the settings do not go together, or a run to be resumed or kept has others.
         Interrupted: the user stopped it; complete runs are kept.
-        Preempted: SIGTERM came; a training checkpoint is written.
+        Preempted: SIGTERM or SIGHUP came; likewise.
         VitpruneError: every run failed.
     """
     _check_others(loaded, others)
-    folder, num_runs = settings.output, len(plans)
-    runs = [replace(settings, sparsity=plan, output=folder / plan.slug) for plan in plans]
-    for each in runs:
-        describe_run(new_student(loaded.model, each.sparsity, recipe.seed), loaded, data, recipe, each.sparsity)
-    RunFolder(folder).create(needed_bytes=2 * num_runs * num_bytes(loaded.model))
-    forget_sweep(folder)
+    for plan in plans:
+        describe_run(new_student(loaded.model, plan, recipe.seed), loaded, data, recipe, plan)
+        kept = RunFolder(settings.output.path / plan.slug)
+        if settings.resume and kept.is_complete:
+            before = read_run(kept.path).report.training.identity
+            check_same(kept.path, before, identity(loaded, data, recipe, plan))
+    with settings.output.claimed(needed_bytes=2 * len(plans) * num_bytes(loaded.model)) as folder:
+        forget_sweep(folder.path)
+        result = _runs(loaded, data, recipe, plans, others, settings, listener)
+        write_sweep(folder.path, result)
+    return result
+
+
+def _runs(
+    loaded: Loaded,
+    data: Data,
+    recipe: Recipe,
+    plans: Sequence[Sparsity],
+    others: Mapping[str, Loaded],
+    settings: RunSettings,
+    listener: Listener,
+) -> dict[str, Any]:
+    folder, num_runs = settings.output.path, len(plans)
+    runs = [replace(settings, sparsity=plan, output=RunFolder(folder / plan.slug)) for plan in plans]
     entries = {"dense": Entry("dense", loaded.model, loaded.name)}
     failed: dict[str, VitpruneError] = {}
     try:
         for number, each in enumerate(runs, start=1):
-            label, complete = each.sparsity.label, each.resume and RunFolder(each.output).is_complete
+            label, complete = each.sparsity.label, each.resume and each.output.is_complete
             listener.begin(f"run {number} of {num_runs}: {label}{' is complete and kept' if complete else ''}", None)
             try:
                 if not complete:
                     run(loaded, data, recipe, each, listener)
-                sparse, _ = load_sparse(RunFolder(each.output).weights)
-                report = read_run(each.output).report
-                entries[label] = Entry("sparse", sparse, loaded.name, each.sparsity.keep, each.output.name, report)
+                sparse, _ = load_sparse(each.output.weights)
+                report = read_run(each.output.path).report
+                entries[label] = Entry("sparse", sparse, loaded.name, each.sparsity.keep, each.output.path.name, report)
             except (Interrupted, Preempted, UsageError):
                 raise
             except VitpruneError as error:
@@ -120,16 +142,17 @@ def sweep(
         entries |= {label: Entry("other", other.model, other.name) for label, other in others.items()}
         result = _measured(entries, data, recipe, settings, listener)
     except (Interrupted, KeyboardInterrupt, Preempted) as error:
-        said = "stopped" if isinstance(error, KeyboardInterrupt) else error.message
-        kind = Preempted if isinstance(error, Preempted) else Interrupted
         num_complete = sum(entry.kind == "sparse" for entry in entries.values())
-        raise kind(f"{said}; {num_complete} of {num_runs} runs are complete", _RESUME) from error
+        stopped = stopped_error(error, "", None) if isinstance(error, KeyboardInterrupt) else error
+        stopped.message += f"; {num_complete} of {num_runs} runs are complete"
+        stopped.hint = _RESUME
+        stopped.saved = {"output": str(folder), "num_complete": num_complete, "num_runs": num_runs}
+        raise stopped from error
     result["failed"] = [
         {"label": plan.label, "keep": plan.keep, "error": failed[plan.label].message}
         for plan in plans
         if plan.label in failed
     ]
-    write_sweep(folder, result)
     return result
 
 

@@ -27,9 +27,9 @@ def write_untrained(loaded: Loaded, sparsity: Sparsity, folder: RunFolder) -> tu
     metadata = describe(
         student, name=loaded.name, sparsity=sparsity, class_names=loaded.class_names, origin=loaded.origin
     )
-    folder.create(needed_bytes=2 * num_bytes(student))
-    folder.forget()
-    save(student, folder.weights, metadata)
+    with folder.claimed(needed_bytes=2 * num_bytes(student)):
+        folder.forget()
+        save(student, folder.weights, metadata)
     return student, describe_plan(student, loaded.name) | {
         "measured": False,
         "output": str(folder),

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import write_text
 from vitprune.common.formatting import one_line, plain
-from vitprune.common.run_folder import CARD
+from vitprune.common.run_folder import CARD, signed
 from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import FinishedRun
@@ -49,7 +49,7 @@ def write_card(folder: Path, run: FinishedRun, metadata: Metadata) -> bool:
     path = folder / CARD
     if os.path.lexists(path):
         return False
-    write_text(path, render_card(run, metadata))
+    write_text(path, signed(render_card(run, metadata)))
     return True
 
 

@@ -186,4 +186,4 @@ def _write(figure: Any, path: Path, title: str, below: Sequence[str]) -> None:
     figure.supxlabel("\n".join(below), x=0.01, ha="left", fontsize=_FONT_SIZE, parse_math=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font lacks: they are drawn as boxes
-        figure.savefig(path, format="png")
+        figure.savefig(path, format="png", metadata={"Software": "vitprune"})

@@ -115,6 +115,7 @@ class Training(_Content):
     """The recipe, and what was done, see `vitprune.training.Progress`."""
 
     recipe: dict[str, Any]
+    identity: dict[str, Any] = {}
     steps_done: int
     num_steps: int
     num_skipped: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import nn
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.common.files import replacing
 from vitprune.common.progress import Listener
-from vitprune.common.run_folder import RunFolder
+from vitprune.common.run_folder import RunFolder, is_ours
+from vitprune.common.stopping import stopped_error
 from vitprune.data import (
     UNLABELLED,
     DataOptions,
@@ -108,7 +108,7 @@ def open_images(subject: Subject, files: Sequence[Path], data: str | None, optio
 def visualize(
     subject: Subject,
     images: Images,
-    folder: Path,
+    folder: RunFolder,
     listener: Listener,
     *,
     heat: bool = False,
@@ -139,15 +139,15 @@ def visualize(
             listener.say(f"{limit} of {total} images, chosen at random; --limit N for another number")
         images = images.sample(limit)
     images.transform = eval_transform(subject.sparse.model)
-    RunFolder(folder).create(needed_bytes=2**20)
-    listener.begin("drawing", count_images(images))
-    try:
-        entries = list(_entries(subject, images, None if mean else folder, heat, listener))
-        drawn = _mean(subject, [entry["kept"] for entry in entries], folder / "mean.png") if mean else None
-    except BaseException:
-        with suppress(OSError):  # it holds something, then
-            folder.rmdir()
-        raise
+    with folder.claimed(needed_bytes=2**20):
+        listener.begin("drawing", count_images(images))
+        taken = {path.name.lower() for path in folder.path.glob("*.png") if not is_ours(path)}
+        try:
+            entries = list(_entries(subject, images, None if mean else folder.path, taken, heat, listener))
+        except KeyboardInterrupt as error:
+            raise stopped_error(error, f"; what is drawn so far is in {folder}", None) from error
+        kept = [entry["kept"] for entry in entries]
+        drawn = _mean(subject, kept, folder.path / _file_name("mean", taken)) if mean else None
     about = subject.metadata
     return {
         "model": subject.loaded.name,
@@ -165,10 +165,9 @@ def visualize(
 
 
 def _entries(
-    subject: Subject, images: Images, folder: Path | None, heat: bool, listener: Listener
+    subject: Subject, images: Images, folder: Path | None, taken: set[str], heat: bool, listener: Listener
 ) -> Iterator[dict[str, Any]]:
-    """What is said of every image; its montage goes into `folder`, if there is one."""
-    taken: set[str] = set()
+    """What is said of every image; its montage goes into `folder`, if there is one, but not on a name in `taken`."""
     for name, keep_map in _keep_maps(subject, images):
         path = None
         if folder is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vitprune.common.files import replacing, write_error
+from vitprune.common.run_folder import CHECKPOINT, RunFolder
 from vitprune.errors import UsageError
 
 _KEY = "vitprune-training"
 _KEPT = 2
 _EVERY_S = 120.0
+_DIFFERENCES_SHOWN = 3
 
 
 @dataclass
@@ -78,12 +80,12 @@ class Checkpoints:
         """The last checkpoint that can be read; None if there is none.
 
         Raises:
-            UsageError: it is of a run with other settings; names the first that differs.
+            UsageError: it is of a run with other settings; names what differs.
         """
         for path in reversed(self._files()):
             state = _read(path)
             if state is not None:
-                self._check(state.about["settings"])
+                check_same(self.folder.parent, state.about["settings"], self.settings)
                 return state
         return None
 
@@ -93,20 +95,32 @@ class Checkpoints:
         return int(files[-1].stem.removeprefix("step-")) if files else None
 
     def clear(self) -> None:
-        """Remove all of them, and the unfinished files of a killed process."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove all of them, and the unfinished files of a killed process; what others put beside them stays."""
+        RunFolder(self.folder.parent).forget_checkpoints()
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.safetensors")) if self.folder.is_dir() else []
+        return sorted(self.folder.glob(CHECKPOINT)) if self.folder.is_dir() else []
 
-    def _check(self, before: dict[str, Any]) -> None:
-        for name in sorted(before.keys() | self.settings.keys()):
-            old, new = before.get(name), self.settings.get(name)
-            if json.loads(json.dumps(new)) != old:
-                raise UsageError(
-                    f"the run in '{self.folder.parent}' has other settings: {name} is {old!r} there, {new!r} now",
-                    "resume with the same settings, or start over with --overwrite",
-                )
+
+def check_same(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Make sure that the run in the folder `run` was begun with the settings that it is to be resumed with.
+
+    Raises:
+        UsageError: it was not; names what differs, how it was and how it is.
+    """
+    now = json.loads(json.dumps(now))
+    differing = [name for name in sorted({*before, *now}) if name not in before or before[name] != now.get(name)]
+    if not differing:
+        return
+    said = [
+        f"{name} is {before[name]!r} there, {now.get(name)!r} now" if name in before else f"{name} is not known there"
+        for name in differing
+    ]
+    more = f"; and {len(said) - _DIFFERENCES_SHOWN} more" if len(said) > _DIFFERENCES_SHOWN else ""
+    raise UsageError(
+        f"the run in '{run}' has other settings: {'; '.join(said[:_DIFFERENCES_SHOWN])}{more}",
+        "resume with the same settings, or start over with --overwrite",
+    )
 
 
 def _read(path: Path) -> State | None:

@@ -27,9 +27,9 @@ from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import speedup_text
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
-from vitprune.common.files import write_json
+from vitprune.common.files import check_new_file, write_json
 from vitprune.common.json_version import SCHEMA_VERSION
-from vitprune.errors import OutputError, UsageError
+from vitprune.errors import UsageError
 
 _DEFAULT_METHODS = "random,norm,attention,attention-merge,tome,tome-late,paper,ours"
 
@@ -80,8 +80,8 @@ def compare(
       vitprune compare deit_small path/to/imagenet --keep 0.5 --methods tome,tome-late,ours
     """
     distributed.refuse_several("compare")
-    if output is not None and (output.is_dir() or (output.exists() and not overwrite)):
-        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
+    if output is not None:
+        check_new_file(output, overwrite=overwrite)
     names = [name.strip() for name in methods.split(",") if name.strip()]
 
     with waiting("loading PyTorch"):

@@ -63,10 +63,14 @@ def convert(
     if output is not None:
         check_file_is_new(output, overwrite=overwrite)
     sparse, metadata = load_official(checkpoint, keep, blocks, RunProgress())
+    needed = 4 * count_params(sparse)
     if output is None:
-        output = RunFolder.choose(None, f"{metadata.model}-keep{metadata.keep:g}").weights
-    RunFolder(output.parent).create(needed_bytes=4 * count_params(sparse))
-    save(sparse, output, metadata)
+        with RunFolder.choose(None, f"{metadata.model}-keep{metadata.keep:g}").claimed(needed) as folder:
+            output = folder.weights
+            save(sparse, output, metadata)
+    else:
+        RunFolder(output.parent).create(needed)
+        save(sparse, output, metadata)
     result = describe_plan(sparse, metadata.model) | {
         "origin": metadata.origin,
         "output": str(output),

@@ -15,8 +15,9 @@ from vitprune.cli.options import AsJson, BatchSize, Device, Model, Precision, Wo
 from vitprune.cli.output import print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
+from vitprune.common.files import check_new_file, write_text
 from vitprune.common.json_version import SCHEMA_VERSION
-from vitprune.errors import OutputError, UsageError
+from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.jobs.predict import ImagePrediction
@@ -100,8 +101,6 @@ def predict(
         "rows": [row.as_json() for row in rows],
     }
     if output is not None:
-        from vitprune.common.files import write_text
-
         as_text = json.dumps({"schema_version": SCHEMA_VERSION} | result, indent=2) + "\n"
         write_text(output, _csv(rows) if output.suffix == ".csv" else as_text)
     if as_json:
@@ -118,8 +117,7 @@ def _check_output(output: Path | None, overwrite: bool) -> None:
         return
     if output.suffix not in (".csv", ".json"):
         raise UsageError(f"--output is '{output}', expected a name that ends in .csv or .json")
-    if output.is_dir() or (output.exists() and not overwrite):
-        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
+    check_new_file(output, overwrite=overwrite)
 
 
 def _csv(rows: list[ImagePrediction]) -> str:

@@ -11,6 +11,7 @@ import typer
 from vitprune.cli.options import AsJson
 from vitprune.cli.output import print_json, print_line, say
 from vitprune.common import distributed
+from vitprune.common.stopping import stopped_error
 from vitprune.errors import HubError, UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ def push(
     _show(prepared, target, no_images)
     if not yes and not typer.confirm("Upload?", default=False, err=True):
         raise HubError("upload cancelled")
-    commit = upload(prepared, target)
+    try:
+        commit = upload(prepared, target)
+    except KeyboardInterrupt as error:
+        raise stopped_error(error, f" during the upload; {target.url} shows whether it arrived", None) from error
     if as_json:
         print_json(
             {

@@ -9,7 +9,6 @@ import typer
 
 from vitprune.cli.options import AsJson
 from vitprune.cli.output import print_json, print_line, say
-from vitprune.errors import OutputError
 
 
 def report(
@@ -36,14 +35,14 @@ def report(
       vitprune report runs/deit_small_patch16_224-keep0.7 --no-images -o page.html
     """
     from vitprune.checkpoint.sparse_file import read_metadata
-    from vitprune.common.files import write_text
+    from vitprune.common.files import check_new_file, write_text
     from vitprune.common.run_folder import RunFolder
     from vitprune.report.card import KEPT_CARD, write_card
     from vitprune.report.page import render_page
     from vitprune.report.runs import read_run
 
-    if output is not None and (output.is_dir() or (output.exists() and not overwrite)):
-        raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
+    if output is not None:
+        check_new_file(output, overwrite=overwrite)
     found = read_run(run)
     files = RunFolder(RunFolder.of(run))
     path = output or files.page

@@ -23,7 +23,9 @@ from vitprune.cli.training_options import (
     training_images,
 )
 from vitprune.common import distributed
+from vitprune.common.files import check_writable
 from vitprune.common.formatting import duration
+from vitprune.common.run_folder import RUNS, RunFolder
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ def sparsify(
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are mutually exclusive", "give one of them")
+    if not print_config:
+        check_writable(output or RUNS)
     with waiting("loading PyTorch"):
         chosen = recipe.chosen(model, compile=True if compiled else None)
         request = plan.request(device=device)
@@ -141,7 +145,8 @@ def sparsify(
         _rehearse(loaded, opened, chosen, sparsity, where, folder, as_json, force_labels)
         return
 
-    from vitprune.jobs.sparsify import RunSettings, run
+    from vitprune.jobs.sparsify import run
+    from vitprune.jobs.train_run import RunSettings
     from vitprune.report.publishable import command_line
 
     run_settings = RunSettings(
@@ -161,7 +166,7 @@ def sparsify(
     if as_json:
         print_json(report.as_json())
     else:
-        print_summary(report, folder)
+        print_summary(report, folder.path)
     top1, delta = report.sparse.top1_pct, report.delta
     enforce(
         [
@@ -179,12 +184,11 @@ def _refuse_checks(checks: dict[str, float | None]) -> None:
             raise UsageError(f"{name} needs a measurement, and without DATA there is none", "give DATA too")
 
 
-def _write_untrained(loaded: Loaded, sparsity: Sparsity, folder: Path, as_json: bool) -> None:
+def _write_untrained(loaded: Loaded, sparsity: Sparsity, folder: RunFolder, as_json: bool) -> None:
     """--recipe none without DATA: the file, and what is known of it."""
-    from vitprune.common.run_folder import RunFolder
     from vitprune.jobs.untrained import write_untrained
 
-    _, result = write_untrained(loaded, sparsity, RunFolder(folder))
+    _, result = write_untrained(loaded, sparsity, folder)
     if as_json:
         print_json(result)
         return
@@ -205,7 +209,7 @@ def _rehearse(
     recipe: Recipe,
     sparsity: Sparsity,
     device: torch.device,
-    folder: Path,
+    folder: RunFolder,
     as_json: bool,
     force: bool,
 ) -> None:
@@ -226,9 +230,8 @@ def _rehearse(
     print_line(f"a run would write to {folder}; nothing was written, and not every image was opened")
 
 
-def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> Path:
+def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> RunFolder:
     """The run folder, not made yet."""
-    from vitprune.common.run_folder import RunFolder
     from vitprune.training.checkpoints import Checkpoints
 
     name = f"{loaded.short_name}-{sparsity.slug}"
@@ -239,4 +242,4 @@ def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: 
         say(f"'{folder.path.with_name(name)}' exists: this run is written to '{folder}'")
     if resume and Checkpoints(folder.checkpoints, {}).latest_step() is None:
         say(f"'{folder}' holds no training checkpoint to resume from: the run starts over")
-    return folder.path
+    return folder

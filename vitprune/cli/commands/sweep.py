@@ -22,6 +22,8 @@ from vitprune.cli.training_options import (
     training_images,
 )
 from vitprune.common import distributed
+from vitprune.common.files import check_writable
+from vitprune.common.run_folder import RUNS, RunFolder
 from vitprune.errors import UsageError, VitpruneError
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ def sweep(
     distributed.refuse_several("sweep")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are mutually exclusive", "give one of them")
+    check_writable(output or RUNS)
     ratios = _ratios(keep)
     named = _named(also)
     plan = recipe.chosen(model)
@@ -98,12 +101,11 @@ def sweep(
     plans = [resolve_plan(each, loaded.model, plan)[0] for each in requests]
     others = _others(loaded, named, weights.img_size)
 
-    from vitprune.common.run_folder import RunFolder
-    from vitprune.jobs.sparsify import RunSettings
     from vitprune.jobs.sweep import sweep as run
+    from vitprune.jobs.train_run import RunSettings
     from vitprune.report.publishable import command_line
 
-    folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume).path
+    folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume)
     keeps = f"keep {', '.join(f'{ratio:g}' for ratio in ratios)}"
     opened = training_images(loaded, images.spec(data, loaded), options, plan, keeps, where)
     common = RunSettings(
@@ -120,7 +122,7 @@ def sweep(
     if as_json:
         print_json(result)
     else:
-        print_sweep(result, folder)
+        print_sweep(result, folder.path)
     for row in result["failed"]:
         say(f"{row['label']} failed: {row['error']}; the same command with --resume tries it again")
     if result["failed"]:

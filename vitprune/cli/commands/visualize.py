@@ -13,6 +13,8 @@ from vitprune.cli.options import AsJson, Device, TableOptions
 from vitprune.cli.output import print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
+from vitprune.common.files import check_writable
+from vitprune.common.run_folder import RUNS, RunFolder
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,9 +94,9 @@ def visualize(
       vitprune visualize runs/demo-keep0.7 --data demo --mean
     """
     distributed.refuse_several("visualize")
+    check_writable(output or RUNS)
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device
-        from vitprune.common.run_folder import RunFolder
         from vitprune.report.visualize import NUM_DRAWN, load_subject, open_images
         from vitprune.report.visualize import visualize as draw
         from vitprune.schedule import plan_slug
@@ -106,7 +108,7 @@ def visualize(
     subject.sparse.to(where)
     found, many = open_images(subject, images or [], data, tables.parsed())
     name = f"{subject.loaded.short_name}-{plan_slug(subject.metadata.label)}-keepmaps"
-    folder = RunFolder.choose(output, name, overwrite=overwrite).path
+    folder = RunFolder.choose(output, name, overwrite=overwrite, of_run=False)
     limit = NUM_DRAWN if limit is None and many and not mean else limit
     with RunProgress() as progress:
         drawn = draw(subject, found, folder, progress, heat=heatmap, mean=mean, limit=limit)
