@@ -110,6 +110,7 @@ def test_readme_states_the_counts(classes, verdicts):
     assert int(stated[3].replace(",", "")) == len(timms)
 
 
+@pytest.mark.timeout(900)
 def test_the_table_of_architectures_says_what_building_says(classes):
     table, plan = shipped_table(), load_recipe("short").plan_defaults
     if table.timm != version("timm"):

@@ -56,7 +56,8 @@ def test_sparsify_says_it_too_and_the_file_knows_its_set(training_file, image_fo
     saved = torch.load(training_file)["state_dict"]["module.norm.weight"]
     assert torch.equal(weights["norm.weight"], saved.float())
     again = ["eval", str(out), str(image_folder), "-j", "0", "--json", "--checkpoint", str(training_file)]
-    result, _ = figures(again, capsys)
+    result, said = figures(again, capsys)
+    assert "that MODEL was made from are taken: 'state_dict.module'" in said
     assert result["delta"]["kl"] < 10
 
 

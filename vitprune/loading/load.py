@@ -308,8 +308,14 @@ def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) 
     metadata = sparse.metadata
     assert metadata is not None
     if checkpoint is not None:
-        key = key or sparse.origin.get(_KEY)
-        dense = _with_weights(metadata.model, metadata.architecture, checkpoint, metadata.model_args, key=key)
+        of_file = sparse.origin.get(_KEY)
+        dense = _with_weights(
+            metadata.model, metadata.architecture, checkpoint, metadata.model_args, key=key or of_file
+        )
+        if of_file is not None and key is None:
+            dense.understood.append(
+                f"of '{checkpoint.name}' the weights that MODEL was made from are taken: '{of_file}'"
+            )
         check_made_from(sparse.model, dense.model, str(checkpoint), sparse.spec)
         _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))
         return dense
