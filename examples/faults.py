@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,26 +23,41 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-SHORT = [
-    "--limit",
-    "64",
-    "--pretraining-steps",
-    "4",
-    "--steps",
-    "12",
-    "-b",
-    "8",
-    "--checkpoint-every",
-    "2",
-    "--bench-seconds",
-    "0.1",
-]
-LONG = [*SHORT[:4], "--steps", "4000", *SHORT[6:]]
+LOG = "log.jsonl"
+STEPS = ["--limit", "64", "--pretraining-steps", "4", "--steps"]
+MORE = ["-b", "8", "--checkpoint-every", "2", "--bench-seconds", "0.1"]
+SHORT, LONG = [*STEPS, "12", *MORE], [*STEPS, "4000", *MORE]
+SIGNALS = {
+    "Ctrl-C": ([signal.SIGINT], LOG),
+    "Ctrl-C twice": ([signal.SIGINT] * 2, LOG),
+    "Ctrl-C after training": ([signal.SIGINT], "model.safetensors"),
+    "SIGTERM": ([signal.SIGTERM], LOG),
+    "SIGHUP": ([signal.SIGHUP], LOG),
+}
+"""What is sent to all processes of a run that reads with two, once it has written that file."""
+STREAMS = {
+    "stdout is closed": ">&-",
+    "stderr is closed": "2>&-",
+    "stdout is full": ">/dev/full",
+    "the reader of stdout leaves": "| true",
+    "the reader of stderr leaves": "2> >(head -n 1 >/dev/null)",
+}
+"""As a shell redirects a run."""
+OTHERS = {
+    "resumed with another plan": ["--resume", "--keep", "0.6"],
+    "resumed with other images": ["--resume", "--limit", "32"],
+    "resumed with another recipe": ["--resume", "--set", "lr=0.1"],
+    "resumed as another process runs": ["--resume"],
+    "overwritten as another process runs": ["--overwrite"],
+}
+"""What is asked of the folder of a run that was stopped, or still runs."""
 
 
 @dataclass
@@ -86,42 +102,53 @@ def outcome(code: int, out: str, err: str) -> str:
     return f"exit {code}: {(lines or words or err.splitlines()[-1:])[0].strip()}"
 
 
-def begun(bench: Bench, output: Path, workers: int = 0, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """A long run that has taken a few steps."""
+def begun(
+    bench: Bench,
+    output: Path,
+    workers: int = 0,
+    launcher: tuple[str, ...] = (),
+    length: list[str] = LONG,
+    until: str = LOG,
+) -> subprocess.Popen[str]:
+    """A run that has taken a few steps or, if `until` is another file, has written that."""
     command = [sys.executable, *launcher, "-m", "vitprune"]
-    command += bench.sparsify("-o", str(output), workers=workers, length=LONG)
+    command += bench.sparsify("-o", str(output), workers=workers, length=length)
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],  # no nohup
     )
-    log = output / "log.jsonl"
-    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 5):
+    file = output / until
+    while process.poll() is None and not (file.exists() and (until != LOG or len(file.read_text().splitlines()) > 4)):
         time.sleep(0.05)
     return process
 
 
 def ended(process: subprocess.Popen[str]) -> str:
     """What a run said in the end."""
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return "it DID NOT end"
     return outcome(process.returncode, out, err)
 
 
 def resumed(bench: Bench, output: Path) -> str:
     """Whether the run goes on from its last checkpoint: it must, to be told its number of steps."""
-    before = len(list((output / "checkpoints").glob("*")))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vitprune", *bench.sparsify("-o", str(output), "--resume", length=LONG)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log, lines = output / "log.jsonl", 0
-    time.sleep(1)
+    before, log = len(list((output / "checkpoints").glob("*"))), output / LOG
     last = json.loads(log.read_text().splitlines()[-1])["step"] if log.exists() else 0
+    command = [sys.executable, "-m", "vitprune", *bench.sparsify("-o", str(output), "--resume", length=LONG)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    lines = 0
     while process.poll() is None and lines <= last:
         time.sleep(0.1)
-        lines = len(log.read_text().splitlines())
+        lines = len(log.read_text().splitlines()) if log.exists() else 0
     process.kill()
-    process.communicate()
+    process.wait()
     return f"{before} checkpoints there, --resume goes on" if lines > last else "--resume DID NOT go on"
 
 
@@ -130,13 +157,9 @@ def a_truncated_image(bench: Bench) -> str:
     for part in ("train", "val"):
         path = sorted((bench.data / part).glob("*/*"))[0]
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return "; ".join(
-        [
-            f"eval: {vitprune(bench.eval())}",
-            f"eval --skip-unreadable: {vitprune(bench.eval('--skip-unreadable'))}",
-            f"sparsify: {vitprune(bench.sparsify('-o', str(bench.folder / 'run')))}",
-        ]
-    )
+    told = {"eval": bench.eval(), "eval --skip-unreadable": bench.eval("--skip-unreadable")}
+    told["sparsify"] = bench.sparsify("-o", str(bench.folder / "run"))
+    return "; ".join(f"{name}: {vitprune(command)}" for name, command in told.items())
 
 
 def a_third_of_the_images_is_noise(bench: Bench) -> str:
@@ -146,26 +169,26 @@ def a_third_of_the_images_is_noise(bench: Bench) -> str:
     return vitprune(bench.sparsify("-o", str(bench.folder / "run")))
 
 
-def a_truncated_model_file(bench: Bench) -> str:
-    """The sparse model, cut off."""
+def a_damaged_model(bench: Bench, damage: Callable[[Path], None]) -> str:
+    """The sparse model, cut off or with a weight that is none."""
     vitprune(bench.sparsify("-o", str(bench.folder / "run")))
     path = bench.folder / "run" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
+    damage(path)
     return vitprune(["eval", str(path), str(bench.data), "--device", "cpu"])
 
 
-def nan_in_the_weights(bench: Bench) -> str:
-    """One weight of the sparse model."""
-    vitprune(bench.sparsify("-o", str(bench.folder / "run")))
-    path = bench.folder / "run" / "model.safetensors"
-    from safetensors import safe_open
+def cut(path: Path) -> None:
+    """The last 100 bytes of a file."""
+    path.write_bytes(path.read_bytes()[:-100])
 
+
+def with_nan(path: Path) -> None:
+    """One weight."""
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
     tensors = load_file(path)
     next(iter(tensors.values())).view(-1)[0] = torch.nan
     save_file(tensors, path, header)
-    return vitprune(["eval", str(path), str(bench.data), "--device", "cpu"])
 
 
 def a_cut_training_checkpoint(bench: Bench) -> str:
@@ -174,8 +197,7 @@ def a_cut_training_checkpoint(bench: Bench) -> str:
     process = begun(bench, run)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    last = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
-    last.write_bytes(last.read_bytes()[:-100])
+    cut(sorted((run / "checkpoints").glob("*.safetensors"))[-1])
     return resumed(bench, run)
 
 
@@ -197,23 +219,56 @@ def a_full_disk(bench: Bench) -> str:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def sigterm(bench: Bench) -> str:
-    """What a scheduler sends before it takes the machine away."""
+def signalled(bench: Bench, sent: list[signal.Signals], until: str) -> str:
+    """Signals to the whole process group, as terminals and schedulers send them."""
+    run = bench.folder / "run"
+    process = begun(bench, run, workers=2, length=LONG if until == LOG else SHORT, until=until)
+    for number in sent:
+        os.killpg(process.pid, number)
+        time.sleep(0.1)
+    told = ended(process)
+    if until != LOG:
+        return f"{told}; then {vitprune(bench.sparsify('-o', str(run), '--resume'))}"
+    return f"{told}; {resumed(bench, run)}"
+
+
+def redirected(bench: Bench, where: str) -> str:
+    """A run whose words go nowhere."""
+    run = bench.folder / "run"
+    command = [sys.executable, "-m", "vitprune", *bench.sparsify("-o", str(run))]
+    shell = ["bash", "-c", f"set -o pipefail; {shlex.join(command)} {where}"]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    written = "the report is written" if (run / "report.json").is_file() else "the run DID NOT end well"
+    return f"{outcome(done.returncode, done.stdout, done.stderr or '(no word)')}; {written}"
+
+
+def in_the_folder_of_another(bench: Bench, options: list[str], *, runs: bool) -> str:
+    """Options that go with the run there, or do not."""
     run = bench.folder / "run"
     process = begun(bench, run)
-    process.send_signal(signal.SIGTERM)
-    return f"{ended(process)}; {resumed(bench, run)}"
+    if not runs:
+        process.terminate()
+        process.communicate()
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"of the user")
+    told = vitprune(bench.sparsify("-o", str(run), *options, length=LONG))
+    process.kill()
+    process.communicate()
+    kept = "a file of the user stays" if (run / "checkpoints" / "best.ckpt").is_file() else "DID NOT keep a file"
+    return f"{told}; {kept}"
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that it has started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    return [int(child) for child in found.stdout.split()]
 
 
 def a_dead_worker(bench: Bench) -> str:
     """Kill -9 for a process that reads images."""
     process = begun(bench, bench.folder / "run", workers=2)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    for child in children.stdout.split():
-        command = Path(f"/proc/{child}/cmdline").read_text()
-        if "resource_tracker" not in command:
-            os.kill(int(child), signal.SIGKILL)
-            break
+    worker = next(child for child in children(process) if "tracker" not in Path(f"/proc/{child}/cmdline").read_text())
+    os.kill(worker, signal.SIGKILL)
     return ended(process)
 
 
@@ -221,8 +276,7 @@ def a_dead_process_of_two(bench: Bench) -> str:
     """Kill -9 for one of two that train together."""
     run = bench.folder / "run"
     process = begun(bench, run, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    os.kill(children(process)[-1], signal.SIGKILL)
     process.communicate(timeout=120)
     return f"torchrun ends the other, exit {process.returncode}; {resumed(bench, run)}"
 
@@ -234,10 +288,8 @@ def a_missing_shard(bench: Bench) -> str:
     for number in (0, 2):
         with tarfile.open(bench.folder / f"val-{number:05d}-of-00003.tar", "w") as tar:
             for index, path in enumerate(images[number::3]):
-                for suffix, content in (
-                    (path.suffix, path.read_bytes()),
-                    (".cls", str(classes[path.parent.name]).encode()),
-                ):
+                parts = {path.suffix: path.read_bytes(), ".cls": str(classes[path.parent.name]).encode()}
+                for suffix, content in parts.items():
                     entry = tarfile.TarInfo(f"{index:05d}{suffix}")
                     entry.size = len(content)
                     tar.addfile(entry, io.BytesIO(content))
@@ -265,40 +317,38 @@ FAULTS: dict[str, Callable[[Bench], str]] = {
     for fault in (
         a_truncated_image,
         a_third_of_the_images_is_noise,
-        a_truncated_model_file,
-        nan_in_the_weights,
         a_cut_training_checkpoint,
         a_full_disk,
-        sigterm,
         a_dead_worker,
         a_dead_process_of_two,
         a_missing_shard,
     )
 }
+FAULTS |= {f"a model {cause.__name__}": partial(a_damaged_model, damage=cause) for cause in (cut, with_nan)}
+FAULTS |= {name: partial(signalled, sent=sent, until=until) for name, (sent, until) in SIGNALS.items()}
+FAULTS |= {name: partial(redirected, where=where) for name, where in STREAMS.items()}
+FAULTS |= {
+    name: partial(in_the_folder_of_another, options=options, runs="process" in name) for name, options in OTHERS.items()
+}
 
 
-def sample(data: Path, folder: Path, count: int = 64) -> Path:
-    """Copies of a few images of DATA, that may be damaged."""
+def some_images(data: Path | None, folder: Path, count: int = 64) -> Path:
+    """A few images of DATA or of the demo set as files that may be damaged."""
+    from vitprune.data.demo import CLASS_NAMES, demo_images
+
     for part in ("train", "val"):
-        images = sorted((data / part).glob("*/*"))
-        for path in images[:: max(1, len(images) // count)][:count]:
+        if data is None:
+            drawn = demo_images(part)  # type: ignore[arg-type, unused-ignore]
+            for index in range(count):
+                target = folder / part / CLASS_NAMES[drawn.labels[index]] / f"{index}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                drawn.read(index).save(target)
+            continue
+        found = sorted((data / part).glob("*/*"))
+        for path in found[:: max(1, len(found) // count)][:count]:
             target = folder / part / path.parent.name / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    return folder
-
-
-def demo_images(folder: Path) -> Path:
-    """The embedded demo set as files."""
-    from vitprune.data.demo import CLASS_NAMES
-    from vitprune.data.demo import demo_images as images_of
-
-    for part in ("train", "val"):
-        images = images_of(part)  # type: ignore[arg-type]
-        for index in range(64):
-            target = folder / part / CLASS_NAMES[images.labels[index]] / f"{index}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            images.read(index).save(target)
     return folder
 
 
@@ -319,7 +369,7 @@ def main() -> int:
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            data = demo_images(root / "data") if args.data is None else sample(args.data, root / "data")
+            data = some_images(args.data, root / "data")
             told = FAULTS[name](Bench(args.model, options, data, root)).replace(str(root), "...")
         failed = failed or any(word in told for word in ("TRACEBACK", "DID NOT", "NOT A WORD"))
         print(f"| {name} | {told} |", flush=True)

@@ -39,7 +39,7 @@ from vitprune.cli.options import grouped
 from vitprune.cli.output import open_streams, prepare, print_error, print_line, say
 from vitprune.cli.usage_errors import explain
 from vitprune.common import distributed
-from vitprune.common.stopping import raising, stopped_error
+from vitprune.common.stopping import deferred, raising, stopped_error
 from vitprune.errors import OutputError, VitpruneError
 
 _QUIET = ("--quiet", "-q")
@@ -175,5 +175,6 @@ def _run(arguments: list[str]) -> int:
 def _failed(error: VitpruneError, as_json: bool) -> int:
     if os.environ.get("VITPRUNE_DEBUG") == "1":
         traceback.print_exc()
-    print_error(error.message, error.hint, error.exit_code, as_json, error.saved)
+    with deferred():  # what was saved is told to the end
+        print_error(error.message, error.hint, error.exit_code, as_json, error.saved)
     return error.exit_code
