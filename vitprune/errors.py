@@ -56,7 +56,9 @@ _PHRASES = {
     "eval --skip-unreadable and sparsify --set max_unreadable=0.1 skip such images": "in training, "
     "max_unreadable=0.1 skips such images",
 }
-_OF_TABLES = re.compile(r"--(train-split|val-split|input-key|target-key|streaming|class-order|class-map)\b")
+_OF_TABLES = re.compile(
+    r"--(train-split|val-split|input-key|target-key|streaming|class-order|class-map|labels|max-pixels|exif)\b"
+)
 """What a Dataset of one's own says in Python."""
 _OPTION = re.compile(
     r"--(?P<name>[a-z][a-z0-9-]*)"

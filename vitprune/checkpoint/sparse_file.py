@@ -197,7 +197,8 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
                 pretrained_cfg_overlay=metadata.preprocessing.model_dump(exclude={"exif"}),  # not one of timm's
                 **metadata.model_args,
             )
-            model.pretrained_cfg = {**model.pretrained_cfg, "exif": metadata.preprocessing.exif}  # type: ignore[assignment,dict-item]
+            if metadata.preprocessing.exif:
+                model.pretrained_cfg = {**model.pretrained_cfg, "exif": True}  # type: ignore[assignment,dict-item]
             backbone = wrap(model)
             if backbone.num_patches != metadata.num_patches:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")

@@ -105,11 +105,16 @@ def write_timm(model: nn.Module, metadata: Metadata, folder: Path) -> None:
     if metadata.origin:  # else what timm says of the architecture's default weights stays
         known = {key: metadata.origin[key] for key in ("license", "origin_url") if metadata.origin.get(key)}
         config["pretrained_cfg"] = dict.fromkeys(_OF_THE_WEIGHTS) | known
-    preprocessing = metadata.preprocessing.model_dump(exclude={"exif"})  # timm has no such entry
+    preprocessing = metadata.preprocessing.model_dump(exclude={"exif"})
+    before = model.pretrained_cfg
     try:
+        # timm knows no entry of that name, and refuses a folder that has it.
+        model.pretrained_cfg = {key: value for key, value in before.items() if key != "exif"}  # type: ignore[union-attr,operator,assignment]
         save_for_hf(model, str(folder), model_config=config, data_config=preprocessing, safe_serialization=True)
     except (ValueError, RuntimeError) as error:
         raise ExportError(f"timm cannot save the model: {first_line(error)}") from error
+    finally:
+        model.pretrained_cfg = before
 
 
 def _read_pt2(path: Path) -> nn.Module:
