@@ -136,6 +136,15 @@ def no_hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tests neither read nor write the cache of who runs them."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitprune.loading.architectures.cache_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def quick_bench():
     """Nobody reads the speeds that tests measure: no warm-up, and a run times each model twice, for a moment."""
     with pytest.MonkeyPatch.context() as patch:

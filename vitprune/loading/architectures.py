@@ -12,13 +12,13 @@ import fnmatch
 import json
 import os
 import sys
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitprune._version import __version__
 from vitprune.common.files import write_text
 from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import UnknownModelError, VitpruneError
@@ -155,7 +155,8 @@ def _described(names: list[str], sparsity: Sparsity | None, listener: Listener) 
 
     if sparsity is None:
         sparsity = load_recipe("short").plan_defaults
-    file = cache_folder() / f"architectures-{version('timm')}-{__version__}.json"
+    of_code = zlib.crc32(TABLE.read_bytes())  # the table changes with whatever changes a cost
+    file = cache_folder() / f"architectures-{version('timm')}-{of_code:08x}.json"
     kept = _read_cache(file)
     known: dict[str, Row] = kept.setdefault(repr(sparsity), {})
     missing = [name for name in names if name not in known]
