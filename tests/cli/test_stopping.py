@@ -164,6 +164,11 @@ def test_another_command_that_is_stopped_says_so(arguments, monkeypatch, capsys)
         assert json.loads(capsys.readouterr().out)["error"] == "stopped; nothing was written"
 
 
+def test_what_comes_before_the_command_line_is_there_is_told_too(capsys):
+    assert run(["eval", "demo", "--json"], KeyboardInterrupt()) == 130
+    assert json.loads(capsys.readouterr().out)["error"] == "stopped; nothing was written"
+
+
 # What a run is resumed with
 
 

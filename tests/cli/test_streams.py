@@ -13,7 +13,7 @@ from pathlib import Path
 from vitprune.cli import app
 from vitprune.cli.output import print_json, print_line, say
 
-def talk(arguments):
+def talk(arguments, stopped):
     for number in range(1000):
         say(f"message {number}")
     Path("done").write_text(" ".join(arguments))

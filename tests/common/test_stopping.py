@@ -1,9 +1,11 @@
 """Signals that end a run."""
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -61,6 +63,32 @@ def test_a_launcher_that_repeats_it_does_not_cut_the_step_short(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         reached.append(signalled())
     assert reached == [signal.SIGINT]
+
+
+class _Torn:
+    done = False
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        _Torn.done = True
+
+
+def test_one_that_comes_in_a_destructor_or_an_import_is_raised_after_it(tmp_path, monkeypatch):
+    """There it would be lost, or leave half of a module."""
+    (tmp_path / "half_a_module.py").write_text(
+        "import os, signal, time\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(0.1)\n    whole = True\n"
+        "except BaseException:\n    whole = False\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, act in ((signal.SIGINT, _Torn), (signal.SIGTERM, lambda: importlib.import_module("half_a_module"))):
+        with pytest.raises(Stopped) as caught, raising():  # noqa: PT012  some time later
+            act()
+            time.sleep(5)
+        assert caught.value.number == number
+    assert _Torn.done
+    assert sys.modules["half_a_module"].whole
 
 
 def test_what_nohup_ignores_stays_ignored():

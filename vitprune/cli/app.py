@@ -8,7 +8,8 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,12 +69,23 @@ def _help(command: Callable[..., Any]) -> str:
 
 
 class _Commands(TyperGroup):
+    """Stopped by a signal they say so, which Typer would answer with an exit code alone."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _telling():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; stopped by a signal it says so, which Typer would answer with an exit code alone."""
-        try:
+        with _telling():
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:
-            raise stopped_error(error, "; nothing was written", None) from error
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise stopped_error(error, "; nothing was written", None) from error
 
 
 app = typer.Typer(
@@ -115,23 +127,23 @@ def _root(
 app.callback(help=_help(_root))(_root)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, stopped: KeyboardInterrupt | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 3 a stated limit missed, 130 interrupted.
 
-    Terminated by SIGTERM it is 143, by SIGHUP 129.
+    Terminated by SIGTERM it is 143, by SIGHUP 129. `stopped` is what came before it could begin.
     """
     open_streams()
-    code = run(sys.argv[1:] if arguments is None else arguments)
+    code = run(sys.argv[1:] if arguments is None else arguments, stopped)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: Ctrl-C now ends it without a traceback
     sys.exit(code)
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], stopped: KeyboardInterrupt | None = None) -> int:
     """Run one command and return its exit code. Errors go to stderr; with --json also to stdout, as one object."""
     as_json = "--json" in arguments
     try:
         with raising():
-            code = _run(arguments)
+            code = _run(arguments, stopped)
             sys.stdout.flush()
             return code
     except KeyboardInterrupt as error:  # at the very end
@@ -142,7 +154,7 @@ def run(arguments: list[str]) -> int:
         return _failed(error, as_json)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], stopped: KeyboardInterrupt | None = None) -> int:
     as_json = "--json" in arguments
     quiet = not {*_QUIET}.isdisjoint(arguments)  # also behind the command's name
     arguments, old_names = renamed(spread_model_kwargs([each for each in arguments if each not in _QUIET]))
@@ -150,6 +162,8 @@ def _run(arguments: list[str]) -> int:
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  one process prints
     try:
         prepare(quiet=quiet)
+        if stopped is not None:
+            raise stopped
         for line in old_names:
             say(f"warning: {line}")
         # Else its allocator, for one, warns of things that nobody can change, and across the progress display.
@@ -163,8 +177,9 @@ def _run(arguments: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # without a command help was shown
             return error.exit_code
         return _failed(VitpruneError(*explain(error), exit_code=error.exit_code), as_json)
-    except Abort:  # the end of stdin, at a question
-        return _failed(stopped_error(KeyboardInterrupt(), "; nothing was written", None), as_json)
+    except (KeyboardInterrupt, Abort) as error:  # Abort: the end of stdin, at a question
+        came = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
+        return _failed(stopped_error(came, "; nothing was written", None), as_json)
     except BrokenPipeError:
         raise
     except Exception as error:

@@ -7,11 +7,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from vitprune.common.distributed import world_size
 from vitprune.errors import Interrupted, Preempted
 
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SOON_S = 0.05
 _WORDS = {
     "SIGINT": "stopped",
     "SIGTERM": "the run was terminated",
@@ -36,10 +38,21 @@ def stopped_error(error: KeyboardInterrupt, what: str, hint: str | None) -> Inte
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """In the block all of these signals raise, as Ctrl-C does."""
+    """In the block all of these signals raise, as Ctrl-C does; a moment later where that would be lost or do harm."""
+    waiting: list[int] = []
 
-    def stop(number: int) -> None:
-        raise Stopped(number)
+    def again() -> None:
+        signal.raise_signal(waiting.pop())
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            return
+        if not _must_wait(frame):
+            raise Stopped(number)
+        waiting.append(number)
+        timer = threading.Timer(_SOON_S, again)
+        timer.daemon = True
+        timer.start()
 
     with _handled(stop):
         yield
@@ -53,7 +66,7 @@ def deferred(notice: str = "") -> Iterator[Callable[[], int]]:
     """
     noted: list[int] = []
 
-    def note(number: int) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         if not noted:
             noted.append(number)
             with suppress(OSError):  # written past sys.stderr, which may just be writing
@@ -67,17 +80,33 @@ def deferred(notice: str = "") -> Iterator[Callable[[], int]]:
         raise Stopped(noted[0])
 
 
+def _must_wait(frame: FrameType | None) -> bool:
+    """Whether Python or torch is where an exception cannot be.
+
+    What a destructor raises is lost. A library that catches everything as it is imported goes on with half of itself.
+    And torch does not clean up after half of the processes that read images.
+    """
+    while frame is not None:
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if name == "__del__" or file.startswith("<frozen importlib"):
+            return True
+        if name in ("__init__", "_shutdown_workers") and file.endswith("dataloader.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
-def _handled(act: Callable[[int], None]) -> Iterator[None]:
+def _handled(act: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Signals that the caller ignores (nohup, a shell's `&`) stay ignored."""
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield
         return
     process = os.getpid()
 
-    def handle(number: int, _: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() == process:  # and not a process that reads images, and is just beginning
-            act(number)
+            act(number, frame)
 
     before = {number: signal.getsignal(number) for number in _ENDING}
     before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
