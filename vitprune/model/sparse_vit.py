@@ -93,7 +93,8 @@ class SparseViT(PlannedModule):
     @property
     def backbone(self) -> Backbone:
         """The adapter of `model`, of the one there is now: DataParallel gives its replicas others."""
-        if self._backbone.model is not self.model:
+        # torch.export shows proxies of the modules, which it traces all the same.
+        if self._backbone.model is not self.model and not torch.compiler.is_exporting():
             if how := how_wrapped(self.model):
                 raise UsageError(f"the model in the SparseViT is {how}", "do that with the SparseViT itself")
             self._backbone = wrap(self.model)
