@@ -365,6 +365,8 @@ def test_exif_goes_into_the_file_and_is_refused_beside_it(image_folder, weights_
     assert preprocessing(load_sparse(tmp_path / "run" / "model.safetensors")[0].model)["exif"]
     assert run(["eval", file, str(image_folder), "-j", "0", "--exif"]) == 2
     assert "says itself how images are prepared" in capsys.readouterr().err
+    assert run(["export", file, "--format", "timm"]) == 0, "timm refuses what it does not know in a folder"
+    assert "timm does not turn images by their EXIF orientation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["info demo", "sparsify demo --dry-run", "compare demo"])

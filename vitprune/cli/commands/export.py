@@ -11,7 +11,7 @@ import typer
 from vitprune.cli import completion
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, Limit, Model, TableOptions
-from vitprune.cli.output import print_json, print_line, waiting
+from vitprune.cli.output import print_json, print_line, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.errors import UsageError
@@ -104,6 +104,8 @@ def export(
             num_images=count,
             listener=progress,
         )
+    if done.format == "timm" and metadata.preprocessing.exif:
+        say("warning: timm does not turn images by their EXIF orientation, as this model was trained", always=True)
     result = {
         "model": loaded.name,
         "keep": 1.0 if done.format == "timm" else metadata.keep,
