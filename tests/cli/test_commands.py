@@ -364,7 +364,9 @@ def test_exif_goes_into_the_file_and_is_refused_beside_it(image_folder, weights_
     assert read_metadata(tmp_path / "run" / "model.safetensors").preprocessing.exif
     assert preprocessing(load_sparse(tmp_path / "run" / "model.safetensors")[0].model)["exif"]
     assert run(["eval", file, str(image_folder), "-j", "0", "--exif"]) == 2
-    assert "says itself how images are prepared" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "says itself how images are prepared" in err
+    assert "leave out --exif" in err
     assert run(["export", file, "--format", "timm"]) == 0, "timm refuses what it does not know in a folder"
     assert "timm does not turn images by their EXIF orientation" in capsys.readouterr().err
 

@@ -165,3 +165,9 @@ def test_mistakes_are_one_sentence_with_a_way_out(make_vit, sparse_file, tmp_pat
         assert "hint:" in err or "whole.safetensors" in arguments
     assert not list(tmp_path.rglob("*.png")), "nothing is written"
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_an_image_of_more_pixels_than_allowed_is_refused_by_name(sparse_file, image_folder, capsys):
+    image = str(image_folder / "val" / "cat" / "0.png")
+    assert run(["visualize", sparse_file, image, "--max-pixels", "100"]) == 1
+    assert f"cannot read image '{image}': it has more than 100 pixels" in capsys.readouterr().err

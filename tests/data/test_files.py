@@ -90,6 +90,8 @@ def test_data_says_what_was_left_out(image_folder):
         "1 x .txt, 1 x .heic (Pillow cannot read it: convert it), 1 x image beside the class folders"
     )
     assert f"left out: {data.left_out}" in data.understood
+    held_out = open_data(str(image_folder / "train"), ModelClasses(2), training=True)
+    assert held_out.left_out == "1 x .txt", "not once for each part"
 
 
 def test_a_folder_without_images_says_what_is_in_it(tmp_path):

@@ -126,6 +126,14 @@ def test_a_file_that_does_not_fit_is_refused(flat, content, words):
         open_data(str(flat), FIVE, DataOptions(labels=file))
 
 
+def test_lines_without_names_need_images_of_one_order(flat):
+    for number, name in enumerate(EXPECTED):
+        (flat / "val" / f"{name}.JPEG").rename(flat / "val" / f"{9 + number}.JPEG")  # 10 before 9, or after it
+    (flat / "labels.txt").write_text("0\n1\n2\n")
+    with pytest.raises(DataError, match=r"order is not known: is '9.JPEG' or '10.JPEG' number 1\?"):
+        open_data(str(flat), FIVE, DataOptions(labels=flat / "labels.txt"))
+
+
 def test_two_files_that_differ_are_refused_with_the_choices(flat):
     (flat / "val.txt").write_text(FORMS["val.txt"])
     (flat / "val.csv").write_text(FORMS["val.csv"])

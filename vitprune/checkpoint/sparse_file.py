@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from vitprune._version import __version__
 from vitprune.backbones import preprocessing, wrap
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, parse_metadata
-from vitprune.checkpoint.weight_file import check_exists, read_safetensors
+from vitprune.checkpoint.weight_file import WEIGHTS_ALONE, check_exists, read_safetensors
 from vitprune.common.files import replacing, write_json
 from vitprune.common.run_folder import CONFIG
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.model import SparseViT, build
 from vitprune.schedule import Schedule, Sparsity
 
-_WEIGHTS_ALONE = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 _Shapes = dict[str, tuple[int, ...]]
 
 
@@ -168,7 +167,7 @@ def read_metadata(path: Path) -> Metadata:
     if path.suffix in (".onnx", ".pt2"):
         raise CheckpointError(f"'{path}' is an exported file", "load the model.safetensors that it was made from")
     alone = f"plain weights go with the name of their architecture: NAME and --checkpoint {path}"
-    if path.suffix in _WEIGHTS_ALONE:
+    if path.suffix in WEIGHTS_ALONE:
         raise CheckpointError(f"'{path}' holds weights alone, no model that vitprune wrote", alone)
     try:
         with safe_open(path, framework="pt") as file:

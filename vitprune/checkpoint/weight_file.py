@@ -24,6 +24,8 @@ from vitprune.common.run_folder import WEIGHTS
 from vitprune.errors import CheckpointError
 
 INDEX = ".index.json"
+WEIGHTS_ALONE = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz")
+"""Endings of files that do not say of which model their weights are."""
 FOLDER_WEIGHTS = (
     WEIGHTS,
     f"{WEIGHTS}{INDEX}",

@@ -59,10 +59,16 @@ def class_folders(root: Path) -> list[Path]:
 
 def is_flat(root: Path) -> bool:
     """Whether a folder has no class folders, so that a file must say what its images show."""
+    return not _class_folders(root)
+
+
+def _class_folders(root: Path) -> list[Path]:
+    """As `class_folders`; none where they are called what classes are not, or all are empty."""
     try:
-        return not any(next(folder.iterdir(), None) for folder in class_folders(root))
+        folders = class_folders(root)
     except DataError:
-        return True
+        return []
+    return folders if any(next(folder.iterdir(), None) for folder in folders) else []
 
 
 def read_folder(root: Path, classes: ModelClasses | None, options: DataOptions = NO_OPTIONS) -> ImageSet:
@@ -103,7 +109,7 @@ def classes_of_train(train: Path, classes: ModelClasses) -> ModelClasses:
     Raises:
         DataError: the order of the training folders is not known.
     """
-    names = [] if is_flat(train) else [writable(folder.name) for folder in class_folders(train)]
+    names = [writable(folder.name) for folder in _class_folders(train)]
     if classes.names or len(names) != classes.num_classes:
         return classes
     matched = match_classes(names, classes, str(train))
@@ -115,8 +121,7 @@ def classes_of_train(train: Path, classes: ModelClasses) -> ModelClasses:
 
 
 def _labelled(root: Path, classes: ModelClasses, options: DataOptions) -> _Found:
-    folders = [] if is_flat(root) else class_folders(root)
-    if options.labels is None and folders:
+    if options.labels is None and (folders := _class_folders(root)):
         scans = {writable(folder.name): scan(folder) for folder in folders}
         if any(found.images for found in scans.values()):
             # Empty class folders count as classes, or an incomplete copy would shift every index after them.

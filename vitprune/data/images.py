@@ -143,7 +143,7 @@ def open_image(source: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Image.
         with _no_bombs(max_pixels), Image.open(source) as image:
             return to_rgb(image)
     except Image.DecompressionBombError:
-        raise ValueError(f"it has more than {max_pixels:,} pixels, see --max-pixels") from None
+        raise ValueError(f"it has more than {max_pixels:,} pixels") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from timm.utils import natural_key
+
 from vitprune.data.classes import Matched, ModelClasses, match_classes, refuse_order
 from vitprune.data.splits import SPLIT_WORDS, words
 from vitprune.errors import DataError
@@ -150,6 +152,14 @@ def _in_order(file: Path, labels: list[str], images: Sequence[Path], root: Path)
         raise DataError(
             f"'{file}' has {len(labels)} lines of one class each, and '{root}' has {len(images)} images",
             "one line an image in the order of their names, or lines with name and class",
+        )
+    names = [image.relative_to(root).as_posix() for image in images]
+    if (natural := sorted(names, key=natural_key)) != names:
+        place = next(i for i, pair in enumerate(zip(natural, names, strict=True)) if pair[0] != pair[1])
+        raise DataError(
+            f"the lines of '{file}' name no images, whose order is not known: is '{natural[place]}' or "
+            f"'{names[place]}' number {place + 1}?",
+            "give lines with name and class",
         )
     return list(labels)
 

@@ -59,8 +59,9 @@ class Data:
     @property
     def left_out(self) -> str:
         """Files in the folders that are no images, or none that can be used, by kind, for people."""
-        sets = [images for images in (self.train, self.val) if isinstance(images, ImageSet)]
-        return in_words(sum((images.left_out for images in sets), Counter[str]()))
+        # By identity: both parts of one folder, of which some images are held out, have its one count.
+        counts = {id(each.left_out): each.left_out for each in (self.train, self.val) if isinstance(each, ImageSet)}
+        return in_words(sum(counts.values(), Counter[str]()))
 
     @property
     def how_classes(self) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,7 +78,8 @@ def run(
         steps = _steps(student, loaded, data, recipe, settings, progress, state)
         train_run(steps, student, metadata, recipe, settings, listener, checkpoints, progress)
         try:
-            report = _measure_and_write(student, loaded, data, recipe, settings, metadata, progress, listener, started)
+            measuring = (student, loaded, data, recipe, settings, metadata, progress, listener)
+            report = _measure_and_write(*measuring, started=started, same=same)
         except (KeyboardInterrupt, VitpruneError) as error:
             raise after_training(error, settings, checkpoints, progress) from error
         if distributed.is_main():
@@ -94,9 +96,9 @@ def _measure_and_write(
     metadata: Metadata,
     progress: Progress,
     listener: Listener,
-    started: float,
+    **about: Any,
 ) -> Report | None:
-    report = measured(student, loaded, data, recipe, settings, metadata, progress, listener, started=started)
+    report = measured(student, loaded, data, recipe, settings, metadata, progress, listener, **about)
     if report is not None:
         metadata.accuracy = accuracy_of(report)
         save(student, settings.output.weights, metadata)
@@ -117,6 +119,7 @@ def measured(
     listener: Listener,
     *,
     started: float,
+    same: Mapping[str, Any] | None = None,
 ) -> Report | None:
     """Evaluate and time a trained student beside the dense model; writes nothing. None in all but the main process.
 
@@ -130,6 +133,7 @@ def measured(
         progress: of its training.
         listener: shows how far it is.
         started: when the run began, by `time.perf_counter`.
+        same: its `identity`, where it can be resumed.
     """
     device, precision, seconds = settings.device, settings.eval_precision, settings.bench_seconds
     models = {"dense": loaded.model, "random": random_baseline(loaded.model, student), "sparse": student}
@@ -147,7 +151,7 @@ def measured(
         target=outcome(settings.prediction, models, device, seconds, listener),
         training={
             "recipe": recipe.model_dump(mode="json"),
-            "identity": identity(loaded, data, recipe, settings.sparsity),
+            "identity": dict(same or {}),
             **asdict(progress),
         },
         data=data,

@@ -15,7 +15,14 @@ from vitprune.backbones import input_size
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
-from vitprune.checkpoint.weight_file import INDEX, check_exists, check_pickle, read_safetensors, stored_formats
+from vitprune.checkpoint.weight_file import (
+    INDEX,
+    WEIGHTS_ALONE,
+    check_exists,
+    check_pickle,
+    read_safetensors,
+    stored_formats,
+)
 from vitprune.common.formatting import writable
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import UsageError
@@ -30,7 +37,6 @@ from vitprune.model import SparseViT
 Weights = Literal["pretrained", "random", "none"]
 
 _EXPORTED = (".onnx", ".pt2")
-_WEIGHTS_ALONE = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz", INDEX)
 _KEY = "checkpoint_key"
 """Entry of a file's origin: which of several sets of weights it was made from."""
 _OF_WEIGHTS = ("img_size", "num_classes", "in_chans")
@@ -117,7 +123,8 @@ def load_model(
     loaded = load(spec, _Options(checkpoint, checkpoint_key, weights, img_size, kwargs, exported))
     if preprocessing:
         if loaded.metadata is not None:
-            raise UsageError(f"'{spec}' says itself how images are prepared", "leave out --exif")
+            given = ", ".join(f"--{key.replace('_', '-')}" for key in preprocessing)
+            raise UsageError(f"'{spec}' says itself how images are prepared", f"leave out {given}")
         _prepare_images(loaded.model, preprocessing)
     return loaded
 
@@ -286,7 +293,7 @@ def _from_hub(spec: str, source: str, name: str, options: _Options, origin: dict
 
 _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]], ...] = (
     (is_exported, _load_exported),
-    (lambda spec: spec.endswith(_WEIGHTS_ALONE) and not Path(spec).is_dir(), _refuse_weights_alone),
+    (lambda spec: spec.endswith((*WEIGHTS_ALONE, INDEX)) and not Path(spec).is_dir(), _refuse_weights_alone),
     (lambda spec: spec.endswith(".safetensors") or Path(spec).is_file(), _load_file),
     (lambda spec: spec == "demo", _load_demo),
     (lambda spec: Path(spec).is_dir(), _load_folder),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def open_images(subject: Subject, files: Sequence[Path], data: str | None, optio
     if files and data is not None:
         raise UsageError("IMAGE and --data both say which images", "give one of them")
     if files:
-        return _from_files(files), any(path.is_dir() for path in files)
+        return _from_files(files, options.max_pixels), any(path.is_dir() for path in files)
     if data is None and subject.loaded.name != "demo":
         raise UsageError("no images are named", "give image files, folders, or --data DATA")
     spec, classes = data or "demo", ModelClasses(subject.sparse.num_classes, subject.loaded.class_names)
@@ -214,9 +215,9 @@ def _keep_maps(subject: Subject, images: Images) -> Iterator[tuple[str, KeepMap]
             yield images.name(images.items[index]) if isinstance(images, ImageSet) else f"image {index}", keep_map
 
 
-def _from_files(files: Sequence[Path]) -> ImageSet:
+def _from_files(files: Sequence[Path], max_pixels: int) -> ImageSet:
     paths = list(dict.fromkeys(found for path in files for found in image_files(path)))
-    return ImageSet(paths, [UNLABELLED] * len(paths), open_image)
+    return ImageSet(paths, [UNLABELLED] * len(paths), partial(open_image, max_pixels=max_pixels))
 
 
 def _file_name(name: str, taken: set[str]) -> str:
