@@ -58,7 +58,7 @@ def draw(comparisons: list[dict[str, Any]]) -> Figure:
         rows.sort(key=lambda row: -row["gmacs"])
         if rows:
             points = [row["top1_pct"] for row in (start, *rows)]
-            bars = [0.0, *((row["delta_points_ci95"][1] - row["delta_points_ci95"][0]) / 2 for row in rows)]
+            bars = [0.0, *((row["top1_points_ci95"][1] - row["top1_points_ci95"][0]) / 2 for row in rows)]
             gmacs = [row["gmacs"] for row in (start, *rows)]
             axes.errorbar(gmacs, points, bars, label=name, marker=marker, capsize=3, linewidth=1.5)
     axes.annotate("dense", (start["gmacs"], start["top1_pct"]), (-6, 8), textcoords="offset points", ha="right")

@@ -71,6 +71,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from vitprune.common.devices import pick_precision
     from vitprune.data import batches, eval_transform, make_loader, open_data
     from vitprune.evaluation import predict
+    from vitprune.tasks import task_named
 
     model, classes = model_classes(args)
     if args.measure == "epochs":
@@ -85,7 +86,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     else:
         device = torch.device("cpu")
         precision = pick_precision(args.precision, device, training=False)
-        found, _ = predict({"model": model}, val, device, precision, num_workers=args.workers)
+        task = task_named("classification")
+        found, _ = predict({"model": model}, val, device, precision, task=task, num_workers=args.workers)
         count = found["model"].num_images
     seconds = time.perf_counter() - start
     if count != args.count:

@@ -24,8 +24,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from vitprune.backbones import input_size
 from vitprune.checkpoint.onnx_program import OnnxProgram, read_onnx
 from vitprune.data import DataOptions, ModelClasses, batches, eval_transform, make_loader, open_data
-from vitprune.evaluation import paired_difference, predict
+from vitprune.evaluation import predict
 from vitprune.measure import benchmark
+from vitprune.tasks import task_named
 
 BATCH_SIZES = (1, 32)
 
@@ -105,7 +106,8 @@ def products(model: Path) -> Iterator[tuple[str, bool]]:
 
 def table(programs: dict[str, OnnxProgram], images: Any, seconds: float) -> Iterator[str]:
     """A line for each file, fp32 first."""
-    found, _ = predict(programs, images, torch.device("cpu"), batch_size=32, reference="fp32")
+    task, cpu = task_named("classification"), torch.device("cpu")
+    found, _ = predict(programs, images, cpu, task=task, batch_size=32, reference="fp32")
     size = input_size(programs["fp32"])
     timings = benchmark(programs, size, BATCH_SIZES, device=torch.device("cpu"), precision="fp32", min_seconds=seconds)
     speed = {(timing.model, timing.batch_size): timing.images_per_s for timing in timings}
@@ -113,7 +115,7 @@ def table(programs: dict[str, OnnxProgram], images: Any, seconds: float) -> Iter
     columns += [f"images/s, batch {size}" for size in BATCH_SIZES]
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for name, predictions in found.items():
-        top1, (change, interval) = predictions.top1_pct, paired_difference(predictions, found["fp32"]).values()
+        top1, (change, interval) = predictions.top1_pct, predictions.change(found["fp32"]).values()
         cells = [
             name,
             "-" if top1 is None else f"{top1:.2f} %",

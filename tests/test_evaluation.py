@@ -9,15 +9,17 @@ from torch import nn
 from vitprune.common.progress import Listener
 from vitprune.data import ImageSet, ModelClasses, eval_transform, open_data
 from vitprune.errors import DataError, VitpruneError
-from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference, predict
+from vitprune.evaluation import compared, predict
 from vitprune.measure import Timing
+from vitprune.tasks import Predictions, class_accuracy, task_named
 
 CPU = torch.device("cpu")
+CLASSES = task_named("classification")
 
 
 def _predictions(top1, labels):
     top = torch.tensor([[c, *[x for x in range(10) if x != c][:4]] for c in top1])
-    return Predictions(top, torch.tensor(labels))
+    return Predictions(torch.tensor(labels), top)
 
 
 def test_top1_and_top5_count_images():
@@ -29,7 +31,7 @@ def test_without_labels_there_is_no_accuracy_but_agreement():
     one, other = _predictions([0, 1], [-1, -1]), _predictions([0, 2], [-1, -1])
     assert one.summary() == {"top1_pct": None, "top5_pct": None, "num_images": 2}
     assert one.agreement_pct(other) == 50.0
-    assert paired_difference(one, other) == {"top1_points": None, "top1_points_ci95": None}
+    assert one.change(other) == {"top1_points": None, "top1_points_ci95": None}
     assert class_accuracy({}, one=one) == []
 
 
@@ -37,7 +39,7 @@ def test_paired_interval_is_that_of_the_differences():
     labels = [0] * 100
     base = _predictions([0] * 80 + [1] * 20, labels)
     model = _predictions([0] * 75 + [1] * 5 + [0] * 10 + [1] * 10, labels)  # 5 lost, 10 won
-    difference = paired_difference(model, base)
+    difference = model.change(base)
     assert difference["top1_points"] == pytest.approx(5.0)
     up, down = 11 / 102, 6 / 102  # one image more of each kind
     half = 196 * math.sqrt((up + down - (up - down) ** 2) / 102)
@@ -48,7 +50,7 @@ def test_paired_interval_is_that_of_the_differences():
 def test_few_images_without_a_difference_are_no_certainty():
     for count, bound in ((1, 92.4), (40, 6.6), (1000, 0.28)):
         same = _predictions([0] * count, [0] * count)
-        difference = paired_difference(same, same)
+        difference = same.change(same)
         assert difference["top1_points"] == 0
         low, high = difference["top1_points_ci95"]
         assert -low == pytest.approx(high)
@@ -64,7 +66,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(count):
         draw = torch.rand(count, generator=generator)
         base = _predictions((draw >= 0.04).long().tolist(), [1] * count)
         model = _predictions(((draw < 0.04) | (draw >= 0.1)).long().tolist(), [1] * count)
-        low, high = paired_difference(model, base)["top1_points_ci95"]
+        low, high = model.change(base)["top1_points_ci95"]
         held += low <= -2 <= high
     assert held / 500 > 0.93
 
@@ -74,7 +76,7 @@ def test_a_model_is_compared_with_dense_at_each_batch_size():
     rates = {"model": {1: 9.0, 32: 30.0}, "dense": {1: 10.0, 32: 20.0, 64: 20.0}}
     timings = [Timing(name, size, 1, 1, 1, rate, None, 1) for name in rates for size, rate in rates[name].items()]
     assert compared("model", {"model": model, "dense": dense}, timings) == {
-        **paired_difference(model, dense),
+        **model.change(dense),
         "agreement_pct": 50.0,
         "kl": None,
         "speedup": [
@@ -106,9 +108,9 @@ class _Heard(Listener):
 
 def test_every_image_counts_once_and_in_order():
     heard, images = _Heard(), _images([0, 1, 2, 0, 1, 2, 0])
-    found, faults = predict({"echo": _Echo()}, images, CPU, batch_size=3, listener=heard)
+    found, faults = predict({"echo": _Echo()}, images, CPU, task=CLASSES, batch_size=3, listener=heard)
     assert heard.counts == [3, 3, 1]
-    assert found["echo"].labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert found["echo"].targets.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert found["echo"].top1_pct == 100.0
     assert found["echo"].top.shape == (7, 3), "fewer than five classes"
     assert (faults.count, faults.names) == (0, [])
@@ -123,13 +125,13 @@ def test_unreadable_images_are_left_out_where_that_is_allowed():
         return torch.full((1, 1, 1), float(value))
 
     images.read = read
-    found, faults = predict({"echo": _Echo()}, images, CPU, allowed_share=1.0)
-    assert found["echo"].labels.tolist() == [0, 2]
+    found, faults = predict({"echo": _Echo()}, images, CPU, task=CLASSES, allowed_share=1.0)
+    assert found["echo"].targets.tolist() == [0, 2]
     assert (faults.count, faults.names) == (1, ["1"])
     with pytest.raises(DataError, match="cannot read image '1'"):
-        predict({"echo": _Echo()}, images, CPU)
+        predict({"echo": _Echo()}, images, CPU, task=CLASSES)
     with pytest.raises(DataError, match="none of 1 images could be read: the first is"):
-        predict({"echo": _Echo()}, images.subset([1]), CPU, allowed_share=1.0)
+        predict({"echo": _Echo()}, images.subset([1]), CPU, task=CLASSES, allowed_share=1.0)
 
 
 class _Fixed(nn.Module):
@@ -147,20 +149,20 @@ def test_divergence_is_the_formula_and_the_reference_has_none():
     images = _images([0] * 5, label=-1)
     p, q = [0.7, 0.2, 0.1], [0.5, 0.25, 0.25]
     models = {"dense": _Fixed(p), "sparse": _Fixed(q), "same": _Fixed(p)}
-    predictions, _ = predict(models, images, CPU, batch_size=2, reference="dense")
+    predictions, _ = predict(models, images, CPU, task=CLASSES, batch_size=2, reference="dense")
     expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert predictions["sparse"].kl.shape == (5,)
     assert predictions["sparse"].mean_kl == pytest.approx(expected, abs=1e-6)
     assert predictions["same"].mean_kl == pytest.approx(0.0, abs=1e-6)
     assert predictions["dense"].mean_kl is None
-    assert predict({"sparse": _Fixed(q)}, images, CPU)[0]["sparse"].mean_kl is None
+    assert predict({"sparse": _Fixed(q)}, images, CPU, task=CLASSES)[0]["sparse"].mean_kl is None
 
 
 def test_dense_accuracy_is_timms_own(make_vit, image_folder):
     model = make_vit(num_classes=2)
     images = open_data(str(image_folder), ModelClasses(2)).val
     images.transform = eval_transform(model)
-    predictions = predict({"m": model}, images, CPU, batch_size=4)[0]["m"]
+    predictions = predict({"m": model}, images, CPU, task=CLASSES, batch_size=4)[0]["m"]
     with torch.no_grad():
         answers = [model(images[i][0][None]).argmax().item() for i in range(len(images))]
     assert predictions.top[:, 0].tolist() == answers
@@ -183,5 +185,5 @@ class _Hungry(nn.Module):
 
 def test_out_of_memory_says_what_to_lower():
     with pytest.raises(VitpruneError, match="out of memory while evaluating 4 images at a time on cpu") as caught:
-        predict({"model": _Hungry()}, _images([0]), CPU, batch_size=4)
+        predict({"model": _Hungry()}, _images([0]), CPU, task=CLASSES, batch_size=4)
     assert "--batch-size" in caught.value.hint

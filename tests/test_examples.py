@@ -212,7 +212,7 @@ def test_a_chart_of_comparisons(tmp_path):
     for name, model, gmacs in (("a", "x", 0.8), ("b", "x", 0.6), ("c", "y", 0.6)):
         rows = [
             {"method": "dense", "available": True, "gmacs": 1.25, "top1_pct": 75.0},
-            {"method": "ours", "available": True, "gmacs": gmacs, "top1_pct": 74.0, "delta_points_ci95": [-2, 0.0]},
+            {"method": "ours", "available": True, "gmacs": gmacs, "top1_pct": 74.0, "top1_points_ci95": [-2, 0.0]},
             {"method": "tome", "available": False},
         ]
         (tmp_path / f"{name}.json").write_text(json.dumps({"model": model, "num_images": 100, "rows": rows}))

@@ -9,15 +9,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from vitprune.cli.app import run
-from vitprune.evaluation import Predictions
 from vitprune.jobs.label_check import _at_most, doubt
+from vitprune.tasks import Predictions
 
 
 def predictions(right, count, sure, num_classes):
     """`right` of `count` answers are right, all given with the probability `sure`."""
     labels = torch.arange(count) % num_classes
     answers = torch.where(torch.arange(count) < right, labels, (labels + 1) % num_classes)
-    return Predictions(answers[:, None], labels, confidence=torch.full((count,), sure))
+    return Predictions(labels, answers[:, None], confidence=torch.full((count,), sure))
 
 
 @pytest.mark.parametrize("count", [1, 6, 200])
@@ -53,7 +53,7 @@ def test_doubt_is_that_of_two_tests(right, count, sure, num_classes, doubted):
 
 def test_unlabelled_images_raise_no_doubt():
     found = predictions(0, 50, 0.9, 2)
-    assert doubt(Predictions(found.top, torch.full((50,), -1), confidence=found.confidence), 2) is None
+    assert doubt(Predictions(torch.full((50,), -1), found.top, confidence=found.confidence), 2) is None
 
 
 def test_a_run_with_such_labels_stops_before_it_writes_and_eval_says_so(make_vit, tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ FLOORS = (  # lowest first; rooms of one bound do not import each other
     {"model"},
     {"checkpoint"},
     {"data"},
+    {"tasks"},
     {"measure"},
     {"evaluation"},
     {"training", "budget", "baselines", "export"},

@@ -9,16 +9,16 @@ from finished_run import make_report
 
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.data import Data, ImageSet
-from vitprune.evaluation import Predictions
 from vitprune.measure import Timing
 from vitprune.report import Report, accuracy_of, build_report
+from vitprune.tasks import Predictions, task_named
 from vitprune.training.progress import Progress
 from vitprune.training.recipe import Recipe
 
 
 def _predictions(classes, kl=None):
     top = torch.tensor([[index, 1 - index] for index in classes])
-    return Predictions(top, torch.tensor([0, 0, 1, 1]), None if kl is None else torch.full((4,), kl))
+    return Predictions(torch.tensor([0, 0, 1, 1]), top, None if kl is None else torch.full((4,), kl))
 
 
 def _timing(model, batch_size, rate):
@@ -38,7 +38,8 @@ def report(make_sparse):
     return build_report(
         metadata=describe(sparse),
         models={"dense": sparse.model, "random": sparse, "sparse": sparse},
-        predictions=predictions,
+        results=predictions,
+        task=task_named("classification"),
         timings=[_timing(*key, rate) for key, rate in rates.items()],
         coverage={"sparse": 90.0, "random": 50.0},
         target=make_report()["target"],
@@ -56,7 +57,7 @@ def test_figures_are_those_of_predictions_and_timings(report):
     delta = report.delta
     assert (delta.top1_points, delta.top1_points_over_random) == (0.0, 25.0)
     assert delta.top1_points_ci95[0] == -delta.top1_points_ci95[1]
-    assert (delta.agreement_pct, delta.kl, delta.kl_random) == (50.0, 0.5, 0.75)
+    assert (delta.agreement_pct, delta.kl, report.random.kl) == (50.0, 0.5, 0.75)
     assert delta.gmacs_pct == pytest.approx(100 * (report.sparse.gmacs / report.dense.gmacs - 1))
     assert [(row.batch_size, row.speedup, row.slower) for row in delta.speedup] == [(1, 0.5, True), (32, 1.5, False)]
     assert report.correct.as_json() == {"both_right": 2, "dense_only": 1, "sparse_only": 1, "neither": 0}
@@ -91,14 +92,14 @@ def test_it_is_written_with_all_keys_and_read_back_equal(report):
 def test_a_report_of_version_1_keeps_its_keys():
     """Without anything that came later, and with a key that is no longer known."""
     old = make_report()
-    for key in ("schedule", "align", "num_patches", "correct", "classes", "coverage", "target", "commands"):
+    for key in ("task", "schedule", "align", "num_patches", "correct", "classes", "coverage", "target", "commands"):
         del old[key]
     del old["environment"]
     for key in set(old["training"]) - {"recipe", "steps_done", "num_steps", "num_images", "seconds"}:
         del old["training"][key]
     for key in ("num_unreadable_val", "unreadable_val", "note"):
         del old["data"][key]
-    for key in ("top1_points_over_random", "top1_points_over_random_ci95", "kl", "kl_random"):
+    for key in ("top1_points_over_random", "top1_points_over_random_ci95", "kl"):
         del old["delta"][key]
     for side in ("dense", "sparse"):
         for row in old[side]["speed"]:

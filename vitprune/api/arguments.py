@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitprune.cli.progress import RunProgress
 from vitprune.common.wrappers import unwrapped
-from vitprune.data import Data, DataOptions, ModelClasses, open_data, open_torch
+from vitprune.data import Data, DataOptions, open_data, open_torch
 from vitprune.errors import UsageError, in_python
 from vitprune.loading.load import Loaded, load_model, loaded_from
 from vitprune.model import SparseViT
@@ -132,7 +132,7 @@ def opened(
 ) -> Data:
     if limit is not None and limit < 1:
         raise UsageError(f"limit is {limit}, expected at least 1")
-    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    classes = loaded.targets
     if not isinstance(data, (str, Path)):
         images = open_torch(data, val, classes if labels else None, training=training)
         if limit is not None:

@@ -18,13 +18,14 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.common.wrappers import is_compiled, unwrapped
 from vitprune.data import DataOptions, count_images, eval_transform, readable_names
 from vitprune.errors import UsageError
-from vitprune.evaluation import class_accuracy
 from vitprune.evaluation import predict as run_over
 from vitprune.jobs.predict import ImagePrediction, image_set, predict_images
+from vitprune.jobs.side_by_side import gallery_of
 from vitprune.measure import BenchModel, check_mode, side_by_side
 from vitprune.model import SparseViT
 from vitprune.report.visualize import NUM_DRAWN, Subject, load_subject, open_images
 from vitprune.report.visualize import visualize as draw
+from vitprune.tasks import class_accuracy, task_named
 from vitprune.training.recipe import Recipe
 
 
@@ -83,8 +84,11 @@ def evaluate(
     )
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
-    images = opened(data, loaded, None, limit, training=False, labels=True).val
-    images.transform = eval_transform(loaded.model)
+    task, everything = task_named(loaded.task), opened(data, loaded, None, limit, training=False, labels=True)
+    images, gallery, transform = everything.val, gallery_of(everything, task), eval_transform(loaded.model)
+    for each in (images, gallery):
+        if each is not None:
+            each.transform = transform
     with ProgressShown(progress) as listener:
         listener.begin(f"evaluating {loaded.name}", count_images(images))
         found, _ = run_over(
@@ -92,6 +96,8 @@ def evaluate(
             images,
             where,
             number_format,
+            task=task,
+            gallery=gallery,
             batch_size=batch_size,
             num_workers=Recipe(num_workers=num_workers).workers(),
             listener=listener,

@@ -180,7 +180,7 @@ def _without_folder(
 ) -> SparseViT:
     """Train, and measure if that is asked for; `settings.output` is not used."""
     started = time.perf_counter()
-    student = new_student(loaded.model, settings.sparsity, recipe.seed)
+    student = new_student(loaded.model, settings.sparsity, recipe.seed, loaded.task)
     metadata = describe_run(student, loaded, images, recipe, settings.sparsity) if evaluate else None
     if evaluate and not settings.force_labels:
         check_labels(loaded, images, settings.device, listener)

@@ -86,6 +86,7 @@ def describe(
         model=re.sub(r"[^A-Za-z0-9_.-]+", "_", name or (before.model if before else architecture)),
         architecture=architecture,
         model_args=arguments,
+        task=model.task,
         num_patches=schedule.num_patches,
         keep=None if free else asked.keep if asked else 1.0,
         schedule=None if free else asked.token_schedule if asked else "geometric",
@@ -206,6 +207,7 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             selection = metadata.predictor, metadata.pruned, metadata.balance, metadata.beta
             sparse = build(model, schedule, *selection)
             sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
+            sparse.task = metadata.task
             return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(

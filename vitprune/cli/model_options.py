@@ -164,6 +164,24 @@ class ModelOptions(StructureOptions):
         _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
     ] = None
 
+    task: Annotated[
+        Literal["auto", "classification", "multilabel", "regression", "embedding", "dense"],
+        typer.Option(
+            metavar="TASK",
+            help="What MODEL is for: classification, multilabel, regression, embedding or dense (token features).",
+            show_default="what its weights say",
+        ),
+    ] = "auto"
+    class_embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Vectors of the classes by a text tower (.safetensors), for zero-shot figures of an embedding.",
+            show_default=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+
     exif: Annotated[
         bool,
         typer.Option(
@@ -176,7 +194,16 @@ class ModelOptions(StructureOptions):
     def arguments(self) -> dict[str, Any]:
         """As in StructureOptions."""
         weights = {"checkpoint": self.checkpoint, "checkpoint_key": self.checkpoint_key}
-        return {**super().arguments(), **weights, "preprocessing": self.preprocessing()}
+        return {**super().arguments(), **weights, "preprocessing": self.preprocessing(), "task": self.task}
+
+    def load(self, model: str, **more: Any) -> Loaded:
+        """As in StructureOptions, with the vectors of --class-embeddings."""
+        loaded = super().load(model, **more)
+        if self.class_embeddings is not None:
+            from vitprune.loading.load import add_class_vectors
+
+            add_class_vectors(loaded, self.class_embeddings)
+        return loaded
 
     def dense_of(self, sparse: Loaded) -> Loaded:
         """The dense model that a sparse file was made from, from --checkpoint or by its name; tells as `load`."""

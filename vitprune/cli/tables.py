@@ -27,7 +27,7 @@ def print_summary(report: Report, folder: Path) -> None:
     top1 = "" if report.random.top1_pct is None else f"top-1 {report.random.top1_pct:.2f} %, "
     print_line(
         f"same prediction as dense on {delta.agreement_pct:.1f} % of {images}, KL {delta.kl:.3f}; random baseline: "
-        f"{top1}KL {delta.kl_random:.3f}"
+        f"{top1}KL {report.random.kl:.3f}"
     )
     if report.coverage:
         shares = report.coverage

@@ -265,11 +265,10 @@ def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Rec
         DataError: there are none, or they do not fit the model.
         HubError: they cannot be had from the Hub.
     """
-    from vitprune.data import ModelClasses, open_data
+    from vitprune.data import open_data
 
-    classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
     with waiting("opening the images"):
-        images = open_data(data, classes, options, training=recipe.trains, labels=recipe.labels)
+        images = open_data(data, loaded.targets, options, training=recipe.trains, labels=recipe.labels)
     trained = f"{_counted(images.train)} to train on" if recipe.trains else "no training"
     say(f"{loaded.name}, {plans}, on {device}: {trained}, {_counted(images.val)} to evaluate on")
     for line in images.understood:

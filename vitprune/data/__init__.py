@@ -1,6 +1,6 @@
 """From a DATA argument to image sets and loaders; the embedded demo set."""
 
-from vitprune.data.classes import ModelClasses, match_classes, readable_names
+from vitprune.data.classes import ModelClasses, TargetKind, match_classes, readable_names
 from vitprune.data.files import image_files
 from vitprune.data.folder import Unlabelled, read_folder
 from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, open_image, to_rgb
@@ -20,6 +20,7 @@ __all__ = [
     "ImageStream",
     "Images",
     "ModelClasses",
+    "TargetKind",
     "Unlabelled",
     "Unreadable",
     "batches",

@@ -16,6 +16,8 @@ from vitprune.data.imagenet import are_wordnet_ids, find_spelling, spellings, wo
 from vitprune.errors import DataError
 
 ClassOrder = Literal["timm", "torchvision"]
+TargetKind = Literal["class", "labels", "values", "group"]
+"""What labels are: one class an image, any number of labels, numbers, or a class that only other images share."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class ModelClasses:
         names: of the classes, in output order; None where not known.
         order: how classes without names were sorted when the model was trained; None where not known.
         source: where the names come from, for people.
+        kind: what the labels of images are.
     """
 
     num_classes: int
     names: tuple[str, ...] | None = None
     order: ClassOrder | None = None
     source: str = "the model"
+    kind: TargetKind = "class"
 
 
 @dataclass(frozen=True)

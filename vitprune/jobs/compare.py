@@ -18,12 +18,13 @@ from vitprune.common.formatting import close_match
 from vitprune.common.progress import Listener
 from vitprune.data import Data, count_images
 from vitprune.errors import UnsupportedModelError, UsageError
-from vitprune.evaluation import Predictions, compared
+from vitprune.evaluation import compared
 from vitprune.jobs.side_by_side import bench, evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, count_macs
-from vitprune.model import AttentionViT, SparseViT, attach_as
+from vitprune.model import AttentionViT, SparseViT, TaskName, attach_as
 from vitprune.schedule import Sparsity
+from vitprune.tasks import ClassVectors, Results, task_named
 from vitprune.training.recipe import Recipe, load_recipe
 
 METHODS = {
@@ -80,6 +81,9 @@ class Subject:
     ours: SparseViT | None = None
     steps: int = 0
     """That `ours` was trained for."""
+    task: TaskName = "classification"
+    class_vectors: ClassVectors | None = None
+    """Of a text tower, for zero-shot figures of an embedding."""
 
     @property
     def plan(self) -> Sparsity:
@@ -95,7 +99,7 @@ def compare(
     Images to train on are needed for methods in TRAINED that are not trained yet; the recipe is that of ours.
 
     Returns:
-        `budget_gmacs` and `rows`, one per method, dense first, in JSON's types.
+        `task`, `budget_gmacs` and `rows`, one per method, dense first, in JSON's types.
 
     Raises:
         UsageError: training is asked for without images to train on.
@@ -109,7 +113,7 @@ def compare(
             models[name], rows[name] = subject.ours, _row(name, "from the file", steps=subject.steps)
         elif name in TRAINED:
             plan = _paper(subject, budget, data, recipe, settings) if name == "paper" else (subject.plan, recipe)
-            models[name], rows[name] = _trained(name, subject.dense, *plan, data, settings.device, listener)
+            models[name], rows[name] = _trained(name, subject, *plan, data, settings.device, listener)
         else:
             try:
                 models[name], note = _untrained(name, subject.dense, planned, budget)
@@ -117,12 +121,17 @@ def compare(
             except UnsupportedModelError as error:
                 rows[name] = _row(name, error.message) | {"available": False}
     device, precision, batch_size = settings.device, settings.precision, settings.batch_size
-    predictions = evaluate(models, data, recipe, device, precision, listener, batch_size=batch_size)
+    task = task_named(subject.task, subject.class_vectors)
+    results = evaluate(models, data, recipe, device, precision, listener, task=task, batch_size=batch_size)
     timings = bench(models, device, precision, _BENCH_SECONDS, listener, [batch_size])
     for name, model in models.items():
         cost = {"keep": _keep(model), "gmacs": count_macs(model, size) / 1e9}
-        rows[name] |= _measured(name, predictions, timings) | cost
-    return {"budget_gmacs": budget / 1e9, "rows": [rows[name] for name in ("dense", *settings.methods)]}
+        rows[name] |= _measured(name, results, timings) | cost
+    return {
+        "task": task.name,
+        "budget_gmacs": budget / 1e9,
+        "rows": [rows[name] for name in ("dense", *settings.methods)],
+    }
 
 
 def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 0) -> dict[str, Any]:
@@ -144,15 +153,12 @@ def _keep(model: nn.Module) -> float | None:
     return model.sparsity.keep if model.sparsity is not None and model.sparsity.tokens_left is None else None
 
 
-def _measured(name: str, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> dict[str, Any]:
-    against = compared(name, predictions, timings)
-    (speed,) = against["speedup"]
+def _measured(name: str, results: Mapping[str, Results], timings: Sequence[Timing]) -> dict[str, Any]:
+    against = compared(name, results, timings)
+    (speed,) = against.pop("speedup")
     return {
-        **predictions[name].summary(),
-        "delta_points": against["top1_points"],
-        "delta_points_ci95": against["top1_points_ci95"],
-        "agreement_pct": against["agreement_pct"],
-        "kl": against["kl"],
+        **results[name].summary(),
+        **against,
         "images_per_s": next(timing.images_per_s for timing in timings if timing.model == name),
         **speed,
     }
@@ -227,7 +233,7 @@ def _paper(
 
 def _trained(
     name: str,
-    dense: nn.Module,
+    subject: Subject,
     sparsity: Sparsity,
     recipe: Recipe,
     data: Data,
@@ -237,13 +243,14 @@ def _trained(
     """A model that is trained here, and its row."""
     if name == "importance":
         sparsity = replace(sparsity, balance=None, beta=0.0)
-    student = new_student(dense, sparsity, recipe.seed)
+    student = new_student(subject.dense, sparsity, recipe.seed, subject.task)
     if name == "similarity":
         equal = [EqualPredictor() for _ in student.schedule.stages]
         student = SparseViT(student.model, student.schedule, equal, "merge", balance=0.0, beta=0.0)
+        student.task = subject.task
         recipe = recipe.model_copy(update={"pretraining_steps": 0})
     started = time.perf_counter()
-    progress = fit(dense, student, data, recipe, device, listener)
+    progress = fit(subject.dense, student, data, recipe, device, listener)
     how = f"{recipe.steps} steps" if name == "paper" else f"{sparsity.token_schedule}, {sparsity.pruned}"
     note = f"{sparsity.label}, {how}"
     return student.eval(), _row(name, note, time.perf_counter() - started, progress.steps_done)

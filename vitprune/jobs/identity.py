@@ -34,6 +34,7 @@ def identity(loaded: Loaded, data: Data, recipe: Recipe, sparsity: Sparsity) -> 
         **recipe.model_dump(mode="json", exclude=_ROUNDING_ONLY),
         **asdict(sparsity),  # after the recipe, which has defaults of the plan
         "model": loaded.name,
+        "task": loaded.task,
         "model weights": fingerprint_of_weights(loaded.model),
         "preprocessing": preprocessing(loaded.model),
         "training images": None if data.train is None else fingerprint_of_images(data.train),

@@ -8,8 +8,9 @@ from torch.distributions import Binomial
 from vitprune.common.progress import Listener
 from vitprune.data import Data, eval_transform
 from vitprune.errors import DataError
-from vitprune.evaluation import Predictions, predict
+from vitprune.evaluation import predict
 from vitprune.loading.load import Loaded
+from vitprune.tasks import Predictions, Results, task_named
 
 _NUM_IMAGES, _FEWEST_IMAGES = 200, 20
 WHAT_TO_CHECK = (
@@ -18,19 +19,21 @@ WHAT_TO_CHECK = (
 )
 
 
-def doubt(predictions: Predictions, num_classes: int) -> str | None:
+def doubt(results: Results, num_classes: int) -> str | None:
     """Why the labels seem to be others than the model was trained with; None where they may be right.
 
     They do if it is no better than chance and is itself sure of far more: the number of right answers is no more than
     one of `num_classes` guesses gives (one-sided binomial test at 5 %), and so few by its own confidence only once in
-    a thousand data sets. Of fewer than 20 images nothing is said.
+    a thousand data sets. Of fewer than 20 images nothing is said, nor of tasks that do not classify.
     """
-    if not predictions.labelled or predictions.confidence is None or num_classes < 2:
+    if not (isinstance(results, Predictions) and results.labelled and results.confidence is not None):
         return None
-    count, right = predictions.num_images, int(predictions.correct.sum())
+    if num_classes < 2:
+        return None
+    count, right = results.num_images, int(results.correct.sum())
     if count < _FEWEST_IMAGES:
         return None
-    sure = float(predictions.confidence.mean())
+    sure = float(results.confidence.mean())
     if 1 - _at_most(right - 1, count, 1 / num_classes) < 0.05 or _at_most(right, count, sure) > 1e-3:
         return None
     return (
@@ -46,11 +49,11 @@ def check_labels(loaded: Loaded, data: Data, device: torch.device, listener: Lis
         DataError: they seem to be others.
     """
     images = data.val.sample(_NUM_IMAGES)
-    if not images.labelled:
+    if loaded.task != "classification" or not images.labelled:
         return
     images.transform = eval_transform(loaded.model)
     listener.begin("checking the labels", None)
-    found, _ = predict({"dense": loaded.model}, images, device, allowed_share=1.0)
+    found, _ = predict({"dense": loaded.model}, images, device, task=task_named(loaded.task), allowed_share=1.0)
     if reason := doubt(found["dense"], getattr(loaded.model, "num_classes", 0)):
         raise DataError(reason, f"{WHAT_TO_CHECK}; --force-labels goes on, --no-labels does without")
 

@@ -42,7 +42,7 @@ def rehearse(
         so without the time that workers take to start), and the `peak_memory_mib` of doing so.
     """
     distributed.start(device)
-    student = new_student(loaded.model, sparsity, recipe.seed)
+    student = new_student(loaded.model, sparsity, recipe.seed, loaded.task)
     describe_run(student, loaded, data, recipe, sparsity)
     if not force_labels:
         check_labels(loaded, data, device, listener)

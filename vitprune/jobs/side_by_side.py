@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +16,17 @@ from vitprune.budget.speed import Prediction, measure_speed
 from vitprune.common import distributed
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
-from vitprune.data import Data, count_images, eval_transform
-from vitprune.evaluation import Predictions, predict
+from vitprune.data import Data, Images, count_images, eval_transform
+from vitprune.evaluation import predict
 from vitprune.measure import Timing, benchmark
 from vitprune.model import SparseViT
+from vitprune.tasks import Results, Task
 from vitprune.training.recipe import Recipe
 
 EVAL_BATCH_SIZE = 64
 """At most; a training batch may be far more than one process holds."""
+MOST_IN_GALLERY = 50_000
+"""Training images that k-NN asks, chosen at random where there are more."""
 BENCH_SECONDS = 2.0
 """How long a run times each model at each batch size, by default."""
 
@@ -41,29 +45,42 @@ def evaluate(
     precision: Precision,
     listener: Listener,
     *,
+    task: Task,
     batch_size: int | None = None,
-) -> dict[str, Predictions]:
-    """Predictions of several models on the same images of `data.val`, prepared as the first model needs them.
+) -> dict[str, Results]:
+    """What several models give on the same images of `data.val`, prepared as the first model needs them.
 
-    Where one is called "dense", the others' divergence is from its predictions. What cannot be read is left out and
+    Where one is called "dense", the others are compared with it. What cannot be read is left out and
     set as `data.faults`: an hour of training is not lost to one bad image. The batch size, of one process, is the
     recipe's if none is given, but at most EVAL_BATCH_SIZE.
     """
-    data.val.transform = eval_transform(next(iter(models.values())))
+    transform = eval_transform(next(iter(models.values())))
+    gallery = gallery_of(data, task)
+    for images in (data.val, gallery):
+        if images is not None:
+            images.transform = transform
     total = count_images(data.val)
     listener.begin("evaluating", None if total is None else math.ceil(total / distributed.world_size()))
-    predictions, data.faults = predict(
+    results, data.faults = predict(
         models,
         data.val,
         device,
         precision,
+        task=task,
+        gallery=gallery,
         batch_size=batch_size or min(recipe.batch_size, EVAL_BATCH_SIZE),
         num_workers=recipe.workers(),
         reference="dense" if "dense" in models else None,
         allowed_share=1.0,
         listener=listener,
     )
-    return predictions
+    return results
+
+
+def gallery_of(data: Data, task: Task) -> Images | None:
+    """The training images whose classes the task asks, a copy of its own; None where it needs none or knows none."""
+    known = task.gallery and data.train is not None and data.train.labelled and data.val.labelled
+    return copy.copy(data.train.sample(MOST_IN_GALLERY)) if known and data.train is not None else None
 
 
 def bench(

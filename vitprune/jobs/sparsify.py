@@ -24,9 +24,10 @@ from vitprune.jobs.label_check import check_labels
 from vitprune.jobs.side_by_side import bench, evaluate, outcome, random_baseline
 from vitprune.jobs.train_run import RunSettings, after_training, train_run
 from vitprune.loading.load import Loaded
-from vitprune.model import SparseViT, attach, attach_as
+from vitprune.model import SparseViT, TaskName, attach, attach_as
 from vitprune.report import Report, accuracy_of, build_report, object_coverage, write_results
 from vitprune.schedule import Sparsity
+from vitprune.tasks import task_named
 from vitprune.training.checkpoints import Checkpoints, State
 from vitprune.training.loop import TrainedStep, train
 from vitprune.training.progress import Progress
@@ -54,7 +55,7 @@ def run(
     """
     started = time.perf_counter()
     distributed.start(settings.device)
-    student = new_student(loaded.model, settings.sparsity, recipe.seed)
+    student = new_student(loaded.model, settings.sparsity, recipe.seed, loaded.task)
     metadata = describe_run(student, loaded, data, recipe, settings.sparsity)
     same = identity(loaded, data, recipe, settings.sparsity)
     checkpoints = Checkpoints(settings.output.checkpoints, same, settings.checkpoint_every)
@@ -137,7 +138,8 @@ def measured(
     """
     device, precision, seconds = settings.device, settings.eval_precision, settings.bench_seconds
     models = {"dense": loaded.model, "random": random_baseline(loaded.model, student), "sparse": student}
-    predictions = evaluate(models, data, recipe, device, precision, listener)
+    task = task_named(student.task, loaded.class_vectors)
+    results = evaluate(models, data, recipe, device, precision, listener, task=task)
     if not distributed.is_main():
         return None
     coverage = object_coverage(models, data, device) if data.object_mask is not None else None
@@ -145,7 +147,8 @@ def measured(
     return build_report(
         metadata=metadata,
         models=models,
-        predictions=predictions,
+        results=results,
+        task=task,
         timings=bench(timed, device, precision, seconds, listener, settings.bench_batch_sizes),
         coverage=coverage,
         target=outcome(settings.prediction, models, device, seconds, listener),
@@ -166,7 +169,7 @@ def describe_run(student: SparseViT, loaded: Loaded, data: Data, recipe: Recipe,
     """What the file of a run will say of itself, if the run is possible at all.
 
     Raises:
-        UsageError: the model has no classifier, or there is nothing to train on.
+        UsageError: there is nothing to train on, or the recipe does not go with the task.
         CheckpointError: a file could not be loaded again.
     """
     to_train_on(student, data, recipe)
@@ -174,15 +177,23 @@ def describe_run(student: SparseViT, loaded: Loaded, data: Data, recipe: Recipe,
         student,
         name=loaded.name,
         sparsity=sparsity,
-        class_names=loaded.class_names or data.class_names(student.num_classes),
+        class_names=loaded.class_names or _names_in(data, student),
         origin=loaded.origin,
     )
 
 
-def new_student(model: nn.Module, sparsity: Sparsity, seed: int) -> SparseViT:
+def _names_in(data: Data, student: SparseViT) -> tuple[str, ...] | None:
+    """The outputs' names as the data has them; None where it does not say, or the outputs have none."""
+    has_names = task_named(student.task).targets in ("class", "labels")
+    return data.class_names(student.num_classes) if has_names else None
+
+
+def new_student(model: nn.Module, sparsity: Sparsity, seed: int, task: TaskName) -> SparseViT:
     """A sparse copy of `model` with new predictors, the same ones for the same seed."""
     torch.manual_seed(seed)
-    return attach_as(copy.deepcopy(model), sparsity)
+    student = attach_as(copy.deepcopy(model), sparsity)
+    student.task = task
+    return student
 
 
 def fit(
@@ -191,7 +202,7 @@ def fit(
     """Train `student` in place against `model`, the teacher; writes nothing.
 
     Raises:
-        UsageError: the model has no classifier, or there is nothing to train on.
+        UsageError: there is nothing to train on, or the recipe does not go with the task.
     """
     images, progress = to_train_on(student, data, recipe), Progress()
     if images is None:
@@ -229,10 +240,13 @@ def _steps(
 
 def to_train_on(student: SparseViT, data: Data, recipe: Recipe) -> Images | None:
     """The images to train on, if that is possible at all; None of a recipe that does not train."""
-    if student.num_classes < 1:
-        raise UsageError("the model has no classifier (num_classes is 0), so there are no predictions to distil")
     if not recipe.trains:
         return None
+    if recipe.augmentation.mixes and recipe.weights.ce > 0 and student.task != "classification":
+        raise UsageError(
+            f"mixup and cutmix mix the labels of classes, and the task is {student.task}",
+            "--set augmentation.mixup=0 --set augmentation.cutmix=0, or train without labels: --no-labels",
+        )
     if data.train is None:
         raise UsageError(f"'{data.name}' has no images to train on")
     return data.train

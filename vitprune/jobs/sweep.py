@@ -18,7 +18,6 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.common.stopping import stopped_error
 from vitprune.data import Data, count_images
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
-from vitprune.evaluation import Predictions
 from vitprune.jobs.identity import identity
 from vitprune.jobs.side_by_side import bench, evaluate
 from vitprune.jobs.sparsify import describe_run, new_student, num_bytes, run
@@ -28,6 +27,7 @@ from vitprune.measure import describe_environment
 from vitprune.report.runs import read_run
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.schedule import Sparsity
+from vitprune.tasks import Results, Task, task_named
 from vitprune.training.checkpoints import check_same
 from vitprune.training.recipe import Recipe
 
@@ -44,8 +44,13 @@ def _check_others(dense: Loaded, others: Mapping[str, Loaded]) -> None:
     for label, other in others.items():
         if other.sparse is not None:
             raise UsageError(f"'{label}' is sparse, and --also is for dense models", "leave it out")
+        if dense.task != other.task:
+            raise UsageError(
+                f"'{label}' is for {other.task} and {dense.name} for {dense.task}, so they cannot be compared",
+                "name a model of the same task",
+            )
         ours, theirs = (getattr(model, "num_classes", 0) for model in (dense.model, other.model))
-        if ours != theirs:
+        if ours != theirs and dense.task in ("classification", "multilabel", "regression"):
             raise UsageError(
                 f"'{label}' has {theirs} classes and {dense.name} has {ours}, so they cannot be compared",
                 f"name weights of the same classes: --also {label}=FILE",
@@ -98,7 +103,7 @@ def sweep(
     """
     _check_others(loaded, others)
     for plan in plans:
-        describe_run(new_student(loaded.model, plan, recipe.seed), loaded, data, recipe, plan)
+        describe_run(new_student(loaded.model, plan, recipe.seed, loaded.task), loaded, data, recipe, plan)
         kept = RunFolder(settings.output.path / plan.slug)
         if settings.resume and kept.is_complete:
             before = read_run(kept.path).report.training.identity
@@ -140,7 +145,7 @@ def _runs(
         if len(failed) == num_runs:
             raise next(iter(failed.values()))
         entries |= {label: Entry("other", other.model, other.name) for label, other in others.items()}
-        result = _measured(entries, data, recipe, settings, listener)
+        result = _measured(loaded, entries, data, recipe, settings, listener)
     except (Interrupted, KeyboardInterrupt, Preempted) as error:
         num_complete = sum(entry.kind == "sparse" for entry in entries.values())
         stopped = stopped_error(error, "", None) if isinstance(error, KeyboardInterrupt) else error
@@ -157,11 +162,17 @@ def _runs(
 
 
 def _measured(
-    entries: Mapping[str, Entry], data: Data, recipe: Recipe, settings: RunSettings, listener: Listener
+    loaded: Loaded,
+    entries: Mapping[str, Entry],
+    data: Data,
+    recipe: Recipe,
+    settings: RunSettings,
+    listener: Listener,
 ) -> dict[str, Any]:
     """All models side by side: the content of sweep.json."""
     started = time.perf_counter()
-    predictions = _predictions(entries, data, recipe, settings, listener)
+    task = task_named(loaded.task, loaded.class_vectors)
+    results = _results(task, entries, data, recipe, settings, listener)
     models = {label: entry.model for label, entry in entries.items()}
     timings = bench(
         models, settings.device, settings.eval_precision, settings.bench_seconds, listener, settings.bench_batch_sizes
@@ -172,7 +183,7 @@ def _measured(
         "data": {
             "name": data.name,
             "num_train_images": count_images(data.train),
-            "num_val_images": predictions["dense"].num_images,
+            "num_val_images": results["dense"].num_images,
             "num_unreadable_val": data.faults.count,
             "left_out": data.left_out or None,
             "remarks": data.faults.remarks,
@@ -186,20 +197,25 @@ def _measured(
         - started,
         "environment": describe_environment(),
     }
-    return build_sweep(entries, predictions, timings, about)
+    return build_sweep(task, entries, results, timings, about)
 
 
-def _predictions(
-    entries: Mapping[str, Entry], data: Data, recipe: Recipe, settings: RunSettings, listener: Listener
-) -> dict[str, Predictions]:
+def _results(
+    task: Task,
+    entries: Mapping[str, Entry],
+    data: Data,
+    recipe: Recipe,
+    settings: RunSettings,
+    listener: Listener,
+) -> dict[str, Results]:
     """Of all models on the same images, in one pass for all that need them prepared alike; in the entries' order."""
     groups: dict[str, dict[str, nn.Module]] = {}
     for label, entry in entries.items():
         prepared = preprocessing(entries["dense"].model if entry.kind == "sparse" else entry.model)
         groups.setdefault(json.dumps(prepared, sort_keys=True), {})[label] = entry.model
-    found: dict[str, Predictions] = {}
+    found: dict[str, Results] = {}
     for models in groups.values():
-        found |= evaluate(models, data, recipe, settings.device, settings.eval_precision, listener)
-    if any(not torch.equal(each.labels, found["dense"].labels) for each in found.values()):
+        found |= evaluate(models, data, recipe, settings.device, settings.eval_precision, listener, task=task)
+    if any(not torch.equal(each.targets, found["dense"].targets) for each in found.values()):
         raise DataError("the images that could be read were not the same for all models", "repair the data set")
     return {label: found[label] for label in entries}

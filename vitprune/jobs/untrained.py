@@ -23,7 +23,7 @@ def write_untrained(loaded: Loaded, sparsity: Sparsity, folder: RunFolder) -> tu
         OutputError: the folder cannot be written.
         CheckpointError: a file could not be loaded again.
     """
-    student = new_student(loaded.model, sparsity, seed=0).eval()
+    student = new_student(loaded.model, sparsity, 0, loaded.task).eval()
     metadata = describe(
         student, name=loaded.name, sparsity=sparsity, class_names=loaded.class_names, origin=loaded.origin
     )

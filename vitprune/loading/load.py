@@ -25,6 +25,7 @@ from vitprune.checkpoint.weight_file import (
 )
 from vitprune.common.formatting import writable
 from vitprune.common.run_folder import RunFolder
+from vitprune.data import ModelClasses
 from vitprune.errors import UsageError
 from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
@@ -32,7 +33,8 @@ from vitprune.loading.names import resolve_name
 from vitprune.loading.own_weights import build_with_weights, check_made_from
 from vitprune.loading.saved_folder import build_from_folder
 from vitprune.loading.structure import check_size, structure
-from vitprune.model import SparseViT
+from vitprune.model import SparseViT, TaskName
+from vitprune.tasks import ClassVectors, read_class_vectors, task_named
 
 Weights = Literal["pretrained", "random", "none"]
 
@@ -57,6 +59,8 @@ class Loaded:
         origin: where the weights come from and under which licence.
         metadata: header of one of our files, or what it would be.
         understood: what was made of the weights, a line each: which of several sets, what was converted or resampled.
+        task: what the model is for.
+        class_vectors: of a text tower, for zero-shot figures of an embedding.
     """
 
     spec: str
@@ -67,6 +71,20 @@ class Loaded:
     origin: dict[str, Any] = field(default_factory=dict)
     metadata: Metadata | None = None
     understood: list[str] = field(default_factory=list)
+    task: TaskName = "classification"
+    class_vectors: ClassVectors | None = None
+
+    @property
+    def targets(self) -> ModelClasses | None:
+        """What the labels of its images are; None where its task has none."""
+        task = task_named(self.task, self.class_vectors)
+        if task.targets is None:
+            return None
+        if self.task == "embedding" and self.class_vectors is not None:
+            names = self.class_vectors.names
+            return ModelClasses(len(names), names, source="the class embeddings")
+        count = 0 if task.targets == "group" else getattr(self.model, "num_classes", 0)
+        return ModelClasses(count, self.class_names, kind=task.targets)
 
     @property
     def short_name(self) -> str:
@@ -83,6 +101,7 @@ def load_model(
     img_size: int | tuple[int, int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    task: str = "auto",
     exported: bool = False,
 ) -> Loaded:
     """Build the model that `spec` names and load its weights.
@@ -98,6 +117,7 @@ def load_model(
         img_size: another image size in pixels, or height and width; position embeddings are resampled.
         model_kwargs: more arguments for timm.create_model.
         preprocessing: replaces entries of timm's data configuration, beside `checkpoint`.
+        task: what it is for; "auto" believes the weights.
         exported: whether an ONNX file that `vitprune export` wrote will do, which can be run and nothing else.
 
     Raises:
@@ -127,6 +147,19 @@ def load_model(
             raise UsageError(f"'{spec}' says itself how images are prepared", f"leave out {given}")
         _prepare_images(loaded.model, preprocessing)
     return loaded
+
+
+def add_class_vectors(loaded: Loaded, path: Path) -> None:
+    """Let a model's classes be known by vectors of a text tower, see `read_class_vectors`.
+
+    Raises:
+        UsageError: the model is for another task than embedding.
+        DataError: the file cannot be read, or does not fit the model.
+    """
+    if loaded.task != "embedding":
+        raise UsageError(f"--class-embeddings goes with --task embedding, and {loaded.name} is for {loaded.task}")
+    width = getattr(loaded.model, "num_classes", 0) or int(loaded.model.num_features)  # type: ignore[arg-type]
+    loaded.class_vectors = read_class_vectors(path, width)
 
 
 def _prepare_images(model: Any, preprocessing: Mapping[str, Any]) -> None:
@@ -192,7 +225,7 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
     program = read_onnx(Path(spec))
     metadata = program.metadata
     names = _tuple(metadata.class_names)
-    return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata)
+    return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata, task=metadata.task)
 
 
 def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
@@ -212,7 +245,8 @@ def _load_file(spec: str, options: _Options) -> Loaded:
     sparse, metadata = load_sparse(Path(spec))
     names = _tuple(metadata.class_names)
     said = stored_formats(Path(spec))
-    return Loaded(spec, metadata.model, sparse.model, sparse, names, metadata.origin, metadata, said)
+    about = (names, metadata.origin, metadata, said, metadata.task)
+    return Loaded(spec, metadata.model, sparse.model, sparse, *about)
 
 
 def _refuse_arguments(spec: str, options: _Options) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitprune.backbones import Backbone, wrap
 from vitprune.common.wrappers import how_wrapped
 from vitprune.errors import UsageError
-from vitprune.model.passes import Decide, MaskedOutput, Selection, Tokens
+from vitprune.model.passes import Decide, MaskedOutput, Selection, TaskName, Tokens
 from vitprune.model.plan import Plan, PlannedModule
 from vitprune.schedule import PredictorName, Pruned, Schedule, Sparsity, Stage, known_pruned
 from vitprune.tokens.masking import attention_bias, size_bias
@@ -52,6 +52,7 @@ class SparseViT(PlannedModule):
         UsageError: `pruned` is unknown.
 
     Attributes:
+        task: what it is for: by default an embedding where there is no classifier.
         class_names: in output order, where known; `vitprune.save` stores them.
         report: what training cost and gained, of a model from `vitprune.sparsify`; else None.
     """
@@ -87,6 +88,7 @@ class SparseViT(PlannedModule):
                 f"expected one predictor per stage, got {len(self.predictors)} predictors and "
                 f"{len(schedule.stages)} stages"
             )
+        self.task: TaskName = "classification" if self.num_classes else "embedding"
         self.training = model.training
         self.predictors.train(model.training)
 
@@ -174,6 +176,7 @@ class SparseViT(PlannedModule):
         self.model.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))  # type: ignore[operator]
         self.model.to(device)
         self.class_names = None
+        self.task = "classification" if num_classes else "embedding"
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Another image size in pixels, as timm's: positions are resampled, and token counts follow the new grid.

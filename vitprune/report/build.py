@@ -17,7 +17,7 @@ from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.data import Data, count_images, readable_names
-from vitprune.evaluation import Predictions, class_accuracy, compared, paired_difference
+from vitprune.evaluation import compared
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.model import SparseViT
 from vitprune.report.card import KEPT_CARD, write_card
@@ -36,13 +36,15 @@ from vitprune.report.schema import (
     Target,
     Training,
 )
+from vitprune.tasks import Predictions, Results, Task, class_accuracy
 
 
 def build_report(
     *,
     metadata: Metadata,
     models: Mapping[str, nn.Module],
-    predictions: Mapping[str, Predictions],
+    results: Mapping[str, Results],
+    task: Task,
     timings: Sequence[Timing],
     coverage: Mapping[str, float] | None,
     target: Mapping[str, Any] | None,
@@ -55,20 +57,19 @@ def build_report(
 ) -> Report:
     """Everything that was measured, as one report.
 
-    Models and predictions are "dense", "random" (the same number of tokens, at random) and "sparse", on the same
+    Models and results are "dense", "random" (the same number of tokens, at random) and "sparse", on the same
     images; timings are of "dense" and "sparse", from one benchmark. `coverage` is that of the object in percent by
     model, `target` a speed target, predicted and measured, `training` the recipe and what was done. Precision
     and device are those of accuracy and speed; `seconds` is the duration of the run so far, in seconds.
     """
     size = input_size(models["dense"])  # of LV-ViT, the sparse model does not say
-    dense, sparse = (
-        Side(**model_figures(name, models[name], size, predictions, timings)) for name in ("dense", "sparse")
-    )
-    by_class = {"dense_top1_pct": predictions["dense"], "sparse_top1_pct": predictions["sparse"]}
+    dense, sparse = (Side(**model_figures(name, models[name], size, results, timings)) for name in ("dense", "sparse"))
+    by_class = {"dense_top1_pct": results["dense"], "sparse_top1_pct": results["sparse"]}
     names = data.val.class_names | dict(enumerate(metadata.class_names or []))
     return Report(
         schema_version=SCHEMA_VERSION,
         model=metadata.model,
+        task=task.name,
         label=metadata.label,
         keep=metadata.keep,
         schedule=metadata.schedule,
@@ -78,9 +79,9 @@ def build_report(
         stages=metadata.stages,
         dense=dense,
         sparse=sparse,
-        random=Accuracy(**predictions["random"].summary()),
-        delta=_delta(dense, sparse, predictions, timings),
-        correct=_correct(predictions["dense"], predictions["sparse"]),
+        random=Accuracy(**results["random"].summary() | results["random"].fidelity(results["dense"])),
+        delta=_delta(dense, sparse, results, task, timings),
+        correct=_correct(results["dense"], results["sparse"]),
         classes=[ClassRow(**row) for row in class_accuracy(names, **by_class)],
         coverage=None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
         target=None if target is None else Target(**target),
@@ -88,7 +89,7 @@ def build_report(
         data=DataSummary(
             name=data.name,
             num_train_images=count_images(data.train),
-            num_val_images=predictions["dense"].num_images,
+            num_val_images=results["dense"].num_images,
             num_unreadable_val=data.faults.count,
             unreadable_val=data.faults.names,
             how_classes=data.how_classes or None,
@@ -145,33 +146,34 @@ def model_figures(
     name: str,
     model: nn.Module,
     size: tuple[int, int, int],
-    predictions: Mapping[str, Predictions],
+    results: Mapping[str, Results],
     timings: Sequence[Timing],
 ) -> dict[str, Any]:
     """Accuracy, cost on images of `size` (C, H, W), and speed of one of several models, for JSON."""
     rows = [asdict(timing) for timing in timings if timing.model == name]
     return {
-        **predictions[name].summary(),
+        **results[name].summary(),
         "gmacs": count_macs(model, size) / 1e9,
         "params_m": count_params(model) / 1e6,
         "speed": [{key: value for key, value in row.items() if key != "model"} for row in rows],
     }
 
 
-def _delta(dense: Side, sparse: Side, predictions: Mapping[str, Predictions], timings: Sequence[Timing]) -> Delta:
-    to_random = paired_difference(predictions["sparse"], predictions["random"])
+def _delta(dense: Side, sparse: Side, results: Mapping[str, Results], task: Task, timings: Sequence[Timing]) -> Delta:
+    to_random = results["sparse"].change(results["random"])
+    if task.change is not None:
+        key = task.change.key
+        to_random = {f"{key}_over_random": to_random[key], f"{key}_over_random_ci95": to_random[f"{key}_ci95"]}
     return Delta(
-        **compared("sparse", predictions, timings),
-        top1_points_over_random=to_random["top1_points"],
-        top1_points_over_random_ci95=to_random["top1_points_ci95"],
-        kl_random=predictions["random"].mean_kl,
+        **compared("sparse", results, timings),
+        **to_random,
         gmacs_pct=100 * (sparse.gmacs / dense.gmacs - 1),
     )
 
 
-def _correct(dense: Predictions, sparse: Predictions) -> Correct | None:
-    """None without labels."""
-    if not dense.labelled:
+def _correct(dense: Results, sparse: Results) -> Correct | None:
+    """None without labels, and where the task is no classification."""
+    if not (isinstance(dense, Predictions) and isinstance(sparse, Predictions) and dense.labelled):
         return None
     return Correct(
         both_right=int((dense.correct & sparse.correct).sum()),

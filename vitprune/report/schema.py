@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vitprune.common.json_version import SCHEMA_VERSION
+from vitprune.model import TaskName
 from vitprune.schedule import Stage
 
 
@@ -38,11 +39,37 @@ class Speed(_Content):
     rounds_ms: list[float] = []
 
 
-class Accuracy(_Content):
-    """Of one model on the evaluation images; None without labels."""
+class _Fidelity(_Content):
+    """How close a model is to the dense one, by task; see `vitprune.tasks`. Those of other tasks are not written."""
 
-    top1_pct: float | None
-    top5_pct: float | None
+    agreement_pct: float | None = None
+    kl: float | None = None
+    label_agreement_pct: float | None = None
+    pearson_r: float | None = None
+    rmse_to_dense: float | None = None
+    error_pct: float | None = None
+    cosine: float | None = None
+    cosine_p5: float | None = None
+    neighbour_overlap_pct: float | None = None
+    same_nearest_pct: float | None = None
+    token_cosine: float | None = None
+    token_cosine_p5: float | None = None
+    token_cosine_kept: float | None = None
+    token_cosine_pruned: float | None = None
+
+
+class Accuracy(_Fidelity):
+    """Of one model on the evaluation images, by task; None without labels, and not written of other tasks."""
+
+    top1_pct: float | None = None
+    top5_pct: float | None = None
+    map_pct: float | None = None
+    f1_pct: float | None = None
+    mae: float | None = None
+    r2: float | None = None
+    knn_top1_pct: float | None = None
+    zero_shot_top1_pct: float | None = None
+    zero_shot_top5_pct: float | None = None
     num_images: int
 
 
@@ -63,15 +90,29 @@ class SpeedUp(_Content):
     slower: bool
 
 
-class Delta(_Content):
-    """Sparse against dense; in points, with 95 % intervals."""
+class Delta(_Fidelity):
+    """Sparse against dense, by task: the change of accuracy, in points or its own unit, with 95 % intervals."""
 
-    top1_points: float | None
-    top1_points_ci95: tuple[float, float] | None
+    top1_points: float | None = None
+    top1_points_ci95: tuple[float, float] | None = None
     top1_points_over_random: float | None = None
     top1_points_over_random_ci95: tuple[float, float] | None = None
-    agreement_pct: float
-    kl: float | None = None
+    map_points: float | None = None
+    map_points_ci95: tuple[float, float] | None = None
+    map_points_over_random: float | None = None
+    map_points_over_random_ci95: tuple[float, float] | None = None
+    mae_change: float | None = None
+    mae_change_ci95: tuple[float, float] | None = None
+    mae_change_over_random: float | None = None
+    mae_change_over_random_ci95: tuple[float, float] | None = None
+    knn_top1_points: float | None = None
+    knn_top1_points_ci95: tuple[float, float] | None = None
+    knn_top1_points_over_random: float | None = None
+    knn_top1_points_over_random_ci95: tuple[float, float] | None = None
+    zero_shot_top1_points: float | None = None
+    zero_shot_top1_points_ci95: tuple[float, float] | None = None
+    zero_shot_top1_points_over_random: float | None = None
+    zero_shot_top1_points_over_random_ci95: tuple[float, float] | None = None
     kl_random: float | None = None
     gmacs_pct: float
     speedup: list[SpeedUp] = Field(min_length=1)
@@ -149,6 +190,7 @@ class Report(_Content):
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)]
     model: str
+    task: TaskName = "classification"
     label: str
     keep: float | None
     schedule: str | None = None

@@ -13,11 +13,12 @@ from vitprune.backbones import input_size
 from vitprune.common.files import write_json, write_text
 from vitprune.common.formatting import number, signed
 from vitprune.common.json_version import SCHEMA_VERSION
-from vitprune.evaluation import Predictions, compared, paired_difference
+from vitprune.evaluation import compared
 from vitprune.measure import Timing
 from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
 from vitprune.report.sweep_page import accuracy, render_sweep_page
+from vitprune.tasks import Results, Task
 
 SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
 WITHIN_POINTS = 1.0
@@ -41,14 +42,15 @@ class Entry:
 
 
 def build_sweep(
+    task: Task,
     entries: Mapping[str, Entry],
-    predictions: Mapping[str, Predictions],
+    results: Mapping[str, Results],
     timings: Sequence[Timing],
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of sweep.json: what is known of all entries by label, dense first, and other keys.
 
-    The models are of one input size, predictions on the same images, timings from one benchmark.
+    The models are of one input size, results on the same images, timings from one benchmark.
     """
     size = input_size(entries["dense"].model)
     rows: dict[str, dict[str, Any]] = {
@@ -58,20 +60,21 @@ def build_sweep(
             "model": entry.name,
             "keep": entry.keep,
             "run": entry.run,
-            **model_figures(label, entry.model, size, predictions, timings),
-            "delta": compared(label, predictions, timings),
+            **model_figures(label, entry.model, size, results, timings),
+            "delta": compared(label, results, timings),
             "training": entry.report and entry.report.training.model_dump(include=_OF_TRAINING),
         }
         for label, entry in entries.items()
     }
-    labelled = predictions["dense"].labelled
+    labelled = results["dense"].labelled
     for key, merit in (("by_throughput", _throughput), ("by_gmacs", lambda row: -row["gmacs"])):
         found = dominated_by({label: (accuracy(row, labelled), merit(row)) for label, row in rows.items()})
         for label, row in rows.items():
-            rivals = [_against(rows[rival], row, predictions) for rival in found[label]]
+            rivals = [_against(rows[rival], row, results) for rival in found[label]]
             row[key] = {"on_front": not rivals, "dominated_by": rivals}
     return {
         "schema_version": SCHEMA_VERSION,
+        "task": task.name,
         "accuracy": "top1_pct" if labelled else "agreement_pct",
         "verdict": verdict(list(rows.values()), rows["dense"]["speed"][-1]["batch_size"]),
         "rows": list(rows.values()),
@@ -83,13 +86,11 @@ def _throughput(row: Mapping[str, Any]) -> float:
     return float(row["speed"][-1]["images_per_s"])
 
 
-def _against(
-    rival: Mapping[str, Any], row: Mapping[str, Any], predictions: Mapping[str, Predictions]
-) -> dict[str, Any]:
+def _against(rival: Mapping[str, Any], row: Mapping[str, Any], results: Mapping[str, Results]) -> dict[str, Any]:
     """How much better `rival` is than `row`."""
     return {
         "label": rival["label"],
-        **paired_difference(predictions[rival["label"]], predictions[row["label"]]),
+        **results[rival["label"]].change(results[row["label"]]),
         "agreement_points": rival["delta"]["agreement_pct"] - row["delta"]["agreement_pct"],
         "speed_ratio": _throughput(rival) / _throughput(row),
         "gmacs_ratio": rival["gmacs"] / row["gmacs"],

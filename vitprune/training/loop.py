@@ -215,11 +215,12 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
     batches = training_batches(images, recipe, faults, inner.student.num_classes, seed=seed, device=device)
     with torch.no_grad():
         divergences = [
-            objective(batch.to(device), labels.to(device), "deployed").components["kl"]
+            objective(batch.to(device), labels.to(device), "deployed").components[inner.task.loss]
             for batch, labels in islice(batches, _RATE_BATCHES)
         ]
     loss = accelerator.reduce(torch.stack(divergences).mean(), "mean").item()
-    factor = loss / recipe.rate_reference_kl if math.isfinite(loss) else 1.0
+    reference = inner.task.rate_reference or recipe.rate_reference_kl
+    factor = loss / reference if math.isfinite(loss) else 1.0
     return rate * min(1.5, max(0.3, factor))
 
 

@@ -17,7 +17,8 @@ from vitprune.errors import UsageError
 from vitprune.model import MaskedOutput, Selection, SparseViT
 from vitprune.model.passes import Decide
 from vitprune.schedule import Stage
-from vitprune.tokens.losses import distillation_loss, pooled_loss, ratio_loss, token_distillation_loss, token_loss
+from vitprune.tasks import Task, task_named
+from vitprune.tokens.losses import pooled_loss, ratio_loss, token_distillation_loss, token_loss
 from vitprune.tokens.masking import gumbel_decision, gumbel_noise
 from vitprune.tokens.selection import gather_tokens
 from vitprune.training.pretraining import ranking_loss, teacher_saliency
@@ -177,6 +178,11 @@ class Objective(PublicModule):
             )
 
     @property
+    def task(self) -> Task:
+        """What the student is for."""
+        return task_named(self.student.task)
+
+    @property
     def _uses_labels(self) -> bool:
         return self.recipe.labels and self.recipe.weights.ce > 0
 
@@ -193,7 +199,8 @@ class Objective(PublicModule):
         # The attention of compiled blocks cannot be recorded.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
         with eager:
-            saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, self.recipe.pretraining_target)
+            target, influence = self.recipe.pretraining_target, self.task.influence
+            saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, target, influence)
         tokens = self.student.run_blocks(own, self.first_block, self.student.schedule.blocks[-1])
         loss = ranking_loss(tokens.scores, tokens.indices, saliency)
         return StepLoss(loss, {"rank": loss.detach()}, self._deployed_ratios(tokens.indices))
@@ -233,12 +240,12 @@ class Objective(PublicModule):
         return gather_tokens(features, out.indices[-1]) if out.indices else features
 
     def _distil(self, out: MaskedOutput | Selection, labels: Tensor | None, teacher: Selection) -> dict[str, Tensor]:
-        losses = {"kl": distillation_loss(out.logits, teacher.logits)}
+        task = self.task
+        losses = {task.loss: task.distillation(out, teacher, self.student)}
         if self.recipe.weights.pooled > 0:
             losses["pooled"] = pooled_loss(out.pooled, teacher.pooled)
         if labels is not None and self._uses_labels:
-            smoothing = self.recipe.augmentation.smoothing if labels.ndim == 1 else 0.0  # timm's mixup has smoothed
-            losses["ce"] = F.cross_entropy(out.logits.float(), labels, label_smoothing=smoothing)
+            losses["ce"] = task.supervision(out.logits, labels, self.recipe.augmentation.smoothing)
         return losses
 
     def _token_loss(self, features: Tensor, target: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -250,8 +257,9 @@ class Objective(PublicModule):
         return token_loss(features, target, kept, relative=self.recipe.relative_token_loss)
 
     def _sum(self, losses: dict[str, Tensor], kept_ratios: Tensor) -> StepLoss:
-        weights = self.recipe.weights
-        total = torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()
+        weights = self.recipe.weights.model_dump()
+        weights[self.task.loss] = weights["kl"]
+        total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return StepLoss(total, {name: loss.detach() for name, loss in losses.items()}, kept_ratios)
 
     def _deployed_ratios(self, indices: tuple[Tensor, ...]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -17,12 +17,15 @@ Target = Literal["auto", "attention", "gradient", "both"]
 """What tokens are ranked by: what the classifier attends to, the gate's gradient, or the sum of both."""
 
 
-def teacher_saliency(backbone: Backbone, x: Tensor, first_block: int, target: Target = "auto") -> Tensor:
-    """How much each patch token matters for the teacher's prediction.
+def teacher_saliency(
+    backbone: Backbone, x: Tensor, first_block: int, target: Target, influence: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """How much each patch token matters for the teacher's output.
 
-    "gradient" is |d log p(top class) / d G_j|: how much the prediction would change if token j faded from attention,
-    with the gate G (see `vitprune.tokens.masking`) on all blocks from `first_block`, where the first predictor
-    sits, and in pooling. It is the signal that training through Gumbel noise estimates; here it comes without noise.
+    "gradient" is |d I / d G_j|, I the influence (of a classifier, log p of its top class): how much the output would
+    change if token j faded from attention, with the gate G (see `vitprune.tokens.masking`) on all blocks from
+    `first_block`, where the first predictor sits, and in pooling. It is the signal that training through Gumbel noise
+    estimates; here it comes without noise.
 
     "attention" is what the classifier looks at: the attention that the class token pays to each patch token, mean over
     heads and blocks of the later half; of an attention pool, its query's; else what all patch tokens pay to it.
@@ -33,6 +36,7 @@ def teacher_saliency(backbone: Backbone, x: Tensor, first_block: int, target: Ta
         first_block: index of the first gated block.
         target: "auto" is attention, which costs no backward pass and is easier to learn, but where the classifier
             averages patches, the gradient. "both" is the sum of the two, each over its mean.
+        influence: a scalar of the outputs (B, ...), see `vitprune.tasks.Task.influence`.
 
     Returns:
         (B, N), at least 0, relative to the mean of its image, detached.
@@ -55,8 +59,7 @@ def teacher_saliency(backbone: Backbone, x: Tensor, first_block: int, target: Ta
         saliency = torch.zeros_like(gate)
         if by_gradient:
             # Each image's term depends on its own gate only, so the sum has per-image gradients.
-            top = logits.float().log_softmax(dim=-1).amax(dim=-1).sum()
-            (gradient,) = torch.autograd.grad(top, gate)
+            (gradient,) = torch.autograd.grad(influence(logits), gate)
             saliency = saliency + _over_mean(gradient.abs())
     if by_attention:
         rows = slice(0, 1) if backbone.pooling == "class token" else slice(None)

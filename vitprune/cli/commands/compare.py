@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +87,7 @@ def compare(
 
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
-        from vitprune.data import ModelClasses, open_data
+        from vitprune.data import open_data
         from vitprune.jobs.compare import METHODS, TRAINED, CompareSettings, Subject
         from vitprune.jobs.compare import compare as run
         from vitprune.loading.load import sparse_file
@@ -110,13 +111,13 @@ def compare(
             trained = (loaded.metadata and loaded.metadata.training) or {}
             dense = weights.dense_of(loaded).model
             subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))
+        subject = replace(subject, task=loaded.task, class_vectors=loaded.class_vectors)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
-    classes = ModelClasses(getattr(subject.dense, "num_classes", 0), loaded.class_names)
     spec = images.spec(data, loaded)
     if spec in METHODS:
         raise UsageError(f"'{spec}' is a method, not DATA", f"--methods takes them joined with commas: tome,{spec}")
     with waiting(f"opening {spec}"):
-        opened = open_data(spec, classes, images.parsed(), training=trains)
+        opened = open_data(spec, loaded.targets, images.parsed(), training=trains)
     for line in opened.understood:
         say(line)
     with RunProgress() as progress:
@@ -160,12 +161,12 @@ def _print(result: dict[str, Any]) -> None:
 def _cells(row: dict[str, Any]) -> list[str]:
     if not row["available"]:
         return [row["method"], *["-"] * 7]
-    against = row["delta_points"] is not None and row["method"] != "dense"
+    against = row["top1_points"] is not None and row["method"] != "dense"
     return [
         row["method"],
         number(row["top1_pct"]),
-        signed(row["delta_points"]) if against else "",
-        "{:+.2f} to {:+.2f}".format(*row["delta_points_ci95"]) if against else "",
+        signed(row["top1_points"]) if against else "",
+        "{:+.2f} to {:+.2f}".format(*row["top1_points_ci95"]) if against else "",
         number(row["kl"], 3) if row["kl"] is not None else "",
         number(row["gmacs"], 3),
         number(row["images_per_s"], 1),

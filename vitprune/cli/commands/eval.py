@@ -14,7 +14,7 @@ from vitprune.common import distributed
 from vitprune.errors import DataError
 
 if TYPE_CHECKING:
-    from vitprune.data import Data, DataOptions, ModelClasses
+    from vitprune.data import Data, DataOptions
     from vitprune.loading.load import Loaded
 
 
@@ -50,10 +50,12 @@ def evaluate(
     """
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
-        from vitprune.data import ModelClasses, count_images, eval_transform
-        from vitprune.evaluation import class_accuracy, paired_difference, predict
+        from vitprune.data import count_images, eval_transform
+        from vitprune.evaluation import predict
         from vitprune.jobs.label_check import WHAT_TO_CHECK, doubt
+        from vitprune.jobs.side_by_side import gallery_of
         from vitprune.loading.load import device_for, sparse_file
+        from vitprune.tasks import class_accuracy, task_named
         from vitprune.training.recipe import Recipe
 
     where = pick_device(device_for(model, device, precision))
@@ -64,14 +66,16 @@ def evaluate(
         of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
         loaded = weights.load(model, exported=True, **of_model)
     subject = loaded.sparse or loaded.model
-    model_classes = ModelClasses(getattr(loaded.model, "num_classes", 0), loaded.class_names)
+    task = task_named(loaded.task, loaded.class_vectors)
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
-        opened, labelled = _open(spec, model_classes, images.parsed(), loaded)
+        opened, labelled = _open(spec, images.parsed(), loaded)
         compares = of_dense or not labelled
         models = {"dense": weights.dense_of(loaded).model} if compares else {}
-    val = opened.val
-    val.transform = eval_transform(loaded.model)
+    val, gallery, transform = opened.val, gallery_of(opened, task), eval_transform(loaded.model)
+    for each in (val, gallery):
+        if each is not None:
+            each.transform = transform
     for line in opened.understood:
         say(line)
     workers = Recipe(num_workers=workers).workers()
@@ -82,19 +86,22 @@ def evaluate(
             val,
             where,
             number_format,
+            task=task,
+            gallery=gallery,
             batch_size=batch_size,
             num_workers=workers,
             reference="dense" if models else None,
             allowed_share=1.0 if skip_unreadable else 0.0,
             listener=progress,
         )
-    predictions = found["model"]
+    results = found["model"]
     names = val.class_names | dict(enumerate(loaded.class_names or ()))
     result = {
         "model": loaded.name,
+        "task": task.name,
         "keep": loaded.metadata.keep if loaded.metadata else 1.0,
         "data": opened.name,
-        **predictions.summary(),
+        **results.summary(),
         "num_unreadable": faults.count,
         "unreadable": faults.names,
         "how_classes": opened.how_classes or None,
@@ -103,18 +110,14 @@ def evaluate(
         "note": opened.note,
         "precision": getattr(subject, "precision", number_format),
         "device": str(where),
-        "classes": class_accuracy(names, top1_pct=predictions),
+        "classes": class_accuracy(names, top1_pct=results),
     }
     if models:
         result |= {
             "dense": found["dense"].summary(),
-            "delta": {
-                **paired_difference(predictions, found["dense"]),
-                "agreement_pct": predictions.agreement_pct(found["dense"]),
-                "kl": predictions.mean_kl,
-            },
+            "delta": results.change(found["dense"]) | results.fidelity(found["dense"]),
         }
-    suspicion = doubt(found.get("dense", predictions), model_classes.num_classes)
+    suspicion = doubt(found.get("dense", results), getattr(loaded.model, "num_classes", 0))
     if suspicion:
         say(f"warning: {suspicion}; {WHAT_TO_CHECK}", always=True)
     result["doubt"] = suspicion
@@ -122,15 +125,16 @@ def evaluate(
         print_json(result)
     else:
         _print(result, loaded.metadata.label if loaded.metadata else "dense", per_class)
-    enforce([("--min-top1", predictions.top1_pct, min_top1)])
+    enforce([("--min-top1", result.get("top1_pct"), min_top1)])
 
 
-def _open(spec: str, classes: ModelClasses, options: DataOptions, loaded: Loaded) -> tuple[Data, bool]:
+def _open(spec: str, options: DataOptions, loaded: Loaded) -> tuple[Data, bool]:
     """The images, and whether they have labels; without, a sparse model can still be compared with its dense one."""
     from vitprune.data import Unlabelled, open_data
 
     try:
-        return open_data(spec, classes, options), True
+        opened = open_data(spec, loaded.targets, options)
+        return opened, opened.val.labelled
     except Unlabelled as error:
         if loaded.sparse is None:
             raise DataError(

@@ -1,0 +1,197 @@
+"""What a model is for: how far a sparse model is from its dense one, how good both are, and in which words."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitprune.data import UNLABELLED, TargetKind
+from vitprune.model import MaskedOutput, Selection, SparseViT, TaskName
+
+CONFIDENCE_95 = 1.96
+Record = dict[str, Tensor]
+"""What is kept of a model's outputs: tensors of one row an image, on the CPU, by name."""
+
+
+class Figure(NamedTuple):
+    """A figure that a task measures.
+
+    Attributes:
+        key: in JSON.
+        text: for tables, with its unit.
+        digits: after the point.
+        higher_is_better: or lower.
+    """
+
+    key: str
+    text: str
+    digits: int = 2
+    higher_is_better: bool = True
+
+
+class Change(NamedTuple):
+    """The difference of the first accuracy figure, sparse less dense, paired by image.
+
+    Attributes:
+        key: in JSON; "<key>_ci95" beside it is its 95 % interval.
+        text: what changes, for sentences.
+        unit: such as "points"; empty where the figure has none.
+        digits: after the point.
+        higher_is_better: or lower.
+    """
+
+    key: str
+    text: str
+    unit: str
+    digits: int = 2
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Results(ABC):
+    """What one model gives for every image, as far as figures need it.
+
+    Attributes:
+        targets: what is right: class indices (num_images,), UNLABELLED where not known; or one row an image.
+    """
+
+    targets: Tensor
+
+    @property
+    def num_images(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it is known for every image what is right."""
+        return self.num_images > 0 and not bool((self.targets == UNLABELLED).any())
+
+    @abstractmethod
+    def accuracy(self) -> dict[str, Any]:
+        """How good the model is, by the keys of `Task.accuracy`; None where that is not known."""
+
+    @abstractmethod
+    def fidelity(self, dense: Any) -> dict[str, Any]:
+        """How close it is to the dense model on the same images, by the keys of `Task.fidelity`."""
+
+    @abstractmethod
+    def change(self, other: Any) -> dict[str, Any]:
+        """Its first accuracy figure less that of another model on the same images, with a 95 % interval, for JSON."""
+
+    @abstractmethod
+    def distances(self, dense: Any) -> Tensor:
+        """How far it is from the dense model, of each image, (num_images,); 0 is the same."""
+
+    def beside(self, training: Results) -> Results:
+        """The same, knowing what the model gives for the training images."""
+        return self
+
+    def summary(self) -> dict[str, Any]:
+        """Accuracy figures for JSON."""
+        return self.accuracy() | {"num_images": self.num_images}
+
+
+class Task(ABC):
+    """What a model is for. Everything that reads a model's outputs asks it.
+
+    Attributes:
+        name: as in `--task`.
+        output: what the exported output is called.
+        loss: what its distillation loss is called in logs.
+        targets: which labels go with it; None for none.
+        accuracy: figures against labels, of each model; the first is the one that limits and charts take.
+        change: the difference of that figure; None without one.
+        fidelity: figures of a model against its dense one; the first is the one that limits and charts take.
+        rate_reference: distillation loss after predictor pretraining at which the recipe's rate of the backbone holds;
+            None for the recipe's own.
+        pipeline: the Hub's name of it.
+        noun: what it makes of a model, for sentences.
+        gallery: whether its accuracy needs the training images' outputs too, see `Results.beside`.
+    """
+
+    name: ClassVar[TaskName]
+    output: ClassVar[str] = "logits"
+    loss: ClassVar[str] = "kl"
+    targets: TargetKind | None = "class"
+    accuracy: tuple[Figure, ...] = ()
+    change: Change | None = None
+    fidelity: ClassVar[tuple[Figure, ...]]
+    rate_reference: ClassVar[float | None] = None
+    pipeline: ClassVar[str] = "image-classification"
+    noun: ClassVar[str] = "image classifier"
+    gallery: ClassVar[bool] = False
+
+    def run(self, model: nn.Module, images: Tensor) -> Any:
+        """What a model gives for images (B, in_chans, H, W): by default its output, (B, ...) in fp32."""
+        return model(images).float()
+
+    @abstractmethod
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+        """The loss of a student's pass against the teacher's, a scalar in fp32; no gradient flows into the teacher.
+
+        Args:
+            student: what its pass computed.
+            teacher: what the teacher's computed.
+            sparse: the student itself.
+        """
+
+    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """The loss against labels, for recipes that train on them: by default cross-entropy.
+
+        Args:
+            logits: (B, num_classes).
+            labels: class indices (B,), or of mixed images, which timm has smoothed, probabilities (B, num_classes).
+            smoothing: of the labels, in [0, 1).
+        """
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing if labels.ndim == 1 else 0.0)
+
+    @abstractmethod
+    def influence(self, output: Tensor) -> Tensor:
+        """A scalar of a teacher's outputs (B, ...) whose gradient says which tokens these hang on."""
+
+    @abstractmethod
+    def record(self, output: Any, reference: Any = None) -> Record:
+        """What to keep of a batch's outputs of `run`, beside those of the dense model, where there is one."""
+
+    @abstractmethod
+    def results(self, record: Record, targets: Tensor) -> Results:
+        """All batches' records, joined, and what is right."""
+
+
+def joined(records: Sequence[Mapping[str, Tensor]]) -> Record:
+    """Records of several batches as one."""
+    return {name: torch.cat([each[name] for each in records]) for name in records[0]}
+
+
+def percent(mask: Tensor) -> float:
+    """Share of True, in percent."""
+    return 100 * mask.double().mean().item()
+
+
+def paired_shares(ours: Tensor, theirs: Tensor) -> tuple[float, list[float]]:
+    """Share of True in `ours` less that in `theirs`, in points, and its 95 % interval; both (num_images,) of bool.
+
+    The interval is that of Bonett and Price (2012) for paired shares: the normal approximation with one image more in
+    each kind on which the models differ, so that few images, or no difference among them, do not look like certainty.
+    It is narrower than that of two separate samples, because both models see the same images.
+    """
+    count = len(ours)
+    gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
+    half = CONFIDENCE_95 * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
+    between = [max(-1.0, up - down - half), min(1.0, up - down + half)]
+    return 100 * (gained - lost) / count, [100 * bound for bound in between]
+
+
+def changed(key: str, difference: tuple[float, list[float]] | None) -> dict[str, Any]:
+    """A difference and its interval under the keys of a `Change`."""
+    value, interval = difference or (None, None)
+    return {key: value, f"{key}_ci95": interval}

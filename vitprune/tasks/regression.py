@@ -1,0 +1,127 @@
+"""One or several numbers an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitprune.model import MaskedOutput, Selection, SparseViT
+from vitprune.tasks.base import CONFIDENCE_95, Change, Figure, Record, Results, Task, changed
+
+_FLOOR = 1e-3
+"""Of the spread, as a share of the root mean square: outputs that hardly vary in a batch say little of it."""
+
+
+@dataclass(frozen=True)
+class Values(Results):
+    """What one model gives for every image.
+
+    Attributes:
+        values: (num_images, num_values).
+    """
+
+    values: Tensor
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the right values are known."""
+        return self.targets.ndim == 2
+
+    def accuracy(self) -> dict[str, Any]:
+        """Mean absolute error, and the share of the targets' variance that is explained; means over the values."""
+        if not self.labelled:
+            return {"mae": None, "r2": None}
+        values, targets = self.values.double(), self.targets.double()
+        rest = (targets - targets.mean(dim=0)).square().sum(dim=0)
+        known = rest > 0
+        explained = 1 - (values - targets).square().sum(dim=0)[known] / rest[known]
+        return {
+            "mae": (values - targets).abs().mean().item(),
+            "r2": explained.mean().item() if bool(known.any()) else None,
+        }
+
+    def fidelity(self, dense: Values) -> dict[str, Any]:
+        """Correlation with dense, and the root mean square of the difference, also over the spread of dense.
+
+        A value that dense never changes has neither: it is left out, and with none left the figures are None.
+        """
+        ours, theirs = self.values.double(), dense.values.double()
+        spread = theirs.std(dim=0, correction=0)
+        known = spread > 0
+        if not bool(known.any()):
+            return {
+                "pearson_r": None,
+                "rmse_to_dense": (ours - theirs).square().mean().sqrt().item(),
+                "error_pct": None,
+            }
+        centred = [each[:, known] - each[:, known].mean(dim=0) for each in (ours, theirs)]
+        norms = [each.norm(dim=0) for each in centred]
+        correlation = (centred[0] * centred[1]).sum(dim=0) / (norms[0] * norms[1]).clamp(min=1e-300)
+        error = (ours - theirs).square().mean(dim=0).sqrt()
+        return {
+            "pearson_r": correlation.mean().item(),
+            "rmse_to_dense": error.square().mean().sqrt().item(),
+            "error_pct": 100 * (error[known] / spread[known]).mean().item(),
+        }
+
+    def change(self, other: Values) -> dict[str, Any]:
+        """Of the mean absolute error; the interval is the normal one of the paired difference."""
+        if not (self.labelled and other.labelled):
+            return changed("mae_change", None)
+        errors = [(each.values.double() - each.targets.double()).abs().mean(dim=1) for each in (self, other)]
+        difference = errors[0] - errors[1]
+        mean, count = difference.mean().item(), len(difference)
+        half = CONFIDENCE_95 * difference.std(correction=1).item() / count**0.5 if count > 1 else float("inf")
+        return changed("mae_change", (mean, [mean - half, mean + half]))
+
+    def distances(self, dense: Values) -> Tensor:
+        """Difference over the spread of dense, root mean square over the values."""
+        spread = dense.values.double().std(dim=0, correction=0).clamp(min=torch.finfo(torch.float32).tiny)
+        return ((self.values.double() - dense.values.double()) / spread).square().mean(dim=1).sqrt()
+
+
+class Regression(Task):
+    """One or several numbers an image."""
+
+    name = "regression"
+    output = "values"
+    loss = "error"
+    targets = "values"
+    accuracy = (Figure("mae", "mean absolute error", 4, higher_is_better=False), Figure("r2", "R2", 4))
+    change = Change("mae_change", "mean absolute error", "", 4, higher_is_better=False)
+    fidelity = (
+        Figure("pearson_r", "correlation with dense (Pearson r)", 4),
+        Figure("rmse_to_dense", "difference to dense (RMS)", 4, higher_is_better=False),
+        Figure("error_pct", "the same over the spread of dense (%)", 1, higher_is_better=False),
+    )
+    rate_reference = 0.1
+    pipeline = "image-feature-extraction"
+    noun = "image regressor"
+
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+        """Squared error over the variance of the teacher's values in the batch, mean over values."""
+        target = teacher.logits.detach().float()
+        spread = target.var(dim=0, correction=0) + (_FLOOR * target).square().mean(dim=0)
+        error = (student.logits.float() - target).square().mean(dim=0)
+        return (error / spread.clamp(min=torch.finfo(torch.float32).tiny)).mean()
+
+    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        """Squared error with targets (B, num_values), over their variance in the batch."""
+        spread = labels.var(dim=0, correction=0) + (_FLOOR * labels).square().mean(dim=0)
+        error = (logits.float() - labels).square().mean(dim=0)
+        return (error / spread.clamp(min=torch.finfo(torch.float32).tiny)).mean()
+
+    def influence(self, output: Tensor) -> Tensor:
+        """The values' size."""
+        return output.float().abs().sum()
+
+    def record(self, output: Tensor, reference: Tensor | None = None) -> Record:
+        """Values (B, num_values)."""
+        return {"values": output.cpu()}
+
+    def results(self, record: Record, targets: Tensor) -> Values:
+        """As `Task.results`."""
+        return Values(targets, record["values"])
