@@ -282,23 +282,13 @@ def test_speaks_as_a_timm_model(make_sparse, make_images):
     sparse = make_sparse(num_classes=5)
     images = make_images(sparse)
     features = sparse.forward_features(images)
-    left = sparse.schedule.stages[-1].num_tokens
-    assert features.shape == (2, sparse.backbone.num_prefix_tokens + left, sparse.num_features)
+    assert features.shape == sparse.model.forward_features(images).shape
     assert torch.equal(sparse.forward_head(features), sparse(images))
     pooled = sparse.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, sparse.num_features)
     assert torch.equal(sparse.get_classifier()(pooled), sparse(images))
     assert sparse.default_cfg == sparse.pretrained_cfg == sparse.model.pretrained_cfg
     assert sparse.get_classifier() is sparse.model.head
-
-
-def test_forward_head_takes_the_sizes_of_merged_tokens(make_vit, make_images):
-    sparse = attach(make_vit("test_vit2"), keep=0.5).eval()
-    images = make_images(sparse)
-    answer, sizes = sparse(images), sparse.select(images).sizes
-    features = sparse.forward_features(images)
-    assert torch.allclose(sparse.forward_head(features, sizes), answer, atol=1e-6)
-    assert not torch.allclose(sparse.forward_head(features), answer, atol=1e-4)
 
 
 def test_reset_classifier_changes_what_the_model_says_of_itself(make_sparse, make_images, tmp_path):

@@ -128,6 +128,12 @@ class Backbone:
         rows, columns = self._grid()
         return int(rows), int(columns)
 
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Patch grid (rows, columns) of these images, where the model takes others than it was built for."""
+        dynamic = getattr(self._patches, "dynamic_feat_size", None)
+        rows, columns = self.grid_size if dynamic is None else dynamic(images.shape[-2:])
+        return int(rows), int(columns)
+
     @property
     def blocks(self) -> Any:
         """The model's blocks."""
@@ -194,6 +200,18 @@ class Backbone:
     def norm(self, x: Tensor) -> Tensor:
         """The final norm before pooling; identity where timm norms after pooling."""
         return self.model.norm(x)
+
+    def norm_intermediate(self, x: Tensor) -> Tensor:
+        """What timm's `forward_intermediates` norms tokens after any block by."""
+        return self.norm(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What timm's `forward_features` gives: all tokens after the last block, (B, P + N, C), to the same."""
+        return self.norm(x)
+
+    def head_of_features(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Timm's `forward_head`: `features` to logits (B, num_classes), or to what the classifier reads, (B, C)."""
+        return self.pool(x) if pre_logits else self.head(x)
 
     def token_features(self, x: Tensor) -> Tensor:
         """Normalised patch tokens (B, N, C) out of `norm`'s output, for the token loss.

@@ -44,6 +44,18 @@ class CaitBackbone(Backbone):
         """Identity: timm norms after the class attention layers."""
         return x
 
+    def norm_intermediate(self, x: Tensor) -> Tensor:
+        """The norm after the class attention layers, as timm does."""
+        return self.model.norm(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Patch tokens (B, N, C) behind the class token, which has looked at all of them: (B, 1 + N, C), normed."""
+        return self.model.norm(self.model.forward_cls(x))
+
+    def head_of_features(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The class token, or the mean of patches, and classifier."""
+        return self.model.forward_head(x, pre_logits)
+
     def token_features(self, x: Tensor) -> Tensor:
         """Patch tokens, normed."""
         return self.model.norm(x)

@@ -59,6 +59,11 @@ class Stem(nn.Module):
         self.proj = nn.Conv2d(width, embed_dim, 8, stride=8)
         self.to(device=device, dtype=dtype)
 
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """The grid of patches, by timm's name for it; there is one image size."""
+        del img_size
+        return self.grid_size
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to patch tokens (B, N, C).
 

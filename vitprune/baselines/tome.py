@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.backbones import AttentionRecorder, wrap
+from vitprune.tokens.filling import Grid, fill_tokens, pruned_grid
 from vitprune.tokens.masking import size_bias
 
 
@@ -54,6 +55,17 @@ class ToMeViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes)."""
+        x, sizes, _ = self._run(images)
+        return self.backbone.head(self.backbone.norm(x), sizes=sizes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to the tokens of all patches, (B, P + N, C), filled in as a SparseViT's are."""
+        x, _, grid = self._run(images, Grid())
+        filled = x if grid is None else fill_tokens(x, grid, self.backbone.num_prefix_tokens)
+        return self.backbone.features(filled)
+
+    def _run(self, images: Tensor, grid: Grid | None = None) -> tuple[Tensor, Tensor, Grid | None]:
+        """Tokens after the last block (B, P + K, C), their sizes (B, K) and, of a new grid, that of all merges."""
         backbone, prefix = self.backbone, self.backbone.num_prefix_tokens
         x = backbone.embed(images)
         sizes = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device)
@@ -64,14 +76,16 @@ class ToMeViT(nn.Module):
             merges = min(planned, (x.shape[1] - prefix) // 2)
             if merges:
                 keys = recorder.keys[-1].float().mean(dim=1)[:, prefix:]
-                patches, sizes = _merge(x[:, prefix:], sizes, keys, merges)
+                patches, sizes, rows = _merge(x[:, prefix:], sizes, keys, merges)
+                if grid is not None:
+                    grid = pruned_grid(grid, x[:, prefix:], patches, rows)
                 x = torch.cat((x[:, :prefix], patches), dim=1)
             x = backbone.mlp_half(index, x)
-        return backbone.head(backbone.norm(x), sizes=sizes)
+        return x, sizes, grid
 
 
-def _merge(x: Tensor, sizes: Tensor, keys: Tensor, merges: int) -> tuple[Tensor, Tensor]:
-    """X (B, N, C), sizes (B, N) and keys (B, N, D) to N - `merges` tokens and their sizes."""
+def _merge(x: Tensor, sizes: Tensor, keys: Tensor, merges: int) -> tuple[Tensor, Tensor, Tensor]:
+    """X (B, N, C), sizes (B, N) and keys (B, N, D) to N - `merges` tokens, their sizes, and the row of each before."""
     unit = keys / keys.norm(dim=-1, keepdim=True)
     similarity, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)  # (B, N / 2)
     order = similarity.argsort(dim=-1, descending=True)
@@ -88,4 +102,9 @@ def _merge(x: Tensor, sizes: Tensor, keys: Tensor, merges: int) -> tuple[Tensor,
 
     weight = sizes.unsqueeze(-1)
     total, new_sizes = merge(x * weight), merge(weight)
-    return (total / new_sizes).to(x.dtype), new_sizes.squeeze(-1)
+    left = order.shape[1] - merges
+    rows = order.new_empty(x.shape[:2])
+    places = torch.empty_like(order).scatter_(1, kept, torch.arange(left, device=x.device).expand_as(kept))
+    rows[:, ::2] = places.scatter_(1, merged, left + target)
+    rows[:, 1::2] = torch.arange(left, left + rows[:, 1::2].shape[1], device=x.device)
+    return (total / new_sizes).to(x.dtype), new_sizes.squeeze(-1), rows

@@ -4,6 +4,7 @@ from vitprune.model.attach import attach, attach_as, build
 from vitprune.model.attention import AttentionViT
 from vitprune.model.passes import MaskedOutput, Selection, TaskName, Tokens
 from vitprune.model.sparse_vit import SparseViT
+from vitprune.model.timm_module import TokenFeatures
 
 __all__ = [
     "AttentionViT",
@@ -11,6 +12,7 @@ __all__ = [
     "Selection",
     "SparseViT",
     "TaskName",
+    "TokenFeatures",
     "Tokens",
     "attach",
     "attach_as",

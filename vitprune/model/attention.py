@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,14 +46,14 @@ class AttentionViT(SparseViT):
         """Not a kind of predictor, but "attention"."""
         return "attention"
 
-    def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
+    def run_blocks(self, *arguments: Any, **more: Any) -> Tokens:
         """As a SparseViT does, with attention recorded."""
         if self._sees_class_token:
             with self._recorder:
-                tokens = super().run_blocks(x, first_block, end)
+                tokens = super().run_blocks(*arguments, **more)
             self._recorder.forget()
             return tokens
-        return super().run_blocks(x, first_block, end)
+        return super().run_blocks(*arguments, **more)
 
     def importance(self, tokens: Tokens, predictor: nn.Module) -> Tensor:
         """Log attention or norm, (B, K)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vitprune.schedule import Stage
+from vitprune.tokens.filling import Grid, rows_after_merging
 from vitprune.tokens.redundancy import Choice
 
 TaskName = Literal["classification", "multilabel", "regression", "embedding", "dense"]
@@ -32,6 +33,7 @@ class Tokens(NamedTuple):
         indices: original positions of the patch tokens kept at each stage so far, each (B, K_s), rising.
         scores: keep scores of the tokens that reached each stage, each (B, K_{s-1}).
         choices: with merging, what each stage chose among the tokens that reached it.
+        grid: where each patch of the image is now; None where nobody asked.
     """
 
     x: Tensor
@@ -39,6 +41,7 @@ class Tokens(NamedTuple):
     indices: tuple[Tensor, ...] = ()
     scores: tuple[Tensor, ...] = ()
     choices: tuple[Choice, ...] = ()
+    grid: Grid | None = None
 
 
 class Selection(NamedTuple):
@@ -52,6 +55,7 @@ class Selection(NamedTuple):
         scores: keep scores of the tokens that reached each stage, each (B, K_{s-1}).
         sizes: with merging, how many patches each token kept to the end stands for, (B, K); else None.
         choices: with merging, what each stage chose among the tokens that reached it.
+        filled: features of all patches, pruned ones filled in, (B, N, C), where they were asked for; else None.
     """
 
     logits: Tensor
@@ -61,14 +65,19 @@ class Selection(NamedTuple):
     scores: tuple[Tensor, ...]
     sizes: Tensor | None
     choices: tuple[Choice, ...]
+    filled: Tensor | None = None
+
+    def kept(self) -> Tensor:
+        """Which patches have a token of their own to the end, (B, N) of bool."""
+        num_patches = self.scores[0].shape[1] if self.scores else self.features.shape[1]
+        kept = self.features.new_zeros(self.features.shape[0], num_patches, dtype=torch.bool)
+        return kept.scatter_(1, self.indices[-1], True) if self.indices else ~kept
 
     def owners(self, stage: int = -1) -> Tensor:
         """With merging, which of the tokens kept after a stage each patch has become part of, (B, N) of rows in K_s."""
         owners: Tensor | None = None
-        for kept, pruned, nearest, _ in self.choices[: stage + 1 or None]:
-            rows = torch.empty(kept.shape[0], kept.shape[1] + pruned.shape[1], dtype=kept.dtype, device=kept.device)
-            rows.scatter_(1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept))
-            rows.scatter_(1, pruned, nearest)
+        for choice in self.choices[: stage + 1 or None]:
+            rows = rows_after_merging(choice)
             owners = rows if owners is None else rows.gather(1, owners)
         if owners is None:
             raise ValueError("no stage merged tokens")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -12,8 +12,10 @@ from vitprune.backbones import Backbone, wrap
 from vitprune.common.wrappers import how_wrapped
 from vitprune.errors import UsageError
 from vitprune.model.passes import Decide, MaskedOutput, Selection, TaskName, Tokens
-from vitprune.model.plan import Plan, PlannedModule
+from vitprune.model.plan import Plan
+from vitprune.model.timm_module import TimmModule
 from vitprune.schedule import PredictorName, Pruned, Schedule, Sparsity, Stage, known_pruned
+from vitprune.tokens.filling import Grid, pruned_grid, rows_after_dropping, rows_after_merging
 from vitprune.tokens.masking import attention_bias, size_bias
 from vitprune.tokens.merging import merge_gains, merge_masked, merge_tokens
 from vitprune.tokens.predictor import PREDICTORS, is_trained
@@ -28,7 +30,7 @@ _NO_GRADIENT = (
 )
 
 
-class SparseViT(PlannedModule):
+class SparseViT(TimmModule):
     """A vision transformer that prunes unimportant and redundant patch tokens on the way.
 
     `forward` is what is deployed: the same, constant number of tokens for every image, really removed.
@@ -130,91 +132,6 @@ class SparseViT(PlannedModule):
         kinds = [name for name, kind in PREDICTORS.items() if all(type(each) is kind for each in self.predictors)]
         return kinds[0] if kinds else None
 
-    @property
-    def num_classes(self) -> int:
-        """Width of the classifier; 0 without one."""
-        return self.backbone.num_classes
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """Patches (rows, columns) of the images that the model is built for."""
-        return self.backbone.grid_size
-
-    @property
-    def num_features(self) -> int:
-        """C, channels of `forward_features`."""
-        return int(self.model.num_features)  # type: ignore[arg-type]
-
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """Timm's configuration of the weights, so that timm's data helpers work on this model too."""
-        config: dict[str, Any] = getattr(self.model, "pretrained_cfg", None) or {}
-        return config
-
-    @property
-    def default_cfg(self) -> dict[str, Any]:
-        """The same by timm's older name."""
-        return self.pretrained_cfg
-
-    def get_classifier(self) -> Any:
-        """The model's classifier; of a distilled model both of them."""
-        return self.model.get_classifier()  # type: ignore[operator]
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new, untrained classifier, as timm's; 0 for none: then `forward` gives pooled features (B, C).
-
-        Args:
-            num_classes: width of the new classifier.
-            global_pool: another way to pool, by timm's name; None leaves it.
-
-        Raises:
-            UsageError: `global_pool` is no pooling.
-        """
-        if global_pool in ("", "none"):
-            raise UsageError(f"with global_pool='{global_pool}' it would give tokens", "forward_features gives them")
-        device = next(self.model.parameters()).device
-        self.model.reset_classifier(num_classes, *(() if global_pool is None else (global_pool,)))  # type: ignore[operator]
-        self.model.to(device)
-        self.class_names = None
-        self.task = "classification" if num_classes else "embedding"
-
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Another image size in pixels, as timm's: positions are resampled, and token counts follow the new grid.
-
-        Args:
-            img_size: side, or (height, width).
-
-        Raises:
-            UsageError: the family's image size cannot be changed once it is built, or it is no multiple of the patch's.
-        """
-        model: Any = self.model
-        if not (hasattr(model, "set_input_size") and hasattr(model.patch_embed, "set_input_size")):
-            way = "timm.create_model(..., img_size=...) builds it for another"
-            raise UsageError(f"a {type(model).__name__} keeps the image size it was built for", way)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        rows, columns = model.patch_embed.patch_size
-        if height % rows or width % columns or min(height, width) < 1:
-            raise UsageError(f"img_size is {height}x{width}, no multiple of the patch size {rows}x{columns}")
-        model.set_input_size(img_size=(height, width))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Tokens that are left after all stages, after the final norm: (B, in_chans, H, W) to (B, P + K, C).
-
-        Prefix tokens (class, distillation, registers) come first, then the K kept patch tokens by rising position.
-        """
-        return self.backbone.norm(self.run_blocks(self.backbone.embed(images)).x)
-
-    def forward_head(self, x: Tensor, sizes: Tensor | None = None, pre_logits: bool = False) -> Tensor:
-        """Pool and classify what `forward_features` gave: (B, P + K, C) to logits (B, num_classes).
-
-        Args:
-            x: (B, P + K, C).
-            sizes: (B, K), how many patches each kept token stands for, as `select` gives them. Only models that merge
-                and pool over patches need it to agree with `forward`; without it kept tokens count alike.
-            pre_logits: whether to pool only: what the classifier reads, (B, C).
-        """
-        return self.backbone.pool(x, sizes=sizes) if pre_logits else self.backbone.head(x, sizes=sizes)
-
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to logits (B, num_classes), tokens removed.
 
@@ -223,28 +140,43 @@ class SparseViT(PlannedModule):
         self._warn_of_no_gradient()
         return self._head(self.run_blocks(self.backbone.embed(images)))[1]
 
-    def select(self, images: Tensor) -> Selection:
-        """As `forward`, with the tokens that were kept and what the predictors said."""
-        return self.select_from(self.backbone.embed(images), first_block=0)
+    def select(self, images: Tensor, filled: bool = False) -> Selection:
+        """As `forward`, with the tokens that were kept and what the predictors said.
 
-    def select_from(self, x: Tensor, first_block: int) -> Selection:
+        Args:
+            images: (B, in_chans, H, W).
+            filled: whether to give the features of all patches too, with gradient.
+        """
+        return self.select_from(self.backbone.embed(images), 0, filled)
+
+    def select_from(self, x: Tensor, first_block: int, filled: bool = False) -> Selection:
         """As `select`, from the input (B, P + N, C) of block `first_block`; no stage may lie before it."""
-        tokens = self.run_blocks(x, first_block)
+        backbone, tokens = self.backbone, self.run_blocks(x, first_block, grid=Grid() if filled else None)
         x, logits, sizes = self._head(tokens)
-        pooled, features = self.backbone.pool(x, sizes=sizes), self.backbone.token_features(x)
-        return Selection(logits, pooled, features, tokens.indices, tokens.scores, sizes, tokens.choices)
+        pooled, features = backbone.pool(x, sizes=sizes), backbone.token_features(x)
+        full = backbone.token_features(backbone.norm(self._filled(tokens))) if filled else None
+        return Selection(logits, pooled, features, tokens.indices, tokens.scores, sizes, tokens.choices, full)
 
-    def run_blocks(self, x: Tensor, first_block: int = 0, end: int | None = None) -> Tokens:
+    def run_blocks(
+        self,
+        x: Tensor,
+        first_block: int = 0,
+        end: int | None = None,
+        grid: Grid | None = None,
+        seen: Callable[[int, Tokens], None] | None = None,
+    ) -> Tokens:
         """Blocks `first_block` to `end` - 1, each after its stage, and the stage before block `end`.
 
         Args:
             x: input of block `first_block`, (B, P + N, C).
             first_block: index; no stage may lie before it.
             end: index; None for all blocks.
+            grid: a new one to follow each patch through the stages; None where the full grid is not asked for.
+            seen: called after each block with its index and the tokens.
         """
         end = self.backbone.depth if end is None else end
         stages = self._stages_by_block(x.shape[1] - self.backbone.num_prefix_tokens)
-        tokens, bias, positions = Tokens(x), None, self.backbone.positions_of()
+        tokens, bias, positions = Tokens(x, grid=grid), None, self.backbone.positions_of()
         for block in range(first_block, end + 1):
             if block in stages:
                 tokens = self.prune(tokens, *stages[block])
@@ -253,6 +185,8 @@ class SparseViT(PlannedModule):
                 positions = self.backbone.positions_of(tokens.indices[-1])
             if block < end:
                 tokens = tokens._replace(x=self.backbone.block(block, tokens.x, bias, positions))
+                if seen is not None:
+                    seen(block, tokens)
         return tokens
 
     def prune(self, tokens: Tokens, stage: Stage, predictor: nn.Module) -> Tokens:
@@ -273,7 +207,11 @@ class SparseViT(PlannedModule):
             kept = topk_tokens(scores, stage.num_tokens)
             x = take_rows(x, flat_rows(x, prefix, kept))
         originals = tokens.indices[-1].gather(1, kept) if tokens.indices else kept
-        return Tokens(x, sizes, (*tokens.indices, originals), (*tokens.scores, scores), choices)
+        if (grid := tokens.grid) is not None:
+            merged = len(choices) > len(tokens.choices)
+            rows = rows_after_merging(choices[-1]) if merged else rows_after_dropping(kept, scores.shape[1])
+            grid = pruned_grid(grid, tokens.x[:, prefix:], x[:, prefix:], rows)
+        return Tokens(x, sizes, (*tokens.indices, originals), (*tokens.scores, scores), choices, grid)
 
     def importance(self, tokens: Tokens, predictor: nn.Module) -> Tensor:
         """Keep scores (B, K) of the patch tokens in `tokens`."""
