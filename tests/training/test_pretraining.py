@@ -6,8 +6,10 @@ import torch
 from vitprune.backbones import wrap
 from vitprune.model import attach
 from vitprune.tokens.selection import gather_tokens, topk_tokens
+from vitprune.tasks import task_named
 from vitprune.training.pretraining import ranking_loss, teacher_saliency
 
+INFLUENCE = task_named("classification").influence
 TINY = {"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64, "num_classes": 10}  # 16 patches
 TEACHERS = {
     "class token": {"name": "vit_tiny_patch16_224", **TINY},
@@ -31,7 +33,7 @@ def saliency_of(model, images, first_block, target="gradient"):
         x = backbone.embed(images)
         for index in range(first_block):
             x = backbone.block(index, x)
-    return teacher_saliency(backbone, x, first_block, target)
+    return teacher_saliency(backbone, x, first_block, target, INFLUENCE)
 
 
 def gated(query, key, value, gate):
@@ -150,7 +152,7 @@ def test_a_graph_is_built_where_the_gradient_needs_it(make_vit, make_images, tar
     model, building = make_vit(**TEACHERS["class token"]), []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda *_: building.append(torch.is_grad_enabled()))
-    saliency_of(model, make_images(model), first_block, target)
+    saliency_of(model, make_images(model), first_block, target, INFLUENCE)
     assert building == graph
 
 

@@ -373,7 +373,7 @@ def sparse_file(spec: str) -> Path | None:
     return path if path.is_file() and written_by_vitprune(path) else None
 
 
-def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None) -> Loaded:
+def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None, task: str = "auto") -> Loaded:
     """What is known of a timm model that the caller has made."""
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     architecture, tag = config.get("architecture") or type(model).__name__, config.get("tag")
