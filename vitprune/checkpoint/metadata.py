@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from vitprune.common.formatting import first_fault
 from vitprune.common.json_version import SCHEMA_VERSION, upgraded
 from vitprune.errors import CheckpointError
+from vitprune.model import TaskName
 from vitprune.schedule import PredictorName, Stage, plan_label
 
 METADATA_KEY = "vitprune"
@@ -54,6 +55,7 @@ class Metadata(BaseModel):
         description="name for timm.create_model"
     )
     model_args: dict[str, Any] = Field(description="arguments for timm.create_model")
+    task: TaskName = Field("classification", description="what the model is for")
     num_patches: int = Field(ge=1, le=_MAX_NUMBER)
     keep: float | None = Field(gt=0, le=1, description="null where the stages' ratios were chosen freely")
     stages: list[Stage] = Field(max_length=_MAX_DEPTH)

@@ -2,7 +2,17 @@
 
 from vitprune.model.attach import attach, attach_as, build
 from vitprune.model.attention import AttentionViT
-from vitprune.model.passes import MaskedOutput, Selection, Tokens
+from vitprune.model.passes import MaskedOutput, Selection, TaskName, Tokens
 from vitprune.model.sparse_vit import SparseViT
 
-__all__ = ["AttentionViT", "MaskedOutput", "Selection", "SparseViT", "Tokens", "attach", "attach_as", "build"]
+__all__ = [
+    "AttentionViT",
+    "MaskedOutput",
+    "Selection",
+    "SparseViT",
+    "TaskName",
+    "Tokens",
+    "attach",
+    "attach_as",
+    "build",
+]

@@ -8,13 +8,16 @@ the product of the decisions so far.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitprune.schedule import Stage
 from vitprune.tokens.redundancy import Choice
+
+TaskName = Literal["classification", "multilabel", "regression", "embedding", "dense"]
+"""What a model is for."""
 
 Decide = Callable[[Tensor, Tensor, Stage], Tensor]
 """How the masked pass samples: (log_pi (B, N, 2), D-hat so far (B, N), stage) to D (B, N)."""
