@@ -11,8 +11,8 @@ from torch import nn
 from vitprune import LossWeights, Objective, Recipe
 from vitprune.baselines import ToMeViT
 from vitprune.model import AttentionViT, attach
-from vitprune.tokens.masking import gumbel_decision
 from vitprune.tasks import task_named
+from vitprune.tokens.masking import gumbel_decision
 from vitprune.training.pretraining import teacher_saliency
 
 

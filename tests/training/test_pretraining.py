@@ -5,8 +5,8 @@ import torch
 
 from vitprune.backbones import wrap
 from vitprune.model import attach
-from vitprune.tokens.selection import gather_tokens, topk_tokens
 from vitprune.tasks import task_named
+from vitprune.tokens.selection import gather_tokens, topk_tokens
 from vitprune.training.pretraining import ranking_loss, teacher_saliency
 
 INFLUENCE = task_named("classification").influence
@@ -152,7 +152,7 @@ def test_a_graph_is_built_where_the_gradient_needs_it(make_vit, make_images, tar
     model, building = make_vit(**TEACHERS["class token"]), []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda *_: building.append(torch.is_grad_enabled()))
-    saliency_of(model, make_images(model), first_block, target, INFLUENCE)
+    saliency_of(model, make_images(model), first_block, target)
     assert building == graph
 
 

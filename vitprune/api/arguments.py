@@ -16,6 +16,7 @@ from vitprune.common.wrappers import unwrapped
 from vitprune.data import Data, DataOptions, open_data, open_torch
 from vitprune.errors import UsageError, in_python
 from vitprune.loading.load import Loaded, add_class_vectors, load_model, loaded_from
+from vitprune.loading.task import AskedTask as AskedTask
 from vitprune.model import SparseViT
 from vitprune.training.recipe import Recipe, load_recipe
 
@@ -88,7 +89,7 @@ def known(
     *,
     checkpoint_key: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    task: str = "auto",
+    task: AskedTask = "auto",
     class_embeddings: str | Path | None = None,
     progress: bool = True,
 ) -> Loaded:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from vitprune.api.arguments import Images, Model, ProgressShown, keeps_mode, known, opened
+from vitprune.api.arguments import AskedTask, Images, Model, ProgressShown, keeps_mode, known, opened
 from vitprune.backbones import input_size
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
@@ -38,7 +38,7 @@ def evaluate(
     checkpoint_key: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    task: str = "auto",
+    task: AskedTask = "auto",
     class_embeddings: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     limit: int | None = None,
@@ -92,7 +92,10 @@ def evaluate(
     )
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
-    purpose, everything = task_named(loaded.task, loaded.class_vectors), opened(data, loaded, None, limit, training=False, labels=True)
+    purpose, everything = (
+        task_named(loaded.task, loaded.class_vectors),
+        opened(data, loaded, None, limit, training=False, labels=True),
+    )
     images, gallery, transform = everything.val, gallery_of(everything, purpose), eval_transform(loaded.model)
     for each in (images, gallery):
         if each is not None:

@@ -10,7 +10,16 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from vitprune.api.arguments import Images, Model, ProgressShown, chosen_recipe, known, loader_settings, opened
+from vitprune.api.arguments import (
+    AskedTask,
+    Images,
+    Model,
+    ProgressShown,
+    chosen_recipe,
+    known,
+    loader_settings,
+    opened,
+)
 from vitprune.budget.resolve import PlanRequest, resolve
 from vitprune.checkpoint.sparse_file import remember
 from vitprune.common.devices import pick_device
@@ -40,7 +49,7 @@ def sparsify(
     checkpoint_key: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    task: str = "auto",
+    task: AskedTask = "auto",
     class_embeddings: str | Path | None = None,
     val_data: Dataset[Any] | DataLoader[Any] | None = None,
     limit: int | None = None,
