@@ -74,17 +74,17 @@ QUICK = {"device": "cpu", "pretraining_steps": 1, "steps": 2, "batch_size": 4, "
 
 
 class Noise(torch.utils.data.Dataset):
-    """Ten images as tensors, of two classes or none."""
+    """Ten images as tensors, of two classes, or more, or none."""
 
-    def __init__(self, labelled):
+    def __init__(self, labelled, num_classes=2):
         self.images = torch.randn(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        self.labelled = labelled
+        self.labelled, self.num_classes = labelled, num_classes
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
-        return (self.images[index], index % 2) if self.labelled else self.images[index]
+        return (self.images[index], index % self.num_classes) if self.labelled else self.images[index]
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -138,9 +138,9 @@ def test_unusable_data_is_an_error(make_vit, data, message):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_labels_that_the_model_does_not_have_are_an_error(make_vit, num_workers):
     """In one sentence, also where a worker process finds it."""
-    with pytest.raises(vitprune.errors.DataError, match="its label is 1, but the model has 1 classes") as caught:
+    with pytest.raises(vitprune.errors.DataError, match="its label is 2, but the model has 2 classes") as caught:
         vitprune.evaluate(
-            make_vit(num_classes=1, img_size=64, depth=3), Noise(True), device="cpu", num_workers=num_workers
+            make_vit(num_classes=2, img_size=64, depth=3), Noise(True, 3), device="cpu", num_workers=num_workers
         )
     assert "Traceback" not in str(caught.value)
 

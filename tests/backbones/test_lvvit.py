@@ -11,6 +11,7 @@ from torch import nn
 from vitprune import LossWeights, Objective, Recipe
 from vitprune.baselines import ToMeViT
 from vitprune.model import AttentionViT, attach
+from vitprune.tasks import task_named
 from vitprune.tokens.masking import gumbel_decision
 from vitprune.training.pretraining import teacher_saliency
 
@@ -63,7 +64,7 @@ def test_baselines_run_on_it_and_the_teacher_can_be_asked_what_matters(sparse, m
         assert AttentionViT(sparse.model, sparse.schedule, "merge", 0.1, 1.0)(images).shape == (2, 1000)
         x = sparse.backbone.embed(images)
     for target in ("attention", "gradient", "both"):
-        saliency = teacher_saliency(sparse.backbone, x, 0, target)
+        saliency = teacher_saliency(sparse.backbone, x, 0, target, task_named("classification").influence)
         assert saliency.shape == (2, 36)
         assert (saliency > 0).any(dim=1).all()
 

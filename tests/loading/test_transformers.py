@@ -179,7 +179,7 @@ def test_what_timms_transforms_cannot_do_is_refused_by_name(tmp_path):
 
 def test_defaults_are_said_where_there_is_no_processor(tmp_path):
     assert "no preprocessor_config.json" in load_model(folder(tmp_path / "hf", {})).understood[0]
-    deit = read_preprocessor({}, (224, 224), is_deit=True)
+    deit = read_preprocessor({}, (224, 224), "deit")
     assert deit["interpolation"] == "bicubic"
     assert (deit["crop_mode"], deit["crop_pct"]) == ("squash", 224 / 256)
 

@@ -5,9 +5,11 @@ import torch
 
 from vitprune.backbones import wrap
 from vitprune.model import attach
+from vitprune.tasks import task_named
 from vitprune.tokens.selection import gather_tokens, topk_tokens
 from vitprune.training.pretraining import ranking_loss, teacher_saliency
 
+INFLUENCE = task_named("classification").influence
 TINY = {"embed_dim": 32, "depth": 4, "num_heads": 2, "img_size": 64, "num_classes": 10}  # 16 patches
 TEACHERS = {
     "class token": {"name": "vit_tiny_patch16_224", **TINY},
@@ -31,7 +33,7 @@ def saliency_of(model, images, first_block, target="gradient"):
         x = backbone.embed(images)
         for index in range(first_block):
             x = backbone.block(index, x)
-    return teacher_saliency(backbone, x, first_block, target)
+    return teacher_saliency(backbone, x, first_block, target, INFLUENCE)
 
 
 def gated(query, key, value, gate):

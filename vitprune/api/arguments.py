@@ -15,7 +15,8 @@ from vitprune.cli.progress import RunProgress
 from vitprune.common.wrappers import unwrapped
 from vitprune.data import Data, DataOptions, open_data, open_torch
 from vitprune.errors import UsageError, in_python
-from vitprune.loading.load import Loaded, load_model, loaded_from
+from vitprune.loading.load import Loaded, add_class_vectors, load_model, loaded_from
+from vitprune.loading.task import AskedTask as AskedTask
 from vitprune.model import SparseViT
 from vitprune.training.recipe import Recipe, load_recipe
 
@@ -88,6 +89,8 @@ def known(
     *,
     checkpoint_key: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    task: AskedTask = "auto",
+    class_embeddings: str | Path | None = None,
     progress: bool = True,
 ) -> Loaded:
     """What is known of a model; one that the caller made is unwrapped and, unless it is sparse, copied.
@@ -102,6 +105,7 @@ def known(
             checkpoint_key=checkpoint_key,
             img_size=img_size,
             model_kwargs=model_kwargs,
+            task=task,
         )
     elif any(each is not None for each in (checkpoint, checkpoint_key, img_size, model_kwargs)):
         raise UsageError(
@@ -109,13 +113,15 @@ def known(
             "not with one that is built"
         )
     elif isinstance(model, SparseViT):
-        loaded = loaded_from(model.model, model.class_names)
+        loaded = loaded_from(model.model, model.class_names, task=model.task if task == "auto" else task)
         loaded.sparse = model
         if model.header:
             loaded.name, loaded.origin = model.header.metadata.model, model.header.metadata.origin
     else:
-        loaded = loaded_from(copy.deepcopy(model), class_names)  # training moves and freezes the teacher
+        loaded = loaded_from(copy.deepcopy(model), class_names, task=task)  # training moves and freezes the teacher
     loaded.class_names = tuple(class_names) if class_names else loaded.class_names
+    if class_embeddings is not None:
+        add_class_vectors(loaded, Path(class_embeddings))
     for line in loaded.understood if progress else ():
         ProgressShown(progress).say(line)
     return loaded

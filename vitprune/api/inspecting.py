@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from vitprune.api.arguments import Images, Model, ProgressShown, keeps_mode, known, opened
+from vitprune.api.arguments import AskedTask, Images, Model, ProgressShown, keeps_mode, known, opened
 from vitprune.backbones import input_size
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
@@ -38,6 +38,8 @@ def evaluate(
     checkpoint_key: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    task: AskedTask = "auto",
+    class_embeddings: str | Path | None = None,
     class_names: Sequence[str] | None = None,
     limit: int | None = None,
     device: str = "auto",
@@ -46,7 +48,7 @@ def evaluate(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Accuracy of a sparse or dense model, with timm's preprocessing for it.
+    """How good a sparse or dense model is at its task, with timm's preprocessing for it.
 
     Example:
         result = vitprune.evaluate(sparse, "path/to/imagenet")
@@ -59,6 +61,9 @@ def evaluate(
         checkpoint_key: which of several sets of weights in it, such as "state_dict"; None for the EMA.
         img_size: image size in pixels of a model given by its name.
         model_kwargs: more arguments for timm.create_model, of a model given by its name.
+        task: what the model is for: "classification", "multilabel", "regression", "embedding" or "dense" (token
+            features); "auto" believes its weights.
+        class_embeddings: a .safetensors file with vectors of the classes by a text tower, for zero-shot figures.
         class_names: in output order, to match folders by name.
         limit: at most so many images, chosen at random, always the same.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
@@ -68,7 +73,8 @@ def evaluate(
         progress: whether to show how far it is, on stderr.
 
     Returns:
-        `top1_pct` and `top5_pct` in percent (None without labels), `num_images`, and `classes`, a row for each.
+        What the task measures against labels, of a classifier `top1_pct` and `top5_pct` in percent (None without
+        labels), `num_images`, and `classes`, a row for each.
 
     Raises:
         VitpruneError: see `vitprune.errors`.
@@ -80,12 +86,17 @@ def evaluate(
         class_names,
         checkpoint_key=checkpoint_key,
         model_kwargs=model_kwargs,
+        task=task,
+        class_embeddings=class_embeddings,
         progress=progress,
     )
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
-    task, everything = task_named(loaded.task), opened(data, loaded, None, limit, training=False, labels=True)
-    images, gallery, transform = everything.val, gallery_of(everything, task), eval_transform(loaded.model)
+    purpose, everything = (
+        task_named(loaded.task, loaded.class_vectors),
+        opened(data, loaded, None, limit, training=False, labels=True),
+    )
+    images, gallery, transform = everything.val, gallery_of(everything, purpose), eval_transform(loaded.model)
     for each in (images, gallery):
         if each is not None:
             each.transform = transform
@@ -96,7 +107,7 @@ def evaluate(
             images,
             where,
             number_format,
-            task=task,
+            task=purpose,
             gallery=gallery,
             batch_size=batch_size,
             num_workers=Recipe(num_workers=num_workers).workers(),

@@ -10,7 +10,16 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from vitprune.api.arguments import Images, Model, ProgressShown, chosen_recipe, known, loader_settings, opened
+from vitprune.api.arguments import (
+    AskedTask,
+    Images,
+    Model,
+    ProgressShown,
+    chosen_recipe,
+    known,
+    loader_settings,
+    opened,
+)
 from vitprune.budget.resolve import PlanRequest, resolve
 from vitprune.checkpoint.sparse_file import remember
 from vitprune.common.devices import pick_device
@@ -40,6 +49,8 @@ def sparsify(
     checkpoint_key: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
+    task: AskedTask = "auto",
+    class_embeddings: str | Path | None = None,
     val_data: Dataset[Any] | DataLoader[Any] | None = None,
     limit: int | None = None,
     prune_at: Sequence[int] | None = None,
@@ -82,6 +93,9 @@ def sparsify(
         checkpoint_key: which of several sets of weights in it, such as "state_dict"; None for the EMA.
         img_size: image size in pixels of a model given by its name.
         model_kwargs: more arguments for timm.create_model, of a model given by its name.
+        task: what the model is for: "classification", "multilabel", "regression", "embedding" or "dense" (token
+            features); "auto" believes its weights.
+        class_embeddings: a .safetensors file with vectors of the classes by a text tower, for zero-shot figures.
         val_data: images to evaluate on, where `data` is a Dataset or DataLoader; None holds a tenth of it out.
         limit: at most so many images to train on, and as many to evaluate on.
         prune_at: block indices before which predictors act; None for the default (12 blocks: 3, 6, 9).
@@ -139,6 +153,8 @@ def sparsify(
         class_names,
         checkpoint_key=checkpoint_key,
         model_kwargs=model_kwargs,
+        task=task,
+        class_embeddings=class_embeddings,
         progress=progress,
     )
     if loaded.sparse is not None:

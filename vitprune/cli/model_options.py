@@ -170,6 +170,7 @@ class ModelOptions(StructureOptions):
             metavar="TASK",
             help="What MODEL is for: classification, multilabel, regression, embedding or dense (token features).",
             show_default="what its weights say",
+            rich_help_panel=_PANEL,
         ),
     ] = "auto"
     class_embeddings: Annotated[

@@ -33,6 +33,15 @@ from vitprune.loading.names import resolve_name
 from vitprune.loading.own_weights import build_with_weights, check_made_from
 from vitprune.loading.saved_folder import build_from_folder
 from vitprune.loading.structure import check_size, structure
+from vitprune.loading.task import (
+    AskedTask,
+    check_same_task,
+    check_task,
+    gives_embedding,
+    leave_out_head,
+    task_of,
+    with_head,
+)
 from vitprune.model import SparseViT, TaskName
 from vitprune.tasks import ClassVectors, read_class_vectors, task_named
 
@@ -101,8 +110,8 @@ def load_model(
     img_size: int | tuple[int, int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
-    task: str = "auto",
     exported: bool = False,
+    task: AskedTask = "auto",
 ) -> Loaded:
     """Build the model that `spec` names and load its weights.
 
@@ -117,16 +126,18 @@ def load_model(
         img_size: another image size in pixels, or height and width; position embeddings are resampled.
         model_kwargs: more arguments for timm.create_model.
         preprocessing: replaces entries of timm's data configuration, beside `checkpoint`.
-        task: what it is for; "auto" believes the weights.
         exported: whether an ONNX file that `vitprune export` wrote will do, which can be run and nothing else.
+        task: what the model is for; "auto" believes the checkpoint, see `vitprune.loading.task.task_of`. "embedding"
+            leaves a classifier out.
 
     Raises:
         UnknownModelError: no such model; offers close matches.
         UnsupportedModelError: the model's tokens cannot be pruned.
-        UsageError: options that do not go together.
+        UsageError: options that do not go together, or a task that does not go with the model.
         CheckpointError: a weight file is missing, damaged, or does not fit.
         HubError: the weights cannot be had from the Hub.
     """
+    check_task(task)
     load = next(load for matches, load in _SOURCES if matches(spec))
     if checkpoint is not None and load is not _load_name:
         raise UsageError(
@@ -140,7 +151,15 @@ def load_model(
         if img_size is not None:
             raise UsageError("--img-size and --model-kwargs img_size both say the image size", "give one of them")
         img_size = kwargs.pop("img_size")
-    loaded = load(spec, _Options(checkpoint, checkpoint_key, weights, img_size, kwargs, exported))
+    options = _Options(checkpoint, checkpoint_key, weights, img_size, kwargs, exported, task)
+    loaded = load(spec, options)
+    if loaded.metadata is not None:
+        check_same_task(task, loaded.metadata.task, spec)
+        loaded.task = loaded.metadata.task
+    else:
+        if options.headless:
+            _leave_out_head(loaded)
+        _find_task(loaded, task)
     if preprocessing:
         if loaded.metadata is not None:
             given = ", ".join(f"--{key.replace('_', '-')}" for key in preprocessing)
@@ -162,6 +181,20 @@ def add_class_vectors(loaded: Loaded, path: Path) -> None:
     loaded.class_vectors = read_class_vectors(path, width)
 
 
+def _find_task(loaded: Loaded, asked: AskedTask) -> None:
+    """Say what a dense model is for; one that is to give an embedding loses its classifier, not its projection."""
+    named = loaded.class_names is not None
+    if asked == "embedding" and not gives_embedding(loaded.model, named=named):
+        _leave_out_head(loaded)
+    loaded.task, said = task_of(loaded.model, asked, named=named, what=f"'{loaded.spec}'")
+    loaded.understood += [said] if said else []
+
+
+def _leave_out_head(loaded: Loaded) -> None:
+    loaded.understood += leave_out_head(loaded.model)
+    loaded.class_names = None
+
+
 def _prepare_images(model: Any, preprocessing: Mapping[str, Any]) -> None:
     """Replace entries of the model's data configuration."""
     if (channels := input_size(model)[0]) != 3:
@@ -181,11 +214,23 @@ class _Options:
     img_size: int | tuple[int, int] | None
     model_kwargs: dict[str, Any]
     exported: bool
+    task: AskedTask
+
+    @property
+    def headless(self) -> bool:
+        """Whether a classifier is asked to be left out."""
+        return self.model_kwargs.get("num_classes") == 0
+
+    @property
+    def may_lack_head(self) -> bool:
+        """Whether weights of an encoder will do."""
+        return self.headless or self.task in ("embedding", "dense")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For timm.create_model."""
-        return self.model_kwargs | ({} if self.img_size is None else {"img_size": self.img_size})
+        """For timm.create_model; a head is left out once the weights are in."""
+        arguments = self.model_kwargs | ({} if self.img_size is None else {"img_size": self.img_size})
+        return with_head(arguments)
 
 
 def is_exported(spec: str) -> bool:
@@ -273,7 +318,7 @@ def _load_folder(spec: str, options: _Options) -> Loaded:
     if file := sparse_file(spec):
         return _load_file(str(file), options)
     folder = Path(spec).resolve()
-    model, said = build_from_folder(Path(spec), options.arguments)
+    model, said = build_from_folder(Path(spec), options.arguments, headless=options.headless)
     check_size(model, options.arguments)
     return _loaded(spec, folder.name, model, {"source": folder.name}, said)
 
@@ -297,9 +342,8 @@ def _load_name(spec: str, options: _Options) -> Loaded:
     model = structure(name, options.arguments, options.model_kwargs)
     check_size(model, options.arguments)
     if options.checkpoint is not None:
-        tagged = "." in spec.removeprefix("timm/")
-        key = options.checkpoint_key
-        return _with_weights(spec, name, options.checkpoint, options.arguments, key=key, any_tag=not tagged)
+        how = {"key": options.checkpoint_key, "any_tag": "." not in spec.removeprefix("timm/")}
+        return _with_weights(spec, name, options.checkpoint, options.arguments, headless=options.may_lack_head, **how)
     if options.weights != "pretrained":
         model = timm.create_model(name, **options.arguments) if options.weights == "random" else model
         return _loaded(spec, name, model, {})
@@ -307,7 +351,7 @@ def _load_name(spec: str, options: _Options) -> Loaded:
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for '{name}'", "give a weight file: --checkpoint FILE")
     classes = options.model_kwargs.get("num_classes", config.num_classes)
-    if classes != config.num_classes:
+    if classes not in (0, config.num_classes):
         raise UsageError(
             f"--model-kwargs num_classes={classes}: the weights of '{name}' are for {config.num_classes} classes",
             "a classifier of other classes comes from weights of your own: --checkpoint FILE",
@@ -350,9 +394,13 @@ def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) 
     assert metadata is not None
     if checkpoint is not None:
         of_file = sparse.origin.get(_KEY)
-        dense = _with_weights(
-            metadata.model, metadata.architecture, checkpoint, metadata.model_args, key=key or of_file
-        )
+        arguments = with_head(metadata.model_args)
+        headless = arguments != metadata.model_args
+        how = {"key": key or of_file, "headless": headless}
+        dense = _with_weights(metadata.model, metadata.architecture, checkpoint, arguments, **how)
+        if headless:
+            _leave_out_head(dense)
+        dense.task = metadata.task
         if of_file is not None and key is None:
             dense.understood.append(
                 f"of '{checkpoint.name}' the weights that MODEL was made from are taken: '{of_file}'"
@@ -361,10 +409,11 @@ def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) 
         _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))
         return dense
     if metadata.model == "demo":
-        return load_model(metadata.model)
+        return load_model(metadata.model, task=metadata.task)
     _, height, width = input_size(sparse.model)
     kwargs = {key: value for key, value in metadata.model_args.items() if key not in _OF_WEIGHTS}
-    return load_model(metadata.model, img_size=(height, width), model_kwargs=kwargs)
+    kwargs |= {"num_classes": 0} if metadata.model_args.get("num_classes") == 0 else {}
+    return load_model(metadata.model, img_size=(height, width), model_kwargs=kwargs, task=metadata.task)
 
 
 def sparse_file(spec: str) -> Path | None:
@@ -373,13 +422,22 @@ def sparse_file(spec: str) -> Path | None:
     return path if path.is_file() and written_by_vitprune(path) else None
 
 
-def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None) -> Loaded:
-    """What is known of a timm model that the caller has made."""
+def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None, *, task: AskedTask = "auto") -> Loaded:
+    """What is known of a timm model that the caller has made; its head is left as it is.
+
+    Raises:
+        UsageError: the task does not go with it, see `task_of`; or an embedding is asked of a classifier.
+    """
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     architecture, tag = config.get("architecture") or type(model).__name__, config.get("tag")
     name = f"{architecture}.{tag}" if tag else architecture
     loaded = _loaded(name, name, model, {})
     loaded.class_names = _tuple(class_names) or loaded.class_names
+    named = loaded.class_names is not None
+    if task == "embedding" and not gives_embedding(model, named=named):
+        raise UsageError("--task embedding: the model has a classifier", "leave it out: model.reset_classifier(0)")
+    loaded.task, said = task_of(model, task, named=named)
+    loaded.understood += [said] if said else []
     return loaded
 
 
@@ -397,12 +455,10 @@ def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any], unde
     return Loaded(spec, writable(name), model, class_names=names, origin=about, understood=list(understood))
 
 
-def _with_weights(
-    spec: str, name: str, path: Path, arguments: dict[str, Any], *, key: str | None = None, any_tag: bool = False
-) -> Loaded:
+def _with_weights(spec: str, name: str, path: Path, arguments: dict[str, Any], **how: Any) -> Loaded:
     # What timm says of the weights of that name need not hold for these.
     about = {"source": path.name, "license": None, "origin_url": None}
-    own = build_with_weights(name, path, arguments, key=key, any_tag=any_tag)
+    own = build_with_weights(name, path, arguments, **how)
     return _loaded(spec, name, own.model, about | ({} if own.key is None else {_KEY: own.key}), own.said)
 
 

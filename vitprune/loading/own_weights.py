@@ -16,7 +16,7 @@ from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.hub import first_mismatch
 from vitprune.loading.structure import structure
 from vitprune.loading.training_args import TrainingArguments
-from vitprune.loading.transformers import convert_state, is_transformers_state
+from vitprune.loading.transformers_weights import convert_state, is_transformers_state
 from vitprune.loading.weight_sets import choose_weights
 
 _MOST_CHANGE = 1.0
@@ -66,7 +66,13 @@ class OwnWeights:
 
 
 def build_with_weights(
-    name: str, path: Path, arguments: dict[str, Any], *, key: str | None = None, any_tag: bool = False
+    name: str,
+    path: Path,
+    arguments: dict[str, Any],
+    *,
+    key: str | None = None,
+    any_tag: bool = False,
+    headless: bool = False,
 ) -> OwnWeights:
     """A timm model with the weights of a file, through timm's own conversion of foreign layouts.
 
@@ -77,6 +83,7 @@ def build_with_weights(
         arguments: more of them for timm.create_model, which win over the file's.
         key: which of several sets of weights in the file.
         any_tag: whether `name` has a tag because timm has one, and the file may say another.
+        headless: whether the file may lack a classifier; one that has it is built with it.
 
     Raises:
         UsageError: the file is a sparse model of ours, was trained as another model, or an argument is wrong.
@@ -107,6 +114,13 @@ def build_with_weights(
         said.append(f"'{path.name}' is transformers' and read as {name}; its folder as MODEL reads its config.json too")
     _refuse_whole_numbers(state, expected, path)
     found = _shapes_of(state, name) | arguments
+    if "num_classes" not in found and _lacks_classifier_alone(state, expected, name):
+        if not headless:
+            raise CheckpointError(
+                f"the weights in '{path}' do not fit {name}: {_classifiers(name)[0]}.weight is missing",
+                "to read them as an encoder that gives an embedding: --model-kwargs num_classes=0",
+            )
+        found["num_classes"] = 0
     overlay = {"state_dict": state, "custom_load": False, **training.preprocessing}
     overlay |= {"num_classes": found["num_classes"]} if "num_classes" in found else {}
     with adaptations(f"the weights in '{path}'") as adapted:
@@ -128,13 +142,26 @@ def _create(name: str, path: Path, arguments: dict[str, Any], overlay: dict[str,
 def _shapes_of(state: dict[str, Tensor], name: str) -> dict[str, Any]:
     """The class count and channels of a file: a fine-tuned model has its own."""
     config = timm.get_pretrained_cfg(name)
-    head = (config.classifier if config is not None else None) or "head"
-    weight = state.get(f"{head if isinstance(head, str) else head[0]}.weight")
+    weight = state.get(f"{_classifiers(name)[0]}.weight")
     found = {} if weight is None or weight.ndim != 2 else {"num_classes": int(weight.shape[0])}
     first = state.get(f"{config.first_conv if config is not None else ''}.weight")
     if first is not None and first.ndim == 4 and first.shape[1] != 3:
         found["in_chans"] = int(first.shape[1])
     return found
+
+
+def _lacks_classifier_alone(state: dict[str, Tensor], expected: dict[str, Tensor], name: str) -> bool:
+    """Whether a file is that of an encoder: all of the model's tensors but those of its classifier."""
+    missing = expected.keys() - state.keys()
+    heads = tuple(f"{head}." for head in _classifiers(name))
+    return bool(missing) and missing == {each for each in expected if each.startswith(heads)}
+
+
+def _classifiers(name: str) -> tuple[str, ...]:
+    """What timm calls the layers that give classes."""
+    config = timm.get_pretrained_cfg(name)
+    heads = (config.classifier if config is not None else None) or "head"
+    return (heads,) if isinstance(heads, str) else tuple(heads)
 
 
 def _refuse_whole_numbers(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:

@@ -1,13 +1,21 @@
-"""preprocessor_config.json of transformers' image processors for ViT and DeiT, as timm's data configuration."""
+"""preprocessor_config.json of transformers' image processors, as timm's data configuration."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from vitprune.errors import CheckpointError
 
+Family = Literal["vit", "deit", "dinov2", "clip", "siglip"]
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """PIL's numbers."""
 _DEFAULTS = {
@@ -20,8 +28,30 @@ _DEFAULTS = {
     "image_std": 0.5,
     "resample": 2,
 }
-_DEIT = {"do_center_crop": True, "resample": 3, "size": 256, "crop_size": 224}
-"""What differs in transformers' processor for DeiT."""
+PREPARED: dict[Family, dict[str, Any]] = {
+    "vit": {},
+    "deit": {"do_center_crop": True, "resample": 3, "size": 256, "crop_size": 224},
+    "dinov2": {
+        "do_center_crop": True,
+        "resample": 3,
+        "size": {"shortest_edge": 256},
+        "crop_size": 224,
+        "image_mean": IMAGENET_DEFAULT_MEAN,
+        "image_std": IMAGENET_DEFAULT_STD,
+    },
+    "clip": {
+        "do_center_crop": True,
+        "resample": 3,
+        "size": {"shortest_edge": 224},
+        "crop_size": 224,
+        "image_mean": OPENAI_CLIP_MEAN,
+        "image_std": OPENAI_CLIP_STD,
+    },
+    "siglip": {"resample": 3},
+}
+"""What differs in transformers' processor for a family, at 224 pixels; for DINOv2, in the files of its authors."""
+_SHORTER_SIDE: tuple[Family, ...] = ("dinov2", "clip")
+"""Whose `size`, as a number, is that of the shorter side."""
 _NO_MATTER = frozenset(
     {
         "image_processor_type",
@@ -41,19 +71,21 @@ _NO_MATTER = frozenset(
 """Keys that do not change what the model sees; images always become RGB."""
 
 
-def read_preprocessor(config: dict[str, Any], size: tuple[int, int], *, is_deit: bool = False) -> dict[str, Any]:
+def read_preprocessor(config: dict[str, Any], size: tuple[int, int], family: Family = "vit") -> dict[str, Any]:
     """Timm's data configuration for what transformers does with an image, but for the input size.
 
     Args:
         config: the object in the file; {} for the defaults.
         size: height and width that the model takes, in pixels.
-        is_deit: whether the defaults are those of DeiT's processor.
+        family: of the model, whose processor's defaults hold for what the file does not say.
 
     Raises:
         CheckpointError: it asks for something that timm's transforms cannot do; names it.
     """
     given = {key: value for key, value in config.items() if value is not None}
-    what = _DEFAULTS | {"size": size} | (_DEIT if is_deit and size == (224, 224) else {}) | given
+    what = _DEFAULTS | {"size": size} | _defaults_of(family, size) | given
+    if family in _SHORTER_SIDE and isinstance(what["size"], int):
+        what["size"] = {"shortest_edge": what["size"]}
     for key in given.keys() - _DEFAULTS.keys() - _NO_MATTER - {"size", "crop_size"}:
         if given[key]:
             raise _impossible(key, given[key])
@@ -62,6 +94,17 @@ def read_preprocessor(config: dict[str, Any], size: tuple[int, int], *, is_deit:
     if what["resample"] not in _FILTERS:
         raise _impossible("resample", what["resample"])
     return {**_colours(what), "interpolation": _FILTERS[what["resample"]], **_cropping(what, size)}
+
+
+def _defaults_of(family: Family, size: tuple[int, int]) -> dict[str, Any]:
+    """A family's defaults; those sizes of it that are for 224 pixels only, the model's own size else."""
+    known = PREPARED[family]
+    if size == (224, 224):
+        return known
+    known = {key: value for key, value in known.items() if key not in ("size", "crop_size")}
+    if family in _SHORTER_SIDE:
+        return {**known, "size": {"shortest_edge": min(size)}, "crop_size": {"height": size[0], "width": size[1]}}
+    return {} if family == "deit" else known
 
 
 def _colours(what: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import CheckpointError, VitpruneError
 from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.structure import structure
-from vitprune.loading.transformers import ANCHORS, convert_state, read_config
+from vitprune.loading.task import TASK_KEY
+from vitprune.loading.transformers import read_config
+from vitprune.loading.transformers_weights import convert_state
 from vitprune.loading.weight_sets import choose_weights
 
 _PREPROCESSOR = "preprocessor_config.json"
@@ -24,12 +26,13 @@ FOLDER_FILES = (CONFIG, _PREPROCESSOR, *FOLDER_WEIGHTS, "*-of-*.safetensors", "*
 """What is read of a folder."""
 
 
-def build_from_folder(folder: Path, given: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+def build_from_folder(folder: Path, given: dict[str, Any], *, headless: bool = False) -> tuple[nn.Module, list[str]]:
     """The timm model that a folder's config.json describes, with the weights beside it.
 
     Args:
         folder: what timm's `save_for_hf` or transformers' `save_pretrained` wrote.
         given: arguments for timm.create_model, which win over the folder's.
+        headless: whether a head that timm cannot build will be left out.
 
     Returns:
         The model, and what was understood, a line each.
@@ -47,16 +50,19 @@ def build_from_folder(folder: Path, given: dict[str, Any]) -> tuple[nn.Module, l
     try:
         if "architectures" in config:
             preprocessor = read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else None
-            architecture, arguments, overlay, said = read_config(config, preprocessor)
-            file, expected = _opened(folder), ANCHORS
+            theirs = read_config(config, preprocessor, headless=headless, img_size=given.get("img_size"))
+            architecture, arguments, overlay = theirs.architecture, theirs.arguments, theirs.overlay
+            weights = choose_weights(_opened(folder), (theirs.anchor,))
+            state = convert_state(weights.tensors, headless=headless, grid=theirs.grid)
+            task, said = theirs.task, theirs.said
         elif "architecture" in config:
             overlay, architecture, arguments = load_model_config_from_path(folder)
-            file, said = _opened(folder), []
+            file = _opened(folder)
             expected = tuple(structure(architecture, arguments | given, given).state_dict())
+            weights = choose_weights(file, expected)
+            state, task, said = weights.tensors, None, []
         else:
             raise CheckpointError("its config.json is neither timm's nor transformers'")
-        weights = choose_weights(file, expected)
-        state = convert_state(weights.tensors) if expected is ANCHORS else weights.tensors
         overlay = {**overlay, "source": None, "file": None, "state_dict": state, "custom_load": False}
         with adaptations("its weights") as adapted:
             model: nn.Module = timm.create_model(
@@ -71,6 +77,7 @@ def build_from_folder(folder: Path, given: dict[str, Any]) -> tuple[nn.Module, l
         raise CheckpointError(f"folder '{folder}' holds no model that timm can build: {first_line(error)}") from error
     config = getattr(model, "pretrained_cfg", {})
     config.pop("state_dict", None)  # or every copy of the model drags the weights along
+    config |= {} if task is None else {TASK_KEY: task}
     return model, [*said, *weights.said, *adapted, *resampled(model, state)]
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vitprune.checkpoint.weight_file import WeightFile, in_fp32
 from vitprune.errors import CheckpointError, UsageError
+from vitprune.loading.transformers_weights import ANCHORS
 
 _FOREIGN = (
-    "vit.embeddings.cls_token",
-    "deit.embeddings.cls_token",
+    *ANCHORS,
     "visual.class_embedding",
     "visual.trunk.blocks.0.norm1.weight",
     "vision_encoder.mask_token",

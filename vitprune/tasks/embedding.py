@@ -157,9 +157,13 @@ class Embedding(Task):
         return (1 - likeness).mean()
 
     def influence(self, output: Tensor) -> Tensor:
-        """The vectors' length."""
-        length: Tensor = output.float().norm(dim=-1)
-        return length.sum()
+        """How far each vector reaches from the batch's mean, where it is now: what tells an image from others.
+
+        Its length would not do: behind a LayerNorm it is the same for all.
+        """
+        vectors = output.float()
+        own = vectors.detach() - (vectors.detach().mean(dim=0) if len(vectors) > 1 else 0.0)
+        return (vectors * F.normalize(own, dim=-1)).sum()
 
     def record(self, output: Tensor, reference: Tensor | None = None) -> Record:
         """Vectors (B, D)."""

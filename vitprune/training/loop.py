@@ -24,6 +24,7 @@ from vitprune.common.seeding import derive_seed, seed_all
 from vitprune.data import Faults, Images, ImageStream, train_transform
 from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
+from vitprune.tasks import task_named
 from vitprune.training.checkpoints import State
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, set_trainable
@@ -204,7 +205,7 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
         None where the backbone does not train in these steps.
     """
     inner: Objective = accelerator.unwrap_model(objective)
-    recipe, device = inner.recipe, accelerator.device
+    recipe, device, task = inner.recipe, accelerator.device, task_named(inner.student.task)
     if steps[0].phase == "pretraining" or recipe.backbone_lr_scale == 0:
         return None
     rate = recipe.peak_lr * recipe.backbone_lr_scale
@@ -215,11 +216,11 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
     batches = training_batches(images, recipe, faults, inner.student.num_classes, seed=seed, device=device)
     with torch.no_grad():
         divergences = [
-            objective(batch.to(device), labels.to(device), "deployed").components[inner.task.loss]
+            objective(batch.to(device), labels.to(device), "deployed").components[task.loss]
             for batch, labels in islice(batches, _RATE_BATCHES)
         ]
     loss = accelerator.reduce(torch.stack(divergences).mean(), "mean").item()
-    reference = inner.task.rate_reference or recipe.rate_reference_kl
+    reference = task.rate_reference or recipe.rate_reference_kl
     factor = loss / reference if math.isfinite(loss) else 1.0
     return rate * min(1.5, max(0.3, factor))
 

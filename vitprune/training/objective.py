@@ -178,7 +178,7 @@ class Objective(PublicModule):
             )
 
     @property
-    def task(self) -> Task:
+    def _task(self) -> Task:
         """What the student is for."""
         return task_named(self.student.task)
 
@@ -199,7 +199,7 @@ class Objective(PublicModule):
         # The attention of compiled blocks cannot be recorded.
         eager = torch.compiler.set_stance("force_eager") if self.recipe.compile else nullcontext()
         with eager:
-            target, influence = self.recipe.pretraining_target, self.task.influence
+            target, influence = self.recipe.pretraining_target, self._task.influence
             saliency = teacher_saliency(self.teacher.backbone, trunk, self.first_block, target, influence)
         tokens = self.student.run_blocks(own, self.first_block, self.student.schedule.blocks[-1])
         loss = ranking_loss(tokens.scores, tokens.indices, saliency)
@@ -240,7 +240,7 @@ class Objective(PublicModule):
         return gather_tokens(features, out.indices[-1]) if out.indices else features
 
     def _distil(self, out: MaskedOutput | Selection, labels: Tensor | None, teacher: Selection) -> dict[str, Tensor]:
-        task = self.task
+        task = self._task
         losses = {task.loss: task.distillation(out, teacher, self.student)}
         if self.recipe.weights.pooled > 0:
             losses["pooled"] = pooled_loss(out.pooled, teacher.pooled)
@@ -258,7 +258,7 @@ class Objective(PublicModule):
 
     def _sum(self, losses: dict[str, Tensor], kept_ratios: Tensor) -> StepLoss:
         weights = self.recipe.weights.model_dump()
-        weights[self.task.loss] = weights["kl"]
+        weights[self._task.loss] = weights["kl"]
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return StepLoss(total, {name: loss.detach() for name, loss in losses.items()}, kept_ratios)
 
