@@ -25,10 +25,23 @@ from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import Tensor
 
 GROUPS = {
-    "fish": 0, "birds": 7, "amphibians and reptiles": 25, "spiders": 69, "more birds": 80,
-    "marsupials and molluscs": 102, "water birds": 127, "dogs": 151, "wild dogs and cats": 269, "bears": 294, "insects": 300, "sea animals": 327,
-    "mammals": 330, "more fish": 389, "things": 398, "food and places": 924,
-}  # fmt: skip
+    "fish": 0,
+    "birds": 7,
+    "amphibians and reptiles": 25,
+    "spiders": 69,
+    "more birds": 80,
+    "marsupials and molluscs": 102,
+    "water birds": 127,
+    "dogs": 151,
+    "wild dogs and cats": 269,
+    "bears": 294,
+    "insects": 300,
+    "sea animals": 327,
+    "mammals": 330,
+    "more fish": 389,
+    "things": 398,
+    "food and places": 924,
+}
 """Where each group of classes begins."""
 ATTRIBUTES = ("bright", "colourful", "warm", "contrasty")
 VALUES = ("brightness", "contrast")
