@@ -19,6 +19,9 @@ ClassOrder = Literal["timm", "torchvision"]
 TargetKind = Literal["class", "labels", "values", "group"]
 """What labels are: one class an image, any number of labels, numbers, or a class that only other images share."""
 
+TargetKind = Literal["class", "labels", "values", "group"]
+"""What is known of an image: its class; its labels, any number; numbers; or whom it is like, in whatever words."""
+
 
 @dataclass(frozen=True)
 class ModelClasses:
@@ -29,8 +32,9 @@ class ModelClasses:
         names: of the classes, in output order; None where not known.
         order: how classes without names were sorted when the model was trained; None where not known.
         source: where the names come from, for people.
-        kind: what the labels of images are.
-    """
+            kind: what the data should say of an image: "class", one of them; "labels", any number of them; "values", a
+            number for each output; "group", which images are alike, whatever the model's outputs are.
+        """
 
     num_classes: int
     names: tuple[str, ...] | None = None
@@ -52,6 +56,11 @@ class Matched:
     index: dict[str, int]
     how: str
     by_order: bool = False
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the data calls the model's outputs, less those that it numbers."""
+        return {i: name for name, i in self.index.items() if name != str(i)}
 
 
 def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -> Matched:
@@ -155,8 +164,14 @@ def with_class_map(model: ModelClasses, path: Path | None, order: ClassOrder | N
     """What the model predicts, with what the user says of it.
 
     Raises:
-        DataError: the file cannot be read, or the user contradicts the model.
+        DataError: the file cannot be read, the user contradicts the model, or it has no classes.
     """
+    if model.kind in ("values", "group") and (path is not None or order is not None):
+        raise DataError(
+            f"the model's outputs are {'numbers' if model.kind == 'values' else 'an embedding'}, not classes",
+            "leave out --class-map and --class-order",
+            exit_code=2,
+        )
     if path is not None:
         names = read_class_map(path, model.num_classes)
         if model.names and named(model) and [*map(_normal, model.names)] != [*map(_normal, names)]:
