@@ -141,9 +141,7 @@ def load_model(
         check_same_task(task, loaded.metadata.task, spec)
         loaded.task = loaded.metadata.task
     else:
-        if options.headless:
-            _leave_out_head(loaded)
-        _find_task(loaded, task)
+        _find_task(loaded, options)
     if preprocessing:
         if loaded.metadata is not None:
             given = ", ".join(f"--{key.replace('_', '-')}" for key in preprocessing)
@@ -152,18 +150,21 @@ def load_model(
     return loaded
 
 
-def _find_task(loaded: Loaded, asked: AskedTask) -> None:
+def _find_task(loaded: Loaded, options: _Options) -> None:
     """Say what a dense model is for; one that is to give an embedding loses its classifier, not its projection."""
-    named = loaded.class_names is not None
-    if asked == "embedding" and not gives_embedding(loaded.model, named=named):
-        _leave_out_head(loaded)
+    named, asked = loaded.class_names is not None, options.task
+    left_out: list[str] = []
+    if options.headless or (asked == "embedding" and not gives_embedding(loaded.model, named=named)):
+        left_out = _leave_out_head(loaded)
     loaded.task, said = task_of(loaded.model, asked, named=named, what=f"'{loaded.spec}'")
-    loaded.understood += [said] if said else []
+    loaded.understood += [said] if said and not left_out else []
 
 
-def _leave_out_head(loaded: Loaded) -> None:
-    loaded.understood += leave_out_head(loaded.model)
+def _leave_out_head(loaded: Loaded) -> list[str]:
+    said = leave_out_head(loaded.model)
     loaded.class_names = None
+    loaded.understood += said
+    return said
 
 
 def _prepare_images(model: Any, preprocessing: Mapping[str, Any]) -> None:
