@@ -34,7 +34,7 @@ class ModelClasses:
         source: where the names come from, for people.
             kind: what the data should say of an image: "class", one of them; "labels", any number of them; "values", a
             number for each output; "group", which images are alike, whatever the model's outputs are.
-        """
+    """
 
     num_classes: int
     names: tuple[str, ...] | None = None
