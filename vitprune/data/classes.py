@@ -19,9 +19,6 @@ ClassOrder = Literal["timm", "torchvision"]
 TargetKind = Literal["class", "labels", "values", "group"]
 """What labels are: one class an image, any number of labels, numbers, or a class that only other images share."""
 
-TargetKind = Literal["class", "labels", "values", "group"]
-"""What is known of an image: its class; its labels, any number; numbers; or whom it is like, in whatever words."""
-
 
 @dataclass(frozen=True)
 class ModelClasses:
