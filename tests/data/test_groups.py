@@ -154,6 +154,22 @@ def test_columns_that_are_no_groups(tmp_path):
         open_data(str(tmp_path), GROUP)
 
 
+@pytest.mark.parametrize("row", ['"tags": ["cat"]', '"age": 0.5'])
+def test_files_that_are_no_groups(tmp_path, row):
+    (tmp_path / "a.png").write_bytes(png())
+    file = tmp_path / "metadata.jsonl"
+    file.write_text('{"file_name": "a.png", ' + row + "}\n")
+    assert groups(open_data(str(tmp_path), GROUP).val) == [UNLABELLED]
+    with pytest.raises(OtherTask):
+        open_data(str(tmp_path), GROUP, DataOptions(labels=file))
+
+
+def test_groups_are_no_names_of_outputs(tmp_path):
+    folders(tmp_path, ["ant", "fox"])
+    assert open_data(str(tmp_path), ModelClasses(2, kind="group")).class_names(2) is None
+    assert open_data(str(tmp_path), ModelClasses(2)).class_names(2) == ("ant", "fox")
+
+
 def test_the_demo_has_groups():
     data = open_data("demo", GROUP)
     assert data.val.labelled

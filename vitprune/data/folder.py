@@ -18,7 +18,17 @@ from vitprune.data.label_file import FileCells, find_label_files, labels_in, rea
 from vitprune.data.options import NO_OPTIONS, DataOptions
 from vitprune.data.splits import SPLIT_WORDS
 from vitprune.data.target_columns import match_one_class, understand
-from vitprune.data.targets import FOR_CLASSES, UNLABELLED, OneClass, OtherTask, Target, Understood, stacked
+from vitprune.data.targets import (
+    FOR_CLASSES,
+    FOR_VALUES,
+    UNLABELLED,
+    OneClass,
+    OtherTask,
+    Target,
+    Understood,
+    as_number,
+    stacked,
+)
 from vitprune.errors import DataError
 
 _NO_CLASSES = (
@@ -131,13 +141,18 @@ def _labelled(root: Path, classes: ModelClasses, options: DataOptions) -> _Found
             # Empty class folders count as classes, or an incomplete copy would shift every index after them.
             return _by_folder(root, scans, _classes(list(scans), classes, str(root), match_classes))
     files = scan(root)
+    if not files.images:
+        return _without(files)
     if options.labels is not None:
-        said = read_label_file(options.labels, files.images, root, options.columns, classes) if files.images else None
-    else:
-        said = labels_in(find_label_files(root), files.images, root, options.columns, classes)
-    if said is not None:
-        return _by_file(root, files, said, classes)
-    if classes.kind == "group" or not files.images:
+        given = read_label_file(options.labels, files.images, root, options.columns, classes)
+        return _by_file(root, files, given, classes)
+    try:
+        if said := labels_in(find_label_files(root), files.images, root, options.columns, classes):
+            return _by_file(root, files, said, classes)
+    except OtherTask:
+        if classes.kind != "group":
+            raise
+    if classes.kind == "group":
         return _without(files)
     raise _no_outputs(root, classes) if outputs else _unlabelled(root)
 
@@ -177,6 +192,8 @@ def _classes(
 ) -> Understood:
     """Which class or group a value stands for."""
     if classes.kind == "group":
+        if odd := [value for value in values if as_number(value) is not None and not value.isdigit()]:
+            raise OtherTask(f"'{source}' has numbers such as {odd[0]}, not groups", FOR_VALUES)
         groups = {value: i for i, value in enumerate(sorted(values))}
         return Understood(OneClass(groups), "", dict(enumerate(groups)))
     matched = match(values, classes, source)

@@ -144,7 +144,7 @@ def read_label_file(
         if len(places) > 1:
             raise DataError(f"'{file}' names '{row[image]}', and {len(places)} images in '{root}' are called so")
         if found[places[0]] not in (None, cells):
-            what = "classes" if len(cells) == 1 and isinstance(cells[0], str) else classes.kind
+            what = "classes" if classes.kind in ("class", "group") else classes.kind
             both = " and ".join(", ".join(map(str, each)) for each in (found[places[0]] or (), cells))
             raise DataError(f"'{file}' gives '{row[image]}' two {what}: {both}")
         found[places[0]] = cells
@@ -174,17 +174,18 @@ class _ByName:
 
 
 def _in_order(file: Path, labels: list[Any], images: Sequence[Path], root: Path) -> list[tuple[Any, ...] | None]:
-    if len(labels) != len(images) or {*labels} & {image.name for image in images}:
+    names = {image.name for image in images}
+    if len(labels) != len(images) or any(isinstance(label, str) and label in names for label in labels):
         raise _NotOfThese(
             f"'{file}' has {len(labels)} lines of one class each, and '{root}' has {len(images)} images",
             "one line an image in the order of their names, or lines with name and class",
         )
-    names = [image.relative_to(root).as_posix() for image in images]
-    if (natural := sorted(names, key=natural_key)) != names:
-        place = next(i for i, pair in enumerate(zip(natural, names, strict=True)) if pair[0] != pair[1])
+    paths = [image.relative_to(root).as_posix() for image in images]
+    if (natural := sorted(paths, key=natural_key)) != paths:
+        place = next(i for i, pair in enumerate(zip(natural, paths, strict=True)) if pair[0] != pair[1])
         raise DataError(
             f"the lines of '{file}' name no images, whose order is not known: is '{natural[place]}' or "
-            f"'{names[place]}' number {place + 1}?",
+            f"'{paths[place]}' number {place + 1}?",
             "give lines with name and class",
         )
     return [(label,) for label in labels]
@@ -202,8 +203,10 @@ def _read(file: Path, kind: TargetKind) -> _Table:
         if kind == "values":
             return _Table([line.split() for line in lines], None)
         # A name may hold blanks if one class follows it; if several labels do, it cannot.
-        parted = (line.split(maxsplit=1) if kind == "labels" else line.rsplit(maxsplit=1) for line in lines)
-        return _Table(list(parted), None)
+        parted = [line.split(maxsplit=1) if kind == "labels" else line.rsplit(maxsplit=1) for line in lines]
+        if kind == "labels" and any(len(row) > 1 for row in parted):
+            parted = [row if len(row) > 1 else [*row, ""] for row in parted]  # a name alone has no labels
+        return _Table(parted, None)
     # Between several labels there may be more of another mark than between columns.
     first = min((mark for mark in _MARKS if mark in lines[0]), key=lines[0].index, default=",")
     mark = first if kind == "labels" else max(_MARKS, key=lines[0].count)
@@ -221,7 +224,11 @@ def _objects(content: Any) -> _Table:
 
 
 def _text(value: Any, file: Path, image: str) -> str:
-    if isinstance(value, (list, dict)):
+    if isinstance(value, dict):
+        raise DataError(
+            f"'{file}' gives '{image}' an object where its class is expected", "name it: --target-key COLUMN"
+        )
+    if isinstance(value, list):
         raise OtherTask(f"an image has one class, and here is a list: '{file}' gives '{image}' {value}", FOR_LABELS)
     return str(value)
 

@@ -73,8 +73,8 @@ class Data:
         return self.val.how_classes
 
     def class_names(self, num_classes: int) -> tuple[str, ...] | None:
-        """The model's classes in output order, as the data calls them; None unless it names every one."""
-        known = self.val.class_names
+        """The model's classes or labels in output order, as the data calls them; None unless it names every one."""
+        known = {} if self.val.kind == "group" else self.val.class_names
         return tuple(known[i] for i in range(num_classes)) if known.keys() == set(range(num_classes)) else None
 
 

@@ -242,6 +242,7 @@ def _outputs(
             how = f"{num} {matched.how}, from column '{names[0]}'"
             return Targets(chosen, LabelList(index, num), {i: n for n, i in matched.index.items()}, how, "labels")
         if items is not None and getattr(kind, "length", -1) == num and not _is_text(items):
+            refuse_order(classes, f"column '{names[0]}' of '{source}' has a 0 or 1 for each of the labels")
             return Targets(
                 chosen, Flags(tuple(range(num))), how=f"{num} as 0 or 1 in column '{names[0]}'", kind="labels"
             )

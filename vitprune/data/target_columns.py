@@ -8,7 +8,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from vitprune.data.classes import Matched, ModelClasses, match_classes, model_index, named, refuse_order
+from vitprune.data.classes import Matched, ModelClasses, match_classes, model_index, refuse_order
+from vitprune.data.imagenet import find_spelling
 from vitprune.data.targets import (
     FOR_CLASSES,
     FOR_LABELS,
@@ -86,17 +87,18 @@ def find_target(columns: Mapping[str, Sequence[Any]], classes: ModelClasses, sou
     cells = {name: [unpacked(cell) for cell in column if cell is not None] for name, column in columns.items()}
     lists = [name for name in cells if cells[name] and all(isinstance(cell, (list, tuple)) for cell in cells[name])]
     if classes.kind == "labels":
+        may_be = lists
         texts = [name for name in cells if any(isinstance(cell, str) for cell in cells[name])]
-        found = [name for name in [*lists, *texts] if name.lower() in _OF_LABELS] or lists
+        found = [name for name in [*lists, *texts] if name.lower() in _OF_LABELS] or may_be
     else:
-        numbers = [n for n in cells if cells[n] and all(as_number(cell) is not None for cell in cells[n])]
+        numbers = [name for name in cells if any(as_number(cell) is not None for cell in cells[name])]
         may_be = lists if classes.num_classes > 1 else numbers
         found = may_be if len(may_be) == 1 else [name for name in may_be if name.lower() in _OF_VALUES]
     if len(found) == 1:
         return found[0]
     several = classes.kind == "values" and classes.num_classes > 1
     raise DataError(
-        f"which column of '{source}' holds the {classes.kind}? {', '.join(found or columns)}",
+        f"which column of '{source}' holds the {classes.kind}? {', '.join(found or may_be or columns)}",
         "name them in the order of the outputs: --target-key COLUMN,COLUMN"
         if several
         else "name it: --target-key COLUMN",
@@ -134,6 +136,8 @@ def understand(
         if several
         else _one_column([row[0] for row in rows], classes, source, where, whole)
     )
+    if isinstance(found.reading, Flags):
+        refuse_order(classes, f"{where} has a 0 or 1 for each of the labels")
     how = f"{classes.num_classes} {found.how} {called if columns[0] else where}"
     return Understood(found.reading, how, found.names)
 
@@ -197,7 +201,7 @@ def _flag_columns(columns: Sequence[str], classes: ModelClasses, source: str) ->
             f"{', '.join(columns)}",
             "name one column of 0 and 1 for each label, or one column with all labels of an image",
         )
-    if classes.names and named(classes):
+    if classes.names or find_spelling(columns, classes.num_classes, source):
         matched = match_classes(columns, classes, source)
         order, how = tuple(matched.index[name] for name in columns), "by name from"
     else:
@@ -207,8 +211,9 @@ def _flag_columns(columns: Sequence[str], classes: ModelClasses, source: str) ->
 
 def _one_column(cells: Sequence[Any], classes: ModelClasses, source: str, where: str, whole: bool) -> Understood:
     cells = [unpacked(cell) for cell in cells if cell is not None]
-    if cells and all(isinstance(cell, (list, tuple)) for cell in cells):
-        return _lists(cells, classes, source, where, whole)
+    lists = [cell for cell in cells if isinstance(cell, (list, tuple))]
+    if lists and len(lists) == len(cells) - cells.count(""):  # a blank cell beside them has no labels
+        return _lists(lists, classes, source, where, whole)
     if classes.num_classes == 1 and cells and all(as_flag(cell) is not None for cell in cells):
         return Understood(Flags((0,)), "as 0 or 1 in")
     if odd := [cell for cell in cells if not isinstance(cell, str)]:
@@ -222,11 +227,14 @@ def _one_column(cells: Sequence[Any], classes: ModelClasses, source: str, where:
 
 def _lists(cells: Sequence[Any], classes: ModelClasses, source: str, where: str, whole: bool) -> Understood:
     num = classes.num_classes
+    if odd := [each for each in chain(*cells) if not isinstance(each, (str, int, float))]:
+        raise DataError(f"{where} has {odd[0]!r} for a label, expected a name or a number", "give a list of those")
     labels = {*chain(*cells)}
+    flags = _are_flags(cells, num)
     if labels and all(isinstance(label, str) for label in labels):
         matched = _match(sorted(labels), classes, source, whole)
+        _refuse_flags_in_text(cells, matched, num, where)
         return Understood(LabelList(matched.index, num), f"{matched.how}, from", matched.names)
-    flags = all(len(cell) == num and all(as_flag(each) is not None for each in cell) for cell in cells)
     indices = all(type(label) is int for label in labels)
     if flags and indices and all(len({*cell}) == len(cell) and max(cell) < num for cell in cells):
         raise DataError(
@@ -246,6 +254,7 @@ def _lists(cells: Sequence[Any], classes: ModelClasses, source: str, where: str,
 
 def _texts(cells: Sequence[str], classes: ModelClasses, source: str, where: str, whole: bool) -> Understood:
     """Split at the one mark, or none, with which every piece is a label of the model."""
+    cells = list(dict.fromkeys(cells))
     ways: dict[tuple[frozenset[int], ...], tuple[str | None, Matched]] = {}
     errors: dict[str | None, DataError] = {}
     for mark in (None, *_MARKS):
@@ -266,7 +275,21 @@ def _texts(cells: Sequence[str], classes: ModelClasses, source: str, where: str,
             "give lists, as JSON has them, or a column of 0 and 1 for each label",
         )
     ((mark, matched),) = ways.values()
+    _refuse_flags_in_text([split_labels(cell, mark) for cell in cells], matched, classes.num_classes, where)
     return Understood(LabelList(matched.index, classes.num_classes, mark), f"{matched.how}, from", matched.names)
+
+
+def _are_flags(cells: Sequence[Sequence[Any]], num_labels: int) -> bool:
+    """Whether lists may be a 0 or 1 for each label."""
+    return all(len(cell) == num_labels and all(as_flag(each) is not None for each in cell) for cell in cells)
+
+
+def _refuse_flags_in_text(cells: Sequence[Sequence[str]], matched: Matched, num_labels: int, where: str) -> None:
+    if cells and matched.how == "by number" and _are_flags(cells, num_labels):
+        raise DataError(
+            f"{where} has {' '.join(cells[0])}, which may be labels or a 0 or 1 for each label",
+            "give a list of numbers, [0, 1, 1], or a column of 0 and 1 for each label",
+        )
 
 
 def _match(labels: Sequence[str], classes: ModelClasses, source: str, whole: bool) -> Matched:
