@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import timm
 import torch
 from python_calls import check_calls
+from safetensors.torch import load_file, save_file
 
 from vitprune.training.recipe import load_recipe
 
@@ -220,3 +222,31 @@ def test_a_chart_of_comparisons(tmp_path):
     assert out == "written to chart.png\n"
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     assert "of 2 models or sets of images" in _run("compare_chart.py", "a.json", "c.json", cwd=tmp_path, codes=(1,))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_features_of_all_patches_are_judged_beside_others_at_their_cost(tmp_path, image_folder):
+    decoder = runpy.run_path(str(EXAMPLES / "dense_features.py"))["Decoder"]()
+    save_file(decoder.state_dict(), tmp_path / "decoder.safetensors")
+    backbone = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    save_file(backbone.state_dict(), tmp_path / "vit.safetensors")
+    files = ["--weights", "vit.safetensors", "--decoder", "decoder.safetensors", "--images", str(image_folder)]
+    quick = ["--steps", "1", "--batch-size", "2", "--limit", "2", "--large", "0", "--bench-seconds", "0"]
+    out = _run("dense_features.py", *files, *quick, "--output", "student.safetensors", cwd=tmp_path)
+    rows = {
+        cells[1]: [float(cell) for cell in cells[2:]] for cells in map(_cells, out.split("|---")[-1].splitlines()[1:])
+    }
+    assert list(rows) == [
+        "ours",
+        "ours, untrained",
+        "ToMe",
+        "ToMe, more in late blocks",
+        "class attention",
+        "random tokens",
+    ]
+    costs = [values[0] for values in rows.values()]
+    assert min(costs) > 0.98 * max(costs)
+    assert all(-1 <= values[1] <= 1 and values[3] >= 0 for values in rows.values())
+    student = load_file(tmp_path / "student.safetensors")
+    assert student.keys() == backbone.state_dict().keys()

@@ -76,12 +76,13 @@ def test_a_file_of_version_1_is_read_in_todays_words(saved, make_images):
 )
 def test_how_tokens_are_chosen_is_in_the_file(make_vit, make_images, tmp_path, predictor, pruned, expected):
     model = make_vit(num_classes=2, img_size=96)
-    sparsity = Sparsity(0.5, pruned=pruned, predictor=predictor, balance=0.3, beta=2.0)
+    sparsity = Sparsity(0.5, pruned=pruned, predictor=predictor, balance=0.3, beta=2.0, similarity="keys")
     sparse, images = attach_as(model, sparsity).eval(), make_images(model)
     save(sparse, tmp_path / "model.safetensors", describe(sparse))
     loaded = vitprune.load(tmp_path)
     assert (loaded.predictor, loaded.pruned) == (predictor, pruned)
     assert (loaded.balance, loaded.beta) == expected, "what is dropped is in no average"
+    assert loaded.similarity == ("keys" if pruned == "merge" else "features"), "and is compared with nothing"
     assert torch.equal(loaded(images), sparse(images))
 
 
@@ -90,7 +91,7 @@ def test_a_file_that_says_nothing_of_it_chooses_as_the_paper_does(saved, make_im
     sparse, path = saved
     with safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()[METADATA_KEY])
-    old = {key: value for key, value in content.items() if key not in ("predictor", "balance", "beta")}
+    old = {key: value for key, value in content.items() if key not in ("predictor", "balance", "beta", "similarity")}
     save_file(load_file(path), path, metadata={METADATA_KEY: json.dumps(old)})
     loaded, images = vitprune.load(path), make_images(sparse)
     assert (loaded.predictor, loaded.balance, loaded.beta) == ("paper", None, 0.0)

@@ -93,6 +93,7 @@ OTHERS = {
     "beta": {"beta": 0.5},
     "aligned": {"align": 4},
     "predictor": {"predictor": "paper"},
+    "keys": {"similarity": "keys"},
     "attention": {"predictor": "attention"},
     "dense": {"keep": 1.0},
 }
@@ -148,6 +149,8 @@ def test_in_words_it_says_what_was_asked_for_and_what_that_is(make_vit):
     )
     assert "ratios 0.5,0.2, 98/39 of" in str(attach(model, tokens_left=[0.5, 0.2], prune_at=[3, 6]).plan)
     assert "keep 0.5 (geometric), 98/49/24 of 196" in str(attach_as(model, Sparsity.as_published(0.5)).plan)
+    assert "beta=1, similarity='keys', predictor" in str(attach(model, 0.7, similarity="keys").plan)
+    assert attach(model, 0.7, pruned="drop", similarity="keys").plan == attach(model, 0.7, pruned="drop").plan
     assert str(attach(model, 1.0).plan) == "dense, all 196 patch tokens stay"
     shown = repr(attach(model, 0.5, align=8))
     assert "SparseViT(\n  deit_tiny_patch16_224: keep 0.5 align 8 (late), " in shown

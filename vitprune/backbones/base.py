@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import timm.data
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import get_model_input_config
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -196,6 +198,42 @@ class Backbone:
         """The second half of `block`: MLP and its residual."""
         block = self.blocks[index]
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+    def check_keys(self, blocks: Iterable[int]) -> None:
+        """Make sure that `keys` can be had of these blocks.
+
+        Raises:
+            UnsupportedModelError: one is no pre-norm block of timm's whose attention projects keys in one layer.
+        """
+        for index in blocks:
+            block = self.blocks[index]
+            attention = getattr(block, "attn", None)
+            projects = getattr(attention, "qkv", None) is not None or hasattr(attention, "k_proj")
+            if type(block) not in (Block, EvaBlock) or not projects:
+                raise UnsupportedModelError(
+                    f"tokens cannot be compared by the keys of block {index}, a {type(block).__name__}",
+                    'compare them by their features: similarity="features"',
+                )
+
+    def keys(self, index: int, x: Tensor) -> Tensor:
+        """What a block's attention makes of tokens (B, K, C) to be found by, mean over heads: (B, K, D).
+
+        Before they are normed and positions turned into them. See `check_keys`.
+        """
+        block = self.blocks[index]
+        attention, x = block.attn, block.norm1(x)
+        heads = getattr(attention, "num_kv_heads", None) or attention.num_heads
+        fused = getattr(attention, "qkv", None)
+        layer = attention.k_proj if fused is None else fused
+        if type(layer) is not nn.Linear:  # adapters (LoRA) and quantised layers: as a whole
+            keys = layer(x) if fused is None else layer(x).chunk(3, dim=-1)[1]
+            return keys.unflatten(-1, (heads, -1)).mean(dim=2)
+        weight, bias = layer.weight, layer.bias
+        if fused is not None:
+            weight, bias = weight.chunk(3)[1], None if bias is None else bias.chunk(3)[1]
+        # The mean of the weights: a head's worth of products instead of all heads'.
+        bias = None if bias is None else bias.unflatten(0, (heads, -1)).mean(dim=0)
+        return F.linear(x, weight.unflatten(0, (heads, -1)).mean(dim=0), bias)
 
     def norm(self, x: Tensor) -> Tensor:
         """The final norm before pooling; identity where timm norms after pooling."""

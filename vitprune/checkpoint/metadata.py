@@ -12,7 +12,7 @@ from vitprune.common.formatting import first_fault
 from vitprune.common.json_version import SCHEMA_VERSION, upgraded
 from vitprune.errors import CheckpointError
 from vitprune.model import TaskName
-from vitprune.schedule import PredictorName, Stage, plan_label
+from vitprune.schedule import PredictorName, Similarity, Stage, plan_label
 
 METADATA_KEY = "vitprune"
 MAX_METADATA_BYTES = 8 * 2**20
@@ -64,6 +64,7 @@ class Metadata(BaseModel):
     predictor: PredictorName = "paper"
     balance: float | None = Field(None, ge=0, le=_MAX_NUMBER, description="of importance against redundancy")
     beta: float = Field(0.0, ge=0, le=_MAX_NUMBER, description="of importance in averages of merged tokens")
+    similarity: Similarity = Field("features", description="what tokens are compared by")
     align: int = Field(1, ge=1, le=4096, description="token counts are multiples of this, prefix tokens included")
     preprocessing: Preprocessing
     class_names: list[Text] | None = Field(None, max_length=_MAX_NUMBER)

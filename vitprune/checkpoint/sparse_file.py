@@ -94,6 +94,7 @@ def describe(
         predictor=model.predictor,
         balance=model.balance,
         beta=model.beta,
+        similarity=model.similarity,
         align=schedule.align,
         stages=list(schedule.stages),
         preprocessing=Preprocessing(**preprocessing(model.model)),
@@ -204,7 +205,7 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
                 raise ValueError(f"stages: made for {metadata.num_patches} patches, not {backbone.num_patches}")
             stages, asked = tuple(metadata.stages), _asked_for(metadata)
             schedule = Schedule(backbone.depth, metadata.num_patches, stages, metadata.align, asked)
-            selection = metadata.predictor, metadata.pruned, metadata.balance, metadata.beta
+            selection = metadata.predictor, metadata.pruned, metadata.balance, metadata.beta, metadata.similarity
             sparse = build(model, schedule, *selection)
             sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
             sparse.task = metadata.task
@@ -237,6 +238,7 @@ def _asked_for(metadata: Metadata) -> Sparsity:
         balance=metadata.balance,
         beta=metadata.beta,
         predictor=metadata.predictor,
+        similarity=metadata.similarity,
     )
 
 

@@ -13,7 +13,7 @@ from vitprune.common.wrappers import how_wrapped, unwrapped
 from vitprune.errors import UsageError
 from vitprune.model.attention import AttentionViT
 from vitprune.model.sparse_vit import SparseViT
-from vitprune.schedule import PredictorName, Pruned, Schedule, ScheduleName, Sparsity
+from vitprune.schedule import PredictorName, Pruned, Schedule, ScheduleName, Similarity, Sparsity
 
 
 @renamed(stages="prune_at", schedule="token_schedule", ratios="tokens_left")
@@ -29,6 +29,7 @@ def attach(
     balance: float | None = Sparsity.balance,
     beta: float = Sparsity.beta,
     predictor: PredictorName = Sparsity.predictor,
+    similarity: Similarity = Sparsity.similarity,
 ) -> SparseViT:
     """Attach untrained token predictors to a timm model.
 
@@ -50,7 +51,8 @@ def attach(
         balance: how much importance counts beside redundancy; None ranks by importance alone, as the paper does.
         beta: how much importance counts when tokens are averaged.
         predictor: "light" or "paper", which learn; or "attention", which ranks tokens by the model's own attention and
-            needs no training. More on all of these in `vitprune.Sparsity`.
+            needs no training.
+        similarity: what tokens are compared by, "features" or "keys". More on all of these in `vitprune.Sparsity`.
 
     Returns:
         The sparse model. Its predictors know nothing yet: train it, or use `vitprune.sparsify`.
@@ -66,7 +68,8 @@ def attach(
     keep = Sparsity.keep if keep is None else keep
     token_schedule = Sparsity.token_schedule if token_schedule is None else token_schedule
     sparse = attach_as(
-        model, Sparsity(keep, prune_at, token_schedule, tokens_left, pruned, align, balance, beta, predictor)
+        model,
+        Sparsity(keep, prune_at, token_schedule, tokens_left, pruned, align, balance, beta, predictor, similarity),
     )
     if few := sparse.schedule.too_few:
         warnings.warn(few, UserWarning, stacklevel=3)  # past the wrapper for old names
@@ -93,8 +96,9 @@ def build(
     pruned: Pruned = Sparsity.pruned,
     balance: float | None = Sparsity.balance,
     beta: float = Sparsity.beta,
+    similarity: Similarity = Sparsity.similarity,
 ) -> SparseViT:
     """A sparse model with new predictors of a kind; the other arguments are those of `SparseViT`."""
     if predictor == "attention":
-        return AttentionViT(model, schedule, pruned, balance, beta)
-    return SparseViT(model, schedule, predictor, pruned, balance, beta)
+        return AttentionViT(model, schedule, pruned, balance, beta, similarity)
+    return SparseViT(model, schedule, predictor, pruned, balance, beta, similarity)

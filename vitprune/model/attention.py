@@ -11,7 +11,7 @@ from vitprune.backbones import AttentionRecorder
 from vitprune.errors import UsageError
 from vitprune.model.passes import Decide, MaskedOutput, Tokens
 from vitprune.model.sparse_vit import SparseViT
-from vitprune.schedule import PredictorName, Pruned, Schedule, Sparsity
+from vitprune.schedule import PredictorName, Pruned, Schedule, Similarity, Sparsity
 from vitprune.tokens.precision import at_least_fp32
 
 
@@ -28,6 +28,7 @@ class AttentionViT(SparseViT):
         pruned: what happens to pruned tokens, see `vitprune.Sparsity`, as of the next two.
         balance: how much importance counts beside redundancy, where tokens are merged.
         beta: how much importance counts when tokens are averaged.
+        similarity: what tokens are compared by, where they are merged.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class AttentionViT(SparseViT):
         pruned: Pruned = Sparsity.pruned,
         balance: float | None = Sparsity.balance,
         beta: float = Sparsity.beta,
+        similarity: Similarity = Sparsity.similarity,
     ) -> None:
-        super().__init__(model, schedule, [nn.Identity() for _ in schedule.stages], pruned, balance, beta)
+        nobody = [nn.Identity() for _ in schedule.stages]
+        super().__init__(model, schedule, nobody, pruned, balance, beta, similarity)
         self._recorder = AttentionRecorder()
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitprune.common.own_members import PublicModule
 from vitprune.errors import CheckpointError
-from vitprune.schedule import PredictorName, Pruned, ScheduleName, Stage, plan_label
+from vitprune.schedule import PredictorName, Pruned, ScheduleName, Similarity, Stage, plan_label
 
 PLAN_KEY = "_extra_state"
 """Its name in a state dict: torch gives it to what a module keeps beside parameters and buffers."""
@@ -34,6 +34,7 @@ class Plan:
     predictor: PredictorName | None
     keep: float | None
     schedule: ScheduleName | None
+    similarity: Similarity = "features"  # of plans that do not say
 
     def __str__(self) -> str:
         if not self.stages:
@@ -46,6 +47,7 @@ class Plan:
         shown = [asked if self.keep is None else f"{asked} ({self.schedule})", where, f"pruned='{self.pruned}'"]
         if self.pruned == "merge":
             shown += [f"balance={self.balance}", f"beta={self.beta:g}"]
+            shown += [f"similarity='{self.similarity}'"] if self.similarity != "features" else []
         return ", ".join([*shown, f"predictor={self.predictor!r}"])
 
     def agrees(self, other: Plan) -> bool:
@@ -55,7 +57,7 @@ class Plan:
     @property
     def _decisive(self) -> tuple[Any, ...]:
         shares = tuple((stage.block, stage.ratio) for stage in self.stages)
-        how = (self.align, self.pruned, self.balance, self.beta, self.predictor)
+        how = (self.align, self.pruned, self.balance, self.beta, self.predictor, self.similarity)
         return shares and (shares, how)
 
 

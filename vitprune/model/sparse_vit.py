@@ -14,7 +14,7 @@ from vitprune.errors import UsageError
 from vitprune.model.passes import Decide, MaskedOutput, Selection, TaskName, Tokens
 from vitprune.model.plan import Plan
 from vitprune.model.timm_module import TimmModule
-from vitprune.schedule import PredictorName, Pruned, Schedule, Sparsity, Stage, known_pruned
+from vitprune.schedule import PredictorName, Pruned, Schedule, Similarity, Sparsity, Stage, known_pruned
 from vitprune.tokens.filling import Grid, pruned_grid, rows_after_dropping, rows_after_merging
 from vitprune.tokens.masking import attention_bias, size_bias
 from vitprune.tokens.merging import merge_gains, merge_masked, merge_tokens
@@ -48,9 +48,10 @@ class SparseViT(TimmModule):
         pruned: what happens to pruned tokens, see `vitprune.Sparsity`, as of the next two.
         balance: how much importance counts beside redundancy, where tokens are merged; None ranks by importance alone.
         beta: how much importance counts when tokens are averaged.
+        similarity: what tokens are compared by, where they are merged.
 
     Raises:
-        UnsupportedModelError: see `vitprune.backbones.wrap`.
+        UnsupportedModelError: see `vitprune.backbones.wrap`, or its keys cannot be had.
         UsageError: `pruned` is unknown.
 
     Attributes:
@@ -67,12 +68,14 @@ class SparseViT(TimmModule):
         pruned: Pruned = Sparsity.pruned,
         balance: float | None = Sparsity.balance,
         beta: float = Sparsity.beta,
+        similarity: Similarity = Sparsity.similarity,
     ) -> None:
         super().__init__()
         self.model = model
         self.pruned = known_pruned(pruned)
         merges = self.pruned == "merge"  # what is dropped is in no average, and nothing stands for it
         self.balance, self.beta = (balance, beta) if merges else (None, 0.0)
+        self.similarity: Similarity = similarity if merges else "features"
         self.class_names: tuple[str, ...] | None = None
         self.report: Any = None  # a `vitprune.report.Report`, which stands above this module
         self.sparsity = schedule.sparsity  # what was asked for
@@ -81,6 +84,8 @@ class SparseViT(TimmModule):
         if schedule.depth != self.backbone.depth:
             raise ValueError(f"expected a schedule for {self.backbone.depth} blocks, got one for {schedule.depth}")
         self._schedule = schedule
+        if self.similarity == "keys":
+            self.backbone.check_keys(schedule.blocks)
         if isinstance(predictors, str):
             device, kind = next(model.parameters()).device, PREDICTORS[predictors]
             predictors = [kind(self.backbone.embed_dim).to(device) for _ in schedule.stages]
@@ -124,6 +129,7 @@ class SparseViT(TimmModule):
             self.predictor,
             by_keep.keep if by_keep else None,
             by_keep.token_schedule if by_keep else None,
+            self.similarity,
         )
 
     @property
@@ -200,7 +206,8 @@ class SparseViT(TimmModule):
         x, sizes, prefix = tokens.x, tokens.sizes, self.backbone.num_prefix_tokens
         scores, choices = self.importance(tokens, predictor), tokens.choices
         if self.pruned == "merge" and stage.num_tokens < scores.shape[1]:
-            choice = choose_tokens(x[:, prefix:], scores, stage.num_tokens, self.balance)
+            like = self._compared_by(stage, x[:, prefix:])
+            choice = choose_tokens(like, scores, stage.num_tokens, self.balance)
             kept, choices = choice.kept, (*choices, choice)
             x, sizes = merge_tokens(x, sizes, choice, prefix, merge_gains(scores, self.beta))
         else:
@@ -217,6 +224,11 @@ class SparseViT(TimmModule):
         """Keep scores (B, K) of the patch tokens in `tokens`."""
         scores: Tensor = predictor(tokens.x[:, self.backbone.num_prefix_tokens :])
         return scores
+
+    @torch.no_grad()
+    def _compared_by(self, stage: Stage, patches: Tensor) -> Tensor:
+        """What patch tokens (B, K, C) are compared by at a stage, (B, K, D)."""
+        return self.backbone.keys(stage.block, patches) if self.similarity == "keys" else patches
 
     def _head(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
         """Normed tokens (B, P + K, C), logits and the sizes (B, K) of patch tokens."""
@@ -259,14 +271,14 @@ class SparseViT(TimmModule):
                 stage, predictor = stages[block]
                 patches = x[:, prefix:]
                 scores = predictor(patches, kept)
-                log_pi = log_probabilities(scores)
+                log_pi, like = log_probabilities(scores), self._compared_by(stage, patches)
                 if decide is None:
-                    decision = choose_masked(patches, scores, stage.num_tokens, kept, self.balance)
+                    decision = choose_masked(like, scores, stage.num_tokens, kept, self.balance)
                 else:
                     decision = decide(log_pi, kept, stage)
                 if sizes is not None:
                     gains = merge_gains(scores, self.beta, kept)
-                    patches, sizes = merge_masked(patches, sizes, kept, decision, gains)
+                    patches, sizes = merge_masked(patches, sizes, kept, decision, gains, like)
                     x = torch.cat((x[:, :prefix], patches), dim=1)
                 kept = kept * decision
                 bias = attention_bias(kept, prefix, sizes)

@@ -32,6 +32,10 @@ Pruned = Literal["drop", "merge"]
 """What happens to pruned tokens: removed, or merged into the kept ones (see `vitprune.tokens.merging`)."""
 
 
+Similarity = Literal["features", "keys"]
+"""What tokens are compared by: themselves, or the keys that the next block's attention makes of them, mean over heads,
+which tell better where they belong."""
+
 PredictorName = Literal["light", "paper", "attention"]
 """What scores tokens: a small network of ours, or DynamicViT's (see `vitprune.tokens.predictor`), or the class token's
 attention, which needs no training (see `vitprune.model.attention`)."""
@@ -75,6 +79,8 @@ class Sparsity:
             importance alone. See `vitprune.tokens.redundancy`.
         beta: with "merge", how much importance counts in the average of merged tokens, 0 or more: not at all, or
             exp(beta * a). See `vitprune.tokens.merging`.
+        similarity: with "merge", what tokens are compared by, see `Similarity`. Keys pay where features of all patches
+            are wanted, with many stages.
         predictor: what scores tokens: "light" or "paper", small networks that learn it, or "attention", that of the
             model itself, which needs no training; see `PredictorName`.
 
@@ -91,6 +97,7 @@ class Sparsity:
     balance: float | None = 0.1
     beta: float = 1.0
     predictor: PredictorName = "light"
+    similarity: Similarity = "features"
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)):
@@ -104,6 +111,7 @@ class Sparsity:
                 raise UsageError("keep and tokens_left are mutually exclusive", "give one of them")
         _known("token_schedule", self.token_schedule, ScheduleName)
         _known("predictor", self.predictor, PredictorName)
+        _known("similarity", self.similarity, Similarity)
         object.__setattr__(self, "pruned", known_pruned(self.pruned))
         for name, value in (("balance", self.balance), ("beta", self.beta)):
             if value is not None and not 0 <= value < math.inf:
@@ -129,6 +137,7 @@ class Sparsity:
             "pruned": self.pruned,
             "balance": self.balance,
             "beta": self.beta,
+            "similarity": self.similarity,
         }
 
     @classmethod

@@ -86,6 +86,21 @@ def pooled_loss(pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
     return ((pooled.float() - target).square().mean(dim=1) / scale).mean()
 
 
+def features_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Squared error of all patches' features over the variance of the teacher's, in fp32.
+
+    The variance is about the mean over all images and patches: what tells patches apart, not what all have in common,
+    which is most of some models' features. 1 is as wrong as that mean everywhere.
+
+    Args:
+        features: student's, on the full grid, (B, N, C).
+        teacher_features: teacher's, (B, N, C); no gradient flows into them.
+    """
+    target = teacher_features.detach().float()
+    variance = (target - target.mean(dim=(0, 1))).square().mean().clamp(min=torch.finfo(target.dtype).tiny)
+    return (features.float() - target).square().mean() / variance
+
+
 def _mean_over_kept(losses: Tensor, kept: Tensor | None) -> Tensor:
     """Mean of losses (B, N) over the tokens that D-hat (B, N) keeps; 0 if that is none."""
     if kept is None:

@@ -78,7 +78,12 @@ def merge_tokens(
 
 
 def merge_masked(
-    x: Tensor, sizes: Tensor, kept: Tensor, decision: Tensor, gains: Tensor | None = None
+    x: Tensor,
+    sizes: Tensor,
+    kept: Tensor,
+    decision: Tensor,
+    gains: Tensor | None = None,
+    like: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `merge_tokens` for the masked pass: every token in its place, pruned ones unchanged, as no other sees them.
 
@@ -89,12 +94,13 @@ def merge_masked(
         decision: D of this stage, (B, N) of zeros and ones. It gets no gradient from merging: what a decision is worth
             comes through the attention gate.
         gains: (B, N), see `merge_tokens`.
+        like: what tokens are compared by, (B, N, D); None for themselves.
 
     Returns:
         Tokens (B, N, C) and their sizes (B, N).
     """
     remain, pruned = (kept * decision).detach(), (kept * (1 - decision)).detach()
-    units = unit_vectors(x)
+    units = unit_vectors(x if like is None else like)
     with without_autocast(x):
         similarity = (units @ units.transpose(1, 2)).masked_fill(remain.unsqueeze(1) < 0.5, -torch.inf)
     nearest = similarity.argmax(dim=-1, keepdim=True)

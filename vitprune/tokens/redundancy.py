@@ -45,7 +45,7 @@ def choose_tokens(x: Tensor, scores: Tensor, num_tokens: int, balance: float | N
     """The `num_tokens` tokens to keep, and for each other one the kept token most similar to it.
 
     Args:
-        x: patch tokens (B, N, C).
+        x: patch tokens (B, N, C), or what they are compared by.
         scores: keep scores a, higher is more important, (B, N).
         num_tokens: K, in [1, N).
         balance: how much importance counts beside redundancy; None to rank by scores alone.
@@ -72,7 +72,7 @@ def choose_masked(x: Tensor, scores: Tensor, num_tokens: int, kept: Tensor, bala
     """As `choose_tokens` for the masked pass: the decision D (B, N) of zeros and ones, among the tokens still kept.
 
     Args:
-        x: patch tokens (B, N, C).
+        x: patch tokens (B, N, C), or what they are compared by.
         scores: (B, N).
         num_tokens: K.
         kept: D-hat (B, N) so far.

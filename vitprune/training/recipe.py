@@ -97,6 +97,9 @@ class Recipe(PublicSettings):
     )
     beta: float = Field(1.0, ge=0, description="with merging, how much importance counts in averages: exp(beta * a)")
 
+    similarity: Literal["features", "keys"] = Field(
+        "features", description="with merging, what tokens are compared by: themselves, or their keys in the next block"
+    )
     pretraining_steps: int = Field(200, ge=0, description="steps of predictor pretraining")
     pretraining_target: Target = Field("auto", description="what to rank tokens by")
     steps: int | None = Field(None, ge=0, description="steps after pretraining; None for 300")
@@ -246,6 +249,7 @@ class Recipe(PublicSettings):
             balance=self.balance,
             beta=self.beta,
             predictor=self.predictor,
+            similarity=self.similarity,
         )
 
     @property
