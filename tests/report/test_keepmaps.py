@@ -20,7 +20,7 @@ LEGEND = Legend("a model, keep 0.5", [Stage(block=2, ratio=0.5, num_tokens=8)], 
 def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
     sparse = make_sparse(keep=0.6, prune_at=[2, 4], num_classes=7)
     images = make_images(sparse, count=3)
-    maps = keep_maps(sparse, sparse.model, images, torch.tensor([1, UNLABELLED, 6]), {1: "cat"})
+    maps, _ = keep_maps(sparse, sparse.model, images, torch.tensor([1, UNLABELLED, 6]), {1: "cat"})
     with torch.no_grad():
         selection, dense = sparse.select(images), sparse.model(images).log_softmax(-1)
         ours = selection.logits.log_softmax(-1)
@@ -36,7 +36,7 @@ def test_keep_maps_say_what_the_models_say(make_sparse, make_images):
             best = answer.exp().topk(3)
             assert [a.index for a in side] == best.indices.tolist()
             assert [a.probability_pct for a in side] == pytest.approx((100 * best.values).tolist(), rel=1e-5)
-        assert each.kl == pytest.approx(kl[i].item(), rel=1e-3, abs=1e-6)
+        assert each.distance == pytest.approx(kl[i].item(), rel=1e-3, abs=1e-6)
     assert [each.label for each in maps] == [1, None, 6]
     assert {a.name for each in maps for a in each.dense if a.index == 1} <= {"cat"}
     assert all(a.name is None for each in maps for a in each.dense if a.index != 1)
@@ -100,7 +100,7 @@ def test_shares_count_images():
 def test_hostile_and_long_names_are_drawn(make_sparse, make_images, tmp_path):
     sparse = make_sparse(keep=0.5, prune_at=[2], num_classes=3)
     names = {0: "\x1b[31m$x^" + "long " * 100, 1: "<b>", 2: "木"}
-    one, other = keep_maps(sparse, sparse.model, make_images(sparse), torch.tensor([0, UNLABELLED]), names)
+    (one, other), _ = keep_maps(sparse, sparse.model, make_images(sparse), torch.tensor([0, UNLABELLED]), names)
     draw_montage(tmp_path / "plain.png", one, "\n\x00name" * 50, LEGEND)
     draw_montage(tmp_path / "heat.png", other, "b", LEGEND, heat=True)
     draw_mean(tmp_path / "mean.png", [[50.0] * 100], (10, 10), 3, Legend("$a_{b$ \x1b", LEGEND.stages, False, "dense"))
@@ -158,7 +158,7 @@ def test_oracle_covers_the_object_and_its_opposite_none_of_it():
 def test_owners_are_the_kept_patches_that_others_were_merged_into(make_vit, make_images):
     sparse = attach(make_vit(), keep=0.6, prune_at=[2, 4]).eval()
     images = make_images(sparse, count=2)
-    maps = keep_maps(sparse, sparse.model, images, torch.tensor([UNLABELLED] * 2), {})
+    maps, _ = keep_maps(sparse, sparse.model, images, torch.tensor([UNLABELLED] * 2), {})
     with torch.no_grad():
         selection = sparse.select(images)
     for i, each in enumerate(maps):

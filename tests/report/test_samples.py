@@ -11,13 +11,13 @@ from vitprune.data import Data, ModelClasses, eval_transform, open_data
 from vitprune.report.keepmaps import KeepMap
 from vitprune.report.publishable import command_line, data_name, publishable
 from vitprune.report.samples import choose_images, group_of
-from vitprune.report.schema import NamedClass
+from vitprune.tasks import NamedClass
 
 
 def _map(label, dense, sparse):
     blank = Image.new("RGB", (8, 8))
     answers = [[NamedClass(index=index, probability_pct=50.0)] for index in (dense, sparse)]
-    return KeepMap(blank, (2, 2), [[0]], [[0.0] * 4], *answers, kl=0.0, label=label)
+    return KeepMap(blank, (2, 2), [[0]], [[0.0] * 4], *answers, distance=0.0, label=label)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_chosen_images_are_the_models_and_the_extremes_of_their_group(make_spars
         assert len(rows) == min(len(members), 3 if name == "both right" else 2)
         if len(rows) > 1:
             assert rows[0].place == "nearest"
-            assert rows[0].kl == pytest.approx(members.min().item(), rel=1e-3, abs=1e-6)
+            assert rows[0].distance == pytest.approx(members.min().item(), rel=1e-3, abs=1e-6)
             assert rows[-1].place == "farthest"
-            assert rows[-1].kl == pytest.approx(members.max().item(), rel=1e-3, abs=1e-6)
+            assert rows[-1].distance == pytest.approx(members.max().item(), rel=1e-3, abs=1e-6)
     for row in found.images:
         with Image.open(io.BytesIO(base64.b64decode(row.jpeg))) as image:
             assert image.format == "JPEG"

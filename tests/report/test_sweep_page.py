@@ -9,8 +9,9 @@ from html_page import Page
 
 from vitprune.cli.app import run
 from vitprune.report.sweep import dominated_by, verdict, write_sweep
-from vitprune.report.sweep_page import render_sweep_page
+from vitprune.report.sweep_page import judged_by, render_sweep_page
 
+TOP1, AGREEMENT = (judged_by({"accuracy": key}) for key in ("top1_pct", "agreement_pct"))
 NASTY = 'tiny"><script>alert(1)</script>'
 
 
@@ -26,7 +27,7 @@ def _beats(label, points, low, high, speed_ratio):
         "label": label,
         "top1_points": points,
         "top1_points_ci95": [low, high],
-        "agreement_points": 1.5,
+        "better_by": 1.5,
         "speed_ratio": speed_ratio,
     }
 
@@ -69,7 +70,7 @@ def result():
     return {
         "schema_version": 2,
         "accuracy": "top1_pct",
-        "verdict": verdict(rows, 32),
+        "verdict": verdict(rows, TOP1, 32),
         "rows": rows,
         "model": "deit_small",
         "failed": [{"label": "keep 0.7", "keep": 0.7, "error": "out of <memory>"}],
@@ -97,12 +98,13 @@ def test_a_difference_that_may_be_chance_is_said_to_be(result):
     for points, low, high, words in (
         (1.0, -0.5, 2.5, "(+1.00 points, within chance, 1.70 x as fast)"),
         (0.0, -0.5, 0.5, "(as accurate, 1.70 x as fast)"),
-        (None, 0, 0, "(+1.50 points of predictions as dense, 1.70 x as fast)"),
+        (None, 0, 0, "(+1.5 % same prediction as dense, 1.70 x as fast)"),
     ):
         result["rows"][2]["by_throughput"]["dominated_by"] = [_beats("tiny", points, low, high, 1.7)]
-        assert any(words in sentence for sentence in verdict(result["rows"], 32))
+        judged = AGREEMENT if points is None else TOP1
+        assert any(words in sentence for sentence in verdict(result["rows"], judged, 32))
     rows = result["rows"][:1] + result["rows"][2:]
-    assert verdict(rows, 32)[0] == "No model within 1 point of dense is faster than the dense one at batch 32."
+    assert verdict(rows, TOP1, 32)[0] == "No model within 1 point of dense is faster than the dense one at batch 32."
 
 
 def test_the_page_says_in_words_what_the_charts_show_and_loads_nothing(result):
@@ -144,10 +146,10 @@ def test_without_labels_there_are_no_points(result):
     for row in result["rows"]:
         row["top1_pct"] = row["delta"]["top1_points"] = row["delta"]["top1_points_ci95"] = None
     result["accuracy"] = "agreement_pct"
-    result["verdict"] = verdict(result["rows"], 32)
+    result["verdict"] = verdict(result["rows"], judged_by(result), 32)
     page = Page(render_sweep_page(result))
     assert "The images have no labels" in page.text
-    assert "same prediction %" in page.text
+    assert "same prediction as dense (%)" in page.text
     assert "95 %" not in page.text
 
 

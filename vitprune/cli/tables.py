@@ -11,24 +11,20 @@ from vitprune.common.formatting import duration
 
 if TYPE_CHECKING:
     from vitprune.report.schema import Report, Target
+    from vitprune.report.sweep_page import Judged
 
 
 def print_summary(report: Report, folder: Path) -> None:
     """Print what report.json says."""
     from vitprune.report.tables import figure_rows, plain_figures, speed_rows, unreadable, verdict
 
-    sparse, delta, fig = report.sparse, report.delta, plain_figures(report)
-    rows = figure_rows(fig)
+    fig = plain_figures(report)
+    rows = figure_rows(report, fig)
     for batch_size, dense_rate, sparse_rate, *_, change in speed_rows(report, fig, str):
         rows.append([f"images/s at batch {batch_size}", dense_rate, sparse_rate, change])
     print_line(verdict(report))
     print_table(f"{report.model}, {report.label}", ["", "dense", "sparse", "change"], rows)
-    images = f"{sparse.num_images} images"
-    top1 = "" if report.random.top1_pct is None else f"top-1 {report.random.top1_pct:.2f} %, "
-    print_line(
-        f"same prediction as dense on {delta.agreement_pct:.1f} % of {images}, KL {delta.kl:.3f}; random baseline: "
-        f"{top1}KL {report.random.kl:.3f}"
-    )
+    print_line(f"random baseline, as many tokens at random: {random_said(report)}")
     if report.coverage:
         shares = report.coverage
         print_line(
@@ -45,6 +41,17 @@ def print_summary(report: Report, folder: Path) -> None:
         print_line(f"each process took its part of a batch in {training.num_microbatches} passes")
     rate = f", training {training.num_images / training.seconds:.1f} images/s" if training.seconds else ""
     print_line(f"in {duration(report.seconds)}{rate}; written to {folder} (its report.html shows more)")
+
+
+def random_said(report: Report) -> str:
+    """What the random baseline gives."""
+    from vitprune.report.tables import headline, plain_figures
+    from vitprune.tasks import task_named
+
+    fig, found = plain_figures(report), headline(report)
+    said = [] if found is None else [found[0].said(fig(f"random.{found[0].key}", found[0].digits))]
+    said += [each.said(fig(f"random.{each.key}", each.digits)) for each in task_named(report.task).fidelity[:2]]
+    return ", ".join(said)
 
 
 def _kept_target(target: Target) -> str:
@@ -110,32 +117,34 @@ def _bench_name(row: dict[str, Any]) -> list[str]:
 
 def print_sweep(result: dict[str, Any], folder: Path) -> None:
     """Print what sweep.json says."""
+    from vitprune.report.sweep_page import judged_by
+
     rows = result["rows"]
     size = rows[0]["speed"][-1]["batch_size"]
-    labelled = result["accuracy"] == "top1_pct"
-    accuracy = ["top-1", "change", "95 %"] if labelled else ["same"]
+    judged = judged_by(result)
+    accuracy = [judged.figure.short, "change", "95 %"] if judged.change else [judged.figure.short]
     columns = ["", *accuracy, "GMACs", "img/s", "speed", "front"]
-    print_table(f"{result['model']}, images/s at batch {size}", columns, [_sweep_cells(row, labelled) for row in rows])
+    print_table(f"{result['model']}, images/s at batch {size}", columns, [_sweep_cells(row, judged) for row in rows])
     for sentence in result["verdict"]:
         print_line(sentence)
     print_line(
         f"{rows[0]['num_images']} images, the same for all; {result['device']}, {result['precision']}; "
         "front: no other model is as accurate and as fast"
     )
-    if not labelled:
-        print_line("same: predictions as dense, in percent; the images have no labels")
+    if judged.change is None:
+        print_line(f"{judged.figure.short}: {judged.figure.text}; the images have no labels")
     if all(row["kind"] != "other" for row in rows):
         print_line("--also NAME shows whether a smaller dense model is the better choice")
     print_line(f"in {result['seconds']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")
 
 
-def _sweep_cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
+def _sweep_cells(row: Mapping[str, Any], judged: Judged) -> list[str]:
     from vitprune.report.sweep_page import accuracy_cells
 
     change = row["delta"]["speedup"][-1]
     return [
         row["label"],
-        *accuracy_cells(row, labelled),
+        *accuracy_cells(row, judged),
         number(row["gmacs"], 3),
         number(row["speed"][-1]["images_per_s"], 1),
         speedup_text(change),

@@ -16,8 +16,7 @@ from vitprune.common.formatting import writable
 from vitprune.common.progress import SILENT, Listener
 from vitprune.data import Faults, ImageSet, batches, eval_transform, image_files, make_loader, open_image, to_rgb
 from vitprune.evaluation import autocast
-from vitprune.report.keepmaps import likeliest
-from vitprune.report.schema import NamedClass
+from vitprune.tasks import NamedClass, likeliest
 
 
 @dataclass(frozen=True)

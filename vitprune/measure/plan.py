@@ -23,6 +23,7 @@ def describe_plan(sparse: SparseViT, name: str) -> dict[str, Any]:
     macs = {side: count_macs(model, size) for side, model in models.items()}
     return {
         "model": name,
+        "task": sparse.task,
         "keep": chosen and chosen.keep,
         "schedule": chosen and chosen.token_schedule,
         "pruned": sparse.pruned,
@@ -31,7 +32,7 @@ def describe_plan(sparse: SparseViT, name: str) -> dict[str, Any]:
         "depth": plan.depth,
         "num_prefix_tokens": sparse.backbone.num_prefix_tokens,
         "num_patches": plan.num_patches,
-        "num_classes": sparse.num_classes,  # 0 without a classifier, which training needs
+        "num_classes": sparse.num_classes,
         "stages": [asdict(stage) for stage in plan.stages],
         **{side: {"gmacs": macs[side] / 1e9, "params_m": count_params(model) / 1e6} for side, model in models.items()},
         "delta": {"gmacs_pct": 100 * (macs["sparse"] / macs["dense"] - 1)},

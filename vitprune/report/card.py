@@ -20,7 +20,18 @@ from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.runs import FinishedRun
 from vitprune.report.schema import Report
-from vitprune.report.tables import figure_rows, plain_figures, plan_rows, plan_sentence, speed_rows, verdict
+from vitprune.report.tables import (
+    Figure,
+    figure_rows,
+    headline,
+    likeness,
+    plain_figures,
+    plan_rows,
+    plan_sentence,
+    speed_rows,
+    verdict,
+)
+from vitprune.tasks import task_named
 
 PLACEHOLDER = "OWNER/NAME"
 """Stands where the name of the repository will be."""
@@ -118,13 +129,14 @@ def _card_data(run: FinishedRun, origin: _Origin) -> ModelCardData:
         more |= {} if origin.base is None else {"license_link": f"https://huggingface.co/{origin.base}"}
     datasets = [run.hub_data] if run.hub_data is not None and is_repository(run.hub_data) else None
     name = one_line(report.data.name)
-    measured = {"Top-1 accuracy (%)": report.sparse.top1_pct, "Top-5 accuracy (%)": report.sparse.top5_pct}
+    task = task_named(report.task)
+    measured, kind = _of_hub(report), "accuracy" if report.task == "classification" else None
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=task.pipeline,
             dataset_type=(datasets or [re.sub(r"[^A-Za-z0-9_.-]+", "-", name)])[0],
             dataset_name=f"{name}, {report.sparse.num_images} images",  # seldom the whole set: the name must not say so
-            metric_type="accuracy",
+            metric_type=kind or re.sub(r"[^a-z0-9]+", "-", metric.lower()).strip("-"),
             metric_name=metric,
             metric_value=value,
         )
@@ -134,14 +146,23 @@ def _card_data(run: FinishedRun, origin: _Origin) -> ModelCardData:
     return ModelCardData(
         **more,
         library_name="vitprune",
-        pipeline_tag="image-classification",
+        pipeline_tag=task.pipeline,
         base_model=origin.base,
         datasets=datasets,
         tags=_TAGS,
-        metrics=["accuracy"] if results else None,
+        metrics=["accuracy"] if results and report.task == "classification" else None,
         model_name=f"{one_line(report.model)}, {one_line(report.label)}",
         eval_results=results or None,
     )
+
+
+def _of_hub(report: Report) -> dict[str, float | None]:
+    """What was measured of the sparse model, by the Hub's words: accuracy, or without labels likeness to dense."""
+    if report.task == "classification":
+        return {"Top-1 accuracy (%)": report.sparse.top1_pct, "Top-5 accuracy (%)": report.sparse.top5_pct}
+    task = task_named(report.task)
+    found = {each.text: getattr(report.sparse, each.key) for each in task.accuracy}
+    return found | {each.text: getattr(report.delta, each.key) for each in task.fidelity[:1]}
 
 
 def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str, Any]:
@@ -158,9 +179,13 @@ def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str,
         "plan": Markup(plan_sentence(report) or ""),  # ours, so nothing in it needs escaping
         "verdict": Markup(verdict(report)),
         "origin": origin,
-        "classes": ", ".join(names) if len(names) <= _MOST_CLASSES else "",
+        "task": task_named(report.task),
+        "headline": headline(report),
+        "likeness": likeness(report, fig),
+        "random": _at_random(report, fig),
+        "classes": ", ".join(names) if len(names) <= _MOST_CLASSES and report.task == "classification" else "",
         "fig": fig,
-        "figure_rows": figure_rows(fig),
+        "figure_rows": figure_rows(report, fig),
         "speed_rows": speed_rows(report, fig, lambda said: Markup(f"**{said}**")),
         "plan_rows": plan_rows(report, fig, report.num_patches or metadata.num_patches),
         "device": _device(report),
@@ -171,6 +196,13 @@ def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str,
         "repository": PLACEHOLDER,
         "input_size": ", ".join(map(str, metadata.preprocessing.input_size)),
     }
+
+
+def _at_random(report: Report, fig: Figure) -> str | None:
+    found = headline(report)
+    if found is None or getattr(report.random, found[0].key) is None:
+        return None
+    return found[0].said(fig(f"random.{found[0].key}", found[0].digits))
 
 
 def _device(report: Report) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from vitprune.common.formatting import one_line
 from vitprune.report.keepmaps import KeepMap
 from vitprune.schedule import Stage
+from vitprune.tasks import in_words
 
 _SIDE = 2.9
 """Longest side of a tile, in inches."""
@@ -134,8 +135,11 @@ def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat
     truth = [] if keep_map.label_name is None else [f"true class: {keep_map.label_name}"]
     below = [
         *truth,
-        f"{legend.dense}: {'; '.join(each.text for each in keep_map.dense)}",
-        f"sparse: {'; '.join(each.text for each in keep_map.sparse)}",
+        *(
+            f"{who}: {in_words(answer)}"
+            for who, answer in ((legend.dense, keep_map.dense), ("sparse", keep_map.sparse))
+            if answer
+        ),
         legend.dimmed,
     ]
     _write(figure, path, f"{title} - {legend.model}", below)

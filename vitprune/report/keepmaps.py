@@ -8,19 +8,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from vitprune.backbones import preprocessing
 from vitprune.data import UNLABELLED, Data, ImageSet, batches, make_loader
 from vitprune.model import SparseViT
-from vitprune.report.schema import NamedClass
-
-NUM_CLASSES_SHOWN = 3
+from vitprune.tasks import Answer, Record, Task, task_named
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeepMap:
     """What became of the patches of one image.
 
@@ -33,9 +30,10 @@ class KeepMap:
             for stages that did not ask.
         owners: where tokens are merged, for each patch the number of the kept one that it was part of after a stage;
             no entry else.
-        dense: likeliest classes of the dense model, best first.
-        sparse: likewise of the sparse model.
-        kl: KL divergence of the sparse model's prediction from the dense one's, in nats.
+        neighbours: by model the numbers of the images nearest to it, where they were sought.
+        dense: what the dense model says, see `vitprune.tasks.Task.answers`.
+        sparse: likewise the sparse model.
+        distance: how far the sparse model's output is from the dense one's, by the task.
         label: index of the true class; None where not known.
         label_name: what it is called.
     """
@@ -44,13 +42,14 @@ class KeepMap:
     grid_size: tuple[int, int]
     kept: list[list[int]]
     scores: list[list[float]]
-    dense: list[NamedClass]
-    sparse: list[NamedClass]
-    kl: float
+    dense: Answer
+    sparse: Answer
+    distance: float
     label: int | None = None
     label_name: str | None = None
     redundancy: list[list[float | None]] = field(default_factory=list)
     owners: list[list[int]] = field(default_factory=list)
+    neighbours: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def num_patches(self) -> int:
@@ -70,40 +69,55 @@ class KeepMap:
 @torch.inference_mode()
 def keep_maps(
     sparse: SparseViT, dense: nn.Module, images: Tensor, labels: Tensor, names: Mapping[int, str]
-) -> list[KeepMap]:
+) -> tuple[list[KeepMap], dict[str, Record]]:
     """Run both models, in eval mode and on one device, on a batch of images.
 
     Args:
-        sparse: the sparse model, with at least one stage.
+        sparse: the sparse model, with at least one stage; its task says what is compared.
         dense: the model to compare with.
         images: (B, C, H, W), preprocessed.
-        labels: class indices (B,), or UNLABELLED.
+        labels: class indices (B,), or UNLABELLED; or a row of other targets for each.
         names: of the classes, by index.
+
+    Returns:
+        A map for each image, distances as among these images, and what the task records of "dense" and "sparse".
     """
-    on_device = images.to(next(sparse.parameters()).device)
-    selection = sparse.select(on_device)
-    logits = selection.logits, dense(on_device)
-    of_sparse, of_dense = (each.float().log_softmax(dim=-1).cpu() for each in logits)  # (B, num_classes)
-    kl = F.kl_div(of_sparse, of_dense, reduction="none", log_target=True).sum(dim=-1)
+    on_device, task = images.to(next(sparse.parameters()).device), task_named(sparse.task)
+    selection = sparse.select(on_device, filled=task.filled)
+    outputs = {"dense": task.run(dense, on_device), "sparse": task.of_selection(selection)}
+    records = {name: task.record(output, outputs["dense"]) for name, output in outputs.items()}
+    answers = {name: task.answers(output, names) for name, output in outputs.items()}
+    distances = distances_of(task, records)
+    known = labels.tolist() if labels.ndim == 1 else [UNLABELLED] * len(labels)
     choices = selection.choices
     redundancy = [each.redundancy for each in choices if each.redundancy is not None]
     owners = [selection.indices[stage].gather(1, selection.owners(stage)) for stage in range(len(choices))]
-    return [
+    found = [
         KeepMap(
             image=as_seen(sparse.model, image),
             grid_size=sparse.backbone.grid_size,
             kept=[stage[i].tolist() for stage in selection.indices],
             scores=[stage[i].float().tolist() for stage in selection.scores],
-            dense=likeliest(of_dense[i], names),
-            sparse=likeliest(of_sparse[i], names),
-            kl=kl[i].item(),
+            dense=answers["dense"][i],
+            sparse=answers["sparse"][i],
+            distance=distances[i],
             label=None if label == UNLABELLED else label,
             label_name=None if label == UNLABELLED else names.get(label, f"class {label}"),
             redundancy=[[r if math.isfinite(r) else None for r in each[i].tolist()] for each in redundancy],
             owners=[each[i].tolist() for each in owners],
         )
-        for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True))
+        for i, (image, label) in enumerate(zip(images, known, strict=True))
     ]
+    return found, records
+
+
+def distances_of(task: Task, records: Mapping[str, Record]) -> list[float]:
+    """How far "sparse" is from "dense", of each image that their records are of."""
+    count = len(next(iter(records["dense"].values())))
+    unknown = torch.full((count,), UNLABELLED)
+    results = {name: task.results(record, unknown) for name, record in records.items()}
+    distances: list[float] = results["sparse"].distances(results["dense"]).tolist()
+    return distances
 
 
 def as_seen(model: nn.Module, image: Tensor) -> Image.Image:
@@ -146,19 +160,3 @@ def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.d
             kept = model.to(device).eval().select(images.to(device)).indices[-1].cpu()
             shares[name].append(per_patch.gather(1, kept).sum(dim=1) / per_patch.sum(dim=1))
     return {name: 100 * torch.cat(parts).mean().item() for name, parts in shares.items()}
-
-
-def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_CLASSES_SHOWN) -> list[NamedClass]:
-    """The `count` likeliest classes of one image, best first.
-
-    Args:
-        log_probabilities: (num_classes,).
-        names: of the classes, by index, where known.
-        count: how many.
-    """
-    best = log_probabilities.topk(min(count, len(log_probabilities)))
-    shares = (100 * best.values.exp()).tolist()
-    return [
-        NamedClass(index=index, name=names.get(index), probability_pct=share)
-        for index, share in zip(best.indices.tolist(), shares, strict=True)
-    ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from vitprune.common.formatting import number, plain, signed
@@ -18,22 +19,29 @@ from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models
 from vitprune.report.drawing import mean_colours
 from vitprune.report.runs import FinishedRun
 from vitprune.report.samples import GROUPS
-from vitprune.report.schema import ImageRow, NamedClass, Report, Step
+from vitprune.report.schema import ImageRow, Report, Step
 from vitprune.report.tables import (
+    Figure,
     class_rows,
     figure_rows,
     figures,
     flat,
+    headline,
+    likeness,
     plan_rows,
     plan_sentence,
     speed_rows,
     unreadable,
     verdict,
 )
+from vitprune.tasks import Answer, in_words, task_named
 
 _LOSSES = {
     "rank": "ranking of tokens against the teacher's",
-    "kl": "KL divergence from the teacher's classes",
+    "kl": "KL divergence from the teacher's predictions",
+    "error": "values against the teacher's, over their spread",
+    "embedding": "1 - cosine to the teacher's vectors",
+    "tokens": "features of all patches against the teacher's",
     "pooled": "what the classifier reads against the teacher's",
     "token": "tokens' features against the teacher's",
     "ce": "cross-entropy with the labels",
@@ -53,13 +61,19 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "plan": plan_sentence(report),
         "verdict": verdict(report),
         "fig": fig,
-        "likeliest": _likeliest,
+        "in_words": _in_words,
+        "task": task_named(report.task),
+        "headline": _headline(report, fig),
+        "likeness": likeness(report, fig),
+        "likeness_of_random": likeness(report, fig, "random"),
+        "random": _random(report, fig),
+        "thumbnails": [] if shown is None else shown.thumbnails,
         "groups": [] if shown is None else _groups(shown.images, shown.grid_size),
         "num_seen": 0 if shown is None else shown.num_seen,
         "speed_chart": _speed_chart(report),
         "kept_chart": _kept_chart(run.steps, report),
         "loss_charts": _loss_charts(run.steps),
-        "figure_rows": figure_rows(fig),
+        "figure_rows": figure_rows(report, fig),
         "speed_rows": speed_rows(report, fig),
         "speedup_remarks": [remark(row.slower, row.speedup_ci95) for row in report.delta.speedup],
         "plan_rows": plan_rows(
@@ -154,28 +168,61 @@ def _merged(row: ImageRow, owners: Sequence[int], grid_size: tuple[int, int]) ->
     return fills, _edges([owner if owner in merged else -1 for owner in owners], grid_size)
 
 
-def _likeliest(rows: list[NamedClass]) -> str:
-    return plain("; ".join(row.text for row in rows))
+def _in_words(answer: Answer) -> str:
+    return plain(in_words(answer))
+
+
+def _headline(report: Report, fig: Figure) -> dict[str, Any]:
+    """What the first card says: accuracy and its change, or without labels how close to dense."""
+    found = headline(report)
+    if found is None:
+        first = task_named(report.task).fidelity[0]
+        return {"title": first.text, "rows": [("sparse", fig(f"delta.{first.key}", first.digits))]}
+    figure, change = found
+    low, high = (fig(f"delta.{change.key}_ci95.{end}", change.digits, True) for end in (0, 1))
+    rows = [(side, fig(f"{side}.{figure.key}", figure.digits)) for side in ("dense", "sparse")]
+    rows.append(("change", fig(f"delta.{change.key}", change.digits, True) + f" {change.unit}"))
+    return {"title": figure.text, "rows": [*rows, ("95 %", low + " to " + high)]}
+
+
+def _random(report: Report, fig: Figure) -> str | None:
+    """What as many tokens at random give; None without labels."""
+    found = headline(report)
+    if found is None or getattr(report.random, found[0].key) is None:
+        return None
+    figure, change = found
+    said = Markup(figure.said("{}")).format(fig(f"random.{figure.key}", figure.digits))
+    key = f"{change.key}_over_random"
+    if getattr(report.delta, key) is None:
+        return said
+    said += "; with the trained choice " + fig(f"delta.{key}", change.digits, True) + f" {change.unit or change.text}"
+    if getattr(report.delta, f"{key}_ci95") is None:
+        return said
+    low, high = (fig(f"delta.{key}_ci95.{end}", change.digits, True) for end in (0, 1))
+    return said + " (95 %: " + low + " to " + high + ")"
 
 
 def _speed_chart(report: Report) -> Chart | None:
-    dense, sparse, interval = report.dense, report.sparse, report.delta.top1_points_ci95
-    if dense.top1_pct is None or sparse.top1_pct is None or interval is None:
+    found = headline(report)
+    if found is None:
         return None
-    x_label = f"images/s at batch {sparse.speed[-1].batch_size}"
-    low, high = (dense.top1_pct + bound for bound in interval)
+    figure, change = found
+    x_label = f"images/s at batch {report.sparse.speed[-1].batch_size}"
+    dense, sparse, by_chance = (getattr(side, figure.key) for side in (report.dense, report.sparse, report.random))
+    low, high = (dense + bound for bound in getattr(report.delta, f"{change.key}_ci95"))
     points = [
-        ChartPoint(f"dense {number(dense.top1_pct)} %", dense.speed[-1].images_per_s, dense.top1_pct),
+        ChartPoint(f"dense {number(dense, figure.digits)}", report.dense.speed[-1].images_per_s, dense),
         ChartPoint(
-            f"sparse {number(sparse.top1_pct)} %", sparse.speed[-1].images_per_s, sparse.top1_pct, 1, True, low, high
+            f"sparse {number(sparse, figure.digits)}", report.sparse.speed[-1].images_per_s, sparse, 1, True, low, high
         ),
     ]
     said = [f"{point.name} at {number(point.x, 1)} images/s" for point in points]
     level = None
-    if report.random.top1_pct is not None:
-        level = f"random tokens {number(report.random.top1_pct)} %", report.random.top1_pct
+    if by_chance is not None:
+        level = f"random tokens {number(by_chance, figure.digits)}", by_chance
         said.append(level[0])
-    return models_chart(f"Top-1 (%) against {x_label}", "; ".join(said), points, x_label, level, left=0)
+    title = f"{figure.text[0].upper()}{figure.text[1:]} against {x_label}"
+    return models_chart(title, "; ".join(said), points, x_label, level, left=0)
 
 
 def _kept_chart(steps: Sequence[Step], report: Report) -> Chart | None:

@@ -8,12 +8,14 @@ import math
 from collections.abc import Mapping
 
 import torch
+from PIL import Image
 from torch import nn
 
-from vitprune.data import Data, Faults, batches, make_loader
+from vitprune.data import UNLABELLED, Data, Faults, batches, make_loader
 from vitprune.model import SparseViT
-from vitprune.report.keepmaps import KeepMap, keep_maps
+from vitprune.report.keepmaps import KeepMap, distances_of, keep_maps
 from vitprune.report.schema import ImageRow, KeepMaps
+from vitprune.tasks import Record, Task, joined, task_named
 
 NUM_SEEN = 200
 """Images to choose from, at random; of a stream the first ones."""
@@ -24,8 +26,11 @@ GROUPS = {
     "both wrong": 2,
     "same prediction": 3,
     "another prediction": 3,
+    "evaluated images": 6,
 }
 """How many images of each group are shown, in this order."""
+_OF_ALL = "evaluated images"
+_NEIGHBOURS, _THUMBNAIL = 5, 72
 _SIDE = 256
 _QUALITY = 80
 _BATCH_SIZE = 16
@@ -36,7 +41,8 @@ def choose_images(
 ) -> KeepMaps | None:
     """Run both models on some images of `data.val`, whose transform is set, and keep a few of them, small.
 
-    Of each group those with the least, the middle and the greatest KL divergence of sparse from dense.
+    Of each group those with the least, the middle and the greatest distance of sparse from dense, by the task. Where
+    images are not classified all are one group.
 
     Returns:
         What goes into keepmaps.json; None where the model has no stage.
@@ -45,25 +51,61 @@ def choose_images(
         return None
     sparse.to(device).eval()
     dense.to(device).eval()
-    groups: dict[str, list[KeepMap]] = {name: [] for name in GROUPS}
+    task, seen, records = task_named(sparse.task), list[KeepMap](), list[dict[str, Record]]()
     some = data.val.sample(NUM_SEEN)
     for images, labels in batches(make_loader(some, _BATCH_SIZE), Faults(allowed_share=1.0)):
-        for keep_map in keep_maps(sparse, dense, images, labels, names):
-            if math.isfinite(keep_map.kl):  # else a model gave no prediction, and there is no place for it in the order
-                keep_map.image.thumbnail((_SIDE, _SIDE))
-                groups[group_of(keep_map)].append(keep_map)
+        found, record = keep_maps(sparse, dense, images, labels, names)
+        for keep_map in found:
+            keep_map.image.thumbnail((_SIDE, _SIDE))
+        seen += found
+        records.append(record)
+    thumbnails = _compare(task, seen, {name: joined([each[name] for each in records]) for name in ("dense", "sparse")})
+    groups: dict[str, list[KeepMap]] = {name: [] for name in GROUPS}
+    for keep_map in seen:
+        # Else a model gave no output to speak of, and there is no place for it in the order.
+        if math.isfinite(keep_map.distance):
+            groups[group_of(keep_map) if task.name == "classification" else _OF_ALL].append(keep_map)
     rows = [
         _row(name, place, keep_map)
         for name, members in groups.items()
         for place, keep_map in _picked(members, GROUPS[name])
     ]
+    numbers = sorted({number for row in rows for near in row.neighbours.values() for number in near})
+    places = {number: place for place, number in enumerate(numbers)}
+    for row in rows:
+        row.neighbours = {name: [places[number] for number in near] for name, near in row.neighbours.items()}
     num_seen = sum(map(len, groups.values()))
-    return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=num_seen, images=rows)
+    kept = [thumbnails[number] for number in numbers]
+    return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=num_seen, images=rows, thumbnails=kept)
+
+
+def _compare(task: Task, seen: list[KeepMap], records: dict[str, Record]) -> list[str]:
+    """Set distances and, where the task knows of any, neighbours as among all images seen.
+
+    Returns:
+        Each image very small, as base64 of JPEG; none where there are no neighbours.
+    """
+    for keep_map, distance in zip(seen, distances_of(task, records), strict=True):
+        keep_map.distance = distance
+    unknown = torch.full((len(seen),), UNLABELLED)
+    nearest = {name: task.results(record, unknown).nearest() for name, record in records.items()}
+    for name, rows in nearest.items():
+        for keep_map, row in zip(seen, [] if rows is None else rows[:, :_NEIGHBOURS].tolist(), strict=rows is not None):
+            keep_map.neighbours[name] = row
+    return [] if nearest["dense"] is None else [_small(keep_map) for keep_map in seen]
+
+
+def _small(keep_map: KeepMap) -> str:
+    image = keep_map.image.copy()
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return _jpeg(image)
 
 
 def group_of(keep_map: KeepMap) -> str:
-    """Who was right."""
-    dense, sparse = keep_map.dense[0].index, keep_map.sparse[0].index
+    """Who was right, of classifiers."""
+    dense, sparse = (
+        each[0].index for each in (keep_map.dense, keep_map.sparse) if not isinstance(each, str) and len(each)
+    )
     if keep_map.label is None:
         return "same prediction" if dense == sparse else "another prediction"
     of_dense, of_sparse = ("right" if predicted == keep_map.label else "wrong" for predicted in (dense, sparse))
@@ -71,24 +113,24 @@ def group_of(keep_map: KeepMap) -> str:
 
 
 def _picked(group: list[KeepMap], count: int) -> list[tuple[str, KeepMap]]:
-    """Up to `count` of a group, each with its place: the farthest, the nearest, and then the one in the middle."""
-    order = sorted(group, key=lambda keep_map: keep_map.kl)
+    """Up to `count` of a group, each with its place: the farthest, the nearest, the one in the middle, and so on."""
+    order = sorted(group, key=lambda keep_map: keep_map.distance)
     if len(order) < 2:
         return [("only one", keep_map) for keep_map in order]
     last = len(order) - 1
     places: dict[int, str] = {}
-    for place, index in list({"farthest": last, "nearest": 0, "middle": last // 2}.items())[:count]:
+    around = {"farthest": (last, last - 1), "nearest": (0, 1), "middle": (last // 2, last // 2 + 1)}
+    wanted = [(place, indices[again]) for again in (0, 1) for place, indices in around.items()]
+    for place, index in wanted[:count]:
         places.setdefault(index, place)
     return [(places[index], order[index]) for index in sorted(places)]
 
 
 def _row(group: str, place: str, keep_map: KeepMap) -> ImageRow:
-    buffer = io.BytesIO()
-    keep_map.image.save(buffer, "JPEG", quality=_QUALITY)
     return ImageRow(
         group=group,
         place=place,
-        jpeg=base64.b64encode(buffer.getvalue()).decode(),
+        jpeg=_jpeg(keep_map.image),
         width=keep_map.image.width,
         height=keep_map.image.height,
         label=keep_map.label_name,
@@ -96,5 +138,12 @@ def _row(group: str, place: str, keep_map: KeepMap) -> ImageRow:
         owners=keep_map.owners,
         dense=keep_map.dense,
         sparse=keep_map.sparse,
-        kl=keep_map.kl,
+        distance=keep_map.distance,
+        neighbours=keep_map.neighbours,
     )
+
+
+def _jpeg(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.model import TaskName
 from vitprune.schedule import Stage
+from vitprune.tasks import NamedClass
 
 
 class _Content(BaseModel):
@@ -225,19 +226,7 @@ class Step(BaseModel):
     target_ratios: list[float] = []
 
 
-class NamedClass(BaseModel):
-    """One class that a model names for an image, by the index of its output."""
-
-    model_config = ConfigDict(frozen=True)
-
-    index: int
-    name: str | None = None
-    probability_pct: float
-
-    @property
-    def text(self) -> str:
-        """Such as "tench 93.1 %"."""
-        return f"{self.name or f'class {self.index}'} {self.probability_pct:.1f} %"
+Jpeg = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=2_000_000)]
 
 
 class ImageRow(BaseModel):
@@ -245,26 +234,28 @@ class ImageRow(BaseModel):
 
     Attributes:
         group: who was right, one of `vitprune.report.samples`' groups.
-        place: where the image stands in its group, by `kl`.
+        place: where the image stands in its group, by `distance`.
         jpeg: the image as the models saw it, made smaller, as base64; `width` and `height` are its own, in pixels.
         label: the true class; None where not known.
         kept: numbers of the patches that are left after each stage, in raster order.
         owners: where tokens are merged, for each patch the number of the kept one that it is part of after a stage.
-        dense, sparse: the likeliest classes, best first.
-        kl: KL divergence of the sparse prediction from the dense one, in nats.
+        dense, sparse: what the models say: the likeliest classes, best first, or a text; nothing of an embedding.
+        distance: how far the sparse model's output is from the dense one's, by the task; of versions before `kl`.
+        neighbours: by model the numbers of the images that are nearest to it, nearest first, in `KeepMaps.thumbnails`.
     """
 
     group: str
     place: str
-    jpeg: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=2_000_000)]
+    jpeg: Jpeg
     width: Annotated[int, Field(ge=1, le=4096)]
     height: Annotated[int, Field(ge=1, le=4096)]
     label: str | None
     kept: list[list[Annotated[int, Field(ge=0)]]]
     owners: list[list[Annotated[int, Field(ge=0)]]] = []
-    dense: list[NamedClass] = Field(min_length=1)
-    sparse: list[NamedClass] = Field(min_length=1)
-    kl: float
+    dense: list[NamedClass] | str
+    sparse: list[NamedClass] | str
+    distance: float = Field(validation_alias=AliasChoices("distance", "kl"))
+    neighbours: dict[str, list[Annotated[int, Field(ge=0)]]] = {}
 
 
 class KeepMaps(BaseModel):
@@ -274,9 +265,11 @@ class KeepMaps(BaseModel):
         grid_size: patches (rows, columns).
         num_seen: images that these were chosen from.
         images: the chosen ones.
+        thumbnails: small images that `ImageRow.neighbours` counts, as base64 of JPEG.
     """
 
     schema_version: Annotated[int, Field(ge=1, le=SCHEMA_VERSION)] = SCHEMA_VERSION
     grid_size: tuple[Annotated[int, Field(ge=1, le=512)], Annotated[int, Field(ge=1, le=512)]]
     num_seen: int
     images: list[ImageRow] = Field(max_length=50)
+    thumbnails: list[Jpeg] = Field([], max_length=500)

@@ -17,8 +17,8 @@ from vitprune.evaluation import compared
 from vitprune.measure import Timing
 from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
-from vitprune.report.sweep_page import accuracy, render_sweep_page
-from vitprune.tasks import Results, Task
+from vitprune.report.sweep_page import Judged, render_sweep_page
+from vitprune.tasks import Change, Results, Task
 
 SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
 WITHIN_POINTS = 1.0
@@ -66,17 +66,19 @@ def build_sweep(
         }
         for label, entry in entries.items()
     }
-    labelled = results["dense"].labelled
+    dense = results["dense"]
+    known = task.change is not None and dense.change(dense)[task.change.key] is not None
+    judged = Judged(task.accuracy[0], task.change) if known else Judged(task.fidelity[0], None)
     for key, merit in (("by_throughput", _throughput), ("by_gmacs", lambda row: -row["gmacs"])):
-        found = dominated_by({label: (accuracy(row, labelled), merit(row)) for label, row in rows.items()})
+        found = dominated_by({label: (judged.merit(row), merit(row)) for label, row in rows.items()})
         for label, row in rows.items():
-            rivals = [_against(rows[rival], row, results) for rival in found[label]]
+            rivals = [_against(rows[rival], row, judged, results) for rival in found[label]]
             row[key] = {"on_front": not rivals, "dominated_by": rivals}
     return {
         "schema_version": SCHEMA_VERSION,
         "task": task.name,
-        "accuracy": "top1_pct" if labelled else "agreement_pct",
-        "verdict": verdict(list(rows.values()), rows["dense"]["speed"][-1]["batch_size"]),
+        "accuracy": judged.figure.key,
+        "verdict": verdict(list(rows.values()), judged, rows["dense"]["speed"][-1]["batch_size"]),
         "rows": list(rows.values()),
         **about,
     }
@@ -86,12 +88,14 @@ def _throughput(row: Mapping[str, Any]) -> float:
     return float(row["speed"][-1]["images_per_s"])
 
 
-def _against(rival: Mapping[str, Any], row: Mapping[str, Any], results: Mapping[str, Results]) -> dict[str, Any]:
+def _against(
+    rival: Mapping[str, Any], row: Mapping[str, Any], judged: Judged, results: Mapping[str, Results]
+) -> dict[str, Any]:
     """How much better `rival` is than `row`."""
     return {
         "label": rival["label"],
         **results[rival["label"]].change(results[row["label"]]),
-        "agreement_points": rival["delta"]["agreement_pct"] - row["delta"]["agreement_pct"],
+        "better_by": judged.value(rival) - judged.value(row),
         "speed_ratio": _throughput(rival) / _throughput(row),
         "gmacs_ratio": rival["gmacs"] / row["gmacs"],
     }
@@ -114,14 +118,14 @@ def dominated_by(points: Mapping[str, tuple[float, float]]) -> dict[str, list[st
     return {label: [rival for rival in front if dominates(rival, label)] for label in points}
 
 
-def verdict(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
+def verdict(rows: Sequence[Mapping[str, Any]], judged: Judged, batch_size: int) -> list[str]:
     """Sentences on the rows of sweep.json, dense first; `batch_size` is the largest that was timed."""
-    sentences = [_choice(rows, batch_size)]
+    sentences = [_choice(rows, judged, batch_size)]
     names = {row["label"]: f"{row['label']} (dense)" if row["kind"] == "other" else row["label"] for row in rows}
     dominated: dict[str, list[str]] = {}
     for row in rows:
         for best in row["by_throughput"]["dominated_by"][:1]:
-            dominated.setdefault(best["label"], []).append(f"{names[row['label']]} ({_margin(best)})")
+            dominated.setdefault(best["label"], []).append(f"{names[row['label']]} ({_margin(best, judged)})")
     for label, others in dominated.items():
         sentences.append(f"{names[label]} is better at batch {batch_size} than {'; '.join(others)}.")
     for changes in zip(*(row["delta"]["speedup"] for row in rows), strict=True):  # a batch size at a time
@@ -131,35 +135,46 @@ def verdict(rows: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
     return sentences
 
 
-def _choice(rows: Sequence[Mapping[str, Any]], batch_size: int) -> str:
+def _choice(rows: Sequence[Mapping[str, Any]], judged: Judged, batch_size: int) -> str:
     """The fastest model that loses little."""
-    dense = rows[0]
-    if dense["top1_pct"] is None:
+    dense, (figure, change) = rows[0], judged
+    if change is None:
         return (
-            "The images have no labels: models are judged by how often they predict the dense model's class, "
+            f"The images have no labels: models are judged by their likeness to the dense one ({figure.text}), "
             "which says little of a model that is not made from it."
         )
-    near = [row for row in rows if row["delta"]["top1_points"] >= -WITHIN_POINTS]
+    # Without points, in which a loss could be little or much, what chance explains is little.
+    near = [row for row in rows if _loss(row, change) <= (WITHIN_POINTS if change.unit == "points" else 0)]
     best = max(near, key=lambda row: row["speed"][-1]["images_per_s"])
-    within = f"within {WITHIN_POINTS:g} point of dense"
+    within = f"within {WITHIN_POINTS:g} point of dense" if change.unit == "points" else "as good as dense within chance"
     if best is dense:
         return f"No model {within} is faster than the dense one at batch {batch_size}."
-    low, high = best["delta"]["top1_points_ci95"]
+    low, high = best["delta"][f"{change.key}_ci95"]
+    said = f"{signed(best['delta'][change.key], change.digits)} {change.unit or change.text}"
     return (
-        f"The fastest {within} is {best['label']}: {signed(best['delta']['top1_points'])} points "
-        f"(95 %: {signed(low)} to {signed(high)}), {number(best['delta']['speedup'][-1]['speedup'])} x as fast at "
-        f"batch {batch_size}."
+        f"The fastest {within} is {best['label']}: {said} "
+        f"(95 %: {signed(low, change.digits)} to {signed(high, change.digits)}), "
+        f"{number(best['delta']['speedup'][-1]['speedup'])} x as fast at batch {batch_size}."
     )
 
 
-def _margin(best: Mapping[str, Any]) -> str:
+def _loss(row: Mapping[str, Any], change: Change) -> float:
+    """How much worse a row is than dense; of figures without points by the better end of the interval, at least 0."""
+    sign = -1 if change.higher_is_better else 1
+    if change.unit == "points":
+        return float(sign * row["delta"][change.key])
+    return max(0.0, min(sign * float(bound) for bound in row["delta"][f"{change.key}_ci95"]))
+
+
+def _margin(best: Mapping[str, Any], judged: Judged) -> str:
     """By how much a row is dominated."""
-    speed = f"{number(best['speed_ratio'])} x as fast"
-    if best["top1_points"] is None:
-        return f"{signed(best['agreement_points'])} points of predictions as dense, {speed}"
-    low, high = best["top1_points_ci95"]
-    points = f"{signed(best['top1_points'])} points" if best["top1_points"] else "as accurate"
-    return f"{points}{', within chance' if low <= 0 < best['top1_points'] <= high else ''}, {speed}"
+    speed, (figure, change) = f"{number(best['speed_ratio'])} x as fast", judged
+    if change is None:
+        return f"{figure.said(signed(best['better_by'], figure.digits))}, {speed}"
+    (low, high), value = best[f"{change.key}_ci95"], best[change.key]
+    said = f"{signed(value, change.digits)} {change.unit or change.text}" if value else "as accurate"
+    chance = low <= 0 <= high and value
+    return f"{said}{', within chance' if chance else ''}, {speed}"
 
 
 def write_sweep(folder: Path, result: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitprune.common.formatting import number, plain, signed
 from vitprune.measure import remark
@@ -11,8 +11,38 @@ from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.tables import emphasised, flat
+from vitprune.tasks import Change, Figure, task_named, zero_shot_task
 
 _KINDS = {"dense": 0, "sparse": 1, "other": 3}
+
+
+class Judged(NamedTuple):
+    """By which the models of a sweep are judged.
+
+    Attributes:
+        figure: against labels, or without them how close a model is to the dense one.
+        change: of the figure, with labels; else None.
+    """
+
+    figure: Figure
+    change: Change | None
+
+    def value(self, row: Mapping[str, Any]) -> float:
+        """Of a row of sweep.json."""
+        return float((row["delta"] if self.change is None else row)[self.figure.key])
+
+    def merit(self, row: Mapping[str, Any]) -> float:
+        """The same, the more the better."""
+        return self.value(row) if self.figure.higher_is_better else -self.value(row)
+
+
+def judged_by(result: Mapping[str, Any]) -> Judged:
+    """What sweep.json's "accuracy" names."""
+    tasks = (task_named(result.get("task", "classification")), zero_shot_task())
+    for task in tasks:
+        if task.change is not None and result["accuracy"] == task.accuracy[0].key:
+            return Judged(task.accuracy[0], task.change)
+    return Judged(tasks[0].fidelity[0], None)
 
 
 def render_sweep_page(result: Mapping[str, Any]) -> str:
@@ -20,22 +50,27 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
     result = publishable(dict(result))
     rows = result["rows"]
     sizes = [speed["batch_size"] for speed in rows[0]["speed"]]
-    labelled = result["accuracy"] == "top1_pct"
+    judged = judged_by(result)
+    labelled = judged.change is not None
     content = {
         "title": f"{result['model']}, sweep of {sum(row['kind'] == 'sparse' for row in rows)} keep ratios",
         "result": result,
         "charts": [
-            _chart(rows, "by_throughput", f"images/s at batch {sizes[-1]}", labelled),
-            _chart(rows, "by_gmacs", "GMACs", labelled),
+            _chart(rows, "by_throughput", f"images/s at batch {sizes[-1]}", judged),
+            _chart(rows, "by_gmacs", "GMACs", judged),
         ],
         "columns": [
-            *(["", "top-1 %", "points", "95 %"] if labelled else ["", "same prediction %"]),
+            *(
+                ["", judged.figure.text, judged.change.unit or "change", "95 %"]
+                if judged.change
+                else ["", judged.figure.text]
+            ),
             "GMACs",
             *(f"images/s, batch {size}" for size in sizes),
             f"speed-up, batch {sizes[-1]}",
         ],
         "failures": [[plain(row["label"]), plain(row["error"])] for row in result["failed"]],
-        "cells": [_cells(row, labelled) for row in rows],
+        "cells": [_cells(row, judged) for row in rows],
         "front_columns": ["", f"by images/s at batch {sizes[-1]}", "by GMACs"],
         "fronts": [[plain(row["label"]), _standing(row, "by_throughput"), _standing(row, "by_gmacs")] for row in rows],
         "has_others": any(row["kind"] == "other" for row in rows),
@@ -44,38 +79,38 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
         "environment": flat(result["environment"]),
         "batch_size": sizes[-1],
         "labelled": labelled,
+        "judged": judged.figure.text,
     }
     return templates().get_template("sweep.html.j2").render(content).lstrip()
 
 
-def accuracy(row: Mapping[str, Any], labelled: bool) -> float:
-    """By which a row is judged, in percent: top-1, or without labels how often it predicts as dense does."""
-    return float(row["top1_pct"] if labelled else row["delta"]["agreement_pct"])
-
-
-def accuracy_cells(row: Mapping[str, Any], labelled: bool) -> list[str]:
-    """That, and with labels the difference from dense and its interval."""
-    cell = number(accuracy(row, labelled))
-    if not labelled:
+def accuracy_cells(row: Mapping[str, Any], judged: Judged) -> list[str]:
+    """By which a row is judged and, with labels, the difference from dense and its interval."""
+    figure, change = judged
+    cell = number(judged.value(row), figure.digits)
+    if change is None:
         return [cell]
     if row["kind"] == "dense":
         return [cell, "", ""]
-    low, high = row["delta"]["top1_points_ci95"]
-    return [cell, signed(row["delta"]["top1_points"]), f"{signed(low)} to {signed(high)}"]
+    low, high = row["delta"][f"{change.key}_ci95"]
+    between = f"{signed(low, change.digits)} to {signed(high, change.digits)}"
+    return [cell, signed(row["delta"][change.key], change.digits), between]
 
 
-def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, labelled: bool) -> Chart:
+def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, judged: Judged) -> Chart:
     """Accuracy against what `key` says: "by_throughput" or "by_gmacs"."""
     points, sentences = [], []
     for row in rows:
         x, digits = (row["speed"][-1]["images_per_s"], 1) if key == "by_throughput" else (row["gmacs"], 3)
-        y, name = accuracy(row, labelled), plain(row["label"])
+        y, name = judged.value(row), plain(row["label"])
         interval: Sequence[float | None] = (None, None)
-        if row["kind"] != "dense" and labelled:
-            interval = [rows[0]["top1_pct"] + bound for bound in row["delta"]["top1_points_ci95"]]
+        if row["kind"] != "dense" and judged.change is not None:
+            interval = [judged.value(rows[0]) + bound for bound in row["delta"][f"{judged.change.key}_ci95"]]
         points.append(ChartPoint(name, x, y, _KINDS[row["kind"]], row[key]["on_front"], *interval))
-        sentences.append(f"{name}: {number(y)} % at {number(x, digits)} {x_label}, {_standing(row, key)}")
-    title = f"{'Top-1 (%)' if labelled else 'Predictions as dense (%)'} against {x_label}"
+        value = number(y, judged.figure.digits)
+        sentences.append(f"{name}: {value} at {number(x, digits)} {x_label}, {_standing(row, key)}")
+    text = judged.figure.text
+    title = f"{text[0].upper()}{text[1:]} against {x_label}"
     return models_chart(title, "; ".join(sentences), points, x_label)
 
 
@@ -89,11 +124,11 @@ def _remark(change: Mapping[str, Any]) -> str:
     return remark(change["slower"], change.get("speedup_ci95"))
 
 
-def _cells(row: Mapping[str, Any], labelled: bool) -> list[Any]:
+def _cells(row: Mapping[str, Any], judged: Judged) -> list[Any]:
     speed = [
         number(each["images_per_s"], 1) + (" " + emphasised(said) if (said := _remark(change)) else "")
         for each, change in zip(row["speed"], row["delta"]["speedup"], strict=True)
     ]
     ratio = number(row["delta"]["speedup"][-1]["speedup"]) + " x"
     what = f"{row['label']} (dense)" if row["kind"] == "other" else row["label"]
-    return [plain(what), *accuracy_cells(row, labelled), number(row["gmacs"], 3), *speed, ratio]
+    return [plain(what), *accuracy_cells(row, judged), number(row["gmacs"], 3), *speed, ratio]

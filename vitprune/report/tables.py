@@ -13,11 +13,18 @@ from vitprune.data.classes import readable_names
 from vitprune.measure import remark, unclear
 from vitprune.report.schema import ClassRow, Report, SpeedUp
 from vitprune.schedule import keep_in_words
+from vitprune.tasks import TASKS, Change, task_named, zero_shot_task
+from vitprune.tasks import Figure as TaskFigure
 
 Figure = Callable[..., str]
 Row = list[Any]
 
 _MOVED = 8
+_ZERO_SHOT = zero_shot_task()
+_CHANGES: dict[str, Change] = {
+    task.accuracy[0].key: task.change for task in (*TASKS.values(), _ZERO_SHOT) if task.change is not None
+}
+"""By the key of the figure that changes."""
 
 
 def emphasised(text: str) -> Markup:
@@ -52,11 +59,17 @@ def plan_sentence(report: Report) -> str | None:
     return keep_in_words(report.keep, report.schedule, report.num_patches, num_tokens)
 
 
-def figure_rows(fig: Figure) -> list[Row]:
-    """Accuracy and cost of dense and sparse, and the change."""
+def figure_rows(report: Report, fig: Figure) -> list[Row]:
+    """Accuracy, cost and likeness of dense and sparse, and the change."""
+    task, rows = task_named(report.task), list[Row]()
+    measured = [each for each in _accuracy_figures(report) if each.key in report.dense.model_fields_set]
+    for each in measured:
+        change = _CHANGES.get(each.key)
+        cells = [fig(f"{side}.{each.key}", each.digits) for side in ("dense", "sparse")]
+        rows.append([each.text, *cells, fig(f"delta.{change.key}", change.digits, True) if change else ""])
+    rows += [[each.text, "", fig(f"delta.{each.key}", each.digits), ""] for each in task.fidelity]
     return [
-        ["top-1 (%)", fig("dense.top1_pct"), fig("sparse.top1_pct"), fig("delta.top1_points", sign=True)],
-        ["top-5 (%)", fig("dense.top5_pct"), fig("sparse.top5_pct"), ""],
+        *rows,
         ["GMACs", fig("dense.gmacs", 3), fig("sparse.gmacs", 3), fig("delta.gmacs_pct", 1, True) + " %"],
         ["parameters (M)", fig("dense.params_m", 3), fig("sparse.params_m", 3), ""],
     ]
@@ -72,6 +85,32 @@ def speed_rows(report: Report, fig: Figure, mark: Callable[[str], str] = emphasi
         said = remark(change.slower, change.speedup_ci95)
         rows.append([*cells, fig(f"delta.speedup.{index}.speedup") + " x" + (" " + mark(said) if said else "")])
     return rows
+
+
+def headline(report: Report) -> tuple[TaskFigure, Change] | None:
+    """The figure against labels that a report is about, and its change; None where it has none."""
+    known = [(each, _CHANGES[each.key]) for each in _accuracy_figures(report) if each.key in _CHANGES]
+    return next(
+        (
+            (each, change)
+            for each, change in known
+            if getattr(report.delta, change.key, None) is not None and getattr(report.dense, each.key) is not None
+        ),
+        None,
+    )
+
+
+def likeness(report: Report, fig: Figure, of: str = "delta") -> str:
+    """How close the sparse model, or that of the random baseline, is to the dense one, in words."""
+    task = task_named(report.task)
+    shown = {each.key: fig(f"{of}.{each.key}", each.digits) for each in task.fidelity}
+    return Markup(task.said).format(images=f"{report.sparse.num_images} images", **shown)
+
+
+def _accuracy_figures(report: Report) -> list[TaskFigure]:
+    """Of the task, with zero-shot ones first where they were measured."""
+    zero_shot = report.task == "embedding" and report.dense.zero_shot_top1_pct is not None
+    return [*(_ZERO_SHOT.accuracy if zero_shot else task_named(report.task).accuracy)]
 
 
 def plan_rows(report: Report, fig: Figure, total: int | None) -> list[Row]:
@@ -149,24 +188,29 @@ def _remark(row: SpeedUp) -> str:
 
 def _beside_random(report: Report) -> str:
     """Said at once where training has not paid."""
-    points = report.delta.top1_points_over_random
-    if points is None or points >= 0:
+    found = headline(report)
+    if found is None:
         return ""
-    return f"; as many tokens at random, untrained, are {number(-points)} points better"
+    _, change = found
+    points = getattr(report.delta, f"{change.key}_over_random")
+    if points is None or (points >= 0) == change.higher_is_better or points == 0:
+        return ""
+    by = f"{number(abs(points), change.digits)} {change.unit or f'of {change.text}'}"
+    return f"; as many tokens at random, untrained, are {by} better"
 
 
 def _accuracy_said(report: Report) -> str:
-    delta, images = report.delta, f"{report.sparse.num_images} images"
-    if delta.top1_points is None or delta.top1_points_ci95 is None:
-        return f"it predicts the dense model's class on {number(delta.agreement_pct, 1)} % of {images} without labels"
-    low, high = delta.top1_points_ci95
-    change = f"top-1 changes by {signed(delta.top1_points)} points on {images}"
-    interval = f"(95 %: {signed(low)} to {signed(high)})"
-    if high < 0:
-        return f"{change} {interval}, a loss"
-    if low > 0:
-        return f"{change} {interval}, a gain"
-    return f"{change} {interval}, neither a loss nor a gain beyond chance"
+    found = headline(report)
+    if found is None:
+        return f"{likeness(report, plain_figures(report))} without labels"
+    _, change = found
+    value, (low, high) = getattr(report.delta, change.key), getattr(report.delta, f"{change.key}_ci95")
+    unit = f" {change.unit}" if change.unit else ""
+    said = f"{change.text} changes by {signed(value, change.digits)}{unit} on {report.sparse.num_images} images"
+    said += f" (95 %: {signed(low, change.digits)} to {signed(high, change.digits)})"
+    if low <= 0 <= high:
+        return f"{said}, neither a loss nor a gain beyond chance"
+    return f"{said}, a gain" if (low > 0) == change.higher_is_better else f"{said}, a loss"
 
 
 def _value(report: Report, place: str) -> Any:

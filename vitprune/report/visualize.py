@@ -37,6 +37,7 @@ from vitprune.loading.load import Loaded, load_dense, load_model
 from vitprune.model import SparseViT
 from vitprune.report.drawing import Legend, draw_mean, draw_montage
 from vitprune.report.keepmaps import KeepMap, keep_maps, kept_shares
+from vitprune.tasks import Answer
 
 NUM_DRAWN = 16
 """Images of a folder or a data set that are drawn if nobody says how many."""
@@ -180,9 +181,9 @@ def _entries(
             "label": None if keep_map.label is None else {"index": keep_map.label, "name": keep_map.label_name},
             "kept": keep_map.kept,
             "kept_pct": keep_map.kept_pct,
-            "dense": [each.model_dump() for each in keep_map.dense],
-            "sparse": [each.model_dump() for each in keep_map.sparse],
-            "kl": keep_map.kl,
+            "dense": _as_json(keep_map.dense),
+            "sparse": _as_json(keep_map.sparse),
+            "distance": keep_map.distance,
             "file": None if path is None else str(path),
         }
         if keep_map.owners:
@@ -191,6 +192,10 @@ def _entries(
             entry |= {"scores": keep_map.scores, "redundancy": keep_map.redundancy}
         yield entry
         listener.advance(1)
+
+
+def _as_json(answer: Answer) -> list[dict[str, Any]] | str:
+    return answer if isinstance(answer, str) else [each.model_dump() for each in answer]
 
 
 def _mean(subject: Subject, kept: list[list[list[int]]], path: Path) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _keep_maps(subject: Subject, images: Images) -> Iterator[tuple[str, KeepMap]
     names = readable_names(known, sparse.num_classes)
     number = count()
     for batch, labels in batches(make_loader(images, _BATCH_SIZE)):
-        for keep_map in keep_maps(sparse, dense, batch, labels, names):
+        for keep_map in keep_maps(sparse, dense, batch, labels, names)[0]:
             index = next(number)
             yield images.name(images.items[index]) if isinstance(images, ImageSet) else f"image {index}", keep_map
 

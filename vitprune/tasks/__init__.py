@@ -1,9 +1,9 @@
 """What a model is for: classification, multilabel, regression, embedding or dense features."""
 
 from vitprune.model import TaskName
-from vitprune.tasks.base import Change, Figure, Record, Results, Task, joined
+from vitprune.tasks.base import Answer, Change, Figure, NamedClass, Record, Results, Task, in_words, joined
 from vitprune.tasks.class_vectors import ClassVectors, read_class_vectors
-from vitprune.tasks.classification import Classification, Predictions, class_accuracy
+from vitprune.tasks.classification import Classification, Predictions, class_accuracy, likeliest
 from vitprune.tasks.dense import Dense
 from vitprune.tasks.embedding import Embedding, Embeddings
 from vitprune.tasks.multilabel import MultiLabel
@@ -15,6 +15,11 @@ TASKS: dict[str, Task] = {
 """By name."""
 
 
+def zero_shot_task() -> Task:
+    """Embedding with the figures that vectors of the classes give, for results that were measured with some."""
+    return Embedding(zero_shot=True)
+
+
 def task_named(name: TaskName, classes: ClassVectors | None = None) -> Task:
     """The task of that name, for embeddings with vectors of the classes where there are some."""
     return Embedding(classes) if classes is not None and name == "embedding" else TASKS[name]
@@ -22,18 +27,23 @@ def task_named(name: TaskName, classes: ClassVectors | None = None) -> Task:
 
 __all__ = [
     "TASKS",
+    "Answer",
     "Change",
     "ClassVectors",
     "Embedding",
     "Embeddings",
     "Figure",
+    "NamedClass",
     "Predictions",
     "Record",
     "Results",
     "Task",
     "TaskName",
     "class_accuracy",
+    "in_words",
     "joined",
+    "likeliest",
     "read_class_vectors",
     "task_named",
+    "zero_shot_task",
 ]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from vitprune.data import UNLABELLED, TargetKind
@@ -20,20 +21,46 @@ Record = dict[str, Tensor]
 """What is kept of a model's outputs: tensors of one row an image, on the CPU, by name."""
 
 
+class NamedClass(BaseModel):
+    """One class that a model names for an image, by the index of its output."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    name: str | None = None
+    probability_pct: float
+
+    @property
+    def text(self) -> str:
+        """Such as "tench 93.1 %"."""
+        return f"{self.name or f'class {self.index}'} {self.probability_pct:.1f} %"
+
+
+Answer = list[NamedClass] | str
+"""What a model says of an image: classes, likeliest first, or a text; empty where it is not for people."""
+
+
 class Figure(NamedTuple):
     """A figure that a task measures.
 
     Attributes:
         key: in JSON.
         text: for tables, with its unit.
+        short: for the head of a column.
         digits: after the point.
         higher_is_better: or lower.
     """
 
     key: str
     text: str
+    short: str
     digits: int = 2
     higher_is_better: bool = True
+
+    def said(self, value: str) -> str:
+        """A value with its unit and what it is of: "71.59 % top-1"."""
+        name, _, unit = self.text.partition(" (%)")
+        return f"{value} % {name}{unit}" if name != self.text else f"{value} {name}"
 
 
 class Change(NamedTuple):
@@ -90,6 +117,12 @@ class Results(ABC):
     def distances(self, dense: Any) -> Tensor:
         """How far it is from the dense model, of each image, (num_images,); 0 is the same."""
 
+    def nearest(self) -> Tensor | None:
+        """Of each image the rows of those that are most like it, nearest first, (num_images, some); None of a task
+        that says nothing of that.
+        """
+        return None
+
     def beside(self, training: Results) -> Results:
         """The same, knowing what the model gives for the training images."""
         return self
@@ -114,6 +147,8 @@ class Task(ABC):
             None for the recipe's own.
         pipeline: the Hub's name of it.
         noun: what it makes of a model, for sentences.
+        said: how close a model is to its dense one, in words, with the fidelity figures by key and `images`.
+        distance: what `Results.distances` are called.
         filled: whether its loss needs the features of all patches, pruned ones filled in.
         gallery: whether its accuracy needs the training images' outputs too, see `Results.beside`.
     """
@@ -128,6 +163,8 @@ class Task(ABC):
     rate_reference: ClassVar[float | None] = None
     pipeline: ClassVar[str] = "image-classification"
     noun: ClassVar[str] = "image classifier"
+    said: ClassVar[str]
+    distance: ClassVar[str] = "KL"
     filled: ClassVar[bool] = False
     gallery: ClassVar[bool] = False
 
@@ -159,6 +196,19 @@ class Task(ABC):
     def influence(self, output: Tensor) -> Tensor:
         """A scalar of a teacher's outputs (B, ...) whose gradient says which tokens these hang on."""
 
+    def of_selection(self, selection: Selection) -> Any:
+        """What `run` would give, out of the pass of a sparse model, with the features of all patches where `filled`."""
+        return selection.logits.float()
+
+    def answers(self, output: Any, names: Mapping[int, str]) -> list[Answer]:
+        """What a batch's outputs of `run` say of each image, for people.
+
+        Args:
+            output: of `run`.
+            names: of the classes or labels, by index, where known.
+        """
+        return [[] for _ in output]
+
     @abstractmethod
     def record(self, output: Any, reference: Any = None) -> Record:
         """What to keep of a batch's outputs of `run`, beside those of the dense model, where there is one."""
@@ -166,6 +216,11 @@ class Task(ABC):
     @abstractmethod
     def results(self, record: Record, targets: Tensor) -> Results:
         """All batches' records, joined, and what is right."""
+
+
+def in_words(answer: Answer) -> str:
+    """What a model says of an image, in one line."""
+    return answer if isinstance(answer, str) else "; ".join(each.text for each in answer)
 
 
 def joined(records: Sequence[Mapping[str, Tensor]]) -> Record:

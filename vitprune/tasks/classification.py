@@ -10,9 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import Change, Figure, Record, Results, Task, changed, paired_shares, percent
+from vitprune.tasks.base import (
+    Answer,
+    Change,
+    Figure,
+    NamedClass,
+    Record,
+    Results,
+    Task,
+    changed,
+    paired_shares,
+    percent,
+)
 from vitprune.tokens.losses import distillation_loss
 
+NUM_CLASSES_SHOWN = 3
 _TOP = 5
 
 
@@ -78,12 +90,14 @@ class Classification(Task):
     """One class an image, by softmax."""
 
     name = "classification"
-    accuracy = (Figure("top1_pct", "top-1 (%)"), Figure("top5_pct", "top-5 (%)"))
+    accuracy = (Figure("top1_pct", "top-1 (%)", "top-1"), Figure("top5_pct", "top-5 (%)", "top-5"))
     change = Change("top1_points", "top-1", "points")
     fidelity = (
-        Figure("agreement_pct", "same prediction as dense (%)", 1),
-        Figure("kl", "KL from dense (nats)", 3, higher_is_better=False),
+        Figure("agreement_pct", "same prediction as dense (%)", "same", 1),
+        Figure("kl", "KL from dense (nats)", "KL", 3, higher_is_better=False),
     )
+
+    said = "it predicts the dense model's class on {agreement_pct} % of {images}"
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
         """KL(teacher || student)."""
@@ -101,9 +115,29 @@ class Classification(Task):
         }
         return record if reference is None else record | {"kl": divergence(output, reference).cpu()}
 
+    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+        """The likeliest classes."""
+        return [likeliest(each, names) for each in output.float().log_softmax(dim=-1).cpu()]
+
     def results(self, record: Record, targets: Tensor) -> Predictions:
         """As `Task.results`."""
         return Predictions(targets, record["top"], record.get("kl"), record["confidence"])
+
+
+def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_CLASSES_SHOWN) -> list[NamedClass]:
+    """The `count` likeliest classes of one image, best first.
+
+    Args:
+        log_probabilities: (num_classes,).
+        names: of the classes, by index, where known.
+        count: how many.
+    """
+    best = log_probabilities.topk(min(count, len(log_probabilities)))
+    shares = (100 * best.values.exp()).tolist()
+    return [
+        NamedClass(index=index, name=names.get(index), probability_pct=share)
+        for index, share in zip(best.indices.tolist(), shares, strict=True)
+    ]
 
 
 def divergence(logits: Tensor, reference: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from vitprune.backbones import wrap
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import Figure, Record, Results, Task
+from vitprune.tasks.base import Answer, Figure, Record, Results, Task
 from vitprune.tokens.losses import token_loss
 
 
@@ -77,24 +78,37 @@ class Dense(Task):
     targets = None
     filled = True
     fidelity = (
-        Figure("token_cosine", "patches' cosine to dense, centred", 4),
-        Figure("token_cosine_p5", "its 5th percentile over images", 4),
-        Figure("token_cosine_kept", "of kept patches", 4),
-        Figure("token_cosine_pruned", "of pruned patches", 4),
+        Figure("token_cosine", "patches' cosine to dense, centred", "cosine", 4),
+        Figure("token_cosine_p5", "its 5th percentile over images", "5th pct", 4),
+        Figure("token_cosine_kept", "of kept patches", "kept", 4),
+        Figure("token_cosine_pruned", "of pruned patches", "pruned", 4),
     )
     rate_reference = 0.1
     pipeline = "image-feature-extraction"
     noun = "image backbone"
 
+    said = (
+        "its patches' features have cosine {token_cosine} to the dense model's, centred, those of pruned patches "
+        "{token_cosine_pruned}, on {images}"
+    )
+    distance = "1 - cosine"
+
     def run(self, model: nn.Module, images: Tensor) -> PatchFeatures:
         """The patches' features."""
         if isinstance(model, SparseViT):
-            selection = model.select(images, filled=True)
-            assert selection.filled is not None
-            return PatchFeatures(selection.filled.float(), selection.kept())
+            return self.of_selection(model.select(images, filled=True))
         backbone = getattr(model, "backbone", None) or wrap(model)
         features = model.forward_features(images)  # type: ignore[operator]
         return PatchFeatures(features[:, backbone.num_prefix_tokens :].float(), None)
+
+    def of_selection(self, selection: Selection) -> PatchFeatures:
+        """As `Task.of_selection`."""
+        assert selection.filled is not None
+        return PatchFeatures(selection.filled.float(), selection.kept())
+
+    def answers(self, output: PatchFeatures, names: Mapping[int, str]) -> list[Answer]:
+        """Nothing for people."""
+        return [[] for _ in output.features]
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
         """Relative squared error of the patches' features, of a masked pass of those that are kept."""

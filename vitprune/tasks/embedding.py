@@ -72,7 +72,7 @@ class Embeddings(Results):
     def fidelity(self, dense: Embeddings) -> dict[str, Any]:
         """Centred cosine to dense, its mean and 5th percentile; shared neighbours among the evaluated images."""
         likeness = self.likeness(dense)
-        ours, theirs = (torch.cat([*each.neighbours()]) for each in (self, dense))
+        ours, theirs = self.nearest(), dense.nearest()
         found = {
             "cosine": likeness.mean().item(),
             "cosine_p5": likeness.quantile(0.05).item(),
@@ -101,6 +101,10 @@ class Embeddings(Results):
             alike[rows, first + rows] = -torch.inf
             yield alike.topk(count, dim=1).indices
 
+    def nearest(self) -> Tensor:
+        """As `Results.nearest`."""
+        return torch.cat([*self.neighbours()])
+
     def change(self, other: Embeddings) -> dict[str, Any]:
         """Of k-NN and zero-shot top-1, where they are known."""
         found = changed(_KNN_CHANGE.key, self._paired(self.knn(), other.knn()))
@@ -125,6 +129,7 @@ class Embedding(Task):
 
     Args:
         classes: vectors of the classes by a text tower, for zero-shot figures.
+        zero_shot: whether its words are of these also without the vectors.
     """
 
     name = "embedding"
@@ -132,22 +137,32 @@ class Embedding(Task):
     loss = "embedding"
     gallery = True
     fidelity = (
-        Figure("cosine", "cosine to dense, centred", 4),
-        Figure("cosine_p5", "its 5th percentile", 4),
-        Figure("neighbour_overlap_pct", "same 10 nearest images (%)", 1),
-        Figure("same_nearest_pct", "same nearest image (%)", 1),
+        Figure("cosine", "cosine to dense, centred", "cosine", 4),
+        Figure("cosine_p5", "its 5th percentile", "5th pct", 4),
+        Figure("neighbour_overlap_pct", "same 10 nearest images (%)", "neighbours", 1),
+        Figure("same_nearest_pct", "same nearest image (%)", "nearest", 1),
     )
     rate_reference = 0.1
     pipeline = "image-feature-extraction"
     noun = "image encoder"
 
-    def __init__(self, classes: ClassVectors | None = None) -> None:
+    said = (
+        "its vectors have cosine {cosine} to the dense model's, centred, and {neighbour_overlap_pct} % of the same 10 "
+        "nearest images on {images}"
+    )
+    distance = "1 - cosine"
+
+    def __init__(self, classes: ClassVectors | None = None, *, zero_shot: bool = False) -> None:
         self.classes = classes
-        knn = Figure("knn_top1_pct", "k-NN top-1 (%)")
-        zero_shot = Figure("zero_shot_top1_pct", "zero-shot top-1 (%)"), Figure("zero_shot_top5_pct", "top-5 (%)")
-        self.accuracy = (*zero_shot, knn) if classes else (knn,)
-        self.change = _ZERO_SHOT_CHANGE if classes else _KNN_CHANGE
-        self.targets = "class" if classes else "group"
+        knn = Figure("knn_top1_pct", "k-NN top-1 (%)", "k-NN")
+        figures = (
+            Figure("zero_shot_top1_pct", "zero-shot top-1 (%)", "zero-shot"),
+            Figure("zero_shot_top5_pct", "zero-shot top-5 (%)", "top-5"),
+        )
+        named = classes is not None or zero_shot
+        self.accuracy = (*figures, knn) if named else (knn,)
+        self.change = _ZERO_SHOT_CHANGE if named else _KNN_CHANGE
+        self.targets = "class" if named else "group"
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
         """1 less the cosine, both less the mean of the teacher's vectors in the batch, batch mean."""

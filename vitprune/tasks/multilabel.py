@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import Change, Figure, Record, Results, Task, changed, percent
+from vitprune.tasks.base import Answer, Change, Figure, NamedClass, Record, Results, Task, changed, percent
 
 _RESAMPLES = 200
+_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,16 @@ class MultiLabel(Task):
 
     name = "multilabel"
     targets = "labels"
-    accuracy = (Figure("map_pct", "mAP (%)"), Figure("f1_pct", "F1 at 0.5 (%)"))
+    accuracy = (Figure("map_pct", "mAP (%)", "mAP"), Figure("f1_pct", "F1 at 0.5 (%)", "F1"))
     change = Change("map_points", "mAP", "points")
     fidelity = (
-        Figure("label_agreement_pct", "same labels as dense (%)"),
-        Figure("kl", "KL from dense (nats a label)", 4, higher_is_better=False),
+        Figure("label_agreement_pct", "same labels as dense (%)", "same"),
+        Figure("kl", "KL from dense (nats a label)", "KL", 4, higher_is_better=False),
     )
     rate_reference = 0.02
     noun = "multi-label image classifier"
+
+    said = "it gives the dense model's labels in {label_agreement_pct} % of all decisions on {images}"
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
         """KL(teacher || student) of each label's two outcomes, summed over the labels of an image, batch mean."""
@@ -102,6 +106,21 @@ class MultiLabel(Task):
         """Logits (B, num_labels) and their divergence."""
         record = {"logits": output.cpu()}
         return record if reference is None else record | {"kl": binary_divergence(output, reference).cpu()}
+
+    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+        """The labels that it gives, surest first."""
+        found: list[Answer] = []
+        for shares in output.float().sigmoid().cpu():
+            order = shares.argsort(descending=True)[:_MOST_SHOWN].tolist()
+            found.append(
+                [
+                    NamedClass(index=index, name=names.get(index), probability_pct=100 * shares[index].item())
+                    for index in order
+                    if shares[index] > 0.5
+                ]
+                or "no label"
+            )
+        return found
 
     def results(self, record: Record, targets: Tensor) -> Decisions:
         """As `Task.results`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import CONFIDENCE_95, Change, Figure, Record, Results, Task, changed
+from vitprune.tasks.base import CONFIDENCE_95, Answer, Change, Figure, Record, Results, Task, changed
 
 _FLOOR = 1e-3
 """Of the spread, as a share of the root mean square: outputs that hardly vary in a batch say little of it."""
@@ -90,16 +91,22 @@ class Regression(Task):
     output = "values"
     loss = "error"
     targets = "values"
-    accuracy = (Figure("mae", "mean absolute error", 4, higher_is_better=False), Figure("r2", "R2", 4))
+    accuracy = (Figure("mae", "mean absolute error", "error", 4, higher_is_better=False), Figure("r2", "R2", "R2", 4))
     change = Change("mae_change", "mean absolute error", "", 4, higher_is_better=False)
     fidelity = (
-        Figure("pearson_r", "correlation with dense (Pearson r)", 4),
-        Figure("rmse_to_dense", "difference to dense (RMS)", 4, higher_is_better=False),
-        Figure("error_pct", "the same over the spread of dense (%)", 1, higher_is_better=False),
+        Figure("pearson_r", "correlation with dense (Pearson r)", "Pearson r", 4),
+        Figure("rmse_to_dense", "difference to dense (RMS)", "RMS", 4, higher_is_better=False),
+        Figure("error_pct", "the same over the spread of dense (%)", "% of spread", 1, higher_is_better=False),
     )
     rate_reference = 0.1
     pipeline = "image-feature-extraction"
     noun = "image regressor"
+
+    said = (
+        "its values correlate with the dense model's by {pearson_r} (Pearson r) and differ by {rmse_to_dense} "
+        "(root mean square) on {images}"
+    )
+    distance = "difference"
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
         """Squared error over the variance of the teacher's values in the batch, mean over values."""
@@ -121,6 +128,10 @@ class Regression(Task):
     def record(self, output: Tensor, reference: Tensor | None = None) -> Record:
         """Values (B, num_values)."""
         return {"values": output.cpu()}
+
+    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+        """The values."""
+        return [", ".join(f"{value:.4g}" for value in each) for each in output.tolist()]
 
     def results(self, record: Record, targets: Tensor) -> Values:
         """As `Task.results`."""

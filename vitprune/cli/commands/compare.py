@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,9 @@ from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.errors import UsageError
 
 _DEFAULT_METHODS = "random,norm,attention,attention-merge,tome,tome-late,paper,ours"
+
+if TYPE_CHECKING:
+    from vitprune.tasks import Change, Figure
 
 
 def compare(
@@ -144,31 +147,37 @@ def compare(
 
 
 def _print(result: dict[str, Any]) -> None:
-    columns = ["", "top-1", "change", "95 %", "KL", "GMACs", "img/s", "speed"]
-    print_table(
-        f"{result['model']} at {result['budget_gmacs']:.3f} GMACs", columns, [_cells(row) for row in result["rows"]]
-    )
+    from vitprune.tasks import task_named, zero_shot_task
+
+    task = zero_shot_task() if "zero_shot_top1_pct" in result["rows"][0] else task_named(result["task"])
+    measured = [figure for figure in task.accuracy[:1] if result["rows"][0][figure.key] is not None]
+    change = task.change if measured else None
+    against = [*task.fidelity[1:2]] if change else [*task.fidelity]
+    columns = [*(figure.short for figure in measured), *(["change", "95 %"] if change else [])]
+    columns = ["", *columns, *(figure.short for figure in against), "GMACs", "img/s", "speed"]
+    rows = [_cells(row, measured, change, against, len(columns)) for row in result["rows"]]
+    print_table(f"{result['model']} at {result['budget_gmacs']:.3f} GMACs", columns, rows)
     for row in result["rows"]:
         trained = f"; {row['train_steps']} steps in {row['train_seconds'] / 60:.1f} min" if row["train_seconds"] else ""
         note = f" ({row['note']}{trained})" if row["note"] else ""
         print_line(f"{row['method']}: {row['what']}{note}")
+    for figure in against:
+        print_line(f"{figure.short}: {figure.text}")
     print_line(
         f"{result['num_images']} images, the same for all; {result['device']}, {result['precision']}; "
         f"batch {result['rows'][0]['batch_size']}"
     )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(
+    row: dict[str, Any], measured: list[Figure], change: Change | None, against: list[Figure], width: int
+) -> list[str]:
     if not row["available"]:
-        return [row["method"], *["-"] * 7]
-    against = row["top1_points"] is not None and row["method"] != "dense"
-    return [
-        row["method"],
-        number(row["top1_pct"]),
-        signed(row["top1_points"]) if against else "",
-        "{:+.2f} to {:+.2f}".format(*row["top1_points_ci95"]) if against else "",
-        number(row["kl"], 3) if row["kl"] is not None else "",
-        number(row["gmacs"], 3),
-        number(row["images_per_s"], 1),
-        speedup_text(row),
-    ]
+        return [row["method"], *["-"] * (width - 1)]
+    is_dense, cells = row["method"] == "dense", [number(row[figure.key], figure.digits) for figure in measured]
+    if change is not None:
+        low, high = row[f"{change.key}_ci95"]
+        between = f"{signed(low, change.digits)} to {signed(high, change.digits)}"
+        cells += ["", ""] if is_dense else [signed(row[change.key], change.digits), between]
+    cells += ["" if is_dense or row[each.key] is None else number(row[each.key], each.digits) for each in against]
+    return [row["method"], *cells, number(row["gmacs"], 3), number(row["images_per_s"], 1), speedup_text(row)]

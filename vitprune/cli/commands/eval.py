@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitprune.cli.limits import MinFidelity, check_goes_with, fidelity_check
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageOptions, Model, Precision, Workers
 from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
-from vitprune.errors import DataError
+from vitprune.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from vitprune.data import Data, DataOptions
     from vitprune.loading.load import Loaded
+    from vitprune.tasks import Task
 
 
 def evaluate(
@@ -28,13 +30,16 @@ def evaluate(
     batch_size: BatchSize = 64,
     workers: Workers = None,
     min_top1: Annotated[float | None, typer.Option(min=1, metavar="PERCENT", help="Exit with 3 below it.")] = None,
+    min_fidelity: MinFidelity = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and say how many.")
     ] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of every class.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Top-1 and top-5 accuracy of a sparse file or of a dense timm model, with timm's preprocessing for it.
+    """How good a sparse file or a dense timm model is, with timm's preprocessing for it.
+
+    Of a classifier top-1 and top-5; of other models what --task says.
 
     Of a sparse file, --checkpoint names the weights of the dense model that it was made from: both are evaluated and
     compared. Images without labels are enough for that. MODEL may also be an ONNX file that vitprune export wrote,
@@ -65,6 +70,9 @@ def evaluate(
         of_dense = weights.checkpoint is not None and sparse_file(model) is not None
         of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
         loaded = weights.load(model, exported=True, **of_model)
+    check_goes_with(loaded.task, min_top1)
+    if min_fidelity is not None and not of_dense:
+        raise UsageError("--min-fidelity compares with the dense model", "name its weights too: --checkpoint FILE")
     subject = loaded.sparse or loaded.model
     task = task_named(loaded.task, loaded.class_vectors)
     spec = images.spec(data, loaded)
@@ -125,7 +133,9 @@ def evaluate(
         print_json(result)
     else:
         _print(result, loaded.metadata.label if loaded.metadata else "dense", per_class)
-    enforce([("--min-top1", result.get("top1_pct"), min_top1)])
+    enforce(
+        [("--min-top1", result.get("top1_pct"), min_top1), fidelity_check(task.name, result.get("delta"), min_fidelity)]
+    )
 
 
 def _open(spec: str, options: DataOptions, loaded: Loaded) -> tuple[Data, bool]:
@@ -153,21 +163,25 @@ def _print(result: dict[str, Any], label: str, per_class: bool) -> None:
         ]
         print_table("by class", ["class", "images", "top-1 (%)"], rows)
     about, delta = f"{result['model']}, {label}:", result.get("delta")
-    if result["top1_pct"] is not None:
-        print_line(
-            f"{about} top-1 {result['top1_pct']:.2f} %, top-5 {result['top5_pct']:.2f} % "
-            f"on {result['num_images']} images"
-        )
+    images, task = f"{result['num_images']} images", _task_of(result)
+    measured = [each for each in task.accuracy if result.get(each.key) is not None]
+    if measured:
+        said = ", ".join(each.said(number(result[each.key], each.digits)) for each in measured)
+        print_line(f"{about} {said} on {images}")
     if delta is not None:
-        change = delta["top1_points"]
-        points = "" if change is None else f"top-1 {signed(change)} points, "
-        print_line(
-            f"{about} against dense: {points}same prediction on {delta['agreement_pct']:.2f} % "
-            f"of {result['num_images']} images, KL {delta['kl']:.4f}"
-        )
+        parts = [each.said(number(delta[each.key], each.digits)) for each in task.fidelity]
+        if (change := task.change) is not None and delta.get(change.key) is not None:
+            parts.insert(0, f"{change.text} {signed(delta[change.key], change.digits)} {change.unit}".strip())
+        print_line(f"{about} against dense, on {images}: {', '.join(parts)}")
     for remark in result["remarks"]:
         print_line(remark)
     if result["num_unreadable"]:
         print_line(
             f"{result['num_unreadable']} unreadable image(s) were left out: {', '.join(result['unreadable'][:3])}"
         )
+
+
+def _task_of(result: dict[str, Any]) -> Task:
+    from vitprune.tasks import task_named, zero_shot_task
+
+    return zero_shot_task() if "zero_shot_top1_pct" in result else task_named(result["task"])

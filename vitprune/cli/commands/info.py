@@ -41,6 +41,7 @@ def info(
     else:
         sparsity, _ = resolve_plan(request, loaded.model, settings)
         sparse = attach_as(loaded.model, sparsity)
+        sparse.task = loaded.task
     result = describe_plan(sparse, loaded.name)
     if loaded.metadata is not None:
         result |= {"accuracy": loaded.metadata.accuracy, "origin": loaded.metadata.origin}
@@ -52,7 +53,7 @@ def info(
 
 def _print(result: dict[str, Any]) -> None:
     size = "x".join(map(str, result["input_size"]))
-    print_line(f"{result['model']}: {size}, {result['depth']} blocks, {result['num_classes']} classes")
+    print_line(f"{result['model']}: {size}, {result['depth']} blocks, {_outputs(result)}")
     bounds = [0, *(stage["block"] for stage in result["stages"]), result["depth"]]
     counts = [result["num_patches"], *(stage["num_tokens"] for stage in result["stages"])]
     rows = [
@@ -78,9 +79,25 @@ def _print(result: dict[str, Any]) -> None:
         ],
     )
     print_line(f"{result['delta']['gmacs_pct']:+.1f} % multiply-accumulates (attention and predictors counted)")
-    accuracy = result.get("accuracy")
-    if accuracy and accuracy["sparse"]["top1_pct"] is not None:
-        print_line(
-            f"measured top-1: {accuracy['sparse']['top1_pct']:.2f} %, dense {accuracy['dense']['top1_pct']:.2f} %, "
-            f"on {accuracy['sparse']['num_images']} images of {accuracy['data']['name']}"
-        )
+    if accuracy := result.get("accuracy"):
+        _print_accuracy(result["task"], accuracy)
+
+
+def _print_accuracy(task: Any, accuracy: dict[str, Any]) -> None:
+    """What the file says was measured."""
+    from vitprune.tasks import task_named, zero_shot_task
+
+    for figure in [*task_named(task).accuracy[:1], *zero_shot_task().accuracy[:1]]:
+        sparse, dense = (accuracy[side].get(figure.key) for side in ("sparse", "dense"))
+        if sparse is not None:
+            images = f"{accuracy['sparse']['num_images']} images of {accuracy['data']['name']}"
+            digits = figure.digits
+            print_line(f"measured {figure.text}: {sparse:.{digits}f}, dense {dense:.{digits}f}, on {images}")
+
+
+def _outputs(result: dict[str, Any]) -> str:
+    """What the model gives, in words."""
+    count = result["num_classes"]
+    if result["task"] == "classification":
+        return f"{count} classes"
+    return f"{result['task']}" + (f", {count} outputs" if count else "")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitprune.cli.limits import PANEL as PANEL_OF_LIMITS
+from vitprune.cli.limits import MinFidelity, check_goes_with, fidelity_check
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model
 from vitprune.cli.output import enforce, print_json, print_line, say, waiting
@@ -33,14 +35,13 @@ if TYPE_CHECKING:
 
     from vitprune.data import Data
     from vitprune.loading.load import Loaded
+    from vitprune.report.schema import Report
     from vitprune.schedule import Sparsity
     from vitprune.training.recipe import Recipe
 
-_CHECKS = "Checks (exit code 3 if missed)"
-
 
 def _check(metavar: str, help_text: str, **limits: Any) -> Any:
-    return typer.Option(metavar=metavar, **limits, help=help_text, rich_help_panel=_CHECKS)
+    return typer.Option(metavar=metavar, **limits, help=help_text, rich_help_panel=PANEL_OF_LIMITS)
 
 
 def sparsify(
@@ -91,8 +92,12 @@ def sparsify(
         bool,
         typer.Option("--force-labels", help="Go on though labels seem not to be the model's.", rich_help_panel=PANEL),
     ] = False,
-    max_drop: Annotated[float | None, _check("POINTS", "Largest loss of top-1 against dense.", min=0)] = None,
+    max_drop: Annotated[
+        float | None,
+        _check("POINTS", "Largest loss against dense of what the task measures: top-1, mAP, error, k-NN top-1.", min=0),
+    ] = None,
     min_top1: Annotated[float | None, _check("PERCENT", "Lowest top-1, in percent.", min=1)] = None,
+    min_fidelity: MinFidelity = None,
     min_speedup: Annotated[float | None, _check("X", "Lowest speed-up at any batch size of the report.", min=0)] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -133,10 +138,12 @@ def sparsify(
         check_tracker(track)
     with waiting(f"loading {model}"):
         loaded = load_dense_model(model, weights)
+    check_goes_with(loaded.task, min_top1)
     sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
     if not chosen.trains and data is None and images.data_option is None:
-        _refuse_checks({"--max-drop": max_drop, "--min-top1": min_top1, "--min-speedup": min_speedup})
+        limits = {"--max-drop": max_drop, "--min-top1": min_top1, "--min-fidelity": min_fidelity}
+        _refuse_checks(limits | {"--min-speedup": min_speedup})
         _write_untrained(loaded, sparsity, folder, as_json)
         return
     opened = training_images(loaded, images.spec(data, loaded), options, chosen, sparsity.label, where)
@@ -167,14 +174,26 @@ def sparsify(
         print_json(report.as_json())
     else:
         print_summary(report, folder.path)
-    top1, delta = report.sparse.top1_pct, report.delta
     enforce(
         [
-            ("--max-drop (as change of top-1)", delta.top1_points, None if max_drop is None else -max_drop),
-            ("--min-top1", top1, min_top1),
-            ("--min-speedup", min(row.speedup for row in delta.speedup), min_speedup),
+            _drop_check(report, max_drop),
+            ("--min-top1", report.sparse.top1_pct, min_top1),
+            fidelity_check(report.task, report.delta.as_json(), min_fidelity),
+            ("--min-speedup", min(row.speedup for row in report.delta.speedup), min_speedup),
         ]
     )
+
+
+def _drop_check(report: Report, max_drop: float | None) -> tuple[str, float | None, float | None]:
+    """The change of what the task measures, a loss below 0, and the lowest allowed."""
+    from vitprune.report.tables import headline
+
+    found, lowest = headline(report), None if max_drop is None else -max_drop
+    if found is None:
+        return "--max-drop", None, lowest
+    _, change = found
+    value = getattr(report.delta, change.key)
+    return f"--max-drop (as change of {change.text})", value if change.higher_is_better else -value, lowest
 
 
 def _refuse_checks(checks: dict[str, float | None]) -> None:

@@ -10,7 +10,7 @@ import typer
 from vitprune.cli import completion
 from vitprune.cli.model_options import told
 from vitprune.cli.options import AsJson, Device, TableOptions
-from vitprune.cli.output import print_json, print_line, print_table, say, waiting
+from vitprune.cli.output import number, print_json, print_line, print_table, say, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.common.files import check_writable
@@ -80,7 +80,7 @@ def visualize(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Which tokens are kept, stage by stage: a PNG per image, with the three likeliest classes, dense and sparse.
+    """Which tokens are kept, stage by stage: a PNG per image, with the answers of dense and sparse.
 
     Dense predictions are of the dense model where there is one (--checkpoint FILE; always for a demo model), else of
     the fine-tuned backbone with all tokens, and the caption says which.
@@ -122,17 +122,26 @@ def visualize(
 
 
 def _print(drawn: dict[str, Any], subject: Subject) -> None:
-    from vitprune.report.schema import NamedClass
+    from vitprune.tasks import task_named
 
     if drawn["mean"] is None:
         rows = [
-            [Path(each["name"]).name, *(NamedClass(**each[side][0]).text for side in ("dense", "sparse"))]
+            [Path(each["name"]).name, *(_said(each[side]) for side in ("dense", "sparse")), number(each["distance"], 3)]
             for each in drawn["images"]
         ]
-        print_table(subject.legend.model, ["image", "dense" if subject.is_dense else "all tokens", "sparse"], rows)
+        distance = task_named(subject.sparse.task).distance
+        columns = ["image", "dense" if subject.is_dense else "all tokens", "sparse", distance]
+        print_table(subject.legend.model, columns, rows)
         return
-    for number, (shares, stage) in enumerate(zip(drawn["mean"]["kept_pct"], subject.legend.stages, strict=True)):
+    for index, (shares, stage) in enumerate(zip(drawn["mean"]["kept_pct"], subject.legend.stages, strict=True)):
         print_line(
-            f"stage {number + 1}, before block {stage.block}: positions kept on {min(shares):.0f} to "
+            f"stage {index + 1}, before block {stage.block}: positions kept on {min(shares):.0f} to "
             f"{max(shares):.0f} % of {drawn['mean']['num_images']} images"
         )
+
+
+def _said(answer: list[dict[str, Any]] | str) -> str:
+    """The likeliest class, or what there is instead."""
+    from vitprune.tasks import NamedClass
+
+    return answer if isinstance(answer, str) else "".join(NamedClass(**each).text for each in answer[:1])
