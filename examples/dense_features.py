@@ -38,7 +38,7 @@ from vitprune.schedule import Sparsity
 from vitprune.tokens.losses import features_loss
 
 STAGES = (1, 3, 5, 7, 9, 11)
-PLAN = {"token_schedule": "geometric", "balance": 0.0, "beta": 0.0, "similarity": "keys"}
+PLAN = {"balance": 0.0, "beta": 0.0, "similarity": "keys"}
 """Redundancy alone decides, by keys: every patch counts, and many small steps lose less than few large ones."""
 
 
