@@ -62,7 +62,9 @@ _OF_TABLES = re.compile(
 """What a Dataset of one's own says in Python."""
 _OPTION = re.compile(
     r"--(?P<name>[a-z][a-z0-9-]*)"
-    r"(?:[ =](?:(?P<word>cpu|cuda|auto|fp32|bf16|fp16|eager|onnx|pt2)\b|(?P<list>\d[\d.]*(?:,\d[\d.]*)+)"
+    r"(?:[ =](?:(?P<word>cpu|cuda|auto|fp32|bf16|fp16|eager|onnx|pt2"
+    r"|classification|multilabel|regression|embedding|dense)\b"
+    r"|(?P<list>\d[\d.]*(?:,\d[\d.]*)+)"
     r"|(?P<other>\d[\d.e-]*(?![\w.])|[A-Z]+\b|[^\s:;,]*/[^\s:;,]+)))?"
 )
 

@@ -21,6 +21,29 @@ from vitprune.training.recipe import Recipe
 
 POOLED = [kind for kind in VIT if any(word in kind for word in ("attention pool", "average", "max", "refined"))]
 
+ENCODERS = [
+    "class token and 4 registers",
+    "CLIP",
+    "no class token, attention pool",
+    "attention pool with prefix",
+    "average of patches beside a class token",
+    "gated MLP",
+    "class and distillation token, two heads",
+    "EVA-02 CLIP",
+    "DINOv3",
+    "DINOv3, average",
+    "Perception Encoder",
+    "Sapiens2",
+    "BEiT",
+    "relative positions",
+    "CaiT",
+    "NaFlex, attention pool",
+    "NaFlex, RADIO",
+    "Qwen3",
+    "Gemma 4",
+    "LV-ViT, skip_lam 2",
+]
+
 NORMED_AFTER_POOLING = ("class token", "one register", "no class token, attention pool")
 
 by_kind = pytest.mark.parametrize("kind", ALL)
@@ -91,6 +114,19 @@ def test_masking_tokens_is_removing_them_pruned_or_merged(build, make_images, ki
     with torch.no_grad():
         assert not torch.allclose(sparse(images), dropping(images), atol=1e-3), "merging changes nothing"
         assert (sparse.select(images).sizes.sum(1) == sparse.schedule.num_patches).all()
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_gives_the_same_embedding_masked_as_pruned(make_sparse, make_images, kind):
+    """Without a head the output is what the model pools, (B, C)."""
+    dropping = make_sparse(**{**ALL[kind], "num_classes": 0})
+    calm_attention(dropping.model)
+    images = make_images(dropping)
+    for sparse in (dropping, merging(dropping)):
+        assert_masked_is_gathered(sparse, images)
+    with torch.no_grad():
+        assert torch.equal(dropping(images), dropping.select(images).pooled)
+        assert dropping(images).shape == (len(images), dropping.model.num_features)
 
 
 @by_kind

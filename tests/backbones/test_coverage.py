@@ -13,8 +13,9 @@ from agreement import calm_attention
 
 from vitprune.backbones import why_not
 from vitprune.backbones.registry import ADAPTERS, NO_SEQUENCE
-from vitprune.loading.architectures import shipped_table
+from vitprune.loading.architectures import count_weights, shipped_table
 from vitprune.loading.names import describe_architecture
+from vitprune.loading.task import embedding_width, num_outputs, task_of
 from vitprune.model import attach_as
 from vitprune.schedule import Sparsity
 from vitprune.training.recipe import load_recipe
@@ -75,7 +76,8 @@ def verdicts(classes):
             torch.manual_seed(0)
             model = timm.create_model(name, **small(name))
             calm_attention(model)
-            found[name] = why_not(model) or check(model, small(name)["img_size"])
+            size = small(name)["img_size"]
+            found[name] = why_not(model) or check(model, size) or check_encoder(model, name, size)
     return found
 
 
@@ -95,6 +97,18 @@ def check(model, size):
     return None
 
 
+def check_encoder(model, name, size):
+    """None if the same holds without a head, and timm builds such a model of the same tensors."""
+    model.reset_classifier(0)
+    with torch.device("meta"):
+        built = timm.create_model(name, **{**small(name), "num_classes": 0})
+    if built.state_dict().keys() != model.state_dict().keys():
+        return "broken"
+    with torch.no_grad():
+        wide = model(torch.zeros(1, 3, size, size)).shape == (1, embedding_width(model))
+    return check(model, size) if wide else "broken"
+
+
 def test_every_architecture_with_an_adapter_works(classes, verdicts):
     assert not [name for name, verdict in verdicts.items() if verdict == "broken"]
     assert {family(cls) for cls in ADAPTERS} <= {family(cls) for cls in classes.values()}
@@ -109,6 +123,27 @@ def test_readme_states_the_counts(classes, verdicts):
     supported = Counter(family(classes[name]) for name in timms if verdicts[name] is None)
     assert int(stated[2]) == supported.total(), sorted(supported.items())
     assert int(stated[3].replace(",", "")) == len(timms)
+
+
+@pytest.mark.timeout(900)
+def test_auto_finds_the_task_of_every_pretrained_tag_and_it_can_be_made_sparse():
+    """The model as its weights need it, built: what is said of it is what its output is."""
+    found, plan = Counter(), load_recipe("short").plan_defaults
+    for row in shipped_table().rows.values():
+        if row["reason"] is not None:
+            continue
+        for tag in timm.list_pretrained(f"{row['model']}.*"):
+            with torch.device("meta"):
+                model = timm.create_model(tag)
+                sparse = attach_as(model, plan)
+                output = sparse(torch.zeros(1, *model.pretrained_cfg["input_size"]))
+            task, said = task_of(model)
+            assert tag.partition(".")[2] in row["weights"][task], tag
+            assert output.shape == (1, num_outputs(model) or embedding_width(model)), tag
+            if task == "embedding":
+                assert f"embedding of {output.shape[1]} numbers" in said, tag
+            found[task] += 1
+    assert found == count_weights(list(shipped_table().rows.values()))["by_task"]
 
 
 @pytest.mark.timeout(900)

@@ -98,8 +98,20 @@ def test_models_and_info_say_the_same_of_a_model(capsys, no_hub):
     plan = json.loads(capsys.readouterr().out)
     row = listed["rows"][0]
     assert (row.pop("family"), row.pop("reason")) == ("vision_transformer", None)
+    weights = row.pop("weights")
+    assert row.pop("task") == "classification"
+    assert weights == {"classification": ["r160_in1k"]}
+    assert listed["weights"] == {"by_task": {"classification": 1}, "num_refused": 0, "reasons": []}
     assert row | {"model": plan["model"], "schema_version": plan["schema_version"]} == plan
     assert (row["keep"], row["pruned"]) == (0.5, "merge")
+
+
+def test_models_says_what_they_are_for(capsys, no_hub):
+    assert run(["models", "*base_patch16_clip_224"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"eva02_base_patch16_clip_224 +embedding", out)
+    assert re.search(r"vit_base_patch16_clip_224 +classification", out), "of its default weights"
+    assert re.search(r"pretrained weights of these by task: \d+ embedding, \d+ classification", out)
 
 
 def test_info_searches_only_when_asked(capsys, no_hub, monkeypatch):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from vitprune.errors import DataError
-from vitprune.model import Selection
+from vitprune.model import Selection, attach
 from vitprune.tasks import TASKS, ClassVectors, Embedding, read_class_vectors, task_named
+from vitprune.tasks.dense import PatchFeatures
 from vitprune.tasks.embedding import Embeddings
 
 NUM_IMAGES, WIDTH = 120, 8
@@ -215,3 +216,42 @@ def test_every_task_says_what_it_is_called():
         assert task.fidelity
         keys = [figure.key for figure in (*task.accuracy, *task.fidelity)]
         assert len(set(keys)) == len(keys)
+
+
+def _features(seed=0):
+    return torch.randn(6, 12, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def test_patches_are_compared_less_what_all_of_an_image_share():
+    task, shared = task_named("dense"), torch.full((WIDTH,), 10.0)
+    kept = torch.arange(12).expand(6, 12) < 4
+    dense = PatchFeatures(_features() + shared, None)
+    near = torch.where(kept.unsqueeze(-1), _features(), _features() + 0.5 * _features(1)) + shared
+    found = {}
+    for name, features in {"same": dense.features, "near": near, "wrong": _features(2) + shared}.items():
+        results = task.results(task.record(PatchFeatures(features, kept), dense), torch.full((6,), -1))
+        found[name] = results.fidelity(results) | {"distance": results.distances(results).mean().item()}
+    for figure in task.fidelity:
+        assert found["same"][figure.key] == pytest.approx(1)
+    assert found["near"]["token_cosine_kept"] == pytest.approx(1, abs=0.02)
+    assert 0.7 < found["near"]["token_cosine_pruned"] < 0.95
+    assert found["wrong"]["token_cosine"] < 0.4
+    assert found["same"]["distance"] < found["near"]["distance"] < found["wrong"]["distance"]
+
+
+def test_a_model_without_pruned_patches_says_so():
+    task = task_named("dense")
+    results = task.results(task.record(PatchFeatures(_features(), None)), torch.full((6,), -1))
+    assert results.fidelity(results)["token_cosine_pruned"] is None
+    assert results.fidelity(results)["token_cosine"] == pytest.approx(1)
+
+
+def test_dense_runs_sparse_and_timm_models_alike(make_vit, make_images):
+    task, model = task_named("dense"), make_vit(num_classes=0)
+    images = make_images(model)
+    with torch.no_grad():
+        expected, found = (task.run(each, images).features for each in (model, attach(model, keep=1.0)))
+        sparse = task.run(attach(model, keep=0.5), images)
+    torch.testing.assert_close(found, expected)
+    assert expected.shape == sparse.features.shape
+    assert sparse.kept.float().mean() < 0.5

@@ -15,7 +15,8 @@ from vitprune.cli.progress import RunProgress
 from vitprune.common.wrappers import unwrapped
 from vitprune.data import Data, DataOptions, open_data, open_torch
 from vitprune.errors import UsageError, in_python
-from vitprune.loading.load import Loaded, add_class_vectors, load_model, loaded_from
+from vitprune.loading.load import Loaded, load_model, loaded_from
+from vitprune.loading.loaded import add_class_vectors
 from vitprune.loading.task import AskedTask as AskedTask
 from vitprune.model import SparseViT
 from vitprune.training.recipe import Recipe, load_recipe

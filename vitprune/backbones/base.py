@@ -227,13 +227,14 @@ class Backbone:
         layer = attention.k_proj if fused is None else fused
         if type(layer) is not nn.Linear:  # adapters (LoRA) and quantised layers: as a whole
             keys = layer(x) if fused is None else layer(x).chunk(3, dim=-1)[1]
-            return keys.unflatten(-1, (heads, -1)).mean(dim=2)
-        weight, bias = layer.weight, layer.bias
+            return keys.reshape(*keys.shape[:2], heads, -1).mean(dim=2)
+        weight: Tensor = layer.weight
+        bias: Tensor | None = layer.bias
         if fused is not None:
             weight, bias = weight.chunk(3)[1], None if bias is None else bias.chunk(3)[1]
         # The mean of the weights: a head's worth of products instead of all heads'.
-        bias = None if bias is None else bias.unflatten(0, (heads, -1)).mean(dim=0)
-        return F.linear(x, weight.unflatten(0, (heads, -1)).mean(dim=0), bias)
+        bias = None if bias is None else bias.reshape(heads, -1).mean(dim=0)
+        return F.linear(x, weight.reshape(heads, -1, weight.shape[1]).mean(dim=0), bias)
 
     def norm(self, x: Tensor) -> Tensor:
         """The final norm before pooling; identity where timm norms after pooling."""

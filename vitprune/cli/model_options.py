@@ -201,7 +201,7 @@ class ModelOptions(StructureOptions):
         """As in StructureOptions, with the vectors of --class-embeddings."""
         loaded = super().load(model, **more)
         if self.class_embeddings is not None:
-            from vitprune.loading.load import add_class_vectors
+            from vitprune.loading.loaded import add_class_vectors
 
             add_class_vectors(loaded, self.class_embeddings)
         return loaded

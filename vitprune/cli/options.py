@@ -149,7 +149,12 @@ class TableOptions:
     ] = None
     target_key: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Column of the classes.", show_default="found", rich_help_panel=TABLES),
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of the classes, labels or values; several: COLUMN,COLUMN.",
+            show_default="found",
+            rich_help_panel=TABLES,
+        ),
     ] = None
     streaming: Annotated[
         bool,
@@ -183,7 +188,7 @@ class TableOptions:
         typer.Option(
             "--labels",
             metavar="FILE",
-            help="Says what loose images show: text, CSV or JSON; its columns by --input-key, --target-key.",
+            help="Classes, labels or values of images: text, CSV or JSON; its columns by --input-key, --target-key.",
             show_default="found beside them",
             rich_help_panel=TABLES,
         ),

@@ -3,11 +3,12 @@
 from vitprune.data.classes import ModelClasses, TargetKind, match_classes, readable_names
 from vitprune.data.files import image_files
 from vitprune.data.folder import Unlabelled, read_folder
-from vitprune.data.images import UNLABELLED, ImageSet, Unreadable, open_image, to_rgb
+from vitprune.data.images import ImageSet, Unreadable, open_image, to_rgb
 from vitprune.data.loading import Faults, batches, explain_worker_crash, make_loader, training_loader
 from vitprune.data.options import DataOptions
 from vitprune.data.source import Data, count_images, open_data, open_torch
 from vitprune.data.tables import Images, ImageStream
+from vitprune.data.targets import UNLABELLED, OtherTask
 from vitprune.data.transforms import Augmentation, eval_transform, train_transform
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ImageStream",
     "Images",
     "ModelClasses",
+    "OtherTask",
     "TargetKind",
     "Unlabelled",
     "Unreadable",

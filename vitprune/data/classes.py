@@ -29,7 +29,8 @@ class ModelClasses:
         names: of the classes, in output order; None where not known.
         order: how classes without names were sorted when the model was trained; None where not known.
         source: where the names come from, for people.
-        kind: what the labels of images are.
+            kind: what the data should say of an image: "class", one of them; "labels", any number of them; "values", a
+            number for each output; "group", which images are alike, whatever the model's outputs are.
     """
 
     num_classes: int
@@ -52,6 +53,11 @@ class Matched:
     index: dict[str, int]
     how: str
     by_order: bool = False
+
+    @property
+    def names(self) -> dict[int, str]:
+        """What the data calls the model's outputs, less those that it numbers."""
+        return {i: name for name, i in self.index.items() if name != str(i)}
 
 
 def match_classes(data_names: Sequence[str], model: ModelClasses, source: str) -> Matched:
@@ -155,8 +161,14 @@ def with_class_map(model: ModelClasses, path: Path | None, order: ClassOrder | N
     """What the model predicts, with what the user says of it.
 
     Raises:
-        DataError: the file cannot be read, or the user contradicts the model.
+        DataError: the file cannot be read, the user contradicts the model, or it has no classes.
     """
+    if model.kind in ("values", "group") and (path is not None or order is not None):
+        raise DataError(
+            f"the model's outputs are {'numbers' if model.kind == 'values' else 'an embedding'}, not classes",
+            "leave out --class-map and --class-order",
+            exit_code=2,
+        )
     if path is not None:
         names = read_class_map(path, model.num_classes)
         if model.names and named(model) and [*map(_normal, model.names)] != [*map(_normal, names)]:

@@ -65,9 +65,11 @@ def read_hub(spec: str, classes: ModelClasses | None, options: DataOptions) -> t
     from huggingface_hub.errors import GatedRepoError
 
     repository, config = _hub_set(spec)
-    if repository == HUB_SETS["imagenet"][0] and classes is not None and classes.num_classes < _IMAGENET_CLASSES:
+    by_class = classes if classes is not None and classes.kind == "class" else None
+    if repository == HUB_SETS["imagenet"][0] and by_class and by_class.num_classes < _IMAGENET_CLASSES:
+        count = by_class.num_classes
         raise DataError(
-            f"the model has {classes.num_classes} classes{shown(classes.names)}, but '{spec}' has {_IMAGENET_CLASSES}",
+            f"the model has {count} classes{shown(by_class.names)}, but '{spec}' has {_IMAGENET_CLASSES}",
             "use data with the model's classes, or train without labels: vitprune sparsify ... --no-labels",
         )
     if Path(repository).exists():  # load_dataset would read it instead
@@ -210,6 +212,11 @@ def read_shards(
         if isinstance(cause, OSError) and cause.errno in _OF_THE_DISK:
             raise _disk_error(cause, shards) from error
         raise DataError(f"'{source}' cannot be read: {str(cause).splitlines()[0]}", "copy the files again") from error
+    except TypeError as error:  # pyarrow's
+        raise DataError(
+            f"the rows of '{source}' differ in kind: {str(error).splitlines()[0]}",
+            "write a number in the same way in all rows, such as 1.0",
+        ) from error
     return _read_splits(tables, classes, source, options)
 
 

@@ -17,20 +17,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitprune.common.formatting import writable
+from vitprune.data.classes import TargetKind
 from vitprune.data.options import MAX_PIXELS
+from vitprune.data.targets import UNLABELLED, Target
 from vitprune.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
-
-UNLABELLED = -1
 
 _SCALED = "scaled"  # in a decoded image's info
 _BRIGHTEST = (255, 4095, 65535, 2**31 - 1, 2**32 - 1)
 """White in images of 8, 12, 16 and 32 bits."""
 
 
-class Sample(tuple[Any, int]):
-    """An image and its class index of the model or UNLABELLED: a pair, so that any loader can stack them.
+class Sample(tuple[Any, Target]):
+    """An image and its target: a pair, so that any loader can stack them.
 
     Attributes:
         note: what people should know of how it was read.
@@ -63,32 +63,37 @@ class Unreadable:
 
 @dataclass(eq=False)
 class ImageSet(Dataset[Any]):
-    """Images that can be read in any order, and their classes.
+    """Images that can be read in any order, and what they show.
 
     Attributes:
         items: what identifies each image: a path, or a row of a table.
-        labels: class index of the model for each, or UNLABELLED.
+        labels: class index of the model for each, group, or UNLABELLED; or float32 (images, outputs), also as a list of
+            rows: 0 and 1 of labels, or values.
         read: turns an item into a PIL image; may raise any of PIL's or the system's errors.
         name: turns an item into what is shown to the user.
-        class_names: what the data calls the classes, by class index of the model; empty where not known.
+        class_names: what the data calls the model's outputs, or the groups, by index; empty where not known.
         transform: applied to the PIL image; set before reading batches.
-        how_classes: how the classes of the data were understood, for people; empty where there are none.
+        how_classes: how the targets of the data were understood, for people; empty where there are none.
         left_out: files that were passed over when looking for the images: how many, by kind.
+        kind: what the targets are.
     """
 
     items: Sequence[Any]
-    labels: Sequence[int]
+    labels: Sequence[Target] | Tensor
     read: Callable[[Any], Image.Image]
     name: Callable[[Any], str] = writable
     class_names: dict[int, str] = field(default_factory=dict)
     transform: Transform | None = None
     how_classes: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
+    kind: TargetKind = "class"
 
     @property
     def labelled(self) -> bool:
-        """Whether every image has a class."""
-        return all(label != UNLABELLED for label in self.labels)
+        """Whether every image has a target."""
+        if isinstance(self.labels, Tensor):
+            return True
+        return all(isinstance(label, Tensor) or label != UNLABELLED for label in self.labels)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -99,7 +104,9 @@ class ImageSet(Dataset[Any]):
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """The images at `indices`, in that order."""
-        return replace(self, items=[self.items[i] for i in indices], labels=[self.labels[i] for i in indices])
+        indices = list(indices)
+        chosen = self.labels[indices] if isinstance(self.labels, Tensor) else [self.labels[i] for i in indices]
+        return replace(self, items=[self.items[i] for i in indices], labels=chosen)
 
     def shard(self, rank: int, world: int) -> ImageSet:
         """What one of several processes reads; all of them together read everything once."""
@@ -120,12 +127,12 @@ class ImageSet(Dataset[Any]):
 
 
 def read_sample(
-    read: Callable[[], Image.Image], name: Callable[[], str], transform: Transform | None, label: int
+    read: Callable[[], Image.Image], name: Callable[[], str], transform: Transform | None, target: Target
 ) -> Sample | Unreadable:
-    """One image, transformed, and its label."""
+    """One image, transformed, and its target."""
     try:
         image = read()
-        sample = Sample((image if transform is None else transform(image), label))
+        sample = Sample((image if transform is None else transform(image), target))
         sample.note = _note(image, transform)
         return sample
     except Exception as error:  # decoders and Datasets of others raise anything, and a worker must not die of it

@@ -1,4 +1,4 @@
-"""Labels of loose images from a file: ImageNet's solution, val.txt, a synset list, metadata.csv, Kaggle's CSV."""
+"""What a file says of loose images: ImageNet's solution, val.txt, a synset list, metadata.csv, Kaggle's CSV."""
 
 from __future__ import annotations
 
@@ -7,28 +7,52 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from timm.utils import natural_key
 
-from vitprune.data.classes import Matched, ModelClasses, match_classes, refuse_order
+from vitprune.data.classes import ModelClasses, TargetKind
+from vitprune.data.options import Columns
 from vitprune.data.splits import SPLIT_WORDS, words
+from vitprune.data.target_columns import check_column, find_target, named_columns, refuse_several
+from vitprune.data.targets import FOR_LABELS, OtherTask
 from vitprune.errors import DataError
 
 _ENDINGS = (".csv", ".tsv", ".txt", ".json", ".jsonl")
 _FILE_WORDS = {"labels", "label", "metadata", "annotations", "solution", "groundtruth"}
 _LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target", "predictionstring")
+_IMAGE_COLUMN = "file_name"
+_MARKS = "\t,;"
+"""Between columns."""
 _WORDNET_ID = re.compile(r"\bn\d{8}\b")
 
 
 @dataclass(frozen=True)
-class _Table:
-    """Rows of equal length, and the names of their columns where the file has them."""
+class FileCells:
+    """What a file says of images.
 
-    rows: list[list[str]]
+    Attributes:
+        file: it.
+        columns: their names, empty ones where it has none.
+        cells: of these columns, for each image; None of images that it does not name. A class is text.
+    """
+
+    file: Path
+    columns: tuple[str, ...]
+    cells: list[tuple[Any, ...] | None]
+
+
+class _NotOfThese(DataError):
+    """The file is not about these images."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Rows, and the names of their columns where the file may have them; of text they are the first row too."""
+
+    rows: list[list[Any]]
     header: list[str] | None
 
 
@@ -49,122 +73,125 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def labels_in(
-    files: Sequence[Path], images: Sequence[Path], root: Path, columns: tuple[str | None, str | None]
-) -> tuple[Path, list[str | None]] | None:
-    """The one of `files` that labels `images`, and the class of each as it has it; None if none of them does.
+    files: Sequence[Path], images: Sequence[Path], root: Path, columns: Columns, classes: ModelClasses
+) -> FileCells | None:
+    """What the one of `files` that fits says of `images`; None if none of them does.
 
     Raises:
-        DataError: several do, and differ.
+        DataError: several do, and differ; or one is for a model of another task.
     """
-    fitting: dict[Path, list[str | None]] = {}
+    fitting: list[FileCells] = []
     for file in files:
-        with suppress(DataError):
-            fitting[file] = read_label_file(file, images, root, columns)
+        try:
+            fitting.append(read_label_file(file, images, root, columns, classes))
+        except OtherTask:
+            raise
+        except DataError as error:  # other files than labels are called so too
+            if classes.kind in ("labels", "values") and not isinstance(error, _NotOfThese):
+                raise
     if not fitting:
         return None
-    first, labels = next(iter(fitting.items()))
-    if other := next((file for file, found in fitting.items() if found != labels), None):
+    first = fitting[0]
+    if other := next((found for found in fitting if found.cells != first.cells), None):
         raise DataError(
-            f"'{first}' and '{other}' label the images in '{root}' differently", f"name one: --labels {first}"
+            f"'{first.file}' and '{other.file}' label the images in '{root}' differently",
+            f"name one: --labels {first.file}",
         )
-    return first, labels
+    return first
 
 
 def read_label_file(
-    file: Path, images: Sequence[Path], root: Path, columns: tuple[str | None, str | None] = (None, None)
-) -> list[str | None]:
-    """The class of each image as the file has it; None of images that it does not name.
+    file: Path, images: Sequence[Path], root: Path, columns: Columns, classes: ModelClasses
+) -> FileCells:
+    """What a file says of each image: its class as text, or the cells of its labels or values.
 
     Args:
         file: text with a line per image (name and class, or the class alone, in the order of the file names), CSV, TSV,
             JSON (an object, or a list of them) or JSON lines. Images are named by path, name, or name less ending.
         images: sorted.
         root: the folder they are in.
-        columns: names of the columns with the images and the classes; None to find them.
+        columns: names of the columns with the images and the targets; None to find them.
+        classes: of the model, for the kind and number of the targets.
 
     Raises:
-        DataError: it cannot be read, does not name the images, or does not say which column is the class.
+        DataError: it cannot be read, does not name the images, or does not say which column is the target.
     """
     try:
-        table = _read(file)
+        table = _read(file, classes.kind)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"the labels '{file}' cannot be read: {reason}", "text, CSV, JSON or JSON lines") from error
+        raise _NotOfThese(f"the labels '{file}' cannot be read: {reason}", "text, CSV, JSON or JSON lines") from error
     widths = {len(row) for row in table.rows}
     if widths == {1} and columns == (None, None):
-        return _in_order(file, [row[0] for row in table.rows], images, root)
+        return FileCells(file, ("",), _in_order(file, [row[0] for row in table.rows], images, root))
     table = _Table([row for row in table.rows if len(row) > 1], table.header)
     names = _ByName(images, root)
     image = _image_column(file, table, names, columns[0], root)
-    label = _label_column(file, table, image, columns[1])
-    found: list[str | None] = [None] * len(images)
-    for row in table.rows:
-        if len(row) <= max(image, label) or not row[label] or not (places := names.places(row[image])):
-            continue
-        value = _one_class(row[label], file, row[image])
+    rows = [(row, places) for row in table.rows if len(row) > image and (places := names.places(row[image]))]
+    if classes.kind in ("labels", "values"):
+        # What names an image is no name of a column.
+        header = [] if any(row is table.rows[0] for row, _ in rows) else table.header or []
+        targets = _columns_of_outputs(file, header, [row for row, _ in rows], image, columns[1], classes)
+    else:
+        targets = [_label_column(file, table, image, columns[1])]
+    found: list[tuple[Any, ...] | None] = [None] * len(images)
+    for row, places in rows:
+        cells = tuple(row[target] if target < len(row) else None for target in targets)
+        if classes.kind in ("class", "group"):
+            if cells[0] in (None, ""):
+                continue
+            cells = (_one_class(_text(cells[0], file, row[image]), file, row[image]),)
         if len(places) > 1:
             raise DataError(f"'{file}' names '{row[image]}', and {len(places)} images in '{root}' are called so")
-        if found[places[0]] not in (None, value):
-            raise DataError(f"'{file}' gives '{row[image]}' two classes: {found[places[0]]} and {value}")
-        found[places[0]] = value
-    return found
-
-
-def match_labels(values: Sequence[str], classes: ModelClasses, file: Path) -> Matched:
-    """The model's output index of each class that a file gives; numbers are output indices.
-
-    Raises:
-        DataError: they do not fit the model.
-    """
-    if not all(value.isascii() and value.isdigit() for value in values) or {*values} & {*(classes.names or ())}:
-        return match_classes(values, classes, file.name)
-    refuse_order(classes, f"the classes in '{file.name}' are numbers")
-    index = {value: int(value) for value in values}
-    if (highest := max(index.values(), default=0)) >= classes.num_classes:
-        raise DataError(
-            f"the classes in '{file}' are numbers up to {highest}, and the model's outputs are 0 to "
-            f"{classes.num_classes - 1}",
-            "count from 0 in the model's order, or give names; the numbers of ImageNet's development kit have an order "
-            "of their own: give WordNet ids",
-        )
-    return Matched(index, "by number")
+        if found[places[0]] not in (None, cells):
+            what = "classes" if classes.kind in ("class", "group") else classes.kind
+            both = " and ".join(", ".join(map(str, each)) for each in (found[places[0]] or (), cells))
+            raise DataError(f"'{file}' gives '{row[image]}' two {what}: {both}")
+        found[places[0]] = cells
+    return FileCells(file, tuple(table.header[c] if table.header else "" for c in targets), found)
 
 
 class _ByName:
     """Images by what a file may call them."""
 
     def __init__(self, images: Sequence[Path], root: Path) -> None:
+        self._root = root.absolute()
         self._places: list[dict[str, list[int]]] = [{}, {}, {}]
         for place, path in enumerate(images):
             keys = (path.relative_to(root).as_posix(), path.name, path.stem)
             for places, key in zip(self._places, keys, strict=True):
                 places.setdefault(key, []).append(place)
 
-    def places(self, name: str) -> list[int]:
+    def places(self, name: Any) -> list[int]:
         """Of the images of that name; it may have folders in front that are not below `root`."""
-        path = name.replace("\\", "/").removeprefix("./")
+        path = str(name).replace("\\", "/").removeprefix("./")
+        if "/" in path and path not in self._places[0] and (file := self._root.parent / path).is_file():
+            if not file.is_relative_to(self._root):
+                return []  # of another part of the data
+            path = file.relative_to(self._root).as_posix()
         keys = (path, path.rpartition("/")[2], path.rpartition("/")[2])
         return next((hits for places, key in zip(self._places, keys, strict=True) if (hits := places.get(key))), [])
 
 
-def _in_order(file: Path, labels: list[str], images: Sequence[Path], root: Path) -> list[str | None]:
-    if len(labels) != len(images) or {*labels} & {image.name for image in images}:
-        raise DataError(
+def _in_order(file: Path, labels: list[Any], images: Sequence[Path], root: Path) -> list[tuple[Any, ...] | None]:
+    names = {image.name for image in images}
+    if len(labels) != len(images) or any(isinstance(label, str) and label in names for label in labels):
+        raise _NotOfThese(
             f"'{file}' has {len(labels)} lines of one class each, and '{root}' has {len(images)} images",
             "one line an image in the order of their names, or lines with name and class",
         )
-    names = [image.relative_to(root).as_posix() for image in images]
-    if (natural := sorted(names, key=natural_key)) != names:
-        place = next(i for i, pair in enumerate(zip(natural, names, strict=True)) if pair[0] != pair[1])
+    paths = [image.relative_to(root).as_posix() for image in images]
+    if (natural := sorted(paths, key=natural_key)) != paths:
+        place = next(i for i, pair in enumerate(zip(natural, paths, strict=True)) if pair[0] != pair[1])
         raise DataError(
             f"the lines of '{file}' name no images, whose order is not known: is '{natural[place]}' or "
-            f"'{names[place]}' number {place + 1}?",
+            f"'{paths[place]}' number {place + 1}?",
             "give lines with name and class",
         )
-    return list(labels)
+    return [(label,) for label in labels]
 
 
-def _read(file: Path) -> _Table:
+def _read(file: Path, kind: TargetKind) -> _Table:
     text, ending = file.read_text(encoding="utf-8-sig"), file.suffix.lower()
     if ending in (".json", ".jsonl"):
         content = [json.loads(line) for line in text.splitlines() if line.strip()] if ending == ".jsonl" else None
@@ -172,45 +199,63 @@ def _read(file: Path) -> _Table:
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError("it is empty")
-    if ending == ".txt" and not any(mark in lines[0] for mark in "\t,;"):
-        return _Table([line.rsplit(maxsplit=1) for line in lines], None)
-    mark = max("\t,;", key=lines[0].count)
+    if ending == ".txt" and not any(mark in lines[0] for mark in _MARKS):
+        if kind == "values":
+            return _Table([line.split() for line in lines], None)
+        # A name may hold blanks if one class follows it; if several labels do, it cannot.
+        parted = [line.split(maxsplit=1) if kind == "labels" else line.rsplit(maxsplit=1) for line in lines]
+        if kind == "labels" and any(len(row) > 1 for row in parted):
+            parted = [row if len(row) > 1 else [*row, ""] for row in parted]  # a name alone has no labels
+        return _Table(parted, None)
+    # Between several labels there may be more of another mark than between columns.
+    first = min((mark for mark in _MARKS if mark in lines[0]), key=lines[0].index, default=",")
+    mark = first if kind == "labels" else max(_MARKS, key=lines[0].count)
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=mark) if row]
     return _Table(rows, rows[0])
 
 
 def _objects(content: Any) -> _Table:
     if isinstance(content, dict):
-        return _Table([[str(name), _text(label)] for name, label in content.items()], None)
+        return _Table([[str(name), target] for name, target in content.items()], None)
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
         raise ValueError("it is no list of objects, nor one of names and classes")
     header = list(dict.fromkeys(str(key) for row in content for key in row))
-    return _Table([header, *([_text(row.get(key)) for key in header] for row in content)], header)
+    return _Table([header, *([row.get(key) for key in header] for row in content)], header)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, (list, dict)):
-        raise ValueError("an image has one class, and here is a list")
-    return "" if value is None else str(value)
+def _text(value: Any, file: Path, image: str) -> str:
+    if isinstance(value, dict):
+        raise DataError(
+            f"'{file}' gives '{image}' an object where its class is expected", "name it: --target-key COLUMN"
+        )
+    if isinstance(value, list):
+        raise OtherTask(f"an image has one class, and here is a list: '{file}' gives '{image}' {value}", FOR_LABELS)
+    return str(value)
 
 
 def _image_column(file: Path, table: _Table, names: _ByName, given: str | None, root: Path) -> int:
     if given is not None:
-        return _named_column(file, table, given)
+        header = table.header or []
+        check_column(given, header, str(file))
+        return header.index(given)
     width = max((len(row) for row in table.rows), default=0)
     hits = [sum(bool(names.places(row[column])) for row in table.rows if len(row) > column) for column in range(width)]
     if not any(hits):
         some = f", such as '{table.rows[1][0]}'" if len(table.rows) > 1 else ""
-        raise DataError(
+        raise _NotOfThese(
             f"no column of '{file}' names the images in '{root}'{some}",
             "they are named by their path below it, their name, or their name less its ending",
         )
-    return hits.index(max(hits))
+    # As datasets calls it; numbers in another column may be names of images too.
+    usual = table.header.index(_IMAGE_COLUMN) if table.header and _IMAGE_COLUMN in table.header else 0
+    return usual if hits[usual] else hits.index(max(hits))
 
 
 def _label_column(file: Path, table: _Table, image: int, given: str | None) -> int:
     if given is not None:
-        return _named_column(file, table, given)
+        names = named_columns(given, table.header or (), str(file))
+        refuse_several(names, str(file))
+        return (table.header or []).index(names[0])
     width = max(len(row) for row in table.rows)
     others = [column for column in range(width) if column != image]
     if len(others) == 1 or table.header is None or file.suffix.lower() == ".txt":
@@ -222,12 +267,23 @@ def _label_column(file: Path, table: _Table, image: int, given: str | None) -> i
     return usual[0]
 
 
-def _named_column(file: Path, table: _Table, name: str) -> int:
-    if name not in (table.header or ()):
+def _columns_of_outputs(
+    file: Path, header: list[str], rows: list[list[Any]], image: int, given: str | None, classes: ModelClasses
+) -> list[int]:
+    """The columns of labels or values; `rows` are those of the images."""
+    if given is not None:
+        return [header.index(name) for name in named_columns(given, header, str(file))]
+    others = [column for column in range(max(map(len, rows))) if column != image]
+    if len(others) == 1 or (classes.kind == "values" and not header and len(others) == classes.num_classes):
+        return others
+    if not header:
         raise DataError(
-            f"'{file}' has no column '{name}'", f"its columns are {', '.join(table.header or ['not named'])}"
+            f"'{file}' has {len(others)} columns without names beside the images', and the model gives "
+            f"{classes.num_classes} {classes.kind}",
+            "give it a first line with names, and name those that count: --target-key COLUMN,COLUMN",
         )
-    return (table.header or []).index(name)
+    cells = {header[c]: [row[c] if c < len(row) else None for row in rows] for c in others if c < len(header)}
+    return [header.index(find_target(cells, classes, str(file)))]
 
 
 def _one_class(value: str, file: Path, image: str) -> str:

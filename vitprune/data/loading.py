@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     """What a loader gives."""
 
     images: Tensor | None  # (B, C, H, W) of those that could be read; None if that is none
-    labels: Tensor  # (B,)
+    labels: Tensor  # (B,) classes, groups or UNLABELLED; (B, outputs) labels or values
     unreadable: tuple[Unreadable, ...]
     notes: tuple[str, ...] = ()  # on those that could be read
 
@@ -104,7 +104,7 @@ class Faults:
 
 
 def make_loader(images: Images, batch_size: int, *, num_workers: int = 0) -> DataLoader[Any]:
-    """Batches of (images (B, C, H, W), labels (B,)), every image once and in order.
+    """Batches of (images (B, C, H, W), targets), every image once and in order; see `batches`.
 
     Set `images.transform` first. Use `batches` to iterate, so that unreadable images are dealt with.
     """
@@ -192,7 +192,9 @@ class _Order(Sampler[list[tuple[int, int]]]):
 
 
 def batches(loader: Any, faults: Faults | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over a loader of `make_loader`: images (B, C, H, W) and labels (B,).
+    """Iterate over a loader of `make_loader`: images (B, C, H, W) and targets.
+
+    These are classes, groups or UNLABELLED, int64 (B,), or labels or values, float32 (B, outputs).
 
     Unreadable images are skipped and counted in `faults`; without it there may be none.
 

@@ -15,19 +15,22 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from vitprune.common.formatting import JOIN_WITH_COMMAS, close_match, is_number, writable
-from vitprune.data.classes import ModelClasses, with_class_map
+from vitprune.data.classes import ModelClasses, TargetKind, with_class_map
 from vitprune.data.files import in_words
 from vitprune.data.folder import classes_of_train, is_flat, read_folder
+from vitprune.data.groups import number_together
 from vitprune.data.hub import HUB_SETS, find_shards, hub_name, missing_shards, read_hub, read_shards
 from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
 from vitprune.data.options import NO_OPTIONS, DataOptions
 from vitprune.data.splits import find_splits
 from vitprune.data.tables import Images, ImageStream
+from vitprune.data.targets import FOR_CLASSES, UNLABELLED, OtherTask
 from vitprune.data.torch_data import torch_images
 from vitprune.errors import DataError
 
 HELD_OUT = 0.1
+_CALLED: dict[TargetKind, str] = {"class": "classes", "labels": "labels", "values": "values", "group": "groups"}
 
 
 @dataclass
@@ -53,7 +56,8 @@ class Data:
     @property
     def understood(self) -> list[str]:
         """What to say of them before they are used."""
-        lines = (self.how_classes and f"classes: {self.how_classes}", self.left_out and f"left out: {self.left_out}")
+        how = self.how_classes and f"{_CALLED[self.val.kind]}: {self.how_classes}"
+        lines = (how, self.left_out and f"left out: {self.left_out}")
         return [line for line in (*lines, self.note) if line]
 
     @property
@@ -65,12 +69,12 @@ class Data:
 
     @property
     def how_classes(self) -> str:
-        """How the classes of `val` were understood, for people; empty where there are none."""
+        """How the targets of `val` were understood, for people; empty where there are none."""
         return self.val.how_classes
 
     def class_names(self, num_classes: int) -> tuple[str, ...] | None:
-        """The model's classes in output order, as the data calls them; None unless it names every one."""
-        known = self.val.class_names
+        """The model's classes or labels in output order, as the data calls them; None unless it names every one."""
+        known = {} if self.val.kind == "group" else self.val.class_names
         return tuple(known[i] for i in range(num_classes)) if known.keys() == set(range(num_classes)) else None
 
 
@@ -86,18 +90,20 @@ def open_data(
     *,
     training: bool = False,
     labels: bool = True,
+    gallery: bool = False,
 ) -> Data:
     """Open `demo`, `imagenet`, `imagenette`, `hf:owner/name`, a folder, or parquet or tar shards.
 
     Args:
         spec: the DATA argument.
-        classes: the model's classes.
+        classes: the model's classes, and what the data should say of an image.
         options: what else is said about the data.
         training: whether training images are needed. If the data has no val split, a tenth is then held out.
         labels: False if labels are not needed: images that have none, or that do not fit, are taken without.
+        gallery: whether training images are wanted where there are some, to look for neighbours among them.
 
     Raises:
-        DataError: no images, options that do not fit the kind of data, or classes that do not fit the model.
+        DataError: no images, options that do not fit the kind of data, or targets that do not fit the model.
         HubError: the data set cannot be had from the Hub.
     """
     options = options or NO_OPTIONS
@@ -105,15 +111,19 @@ def open_data(
         classes = with_class_map(classes, options.class_map, options.class_order)
     shards, repository = find_shards(spec), hub_name(spec)
     folder = os.environ.get("VITPRUNE_IMAGENET") if spec == "imagenet" else None
-    _check_options(spec, options, bool(shards or (repository and not folder)))
+    kind = "class" if classes is None else classes.kind
+    _check_options(spec, options, bool(shards or (repository and not folder)), kind)
     if spec == "demo":
-        data = _demo()
+        data = _demo(kind, labels)
     elif shards:
         data = _complete(spec, *read_shards(shards, classes if labels else None, options, spec), training)
     elif repository and not folder:
         data = _complete(spec, *read_hub(spec, classes if labels else None, options), training)
     else:
-        data = _complete(spec, *_read_folders(_existing(folder or spec), classes, options, training, labels), training)
+        folders = _read_folders(_existing(folder or spec), classes, options, training or gallery, labels)
+        data = _complete(spec, *folders, training)
+    if kind == "group":
+        data.train, data.val = number_together(data.train, data.val)
     if missing := missing_shards(shards):
         note = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
         data.note = note if data.note is None else f"{note}; {data.note}"
@@ -132,6 +142,7 @@ def open_torch(
     classes: ModelClasses | None,
     *,
     training: bool = False,
+    labels: bool = True,
 ) -> Data:
     """As `open_data`, of what the caller has; see `vitprune.data.torch_data`.
 
@@ -140,13 +151,14 @@ def open_torch(
         val: images to evaluate on after training; None holds a tenth of `source` out.
         classes: the model's.
         training: whether training images are needed.
+        labels: False if targets are not needed: those that do not fit are left out.
     """
     named = source.dataset if isinstance(source, DataLoader) else source
-    held_out = None if val is None else torch_images(val, classes)
-    return _complete(type(named).__name__, torch_images(source, classes), held_out, training)
+    held_out = None if val is None else torch_images(val, classes, labels=labels)
+    return _complete(type(named).__name__, torch_images(source, classes, labels=labels), held_out, training)
 
 
-def _check_options(spec: str, options: DataOptions, is_table: bool) -> None:
+def _check_options(spec: str, options: DataOptions, is_table: bool, kind: TargetKind) -> None:
     """Refuse what has no effect on the kind of data.
 
     Raises:
@@ -154,7 +166,9 @@ def _check_options(spec: str, options: DataOptions, is_table: bool) -> None:
     """
     if options.streaming and not is_table:
         raise DataError(f"--streaming says how tables are read, and '{spec}' is none", "leave it out")
-    if options.columns != (None, None) and not is_table and options.labels is None:
+    # Labels and values of a folder are in a file in any case, which need not be named.
+    by_file = options.labels is not None or (kind in ("labels", "values") and spec != "demo")
+    if options.columns != (None, None) and not is_table and not by_file:
         raise DataError(
             f"--input-key and --target-key name columns, and '{spec}' is no table",
             "leave them out, or name the file that labels the images: --labels FILE",
@@ -164,13 +178,14 @@ def _check_options(spec: str, options: DataOptions, is_table: bool) -> None:
 
 
 def _read_folders(
-    folder: Path, classes: ModelClasses | None, options: DataOptions, training: bool, labels: bool
+    folder: Path, classes: ModelClasses | None, options: DataOptions, with_train: bool, labels: bool
 ) -> tuple[ImageSet | None, ImageSet | None]:
     train_root, val_root = find_splits(folder, options.splits)
     if train_root is None and val_root is None:
         val_root = folder
     roots = [root for root in (train_root, val_root) if root is not None]
-    of_file = {root for root in roots if is_flat(root)} or {*roots}  # what a file of labels is for
+    outputs = classes is not None and classes.kind in ("labels", "values")
+    of_file = {root for root in roots if outputs or is_flat(root)} or {*roots}  # what a file of labels is for
 
     def read(root: Path | None, named: ModelClasses | None) -> ImageSet | None:
         if root is None:
@@ -185,7 +200,7 @@ def _read_folders(
 
     if train_root is not None and val_root is not None and classes is not None and labels:
         classes = classes_of_train(train_root, classes)
-    return read(train_root if training or val_root is None else None, classes), read(val_root, classes)
+    return read(train_root if with_train or val_root is None else None, classes), read(val_root, classes)
 
 
 def _complete(spec: str, train: Images | None, val: Images | None, training: bool) -> Data:
@@ -223,7 +238,13 @@ def _existing(name: str) -> Path:
     return folder
 
 
-def _demo() -> Data:
+def _demo(kind: TargetKind, labels: bool) -> Data:
     from vitprune.data.demo import demo_images, object_mask
 
-    return Data("demo", demo_images("train"), demo_images("val"), object_mask=partial(object_mask, "val"))
+    parts = [demo_images("train"), demo_images("val")]
+    if kind in ("labels", "values"):
+        if labels:
+            raise OtherTask(f"the images of the demo have a class each, no {kind}", FOR_CLASSES)
+        parts = [replace(part, labels=[UNLABELLED] * len(part), class_names={}) for part in parts]
+    train, val = (replace(part, kind=kind) for part in parts)
+    return Data("demo", train, val, object_mask=partial(object_mask, "val"))

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
@@ -53,15 +54,17 @@ def shipped_table() -> Table:
 
 
 def _row(name: str, entry: Sequence[Any], content: dict[str, Any]) -> Row:
-    family, reason, *cost = entry
+    family, reason, *more = entry
     row = {"model": name, "family": content["families"][family]}
     if reason is not None:
-        return row | {"reason": content["reasons"][reason]}
-    size, depth, prefix, patches, classes, stages, dense, sparse = cost
+        return row | {"reason": content["reasons"][reason], "num_weights": more[0]}
+    task, weights, size, depth, prefix, patches, classes, stages, dense, sparse = more
     macs = {"dense": dense[0], "sparse": sparse[0]}
     return {
         **row,
         "reason": None,
+        "task": task,
+        "weights": weights,
         **content["plan"],
         "input_size": size,
         "depth": depth,
@@ -88,8 +91,13 @@ def table_text(timm: str, rows: Sequence[Row]) -> str:
     for row in rows:
         reason = row["reason"]
         entry = [row["model"], families.index(row["family"]), None if reason is None else reasons.index(reason)]
-        if reason is None:
-            entry += [row[key] for key in ("input_size", "depth", "num_prefix_tokens", "num_patches", "num_classes")]
+        if reason is not None:
+            entry.append(row["num_weights"])
+        else:
+            entry += [
+                row[key]
+                for key in ("task", "weights", "input_size", "depth", "num_prefix_tokens", "num_patches", "num_classes")
+            ]
             entry.append([list(stage.values()) for stage in row["stages"]])
             entry += [
                 [round(row[side]["gmacs"] * _BILLION), round(row[side]["params_m"] * _MILLION)]
@@ -98,6 +106,29 @@ def table_text(timm: str, rows: Sequence[Row]) -> str:
         lines.append(json.dumps(entry, separators=(",", ":")))
     opening = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
     return f'{{{opening},\n"rows": [\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def count_weights(rows: Sequence[Row]) -> dict[str, Any]:
+    """How many of timm's pretrained weights there are by task, and how many are refused, for which reason.
+
+    Returns:
+        `by_task`, the most frequent first; `num_refused`; and `reasons` with `reason`, `num_weights` and
+        `num_architectures`.
+    """
+    by_task: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    architectures: Counter[str] = Counter()
+    for row in rows:
+        if row["reason"] is None:
+            by_task.update({task: len(tags) for task, tags in row["weights"].items()})
+        else:
+            weights[row["reason"]] += row["num_weights"]
+            architectures[row["reason"]] += 1
+    reasons = [
+        {"reason": reason, "num_weights": count, "num_architectures": architectures[reason]}
+        for reason, count in weights.most_common()
+    ]
+    return {"by_task": dict(by_task.most_common()), "num_refused": weights.total(), "reasons": reasons}
 
 
 def known_names() -> list[str]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import timm
-from torch import nn
 
 from vitprune.backbones import input_size
-from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
 from vitprune.checkpoint.weight_file import (
@@ -23,27 +20,18 @@ from vitprune.checkpoint.weight_file import (
     read_safetensors,
     stored_formats,
 )
-from vitprune.common.formatting import writable
 from vitprune.common.run_folder import RunFolder
-from vitprune.data import ModelClasses
 from vitprune.errors import UsageError
 from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
+from vitprune.loading.loaded import Loaded, as_loaded, find_task, loaded_from, names_of, without_head
 from vitprune.loading.names import resolve_name
 from vitprune.loading.own_weights import build_with_weights, check_made_from
 from vitprune.loading.saved_folder import build_from_folder
 from vitprune.loading.structure import check_size, structure
-from vitprune.loading.task import (
-    AskedTask,
-    check_same_task,
-    check_task,
-    gives_embedding,
-    leave_out_head,
-    task_of,
-    with_head,
-)
-from vitprune.model import SparseViT, TaskName
-from vitprune.tasks import ClassVectors, read_class_vectors, task_named
+from vitprune.loading.task import AskedTask, check_same_task, check_task, with_head
+
+__all__ = ["Loaded", "Weights", "device_for", "is_exported", "load_dense", "load_model", "loaded_from", "sparse_file"]
 
 Weights = Literal["pretrained", "random", "none"]
 
@@ -52,53 +40,6 @@ _KEY = "checkpoint_key"
 """Entry of a file's origin: which of several sets of weights it was made from."""
 _OF_WEIGHTS = ("img_size", "num_classes", "in_chans")
 """Arguments of a model that its weights bring along."""
-
-
-@dataclass
-class Loaded:
-    """A model and what is known of it.
-
-    Attributes:
-        spec: the MODEL argument.
-        name: full timm name, with the tag of its weights where there is one.
-        model: the timm model; of one of our files, its backbone, fine-tuned for pruned tokens; of an ONNX file, the
-            program in it.
-        sparse: the sparse model of one of our files, else None.
-        class_names: in output order, where known.
-        origin: where the weights come from and under which licence.
-        metadata: header of one of our files, or what it would be.
-        understood: what was made of the weights, a line each: which of several sets, what was converted or resampled.
-        task: what the model is for.
-        class_vectors: of a text tower, for zero-shot figures of an embedding.
-    """
-
-    spec: str
-    name: str
-    model: nn.Module
-    sparse: SparseViT | None = None
-    class_names: tuple[str, ...] | None = None
-    origin: dict[str, Any] = field(default_factory=dict)
-    metadata: Metadata | None = None
-    understood: list[str] = field(default_factory=list)
-    task: TaskName = "classification"
-    class_vectors: ClassVectors | None = None
-
-    @property
-    def targets(self) -> ModelClasses | None:
-        """What the labels of its images are; None where its task has none."""
-        task = task_named(self.task, self.class_vectors)
-        if task.targets is None:
-            return None
-        if self.task == "embedding" and self.class_vectors is not None:
-            names = self.class_vectors.names
-            return ModelClasses(len(names), names, source="the class embeddings")
-        count = 0 if task.targets == "group" else getattr(self.model, "num_classes", 0)
-        return ModelClasses(count, self.class_names, kind=task.targets)
-
-    @property
-    def short_name(self) -> str:
-        """A name fit for a folder."""
-        return "demo" if self.spec == "demo" else re.sub(r"[^A-Za-z0-9_.-]+", "_", self.name.partition(".")[0])
 
 
 def load_model(
@@ -157,42 +98,13 @@ def load_model(
         check_same_task(task, loaded.metadata.task, spec)
         loaded.task = loaded.metadata.task
     else:
-        if options.headless:
-            _leave_out_head(loaded)
-        _find_task(loaded, task)
+        find_task(loaded, task, headless=options.headless)
     if preprocessing:
         if loaded.metadata is not None:
             given = ", ".join(f"--{key.replace('_', '-')}" for key in preprocessing)
             raise UsageError(f"'{spec}' says itself how images are prepared", f"leave out {given}")
         _prepare_images(loaded.model, preprocessing)
     return loaded
-
-
-def add_class_vectors(loaded: Loaded, path: Path) -> None:
-    """Let a model's classes be known by vectors of a text tower, see `read_class_vectors`.
-
-    Raises:
-        UsageError: the model is for another task than embedding.
-        DataError: the file cannot be read, or does not fit the model.
-    """
-    if loaded.task != "embedding":
-        raise UsageError(f"--class-embeddings goes with --task embedding, and {loaded.name} is for {loaded.task}")
-    width = getattr(loaded.model, "num_classes", 0) or int(loaded.model.num_features)  # type: ignore[arg-type]
-    loaded.class_vectors = read_class_vectors(path, width)
-
-
-def _find_task(loaded: Loaded, asked: AskedTask) -> None:
-    """Say what a dense model is for; one that is to give an embedding loses its classifier, not its projection."""
-    named = loaded.class_names is not None
-    if asked == "embedding" and not gives_embedding(loaded.model, named=named):
-        _leave_out_head(loaded)
-    loaded.task, said = task_of(loaded.model, asked, named=named, what=f"'{loaded.spec}'")
-    loaded.understood += [said] if said else []
-
-
-def _leave_out_head(loaded: Loaded) -> None:
-    loaded.understood += leave_out_head(loaded.model)
-    loaded.class_names = None
 
 
 def _prepare_images(model: Any, preprocessing: Mapping[str, Any]) -> None:
@@ -269,7 +181,7 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
     _refuse_arguments(spec, options)
     program = read_onnx(Path(spec))
     metadata = program.metadata
-    names = _tuple(metadata.class_names)
+    names = names_of(metadata.class_names)
     return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata, task=metadata.task)
 
 
@@ -288,7 +200,7 @@ def _load_file(spec: str, options: _Options) -> Loaded:
         hint = f"name the run folder: {folder}" if sparse_file(str(folder)) else "name a timm model or a run folder"
         raise UsageError(f"'{spec}' is not a model", hint)
     sparse, metadata = load_sparse(Path(spec))
-    names = _tuple(metadata.class_names)
+    names = names_of(metadata.class_names)
     said = stored_formats(Path(spec))
     about = (names, metadata.origin, metadata, said, metadata.task)
     return Loaded(spec, metadata.model, sparse.model, sparse, *about)
@@ -320,7 +232,7 @@ def _load_folder(spec: str, options: _Options) -> Loaded:
     folder = Path(spec).resolve()
     model, said = build_from_folder(Path(spec), options.arguments, headless=options.headless)
     check_size(model, options.arguments)
-    return _loaded(spec, folder.name, model, {"source": folder.name}, said)
+    return as_loaded(spec, folder.name, model, {"source": folder.name}, said)
 
 
 def _load_hub(spec: str, options: _Options) -> Loaded:
@@ -346,7 +258,7 @@ def _load_name(spec: str, options: _Options) -> Loaded:
         return _with_weights(spec, name, options.checkpoint, options.arguments, headless=options.may_lack_head, **how)
     if options.weights != "pretrained":
         model = timm.create_model(name, **options.arguments) if options.weights == "random" else model
-        return _loaded(spec, name, model, {})
+        return as_loaded(spec, name, model, {})
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no pretrained weights for '{name}'", "give a weight file: --checkpoint FILE")
@@ -366,7 +278,7 @@ def _from_hub(spec: str, source: str, name: str, options: _Options, origin: dict
         model = from_hub(source, options.arguments)
     check_size(model, options.arguments)
     shapes = structure(source, {}, {}).state_dict() if options.arguments else {}
-    return _loaded(spec, name, model, origin, [*said, *resampled(model, shapes)])
+    return as_loaded(spec, name, model, origin, [*said, *resampled(model, shapes)])
 
 
 _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]], ...] = (
@@ -399,7 +311,7 @@ def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) 
         how = {"key": key or of_file, "headless": headless}
         dense = _with_weights(metadata.model, metadata.architecture, checkpoint, arguments, **how)
         if headless:
-            _leave_out_head(dense)
+            without_head(dense)
         dense.task = metadata.task
         if of_file is not None and key is None:
             dense.understood.append(
@@ -422,45 +334,8 @@ def sparse_file(spec: str) -> Path | None:
     return path if path.is_file() and written_by_vitprune(path) else None
 
 
-def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None, *, task: AskedTask = "auto") -> Loaded:
-    """What is known of a timm model that the caller has made; its head is left as it is.
-
-    Raises:
-        UsageError: the task does not go with it, see `task_of`; or an embedding is asked of a classifier.
-    """
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    architecture, tag = config.get("architecture") or type(model).__name__, config.get("tag")
-    name = f"{architecture}.{tag}" if tag else architecture
-    loaded = _loaded(name, name, model, {})
-    loaded.class_names = _tuple(class_names) or loaded.class_names
-    named = loaded.class_names is not None
-    if task == "embedding" and not gives_embedding(model, named=named):
-        raise UsageError("--task embedding: the model has a classifier", "leave it out: model.reset_classifier(0)")
-    loaded.task, said = task_of(model, task, named=named)
-    loaded.understood += [said] if said else []
-    return loaded
-
-
-def _loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any], understood: Sequence[str] = ()) -> Loaded:
-    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    labels = config.get("label_names")
-    about = {
-        "source": config.get("hf_hub_id") or name,
-        "license": config.get("license"),
-        "origin_url": config.get("origin_url"),
-    }
-    names = _tuple(labels) if labels and len(labels) == getattr(model, "num_classes", 0) else None
-    about |= {key: writable(value) if isinstance(value, str) else value for key, value in origin.items()}
-    model = model.eval()
-    return Loaded(spec, writable(name), model, class_names=names, origin=about, understood=list(understood))
-
-
 def _with_weights(spec: str, name: str, path: Path, arguments: dict[str, Any], **how: Any) -> Loaded:
     # What timm says of the weights of that name need not hold for these.
     about = {"source": path.name, "license": None, "origin_url": None}
     own = build_with_weights(name, path, arguments, **how)
-    return _loaded(spec, name, own.model, about | ({} if own.key is None else {_KEY: own.key}), own.said)
-
-
-def _tuple(names: Any) -> tuple[str, ...] | None:
-    return None if names is None else tuple(str(name) for name in names)
+    return as_loaded(spec, name, own.model, about | ({} if own.key is None else {_KEY: own.key}), own.said)

@@ -13,6 +13,7 @@ from vitprune.backbones import family_of, why_not
 from vitprune.backbones.registry import ADAPTERS
 from vitprune.common.formatting import JOIN_WITH_COMMAS, is_number
 from vitprune.errors import UnknownModelError, UsageError
+from vitprune.loading.task import num_outputs, task_of, tasks_of_weights
 from vitprune.measure import describe_plan
 from vitprune.model import attach_as
 from vitprune.schedule import Sparsity
@@ -89,15 +90,19 @@ def _needles(name: str) -> list[str]:
 def describe_architecture(name: str, sparsity: Sparsity) -> dict[str, Any]:
     """One architecture at the input size of its default weights, built without them: what it costs, for JSON.
 
-    Where its tokens cannot be pruned, `reason` says why, and there is no cost; else that is None.
+    `task` is what it is for with these, `weights` the tags of timm's weights by task. Where its tokens cannot be
+    pruned, `reason` says why, and there is only `num_weights`, how many there are; else that is None.
     """
     with torch.device("meta"):
         model = timm.create_model(name)
     row = {"model": name, "family": family_of(model), "reason": why_not(model)}
+    weights = tasks_of_weights(name)
+    of_refused = {"num_weights": sum(map(len, weights.values()))}
     if row["reason"] is not None:
-        return row
+        return row | of_refused
     try:
         sparse = attach_as(model, sparsity)
     except UsageError as error:  # stages that this depth does not have
-        return row | {"reason": error.message}
-    return row | describe_plan(sparse, name)
+        return row | {"reason": error.message} | of_refused
+    task = None if num_outputs(model) == 1 else task_of(model)[0]  # of one output only its owner knows
+    return row | {"task": task, "weights": weights} | describe_plan(sparse, name)

@@ -124,6 +124,16 @@ def is_projection(model: nn.Module) -> bool:
     return bool(architecture) and num_outputs(model) in _projections(architecture)
 
 
+def tasks_of_weights(architecture: str) -> dict[TaskName, list[str]]:
+    """The tags of timm's weights for an architecture, by the task that "auto" finds for them; builds nothing."""
+    found: dict[TaskName, list[str]] = {}
+    for name in timm.list_pretrained(f"{architecture}.*"):
+        outputs = getattr(timm.get_pretrained_cfg(name), "num_classes", None)
+        embeds = outputs == 0 or outputs in _projections(architecture)
+        found.setdefault("embedding" if embeds else "classification", []).append(name.partition(".")[2])
+    return found
+
+
 @cache
 def _projections(architecture: str) -> frozenset[int]:
     """How wide the projections are that timm has weights of, for an architecture."""

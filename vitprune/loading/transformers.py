@@ -162,8 +162,12 @@ def read_config(
     said = [kind.said] if kind.said else []
     said += [] if preprocessor is not None else ["no preprocessor_config.json: images as transformers prepares them"]
     said += [f"the head of the {name} is left out"] if headless and kind.output != "pooled" else []
-    task = None if headless else "embedding" if kind.output == "projection" else _task(config)
     grid = _grid(size if img_size is None else img_size, shape["patch_size"]) if kind.family == "dinov2" else None
+    trained = _grid(tower.get("image_size", 224), shape["patch_size"])
+    if grid not in (None, trained):
+        sizes = "position embeddings are resampled from {}x{} to {}x{} patches".format(*trained, *grid or ())
+        said.append(f"{sizes}, as transformers does for its images")
+    task = None if headless else "embedding" if kind.output == "projection" else _task(config)
     return TransformersModel(architecture, arguments, overlay, kind.anchor, headless, grid, task, said)
 
 

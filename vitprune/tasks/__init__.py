@@ -4,11 +4,14 @@ from vitprune.model import TaskName
 from vitprune.tasks.base import Change, Figure, Record, Results, Task, joined
 from vitprune.tasks.class_vectors import ClassVectors, read_class_vectors
 from vitprune.tasks.classification import Classification, Predictions, class_accuracy
+from vitprune.tasks.dense import Dense
 from vitprune.tasks.embedding import Embedding, Embeddings
 from vitprune.tasks.multilabel import MultiLabel
 from vitprune.tasks.regression import Regression
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), MultiLabel(), Regression(), Embedding())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classification(), MultiLabel(), Regression(), Embedding(), Dense())
+}
 """By name."""
 
 

@@ -114,6 +114,7 @@ class Task(ABC):
             None for the recipe's own.
         pipeline: the Hub's name of it.
         noun: what it makes of a model, for sentences.
+        filled: whether its loss needs the features of all patches, pruned ones filled in.
         gallery: whether its accuracy needs the training images' outputs too, see `Results.beside`.
     """
 
@@ -127,6 +128,7 @@ class Task(ABC):
     rate_reference: ClassVar[float | None] = None
     pipeline: ClassVar[str] = "image-classification"
     noun: ClassVar[str] = "image classifier"
+    filled: ClassVar[bool] = False
     gallery: ClassVar[bool] = False
 
     def run(self, model: nn.Module, images: Tensor) -> Any:

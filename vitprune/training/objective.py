@@ -148,7 +148,7 @@ class Objective(PublicModule):
         if phase == "sampled":
             decide = self._decide(noise, rows or (0, len(images)))
             return self._sampled(self.student.forward_masked_from(x, first, decide), labels, teacher)
-        return self._deployed(self.student.select_from(x, first), labels, teacher)
+        return self._deployed(self.student.select_from(x, first, self._task.filled), labels, teacher)
 
     @property
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds decides what runs

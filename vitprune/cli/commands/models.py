@@ -35,18 +35,20 @@ def models(
 
       vitprune models 'vit_*dinov3*' --keep 0.5
     """
-    from vitprune.loading.architectures import describe_all, match_names
+    from vitprune.loading.architectures import count_weights, describe_all, match_names
 
     asked = None if plan == PlanOptions() else _asked(plan)
     names = match_names(pattern)
     with RunProgress() as progress:
         entries = describe_all(names, asked, progress)
     supported = [entry for entry in entries if entry["reason"] is None]
+    weights = count_weights(entries)
     if as_json:
         print_json(
             {
                 "num_supported": len(supported),
                 "num_refused": len(entries) - len(supported),
+                "weights": weights,
                 "rows": supported,
             }
         )
@@ -57,6 +59,8 @@ def models(
         _print(family, members, f"keep {members[0]['keep']:g}" if asked is None else asked.label)
     print_line(f"{len(supported)} of {len(entries)} architectures can be sparsified")
     if families:
+        by_task = ", ".join(f"{count} {task}" for task, count in weights["by_task"].items())
+        print_line(f"pretrained weights of these by task: {by_task or 'none'}")
         print_line("shown: " + ", ".join(f"{family} {len(members)}" for family, members in families.items()))
     else:
         print_line(f"{entries[0]['model']}: {entries[0]['reason']}")
@@ -72,6 +76,7 @@ def _print(family: str, entries: list[dict[str, Any]], plan: str) -> None:
     rows = [
         [
             entry["model"],
+            entry["task"] or "?",
             f"{entry['num_prefix_tokens']}+{entry['num_patches']}",
             number(entry["dense"]["params_m"], 1),
             number(entry["dense"]["gmacs"], 2),
@@ -79,4 +84,4 @@ def _print(family: str, entries: list[dict[str, Any]], plan: str) -> None:
         ]
         for entry in entries
     ]
-    print_table(family, ["name", "tokens", "params (M)", "GMACs", plan], rows)
+    print_table(family, ["name", "task", "tokens", "params (M)", "GMACs", plan], rows)

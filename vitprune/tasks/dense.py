@@ -1,0 +1,140 @@
+"""Features of every patch, for heads that segment, measure depth or detect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitprune.backbones import wrap
+from vitprune.model import MaskedOutput, Selection, SparseViT
+from vitprune.tasks.base import Figure, Record, Results, Task
+from vitprune.tokens.losses import token_loss
+
+
+class PatchFeatures(NamedTuple):
+    """What a model gives for the patches of a batch.
+
+    Attributes:
+        features: after the final norm, pruned ones filled in, (B, N, C).
+        kept: which have a token of their own to the end, (B, N) of bool; None where that is not known.
+    """
+
+    features: Tensor
+    kept: Tensor | None
+
+
+@dataclass(frozen=True)
+class PatchLikeness(Results):
+    """How like the dense model's the patches' features are, means over the patches of each image, (num_images,).
+
+    Attributes:
+        cosine: of all patches.
+        kept: of those with a token of their own; NaN where that is none, or not known.
+        pruned: of the others; likewise.
+    """
+
+    cosine: Tensor
+    kept: Tensor
+    pruned: Tensor
+
+    @property
+    def labelled(self) -> bool:
+        """Never: nothing is right or wrong of features."""
+        return False
+
+    def accuracy(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def fidelity(self, dense: PatchLikeness) -> dict[str, Any]:
+        """Centred cosine to dense: mean over images and their 5th percentile, and of kept and of pruned patches."""
+        return {
+            "token_cosine": self.cosine.mean().item(),
+            "token_cosine_p5": self.cosine.quantile(0.05).item(),
+            "token_cosine_kept": _mean(self.kept),
+            "token_cosine_pruned": _mean(self.pruned),
+        }
+
+    def change(self, other: PatchLikeness) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def distances(self, dense: PatchLikeness) -> Tensor:
+        """1 less the cosine."""
+        return 1 - self.cosine
+
+
+class Dense(Task):
+    """Features of every patch."""
+
+    name = "dense"
+    output = "features"
+    loss = "tokens"
+    targets = None
+    filled = True
+    fidelity = (
+        Figure("token_cosine", "patches' cosine to dense, centred", 4),
+        Figure("token_cosine_p5", "its 5th percentile over images", 4),
+        Figure("token_cosine_kept", "of kept patches", 4),
+        Figure("token_cosine_pruned", "of pruned patches", 4),
+    )
+    rate_reference = 0.1
+    pipeline = "image-feature-extraction"
+    noun = "image backbone"
+
+    def run(self, model: nn.Module, images: Tensor) -> PatchFeatures:
+        """The patches' features."""
+        if isinstance(model, SparseViT):
+            selection = model.select(images, filled=True)
+            assert selection.filled is not None
+            return PatchFeatures(selection.filled.float(), selection.kept())
+        backbone = getattr(model, "backbone", None) or wrap(model)
+        features = model.forward_features(images)  # type: ignore[operator]
+        return PatchFeatures(features[:, backbone.num_prefix_tokens :].float(), None)
+
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+        """Relative squared error of the patches' features, of a masked pass of those that are kept."""
+        if isinstance(student, MaskedOutput):
+            return token_loss(student.features, teacher.features, student.kept[-1], relative=True)
+        features = student.features if student.filled is None else student.filled
+        return token_loss(features, teacher.features, relative=True)
+
+    def influence(self, output: Tensor) -> Tensor:
+        """How far what is pooled reaches from the batch's mean, where it is now."""
+        vectors = output.float()
+        own = vectors.detach() - (vectors.detach().mean(dim=0) if len(vectors) > 1 else 0.0)
+        return (vectors * F.normalize(own, dim=-1)).sum()
+
+    def record(self, output: PatchFeatures, reference: PatchFeatures | None = None) -> Record:
+        """Likeness to the dense model's features."""
+        theirs = (output if reference is None else reference).features
+        # What all patches of an image share says nothing of any of them.
+        centre = theirs.mean(dim=1, keepdim=True)
+        likeness = F.cosine_similarity(output.features - centre, theirs - centre, dim=2)  # (B, N)
+        kept = output.kept
+        unknown = likeness.new_full((len(likeness),), torch.nan)
+        return {
+            "cosine": likeness.mean(dim=1).cpu(),
+            "kept": (unknown if kept is None else _over(likeness, kept)).cpu(),
+            "pruned": (unknown if kept is None else _over(likeness, ~kept)).cpu(),
+        }
+
+    def results(self, record: Record, targets: Tensor) -> PatchLikeness:
+        """As `Task.results`."""
+        return PatchLikeness(targets, record["cosine"], record["kept"], record["pruned"])
+
+
+def _over(likeness: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the masked patches, (B, N) to (B,); NaN where there are none."""
+    weight = mask.to(likeness.dtype)
+    return (likeness * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+def _mean(values: Tensor) -> float | None:
+    """Of those that are numbers; None where none is."""
+    known = values[~values.isnan()]
+    return known.mean().item() if len(known) else None
