@@ -38,7 +38,7 @@ from vitprune.schedule import Sparsity
 from vitprune.tokens.losses import features_loss
 
 STAGES = (1, 3, 5, 7, 9, 11)
-PLAN = {"token_schedule": "geometric", "balance": 0.0, "beta": 0.0, "similarity": "keys"}
+PLAN = {"balance": 0.0, "beta": 0.0, "similarity": "keys"}
 """Redundancy alone decides, by keys: every patch counts, and many small steps lose less than few large ones."""
 
 
@@ -118,10 +118,16 @@ def batches(files: list[Path], model: nn.Module, batch_size: int) -> Iterator[Te
 
 
 def train(student: SparseViT, teacher: nn.Module, files: list[Path], steps: int, batch_size: int, lr: float) -> None:
-    """Distil the features of all patches; what runs before the first stage stays as it is."""
+    """Distil the features of all patches into norms, biases and layer scales from the first stage on.
+
+    So few steps bring more noise into the matrices than they mend: with these the features come out worse.
+    """
     first = student.schedule.blocks[0]
     dense = attach(teacher, keep=1.0)
-    parameters = [parameter for module in student.backbone.tail(first) for parameter in module.parameters()]
+    later = [parameter for module in student.backbone.tail(first) for parameter in module.parameters()]
+    student.model.requires_grad_(False)
+    # A norm may be in the tail twice, as the encoder's and as the model's.
+    parameters = [parameter.requires_grad_() for parameter in dict.fromkeys(later) if parameter.ndim == 1]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     shape = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1, cycle_momentum=False)
     order = random.Random(0)
@@ -201,7 +207,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.7)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=3e-5)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--hold-out", type=int, metavar="N", help="judge by N images of train/ instead of val/")
     parser.add_argument("--limit", type=int, help="judge by so many images")
     parser.add_argument("--large", type=int, default=100, metavar="N", help="images judged at 518 pixels")

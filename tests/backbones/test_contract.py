@@ -85,6 +85,27 @@ def test_keeping_all_is_the_models_own_output_bit_for_bit_or_nearly_with_a_mask(
 
 
 @by_kind
+@torch.no_grad()
+def test_features_are_timms_and_of_every_patch_when_tokens_are_pruned(build, make_images, kind):
+    sparse = build(kind)
+    twin, images = dense_twin(sparse), make_images(sparse)
+    features, timms = twin.forward_features(images), sparse.model.forward_features(images)
+    assert torch.equal(features, timms.reshape(features.shape)), "language models' encoders give a grid"
+    assert torch.equal(twin.forward_head(features), sparse.model(images))
+    given = twin.forward_intermediates(images, [0, 2], norm=True, intermediates_only=True)
+    assert given[0].shape == (2, sparse.backbone.embed_dim, *sparse.grid_size)
+    if kind != "Gemma 4":  # timm's own stumbles over images of one size
+        expected = sparse.model.forward_intermediates(images, [0, 2], norm=True, intermediates_only=True)
+        assert all(map(torch.equal, given, expected))
+    for pruned in (sparse, merging(sparse)):
+        filled = pruned.forward_features(images)
+        assert filled.shape == features.shape
+        assert pruned.forward_head(filled, pre_logits=True).shape == pruned.select(images).pooled.shape
+        if sparse.backbone.pooling == "class token" and "LV-ViT" not in kind and "refined" not in kind:
+            torch.testing.assert_close(pruned.forward_head(filled), pruned(images), rtol=0, atol=1e-4)
+
+
+@by_kind
 def test_masking_tokens_is_removing_them_pruned_or_merged(build, make_images, kind):
     dropping = build(kind)
     images = make_images(dropping)
