@@ -135,12 +135,19 @@ def test_unusable_data_is_an_error(make_vit, data, message):
         vitprune.sparsify(make_vit(), data, **QUICK)
 
 
+class Numbered(Noise):
+    """Each image of a class of its own."""
+
+    def __getitem__(self, index):
+        return self.images[index], index
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_labels_that_the_model_does_not_have_are_an_error(make_vit, num_workers):
     """In one sentence, also where a worker process finds it."""
-    with pytest.raises(vitprune.errors.DataError, match="its label is 1, but the model has 1 classes") as caught:
+    with pytest.raises(vitprune.errors.DataError, match="its label is 2, but the model has 2 classes") as caught:
         vitprune.evaluate(
-            make_vit(num_classes=1, img_size=64, depth=3), Noise(True), device="cpu", num_workers=num_workers
+            make_vit(num_classes=2, img_size=64, depth=3), Numbered(True), device="cpu", num_workers=num_workers
         )
     assert "Traceback" not in str(caught.value)
 
