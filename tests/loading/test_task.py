@@ -208,6 +208,31 @@ def test_files_with_and_without_a_classifier_give_the_same_encoder(classifier, m
     assert "--model-kwargs num_classes=0" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "width"),
+    [
+        ("vit_small_patch14_dinov2", 84, 64),
+        ("vit_base_patch16_clip_224.openai", 96, 512),
+        ("vit_base_patch16_clip_224", 96, 512),
+        ("vit_base_patch16_siglip_224", 96, 64),
+        ("eva02_base_patch16_clip_224", 96, 512),
+        ("vit_small_patch16_dinov3", 96, 64),
+        ("vit_base_patch16_224.mae", 96, 64),
+        ("naflexvit_base_patch16_siglip", 96, 64),
+    ],
+)
+def test_a_file_of_an_encoder_is_one(make_vit, tmp_path, name, size, width):
+    sizes = {**TINY, "img_size": size}
+    model = make_vit(name, **sizes, num_classes=512 if width == 512 else 0)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    loaded = load_model(name, checkpoint=tmp_path / "weights.safetensors", model_kwargs=sizes)
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images), model(images))
+        assert attach(loaded.model)(images).shape == (2, width)
+    assert loaded.task == "embedding"
+
+
 def test_weights_of_the_hub_lose_their_classifier(monkeypatch):
     torch.manual_seed(0)
     whole = timm.create_model("test_vit")

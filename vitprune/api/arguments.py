@@ -141,7 +141,7 @@ def opened(
         raise UsageError(f"limit is {limit}, expected at least 1")
     classes = loaded.targets
     if not isinstance(data, (str, Path)):
-        images = open_torch(data, val, classes if labels else None, training=training)
+        images = open_torch(data, val, classes, training=training, labels=labels)
         if limit is not None:
             images.train, images.val = images.train and images.train.sample(limit), images.val.sample(limit)
         return images

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitprune.backbones import preprocessing
 from vitprune.data import Data, Images, ImageStream
@@ -68,6 +68,7 @@ def _parts(images: Images) -> Iterator[bytes]:
     if isinstance(images, ImageStream):
         yield os.fsencode(Path(images.source).name)
         yield repr(sorted((str(value), index) for value, index in images.labels.index.items())).encode()
+        yield repr(images.labels.reading).encode()
         return
     if isinstance(images, TorchImages):  # what it gives may be random, and take long
         yield f"{type(getattr(images.read, '__self__', images.read)).__name__} {list(images.items)}".encode()
@@ -75,7 +76,7 @@ def _parts(images: Images) -> Iterator[bytes]:
     most = _MOST_FILES if len(images) and isinstance(images.items[0], Path) else _MOST_ROWS
     for item, label in zip(images.items, images.labels, strict=True):
         name = "/".join(item.parts[-2:]) if isinstance(item, Path) else str(item)
-        yield os.fsencode(name) + str(label).encode()
+        yield os.fsencode(name) + (str(label.tolist()) if isinstance(label, Tensor) else str(label)).encode()
     for item in images.items[:: max(1, -(-len(images) // most))]:
         size: Any
         try:

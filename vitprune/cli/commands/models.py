@@ -27,7 +27,7 @@ def models(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is supported: timm's architectures, their tokens and their cost, dense and sparse. Needs no weights.
+    """What is supported: timm's architectures, what they are for, tokens and cost, dense and sparse. Needs no weights.
 
     Examples:
 
