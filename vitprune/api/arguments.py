@@ -147,4 +147,5 @@ def opened(
         return images
     if val is not None:
         raise UsageError("val_data goes with a Dataset or a DataLoader", "a folder has its own: a val folder in it")
-    return open_data(str(data), classes, DataOptions(limit=limit), training=training, labels=labels)
+    gallery = loaded.task == "embedding"
+    return open_data(str(data), classes, DataOptions(limit=limit), training=training, labels=labels, gallery=gallery)

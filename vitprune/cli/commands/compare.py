@@ -120,7 +120,7 @@ def compare(
     if spec in METHODS:
         raise UsageError(f"'{spec}' is a method, not DATA", f"--methods takes them joined with commas: tome,{spec}")
     with waiting(f"opening {spec}"):
-        opened = open_data(spec, loaded.targets, images.parsed(), training=trains)
+        opened = open_data(spec, loaded.targets, images.parsed(), training=trains, gallery=loaded.task == "embedding")
     for line in opened.understood:
         say(line)
     with RunProgress() as progress:

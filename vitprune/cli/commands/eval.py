@@ -143,7 +143,7 @@ def _open(spec: str, options: DataOptions, loaded: Loaded) -> tuple[Data, bool]:
     from vitprune.data import Unlabelled, open_data
 
     try:
-        opened = open_data(spec, loaded.targets, options)
+        opened = open_data(spec, loaded.targets, options, gallery=loaded.task == "embedding")
         return opened, opened.val.labelled
     except Unlabelled as error:
         if loaded.sparse is None:
