@@ -134,6 +134,17 @@ def compare(
     }
 
 
+def untrained_models(subject: Subject, settings: CompareSettings) -> dict[str, nn.Module]:
+    """The methods that need no training, at the MACs of ours, by name.
+
+    Raises:
+        UnsupportedModelError: the model cannot be pruned so, or not so far.
+    """
+    planned = attach_as(subject.dense, subject.sparsity) if subject.ours is None else subject.ours
+    budget = count_macs(planned, input_size(subject.dense))
+    return {name: _untrained(name, subject.dense, planned, budget)[0] for name in settings.methods}
+
+
 def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 0) -> dict[str, Any]:
     """What is known of a method before it is measured; seconds and steps are of training it here."""
     return {
