@@ -20,6 +20,7 @@ from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import ExportError
+from vitprune.tasks import task_named
 
 Format = Literal["onnx", "pt2", "timm"]
 
@@ -38,7 +39,8 @@ _OF_THE_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", 
 
 
 def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
-    """Write a model as one ONNX file with any batch size: `images` (batch, C, H, W) to `logits` (batch, num_classes).
+    """Write a model as one ONNX file with any batch size: `images` (batch, C, H, W) to what its task
+    puts out: `logits`, `values`, `embedding` (batch, ...) or `features` (batch, tokens, channels).
 
     The model is in eval mode, on the CPU. The metadata goes into the file's metadata_props, as the JSON that
     model.safetensors carries.
@@ -154,7 +156,7 @@ def _graph(model: nn.Module, metadata: Metadata, *, optimize: bool) -> Any:
         dynamo=True,
         dynamic_shapes=_ANY_BATCH_SIZE,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=[task_named(metadata.task).output],
         opset_version=_OPSET,
         external_data=False,
         optimize=optimize,

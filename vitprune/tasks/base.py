@@ -17,6 +17,8 @@ from vitprune.data import UNLABELLED, TargetKind
 from vitprune.model import MaskedOutput, Selection, SparseViT, TaskName
 
 CONFIDENCE_95 = 1.96
+NUM_SHOWN = 3
+"""Classes or labels that are named of an image."""
 Record = dict[str, Tensor]
 """What is kept of a model's outputs: tensors of one row an image, on the CPU, by name."""
 
@@ -149,6 +151,7 @@ class Task(ABC):
         noun: what it makes of a model, for sentences.
         said: how close a model is to its dense one, in words, with the fidelity figures by key and `images`.
         distance: what `Results.distances` are called.
+        decides: what `decisions` are called; empty where there are none.
         filled: whether its loss needs the features of all patches, pruned ones filled in.
         gallery: whether its accuracy needs the training images' outputs too, see `Results.beside`.
     """
@@ -165,8 +168,14 @@ class Task(ABC):
     noun: ClassVar[str] = "image classifier"
     said: ClassVar[str]
     distance: ClassVar[str] = "KL"
+    decides: ClassVar[str] = ""
     filled: ClassVar[bool] = False
     gallery: ClassVar[bool] = False
+
+    @property
+    def outputs(self) -> str:
+        """The output's name, of many numbers."""
+        return "numbers of the embedding" if self.output == "embedding" else self.output
 
     def run(self, model: nn.Module, images: Tensor) -> Any:
         """What a model gives for images (B, in_chans, H, W): by default its output, (B, ...) in fp32."""
@@ -200,14 +209,27 @@ class Task(ABC):
         """What `run` would give, out of the pass of a sparse model, with the features of all patches where `filled`."""
         return selection.logits.float()
 
-    def answers(self, output: Any, names: Mapping[int, str]) -> list[Answer]:
+    def answers(self, output: Any, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """What a batch's outputs of `run` say of each image, for people.
 
         Args:
             output: of `run`.
             names: of the classes or labels, by index, where known.
+            count: at most so many of these.
         """
         return [[] for _ in output]
+
+    def vectors(self, output: Any) -> Tensor | None:
+        """A batch's outputs of `run` as numbers that are of use to others, (B, ...); None where `answers` say it."""
+        return None
+
+    def decisions(self, output: Tensor) -> Tensor | None:
+        """What outputs (N, ...) decide; None where they decide nothing."""
+        return None
+
+    def margins(self, output: Tensor) -> Tensor | None:
+        """How far outputs (N, ...) are from deciding otherwise, in the shape of `decisions`."""
+        return None
 
     @abstractmethod
     def record(self, output: Any, reference: Any = None) -> Record:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitprune.model import MaskedOutput, Selection, SparseViT
 from vitprune.tasks.base import (
+    NUM_SHOWN,
     Answer,
     Change,
     Figure,
@@ -24,7 +25,6 @@ from vitprune.tasks.base import (
 )
 from vitprune.tokens.losses import distillation_loss
 
-NUM_CLASSES_SHOWN = 3
 _TOP = 5
 
 
@@ -97,6 +97,7 @@ class Classification(Task):
         Figure("kl", "KL from dense (nats)", "KL", 3, higher_is_better=False),
     )
 
+    decides = "class"
     said = "it predicts the dense model's class on {agreement_pct} % of {images}"
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
@@ -115,16 +116,25 @@ class Classification(Task):
         }
         return record if reference is None else record | {"kl": divergence(output, reference).cpu()}
 
-    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+    def decisions(self, output: Tensor) -> Tensor:
+        """The likeliest class, (N, num_classes) to (N,)."""
+        return output.argmax(dim=1)
+
+    def margins(self, output: Tensor) -> Tensor:
+        """The likeliest class' logit less the next one's, (N, num_classes) to (N,)."""
+        best = output.topk(min(2, output.shape[1]), dim=1).values
+        return best[:, 0] - best[:, -1]
+
+    def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The likeliest classes."""
-        return [likeliest(each, names) for each in output.float().log_softmax(dim=-1).cpu()]
+        return [likeliest(each, names, count) for each in output.float().log_softmax(dim=-1).cpu()]
 
     def results(self, record: Record, targets: Tensor) -> Predictions:
         """As `Task.results`."""
         return Predictions(targets, record["top"], record.get("kl"), record["confidence"])
 
 
-def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_CLASSES_SHOWN) -> list[NamedClass]:
+def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[NamedClass]:
     """The `count` likeliest classes of one image, best first.
 
     Args:

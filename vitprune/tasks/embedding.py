@@ -164,6 +164,10 @@ class Embedding(Task):
         self.change = _ZERO_SHOT_CHANGE if named else _KNN_CHANGE
         self.targets = "class" if named else "group"
 
+    def vectors(self, output: Tensor) -> Tensor:
+        """The vectors, not of unit length."""
+        return output
+
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
         """1 less the cosine, both less the mean of the teacher's vectors in the batch, batch mean."""
         ours, target = student.logits.float(), teacher.logits.detach().float()

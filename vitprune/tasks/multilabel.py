@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import Answer, Change, Figure, NamedClass, Record, Results, Task, changed, percent
+from vitprune.tasks.base import NUM_SHOWN, Answer, Change, Figure, NamedClass, Record, Results, Task, changed, percent
 
 _RESAMPLES = 200
-_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class MultiLabel(Task):
     rate_reference = 0.02
     noun = "multi-label image classifier"
 
+    decides = "label"
     said = "it gives the dense model's labels in {label_agreement_pct} % of all decisions on {images}"
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
@@ -107,11 +107,19 @@ class MultiLabel(Task):
         record = {"logits": output.cpu()}
         return record if reference is None else record | {"kl": binary_divergence(output, reference).cpu()}
 
-    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+    def decisions(self, output: Tensor) -> Tensor:
+        """Whether each label is given, (N, num_labels)."""
+        return output > 0
+
+    def margins(self, output: Tensor) -> Tensor:
+        """How far each logit is from 0, (N, num_labels)."""
+        return output.abs()
+
+    def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The labels that it gives, surest first."""
         found: list[Answer] = []
         for shares in output.float().sigmoid().cpu():
-            order = shares.argsort(descending=True)[:_MOST_SHOWN].tolist()
+            order = shares.argsort(descending=True)[:count].tolist()
             found.append(
                 [
                     NamedClass(index=index, name=names.get(index), probability_pct=100 * shares[index].item())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import CONFIDENCE_95, Answer, Change, Figure, Record, Results, Task, changed
+from vitprune.tasks.base import CONFIDENCE_95, NUM_SHOWN, Answer, Change, Figure, Record, Results, Task, changed
 
 _FLOOR = 1e-3
 """Of the spread, as a share of the root mean square: outputs that hardly vary in a batch say little of it."""
@@ -129,7 +129,11 @@ class Regression(Task):
         """Values (B, num_values)."""
         return {"values": output.cpu()}
 
-    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+    def vectors(self, output: Tensor) -> Tensor:
+        """The values."""
+        return output
+
+    def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The values."""
         return [", ".join(f"{value:.4g}" for value in each) for each in output.tolist()]
 
