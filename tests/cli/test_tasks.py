@@ -147,11 +147,13 @@ def test_onnx_gives_and_says_the_same(made, capsys, tmp_path):
     assert [each.name for each in onnx.load(path).graph.output] == [task.output]
     assert run(["eval", str(folder), *options, "-j", "0", "--device", "cpu", *weights, "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
-    assert run(["eval", str(path), *options, "-j", "0", "--json"]) == 0
+    assert run(["eval", str(path), *options, "-j", "0", *weights, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["task"] == task.name
     for figure in task.accuracy:
         assert result[figure.key] == pytest.approx(expected[figure.key], abs=1e-3)
+    for figure in task.fidelity[:2]:
+        assert result["delta"][figure.key] == pytest.approx(expected["delta"][figure.key], abs=1e-3)
 
 
 def test_visualize_draws_and_says_how_far(made, capsys, tmp_path):
