@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from vitprune.data import UNLABELLED, TargetKind
-from vitprune.model import MaskedOutput, Selection, SparseViT, TaskName
+from vitprune.model import MaskedOutput, Selection, TaskName
 
 CONFIDENCE_95 = 1.96
 NUM_SHOWN = 3
@@ -40,6 +40,26 @@ class NamedClass(BaseModel):
 
 Answer = list[NamedClass] | str
 """What a model says of an image: classes, likeliest first, or a text; empty where it is not for people."""
+
+
+class Spread(NamedTuple):
+    """Where a teacher's outputs lie.
+
+    Not of a batch: its share of a loss would hang on what else is in it.
+
+    Attributes:
+        mean: (num_outputs,).
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, outputs: Tensor) -> Spread:
+        """Of outputs (n, num_outputs)."""
+        outputs = outputs.detach().float()
+        return cls(outputs.mean(dim=0), outputs.std(dim=0, correction=0))
 
 
 class Figure(NamedTuple):
@@ -152,6 +172,7 @@ class Task(ABC):
         said: how close a model is to its dense one, in words, with the fidelity figures by key and `images`.
         distance: what `Results.distances` are called.
         decides: what `decisions` are called; empty where there are none.
+        needs_spread: whether its losses need to know where the teacher's outputs lie.
         filled: whether its loss needs the features of all patches, pruned ones filled in.
         gallery: whether its accuracy needs the training images' outputs too, see `Results.beside`.
     """
@@ -169,6 +190,7 @@ class Task(ABC):
     said: ClassVar[str]
     distance: ClassVar[str] = "KL"
     decides: ClassVar[str] = ""
+    needs_spread: ClassVar[bool] = False
     filled: ClassVar[bool] = False
     gallery: ClassVar[bool] = False
 
@@ -182,22 +204,23 @@ class Task(ABC):
         return model(images).float()
 
     @abstractmethod
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """The loss of a student's pass against the teacher's, a scalar in fp32; no gradient flows into the teacher.
 
         Args:
             student: what its pass computed.
             teacher: what the teacher's computed.
-            sparse: the student itself.
+            outputs: of the teacher over some training images, where `needs_spread`.
         """
 
-    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float, outputs: Spread | None) -> Tensor:
         """The loss against labels, for recipes that train on them: by default cross-entropy.
 
         Args:
             logits: (B, num_classes).
             labels: class indices (B,), or of mixed images, which timm has smoothed, probabilities (B, num_classes).
             smoothing: of the labels, in [0, 1).
+            outputs: as in `distillation`.
         """
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing if labels.ndim == 1 else 0.0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.model import MaskedOutput, Selection, SparseViT
+from vitprune.model import MaskedOutput, Selection
 from vitprune.tasks.base import (
     NUM_SHOWN,
     Answer,
@@ -18,6 +18,7 @@ from vitprune.tasks.base import (
     NamedClass,
     Record,
     Results,
+    Spread,
     Task,
     changed,
     paired_shares,
@@ -100,7 +101,7 @@ class Classification(Task):
     decides = "class"
     said = "it predicts the dense model's class on {agreement_pct} % of {images}"
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """KL(teacher || student)."""
         return distillation_loss(student.logits, teacher.logits)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitprune.backbones import wrap
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import NUM_SHOWN, Answer, Figure, Record, Results, Task
+from vitprune.tasks.base import NUM_SHOWN, Answer, Figure, Record, Results, Spread, Task
 from vitprune.tokens.losses import token_loss
 
 
@@ -116,7 +116,7 @@ class Dense(Task):
         """Nothing for people."""
         return [[] for _ in output.features]
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """Relative squared error of the patches' features, of a masked pass of those that are kept."""
         if isinstance(student, MaskedOutput):
             return token_loss(student.features, teacher.features, student.kept[-1], relative=True)

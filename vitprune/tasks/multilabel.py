@@ -10,8 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import NUM_SHOWN, Answer, Change, Figure, NamedClass, Record, Results, Task, changed, percent
+from vitprune.model import MaskedOutput, Selection
+from vitprune.tasks.base import (
+    NUM_SHOWN,
+    Answer,
+    Change,
+    Figure,
+    NamedClass,
+    Record,
+    Results,
+    Spread,
+    Task,
+    changed,
+    percent,
+)
 
 _RESAMPLES = 200
 
@@ -90,11 +102,11 @@ class MultiLabel(Task):
     decides = "label"
     said = "it gives the dense model's labels in {label_agreement_pct} % of all decisions on {images}"
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """KL(teacher || student) of each label's two outcomes, summed over the labels of an image, batch mean."""
         return binary_divergence(student.logits, teacher.logits.detach()).mean() * student.logits.shape[-1]
 
-    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float, outputs: Spread | None) -> Tensor:
         """Binary cross-entropy with labels (B, num_labels), mean over labels and images."""
         return F.binary_cross_entropy_with_logits(logits.float(), labels * (1 - smoothing) + smoothing / 2)
 
