@@ -118,7 +118,7 @@ def sparsify(
     if not print_config:
         check_writable(output or RUNS)
     with waiting("loading PyTorch"):
-        chosen = recipe.chosen(model, compile=True if compiled else None)
+        chosen = recipe.chosen(model, weights.task, compile=True if compiled else None)
         request = plan.request(device=device)
     if print_config:
         import yaml
