@@ -50,7 +50,9 @@ def random_said(report: Report) -> str:
 
     fig, found = plain_figures(report), headline(report)
     said = [] if found is None else [found[0].said(fig(f"random.{found[0].key}", found[0].digits))]
-    said += [each.said(fig(f"random.{each.key}", each.digits)) for each in task_named(report.task).fidelity[:2]]
+    task = task_named(report.task)
+    shown = dict.fromkeys((task.fidelity[0], task.finest))
+    said += [each.said(fig(f"random.{each.key}", each.digits)) for each in shown]
     return ", ".join(said)
 
 
@@ -132,7 +134,7 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
         "front: no other model is as accurate and as fast"
     )
     if judged.change is None:
-        print_line(f"{judged.figure.short}: {judged.figure.text}; the images have no labels")
+        print_line(f"{judged.figure.short}: {judged.figure.text}; {judged.why}")
     if all(row["kind"] != "other" for row in rows):
         print_line("--also NAME shows whether a smaller dense model is the better choice")
     print_line(f"in {result['seconds']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")

@@ -22,10 +22,12 @@ class Judged(NamedTuple):
     Attributes:
         figure: against labels, or without them how close a model is to the dense one.
         change: of the figure, with labels; else None.
+        why: they are not judged by labels, where they are not.
     """
 
     figure: Figure
     change: Change | None
+    why: str
 
     def value(self, row: Mapping[str, Any]) -> float:
         """Of a row of sweep.json."""
@@ -41,8 +43,8 @@ def judged_by(result: Mapping[str, Any]) -> Judged:
     tasks = (task_named(result.get("task", "classification")), zero_shot_task())
     for task in tasks:
         if task.change is not None and result["accuracy"] == task.accuracy[0].key:
-            return Judged(task.accuracy[0], task.change)
-    return Judged(tasks[0].fidelity[0], None)
+            return Judged(task.accuracy[0], task.change, "")
+    return Judged(tasks[0].fidelity[0], None, tasks[0].no_accuracy)
 
 
 def render_sweep_page(result: Mapping[str, Any]) -> str:
@@ -86,7 +88,7 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
 
 def accuracy_cells(row: Mapping[str, Any], judged: Judged) -> list[str]:
     """By which a row is judged and, with labels, the difference from dense and its interval."""
-    figure, change = judged
+    figure, change, _ = judged
     cell = number(judged.value(row), figure.digits)
     if change is None:
         return [cell]
@@ -111,7 +113,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, judged: Ju
         sentences.append(f"{name}: {value} at {number(x, digits)} {x_label}, {_standing(row, key)}")
     text = judged.figure.text
     title = f"{text[0].upper()}{text[1:]} against {x_label}"
-    return models_chart(title, "; ".join(sentences), points, x_label)
+    return models_chart(title, "; ".join(sentences), points, x_label, percent=judged.figure.in_percent)
 
 
 def _standing(row: Mapping[str, Any], key: str) -> str:

@@ -86,6 +86,12 @@ class Dense(Task):
     rate_reference = 0.1
     pipeline = "image-feature-extraction"
     noun = "image backbone"
+    no_accuracy = "features of patches are neither right nor wrong"
+    explained = (
+        "Cosine: how alike the directions of the sparse and the dense model's features of a patch are, 1 for the same, "
+        "both less the mean of the image's dense features, which all its patches share; means over the patches of an "
+        "image. A merged patch follows the token that it is part of, a dropped one stays what it was."
+    )
 
     said = (
         "its patches' features have cosine {token_cosine} to the dense model's, centred, those of pruned patches "

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.limits import MinFidelity, check_goes_with, fidelity_check
+from vitprune.cli.limits import MinFidelity, check_goes_with, check_measured, fidelity_check
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageOptions, Model, Precision, Workers
-from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, signed, waiting
+from vitprune.cli.output import Check, enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.errors import DataError, UsageError
@@ -70,15 +70,16 @@ def evaluate(
         of_dense = weights.checkpoint is not None and sparse_file(model) is not None
         of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
         loaded = weights.load(model, exported=True, **of_model)
-    check_goes_with(loaded.task, min_top1)
+    task = task_named(loaded.task, loaded.class_vectors)
+    check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
     if min_fidelity is not None and not of_dense:
         raise UsageError("--min-fidelity compares with the dense model", "name its weights too: --checkpoint FILE")
     subject = loaded.sparse or loaded.model
-    task = task_named(loaded.task, loaded.class_vectors)
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
         opened, labelled = _open(spec, images.parsed(), loaded)
         compares = of_dense or not labelled
+        check_measured(task, opened, min_top1=min_top1)
         models = {"dense": weights.dense_of(loaded).model} if compares else {}
     val, gallery, transform = opened.val, gallery_of(opened, task), eval_transform(loaded.model)
     for each in (val, gallery):
@@ -134,7 +135,7 @@ def evaluate(
     else:
         _print(result, loaded.metadata.label if loaded.metadata else "dense", per_class)
     enforce(
-        [("--min-top1", result.get("top1_pct"), min_top1), fidelity_check(task.name, result.get("delta"), min_fidelity)]
+        [Check("--min-top1", result.get("top1_pct"), min_top1), fidelity_check(task, result.get("delta"), min_fidelity)]
     )
 
 
