@@ -64,7 +64,7 @@ def test_dense_and_sparse_side_by_side_as_table_and_csv(folder, make_vit, capsys
     assert run(arguments) == 0
     out = capsys.readouterr().out
     assert "dense" in out
-    assert "same class as dense on" in out
+    assert "same prediction as dense" in out
     assert run([*arguments, "--topk", "2", "-o", "p.csv"]) == 0
     with (folder / "p.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -66,7 +66,7 @@ def assert_same_answers(path, sparse, atol=2e-5):
 def assert_good(done, sparse, atol=2e-5):
     assert_same_answers(done.output, sparse, atol)
     assert done.agreement.batch_sizes == (1, 2, 5)
-    assert done.agreement.max_logit_difference < atol
+    assert done.agreement.max_difference < atol
     for word in (b"site-packages", b"model.py", b'.py"'):
         assert word not in done.output.read_bytes(), "no path of this machine"
 
@@ -112,7 +112,7 @@ def test_timm_opens_the_folder_by_itself(exported, tmp_path):
     assert model.pretrained_cfg["label_names"] == ["cat", "dog"]
     assert model.pretrained_cfg["license"] == "mit", "not what timm says of the architecture's default weights"
     assert model.pretrained_cfg.keys().isdisjoint({"tag", "origin_url"})
-    assert done.agreement.max_logit_difference == 0
+    assert done.agreement.max_difference == 0
     assert sorted(path.name for path in done.output.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_computes_something_else_or_does_not_open_is_not_kept(export
             (lambda images, logits: logits * 1.02, "typical image"),
             (lambda images, logits: logits + 0.1 * (len(images) == 1), "typical image"),
             (lambda images, logits: logits.log(), "not finite"),
-            (_another_class, "clear predictions change class"),
+            (_another_class, "clear class decisions change"),
         ):
             wrong = _Wrong(model, change)
             refused(kind, message, write=lambda *arguments: None, read=lambda path, wrong=wrong: wrong)

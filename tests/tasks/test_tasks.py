@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from vitprune.errors import DataError
 from vitprune.model import Selection, attach
-from vitprune.tasks import TASKS, ClassVectors, Embedding, read_class_vectors, task_named
+from vitprune.tasks import TASKS, ClassVectors, Embedding, Spread, read_class_vectors, task_named
 from vitprune.tasks.dense import PatchFeatures
 from vitprune.tasks.embedding import Embeddings
 
@@ -79,13 +79,13 @@ def test_an_equal_model_is_perfect_and_a_wrong_one_is_not(name):
 def test_the_loss_is_least_for_the_teacher_and_has_a_gradient(name):
     task, teacher = task_named(name), _outputs()
     losses = [
-        task.distillation(_selection(each), _selection(teacher), None).item()
+        task.distillation(_selection(each), _selection(teacher), Spread.of(teacher)).item()
         for each in (teacher, teacher + 0.1 * _outputs(1), _outputs(2))
     ]
     assert losses[0] == pytest.approx(0, abs=1e-5)
     assert losses[0] < losses[1] < losses[2]
     student = _outputs(3).requires_grad_()
-    task.distillation(_selection(student), _selection(teacher), None).backward()
+    task.distillation(_selection(student), _selection(teacher), Spread.of(teacher)).backward()
     assert student.grad.isfinite().all()
     assert student.grad.abs().sum() > 0
     output = _outputs(4).requires_grad_()
@@ -255,3 +255,16 @@ def test_dense_runs_sparse_and_timm_models_alike(make_vit, make_images):
     torch.testing.assert_close(found, expected)
     assert expected.shape == sparse.features.shape
     assert sparse.kept.float().mean() < 0.5
+
+
+@EACH
+def test_a_loss_is_the_mean_over_images_whatever_they_are_dealt_with(name):
+    """So that microbatches and processes give one gradient."""
+    task, student, teacher = task_named(name), _outputs(1), _outputs()
+    spread = Spread.of(teacher)
+    whole = task.distillation(_selection(student), _selection(teacher), spread)
+    halves = [
+        task.distillation(_selection(student[part]), _selection(teacher[part]), spread)
+        for part in (slice(0, 30), slice(30, NUM_IMAGES))
+    ]
+    torch.testing.assert_close((30 * halves[0] + 90 * halves[1]) / NUM_IMAGES, whole)

@@ -195,7 +195,7 @@ def predict(
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[ImagePrediction]:
-    """The likeliest classes of images, which need no labels.
+    """What a model says of images, which need no labels: of a classifier the likeliest classes.
 
     Example:
         for each in vitprune.predict(sparse, "path/to/images"):
@@ -212,7 +212,7 @@ def predict(
 
     Returns:
         An entry per image that could be read: `image`, and by "sparse" or "dense" the `classes`, best first, each with
-        `index`, `name` and `probability_pct`.
+        `index`, `name` and `probability_pct`; of values, embeddings and features the `vectors`.
 
     Raises:
         VitpruneError: see `vitprune.errors`.
@@ -224,8 +224,9 @@ def predict(
     with ProgressShown(progress) as listener:
         listener.begin(f"predicting with {loaded.name}", len(found))
         number_format = pick_precision(precision, where, training=False)
-        rows, _ = predict_images(
-            subject, found, names, where, number_format, topk=topk, batch_size=batch_size, listener=listener
+        task = task_named(loaded.task)
+        rows, *_ = predict_images(
+            subject, found, names, where, number_format, task=task, topk=topk, batch_size=batch_size, listener=listener
         )
     return rows
 

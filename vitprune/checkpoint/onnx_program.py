@@ -18,23 +18,26 @@ from vitprune.errors import CheckpointError, ExportError, UsageError, VitpruneEr
 
 
 class OnnxProgram(nn.Module):
-    """An ONNX file as a module: images (B, C, H, W) to logits (B, num_classes), both fp32.
+    """An ONNX file as a module: images (B, C, H, W) to logits or an embedding (B, num_classes), or to the features of
+    all patches (B, P + N, channels), all fp32.
 
     It runs on the CPU, in the precision it was exported in ("fp32", "fp16" or "int8"): moving and casting it does
     nothing, and a copy is itself. The preprocessing is its `pretrained_cfg`, where timm's data helpers look for it.
     """
 
-    def __init__(self, session: Any, metadata: Metadata, num_classes: int, precision: str, path: Path) -> None:
+    def __init__(self, session: Any, metadata: Metadata, gives: list[int], precision: str, path: Path) -> None:
         super().__init__()
         self.session = session
         self.metadata = metadata
-        self.num_classes = num_classes
+        self.num_classes = 0 if len(gives) > 1 else gives[0]
+        self.num_features = gives[-1]
+        self.num_prefix_tokens = gives[0] - metadata.num_patches if len(gives) > 1 else 0
         self.precision = precision
         self.path = path
         self.pretrained_cfg = metadata.preprocessing.model_dump()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, on the device of the images.
+        """What the file puts out, on the device of the images.
 
         Raises:
             UsageError: the images are not of the size that the file takes.
@@ -45,12 +48,16 @@ class OnnxProgram(nn.Module):
             raise UsageError(f"'{self.path}' takes images of (batch, {_text(expected)}), got {tuple(images.shape)}")
         fed = {self.session.get_inputs()[0].name: images.to("cpu", torch.float32).numpy()}
         try:
-            (logits,) = self.session.run(None, fed)
+            (output,) = self.session.run(None, fed)
         except Exception as error:  # onnxruntime's errors have no common class
             raise VitpruneError(
                 f"'{self.path}' stopped at a batch of {len(images)}: {first_line(error)}", "try a lower --batch-size"
             ) from error
-        return torch.from_numpy(logits).to(images.device)
+        return torch.from_numpy(output).to(images.device)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Of a file that puts out the features of all patches: those, (B, P + N, channels)."""
+        return self(images)  # type: ignore[no-any-return]
 
     def structure(self) -> nn.Module:
         """The model that the file was made from, without its weights: what it costs on paper."""
@@ -109,7 +116,7 @@ def read_onnx(path: Path) -> OnnxProgram:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
         raise CheckpointError(f"onnxruntime cannot open '{path}': {first_line(error)}") from error
-    return OnnxProgram(session, metadata, _num_classes(session, metadata, path), precision, path)
+    return OnnxProgram(session, metadata, _outputs(session, metadata, path), precision, path)
 
 
 def _metadata(graph: Any, path: Path) -> Metadata:
@@ -144,8 +151,8 @@ def _tensors(message: Any, path: Path) -> Iterator[Any]:
             yield part
 
 
-def _num_classes(session: Any, metadata: Metadata, path: Path) -> int:
-    """The number of classes, once what the graph computes fits what its metadata says.
+def _outputs(session: Any, metadata: Metadata, path: Path) -> list[int]:
+    """What the graph gives of an image, (num_classes) or (tokens, channels), once it fits what its metadata says.
 
     Raises:
         CheckpointError: it does not fit, or the batch size is fixed.
@@ -154,20 +161,24 @@ def _num_classes(session: Any, metadata: Metadata, path: Path) -> int:
     if [end.type for end in ends] != ["tensor(float)"] * 2:
         raise CheckpointError(f"'{path}' does not turn one fp32 tensor into another", "vitprune did not write it")
     takes, gives = (end.shape for end in ends)
-    expected = metadata.preprocessing.input_size
-    if len(takes) != 4 or tuple(takes[1:]) != expected or len(gives) != 2 or not isinstance(gives[1], int):
+    expected, (_, *of_image) = metadata.preprocessing.input_size, gives
+    dense = metadata.task == "dense"
+    fits = len(of_image) == (2 if dense else 1) and all(isinstance(size, int) for size in of_image)
+    fits = fits and (not dense or of_image[0] >= metadata.num_patches)
+    if len(takes) != 4 or tuple(takes[1:]) != expected or not fits:
+        form = "tokens, channels" if dense else "classes" if metadata.task == "classification" else "outputs"
         raise CheckpointError(
             f"'{path}' does not fit its own metadata: it turns ({_text(takes)}) into ({_text(gives)}), "
-            f"expected (batch, {_text(expected)}) and (batch, classes)",
+            f"expected (batch, {_text(expected)}) and (batch, {form})",
             "export the model again",
         )
     if isinstance(takes[0], int):
         raise CheckpointError(
             f"'{path}' takes batches of {takes[0]} images only", "export it with a dynamic batch size"
         )
-    if metadata.class_names is not None and len(metadata.class_names) != gives[1]:
+    if metadata.class_names is not None and len(metadata.class_names) != of_image[-1]:
         raise CheckpointError(f"'{path}' has {gives[1]} classes and its metadata names {len(metadata.class_names)}")
-    return gives[1]
+    return list(of_image)
 
 
 def _text(shape: Any) -> str:

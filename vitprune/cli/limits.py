@@ -46,7 +46,7 @@ def check_goes_with(
     if figure.in_percent and 0 < min_fidelity <= 1:
         raise UsageError(f"--min-fidelity is {min_fidelity:g}: {figure.text}", f"in percent: {100 * min_fidelity:g}")
     if min_fidelity > 1 and not figure.in_percent:
-        raise UsageError(f"--min-fidelity is {min_fidelity:g}, and the {figure.text} is never above 1", "such as 0.95")
+        raise UsageError(f"--min-fidelity is {min_fidelity:g}, and this is at most 1: {figure.text}", "such as 0.95")
 
 
 def check_measured(task: Task, data: Data, **limits: float | None) -> None:

@@ -114,13 +114,24 @@ class StructureOptions:
         ),
     ] = None
 
+    task: Annotated[
+        Literal["auto", "classification", "multilabel", "regression", "embedding", "dense"],
+        typer.Option(
+            metavar="TASK",
+            help="What MODEL is for: classification, multilabel, regression, embedding or dense (token features).",
+            show_default="what its weights say",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "auto"
+
     def arguments(self) -> dict[str, Any]:
         """What they are to `vitprune.loading.load.load_model`.
 
         Raises:
             UsageError: they cannot be read.
         """
-        return {"img_size": self.img_size, "model_kwargs": parse_model_kwargs(self.model_kwargs)}
+        kwargs = parse_model_kwargs(self.model_kwargs)
+        return {"img_size": self.img_size, "model_kwargs": kwargs, "task": self.task}
 
     def load(self, model: str, **more: Any) -> Loaded:
         """MODEL, from `load_model`, whose arguments `more` replaces; says what was understood."""
@@ -164,15 +175,6 @@ class ModelOptions(StructureOptions):
         _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
     ] = None
 
-    task: Annotated[
-        Literal["auto", "classification", "multilabel", "regression", "embedding", "dense"],
-        typer.Option(
-            metavar="TASK",
-            help="What MODEL is for: classification, multilabel, regression, embedding or dense (token features).",
-            show_default="what its weights say",
-            rich_help_panel=_PANEL,
-        ),
-    ] = "auto"
     class_embeddings: Annotated[
         Path | None,
         typer.Option(
@@ -195,7 +197,7 @@ class ModelOptions(StructureOptions):
     def arguments(self) -> dict[str, Any]:
         """As in StructureOptions."""
         weights = {"checkpoint": self.checkpoint, "checkpoint_key": self.checkpoint_key}
-        return {**super().arguments(), **weights, "preprocessing": self.preprocessing(), "task": self.task}
+        return {**super().arguments(), **weights, "preprocessing": self.preprocessing()}
 
     def load(self, model: str, **more: Any) -> Loaded:
         """As in StructureOptions, with the vectors of --class-embeddings."""

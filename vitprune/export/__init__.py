@@ -2,7 +2,7 @@
 
 from vitprune.export.agreement import BATCH_SIZES, Agreement
 from vitprune.export.formats import Format
-from vitprune.export.job import Exported, ExportPrecision, check_output, export, export_model
+from vitprune.export.job import Exported, ExportPrecision, check_output, export, export_model, with_features
 
 __all__ = [
     "BATCH_SIZES",
@@ -13,4 +13,5 @@ __all__ = [
     "check_output",
     "export",
     "export_model",
+    "with_features",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +20,7 @@ from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import ExportError
+from vitprune.tasks import task_named
 
 Format = Literal["onnx", "pt2", "timm"]
 
@@ -28,6 +29,7 @@ TRACED_BATCH_SIZE = 3
 """Not one: a batch of one would be taken for a constant."""
 _ANY_BATCH_SIZE = ({0: torch.export.Dim("batch")},)
 
+_OUTPUT = "vitprune_output"
 _OPSET = 20
 """The first that knows GELU, and old enough for runtimes of the last years."""
 _MAX_ONNX_BYTES = 2**31 - 2**20
@@ -38,7 +40,8 @@ _OF_THE_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", 
 
 
 def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
-    """Write a model as one ONNX file with any batch size: `images` (batch, C, H, W) to `logits` (batch, num_classes).
+    """Write a model as one ONNX file with any batch size: `images` (batch, C, H, W) to what its task
+    puts out: `logits`, `values`, `embedding` (batch, ...) or `features` (batch, tokens, channels).
 
     The model is in eval mode, on the CPU. The metadata goes into the file's metadata_props, as the JSON that
     model.safetensors carries.
@@ -154,13 +157,24 @@ def _graph(model: nn.Module, metadata: Metadata, *, optimize: bool) -> Any:
         dynamo=True,
         dynamic_shapes=_ANY_BATCH_SIZE,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=[_OUTPUT],
         opset_version=_OPSET,
         external_data=False,
         optimize=optimize,
         verbose=False,
     )
-    return program.model_proto
+    proto, wanted = program.model_proto, task_named(metadata.task).output
+    _rename(proto.graph, {wanted: f"{wanted}_inside", _OUTPUT: wanted})
+    return proto
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    """Give values other names: what torch calls one inside the graph may be what the output is to be called."""
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+    for value in (*graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
 
 
 def _name_nodes(graph: Any) -> None:

@@ -25,7 +25,8 @@ from vitprune.common.wrappers import unwrapped
 from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
 from vitprune.export.formats import FORMATS, TIMM_FILES, Format
-from vitprune.model import SparseViT, attach
+from vitprune.model import SparseViT, TokenFeatures, attach
+from vitprune.tasks import task_named
 
 ExportPrecision = Literal["fp32", "fp16"]
 
@@ -52,13 +53,14 @@ def export_model(
     *,
     precision: ExportPrecision = "fp32",
     class_names: Sequence[str] | None = None,
+    features: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Write a sparse or dense model for use without vitprune, and prove that it computes the same.
 
     Example:
         done = vitprune.export_model(sparse, "model.onnx")
-        print(done.agreement.max_logit_difference)
+        print(done.agreement.max_difference)
 
     Args:
         model: a SparseViT, or a timm model of a supported family; it is not changed.
@@ -67,6 +69,8 @@ def export_model(
         format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
         precision: "fp16" halves the weights; token predictors stay in fp32.
         class_names: in output order, to be stored.
+        features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
+            "dense" does anyway; not for a timm folder.
         overwrite: write over an output that exists.
 
     Raises:
@@ -92,7 +96,19 @@ def export_model(
     sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
     check_output(output, kind, precision, overwrite=overwrite)
+    metadata = with_features(metadata, kind) if features else metadata
     return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision)
+
+
+def with_features(metadata: Metadata, kind: Format) -> Metadata:
+    """What a file says that puts out the features of all patches: its task is "dense".
+
+    Raises:
+        UsageError: of a timm folder.
+    """
+    if kind == "timm":
+        raise UsageError("a timm folder holds weights, not what is put out of them", "leave out --features")
+    return metadata.model_copy(update={"task": "dense", "class_names": None})
 
 
 def check_output(output: Path, kind: Format, precision: ExportPrecision, *, overwrite: bool) -> None:
@@ -151,7 +167,10 @@ def export(
         ExportError: the model cannot be exported, or the result differs; nothing is kept.
         OutputError: the output cannot be written.
     """
-    model = sparse.model if kind == "timm" else sparse
+    task = task_named(metadata.task)
+    model: nn.Module = sparse.model if kind == "timm" else TokenFeatures(sparse) if task.filled else sparse
+    if kind == "timm" and task.filled:
+        task = task_named("classification" if sparse.num_classes else "embedding")
     deployed = model if precision == "fp32" else _Cast(copy.deepcopy(model), torch.float16).eval()
     batches = in_batches(chain(random_images(metadata.preprocessing.input_size), images))
     listener.begin(f"exporting {metadata.model}", None)
@@ -162,13 +181,13 @@ def export(
         except Exception as error:  # timm's, torch's and onnxruntime's errors have no common class
             raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
         listener.begin("comparing with PyTorch", None if num_images is None else sum(BATCH_SIZES) + num_images)
-        agreement = compare(model, program, batches, precision, listener)
+        agreement = compare(model, program, batches, precision, task, listener)
     files = [output / name for name in TIMM_FILES] if kind == "timm" else [output]
     return Exported(kind, precision, output, sum(file.stat().st_size for file in files) / 2**20, agreement)
 
 
 class _Cast(nn.Module):
-    """A model in another precision, for images and logits in fp32: whoever feeds the file need not care."""
+    """A model in another precision, for images and outputs in fp32: whoever feeds the file need not care."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -176,8 +195,8 @@ class _Cast(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images.to(self.dtype))
-        return logits.float()
+        output: Tensor = self.model(images.to(self.dtype))
+        return output.float()
 
 
 @contextmanager

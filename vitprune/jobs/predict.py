@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from vitprune.common.devices import Precision
 from vitprune.common.formatting import writable
 from vitprune.common.progress import SILENT, Listener
-from vitprune.data import Faults, ImageSet, batches, eval_transform, image_files, make_loader, open_image, to_rgb
+from vitprune.data import (
+    UNLABELLED,
+    Faults,
+    ImageSet,
+    batches,
+    eval_transform,
+    image_files,
+    make_loader,
+    open_image,
+    to_rgb,
+)
 from vitprune.evaluation import autocast
-from vitprune.tasks import NamedClass, likeliest
+from vitprune.tasks import Answer, Record, Task, joined
 
 
 @dataclass(frozen=True)
@@ -25,21 +35,22 @@ class ImagePrediction:
 
     Attributes:
         image: its path; of an image without one its number.
-        classes: the likeliest classes, best first, by the name of the model.
+        classes: by the name of the model the likeliest classes, best first, or the labels that it gives, or a text.
+        vectors: by the name of the model what it gives in numbers, where that is what it is for: values (num_values,),
+            an embedding (D,), features of all patches (N, C).
     """
 
     image: str
-    classes: dict[str, list[NamedClass]]
-
-    @property
-    def agree(self) -> bool:
-        """Whether all models name the same class first."""
-        return len({each[0].index for each in self.classes.values()}) == 1
+    classes: dict[str, Answer]
+    vectors: dict[str, Tensor] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """In JSON's types."""
+        if self.vectors:
+            return {"image": self.image} | {model: vector.tolist() for model, vector in self.vectors.items()}
         return {"image": self.image} | {
-            model: [each.model_dump() for each in classes] for model, classes in self.classes.items()
+            model: answer if isinstance(answer, str) else [each.model_dump() for each in answer]
+            for model, answer in self.classes.items()
         }
 
 
@@ -73,12 +84,13 @@ def predict_images(
     device: torch.device,
     precision: Precision = "fp32",
     *,
+    task: Task,
     topk: int = 5,
     batch_size: int = 64,
     num_workers: int = 0,
     listener: Listener = SILENT,
-) -> tuple[list[ImagePrediction], Faults]:
-    """The likeliest classes of each image by every model, images prepared as the first model needs them.
+) -> tuple[list[ImagePrediction], Faults, dict[str, Any] | None]:
+    """What every model says of each image, images prepared as the first model needs them.
 
     Args:
         models: by name; moved to the device and left in eval mode.
@@ -86,29 +98,40 @@ def predict_images(
         names: of the classes, by index, where known.
         device: where to run.
         precision: of the passes.
-        topk: how many classes.
+        task: what the models are for.
+        topk: at most so many classes or labels.
         batch_size: images per pass.
         num_workers: processes that read images.
         listener: hears how far it is.
 
     Returns:
-        One entry per image that could be read, in order, and what could not.
+        One entry per image that could be read, in order; what could not; and, of a "sparse" model beside a "dense" one,
+        how close it is, by the task.
 
     Raises:
         DataError: no image could be read.
     """
     images.transform = eval_transform(getattr(first := next(iter(models.values())), "model", first))
-    faults, found = Faults(allowed_share=1.0), []
+    faults, found = Faults(allowed_share=1.0), list[ImagePrediction]()
+    records: dict[str, list[Record]] = {name: [] for name in models}
     for model in models.values():
         model.to(device).eval()
     for batch, numbers in batches(make_loader(images, batch_size, num_workers=num_workers), faults):
         with autocast(device, precision):
-            logits = {name: model(batch.to(device)) for name, model in models.items()}
-        shares = {name: each.float().log_softmax(dim=-1).cpu() for name, each in logits.items()}
+            outputs = {name: task.run(model, batch.to(device)) for name, model in models.items()}
+        answers = {name: task.answers(output, names, topk) for name, output in outputs.items()}
+        vectors = {name: task.vectors(output) for name, output in outputs.items()}
+        for name, output in outputs.items():
+            records[name].append(task.record(output, outputs.get("dense")))
         for row, number in enumerate(numbers.tolist()):
-            classes = {name: likeliest(each[row], names, topk) for name, each in shares.items()}
-            found.append(ImagePrediction(images.name(images.items[number]), classes))
+            said = {name: each[row] for name, each in answers.items()}
+            numbered = {name: each[row].float().cpu() for name, each in vectors.items() if each is not None}
+            found.append(ImagePrediction(images.name(images.items[number]), said, numbered))
         listener.advance(len(numbers))
     if not found:
         raise faults.none_read()
-    return found, faults
+    if len(models) < 2:
+        return found, faults, None
+    unknown = torch.full((len(found),), UNLABELLED)
+    results = {name: task.results(joined(each), unknown) for name, each in records.items()}
+    return found, faults, results["sparse"].fidelity(results["dense"])

@@ -317,7 +317,8 @@ def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) 
             dense.understood.append(
                 f"of '{checkpoint.name}' the weights that MODEL was made from are taken: '{of_file}'"
             )
-        check_made_from(sparse.model, dense.model, str(checkpoint), sparse.spec)
+        if sparse.sparse is not None:  # of an exported file the weights cannot be read
+            check_made_from(sparse.model, dense.model, str(checkpoint), sparse.spec)
         _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))
         return dense
     if metadata.model == "demo":

@@ -1,7 +1,7 @@
 """What a model is for: classification, multilabel, regression, embedding or dense features."""
 
 from vitprune.model import TaskName
-from vitprune.tasks.base import Answer, Change, Figure, NamedClass, Record, Results, Task, in_words, joined
+from vitprune.tasks.base import Answer, Change, Figure, NamedClass, Record, Results, Spread, Task, in_words, joined
 from vitprune.tasks.class_vectors import ClassVectors, read_class_vectors
 from vitprune.tasks.classification import Classification, Predictions, class_accuracy, likeliest
 from vitprune.tasks.dense import Dense
@@ -37,6 +37,7 @@ __all__ = [
     "Predictions",
     "Record",
     "Results",
+    "Spread",
     "Task",
     "TaskName",
     "class_accuracy",

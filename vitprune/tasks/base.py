@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from vitprune.data import UNLABELLED, TargetKind
-from vitprune.model import MaskedOutput, Selection, SparseViT, TaskName
+from vitprune.model import MaskedOutput, Selection, TaskName
 
 CONFIDENCE_95 = 1.96
+NUM_SHOWN = 3
+"""Classes or labels that are named of an image."""
 Record = dict[str, Tensor]
 """What is kept of a model's outputs: tensors of one row an image, on the CPU, by name."""
 
@@ -38,6 +40,26 @@ class NamedClass(BaseModel):
 
 Answer = list[NamedClass] | str
 """What a model says of an image: classes, likeliest first, or a text; empty where it is not for people."""
+
+
+class Spread(NamedTuple):
+    """Where a teacher's outputs lie.
+
+    Not of a batch: its share of a loss would hang on what else is in it.
+
+    Attributes:
+        mean: (num_outputs,).
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, outputs: Tensor) -> Spread:
+        """Of outputs (n, num_outputs)."""
+        outputs = outputs.detach().float()
+        return cls(outputs.mean(dim=0), outputs.std(dim=0, correction=0))
 
 
 class Figure(NamedTuple):
@@ -157,6 +179,8 @@ class Task(ABC):
         noun: what it makes of a model, for sentences.
         said: how close a model is to its dense one, in words, with the fidelity figures by key and `images`.
         distance: what `Results.distances` are called.
+        decides: what `decisions` are called; empty where there are none.
+        needs_spread: whether its losses need to know where the teacher's outputs lie.
         filled: whether its loss needs the features of all patches, pruned ones filled in.
         gallery: whether its accuracy needs the training images' outputs too, see `Results.beside`.
     """
@@ -176,30 +200,38 @@ class Task(ABC):
     noun: ClassVar[str] = "image classifier"
     said: ClassVar[str]
     distance: ClassVar[str] = "KL"
+    decides: ClassVar[str] = ""
+    needs_spread: ClassVar[bool] = False
     filled: ClassVar[bool] = False
     gallery: ClassVar[bool] = False
+
+    @property
+    def outputs(self) -> str:
+        """The output's name, of many numbers."""
+        return "numbers of the embedding" if self.output == "embedding" else self.output
 
     def run(self, model: nn.Module, images: Tensor) -> Any:
         """What a model gives for images (B, in_chans, H, W): by default its output, (B, ...) in fp32."""
         return model(images).float()
 
     @abstractmethod
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """The loss of a student's pass against the teacher's, a scalar in fp32; no gradient flows into the teacher.
 
         Args:
             student: what its pass computed.
             teacher: what the teacher's computed.
-            sparse: the student itself.
+            outputs: of the teacher over some training images, where `needs_spread`.
         """
 
-    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float, outputs: Spread | None) -> Tensor:
         """The loss against labels, for recipes that train on them: by default cross-entropy.
 
         Args:
             logits: (B, num_classes).
             labels: class indices (B,), or of mixed images, which timm has smoothed, probabilities (B, num_classes).
             smoothing: of the labels, in [0, 1).
+            outputs: as in `distillation`.
         """
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing if labels.ndim == 1 else 0.0)
 
@@ -211,14 +243,27 @@ class Task(ABC):
         """What `run` would give, out of the pass of a sparse model, with the features of all patches where `filled`."""
         return selection.logits.float()
 
-    def answers(self, output: Any, names: Mapping[int, str]) -> list[Answer]:
+    def answers(self, output: Any, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """What a batch's outputs of `run` say of each image, for people.
 
         Args:
             output: of `run`.
             names: of the classes or labels, by index, where known.
+            count: at most so many of these.
         """
         return [[] for _ in output]
+
+    def vectors(self, output: Any) -> Tensor | None:
+        """A batch's outputs of `run` as numbers that are of use to others, (B, ...); None where `answers` say it."""
+        return None
+
+    def decisions(self, output: Tensor) -> Tensor | None:
+        """What outputs (N, ...) decide; None where they decide nothing."""
+        return None
+
+    def margins(self, output: Tensor) -> Tensor | None:
+        """How far outputs (N, ...) are from deciding otherwise, in the shape of `decisions`."""
+        return None
 
     @abstractmethod
     def record(self, output: Any, reference: Any = None) -> Record:

@@ -9,14 +9,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.model import MaskedOutput, Selection, SparseViT
+from vitprune.model import MaskedOutput, Selection
 from vitprune.tasks.base import (
+    NUM_SHOWN,
     Answer,
     Change,
     Figure,
     NamedClass,
     Record,
     Results,
+    Spread,
     Task,
     changed,
     paired_shares,
@@ -24,7 +26,6 @@ from vitprune.tasks.base import (
 )
 from vitprune.tokens.losses import distillation_loss
 
-NUM_CLASSES_SHOWN = 3
 _TOP = 5
 
 
@@ -97,9 +98,10 @@ class Classification(Task):
         Figure("kl", "KL from dense (nats)", "KL", 3, higher_is_better=False),
     )
 
+    decides = "class"
     said = "it predicts the dense model's class on {agreement_pct} % of {images}"
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """KL(teacher || student)."""
         return distillation_loss(student.logits, teacher.logits)
 
@@ -115,16 +117,25 @@ class Classification(Task):
         }
         return record if reference is None else record | {"kl": divergence(output, reference).cpu()}
 
-    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+    def decisions(self, output: Tensor) -> Tensor:
+        """The likeliest class, (N, num_classes) to (N,)."""
+        return output.argmax(dim=1)
+
+    def margins(self, output: Tensor) -> Tensor:
+        """The likeliest class' logit less the next one's, (N, num_classes) to (N,)."""
+        best = output.topk(min(2, output.shape[1]), dim=1).values
+        return best[:, 0] - best[:, -1]
+
+    def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The likeliest classes."""
-        return [likeliest(each, names) for each in output.float().log_softmax(dim=-1).cpu()]
+        return [likeliest(each, names, count) for each in output.float().log_softmax(dim=-1).cpu()]
 
     def results(self, record: Record, targets: Tensor) -> Predictions:
         """As `Task.results`."""
         return Predictions(targets, record["top"], record.get("kl"), record["confidence"])
 
 
-def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_CLASSES_SHOWN) -> list[NamedClass]:
+def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[NamedClass]:
     """The `count` likeliest classes of one image, best first.
 
     Args:

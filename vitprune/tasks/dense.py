@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitprune.backbones import wrap
 from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import Answer, Figure, Record, Results, Task
+from vitprune.tasks.base import NUM_SHOWN, Answer, Figure, Record, Results, Spread, Task
 from vitprune.tokens.losses import token_loss
 
 
@@ -103,20 +103,26 @@ class Dense(Task):
         """The patches' features."""
         if isinstance(model, SparseViT):
             return self.of_selection(model.select(images, filled=True))
-        backbone = getattr(model, "backbone", None) or wrap(model)
+        prefix: Any = getattr(model, "num_prefix_tokens", None)
+        if prefix is None:
+            prefix = (getattr(model, "backbone", None) or wrap(model)).num_prefix_tokens
         features = model.forward_features(images)  # type: ignore[operator]
-        return PatchFeatures(features[:, backbone.num_prefix_tokens :].float(), None)
+        return PatchFeatures(features[:, prefix:].float(), None)
 
     def of_selection(self, selection: Selection) -> PatchFeatures:
         """As `Task.of_selection`."""
         assert selection.filled is not None
         return PatchFeatures(selection.filled.float(), selection.kept())
 
-    def answers(self, output: PatchFeatures, names: Mapping[int, str]) -> list[Answer]:
+    def vectors(self, output: PatchFeatures) -> Tensor:
+        """Features of all patches, (B, N, C)."""
+        return output.features
+
+    def answers(self, output: PatchFeatures, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """Nothing for people."""
         return [[] for _ in output.features]
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """Relative squared error of the patches' features, of a masked pass of those that are kept."""
         if isinstance(student, MaskedOutput):
             return token_loss(student.features, teacher.features, student.kept[-1], relative=True)

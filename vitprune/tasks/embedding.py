@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import Change, Figure, Record, Results, Task, changed, paired_shares, percent
+from vitprune.model import MaskedOutput, Selection
+from vitprune.tasks.base import Change, Figure, Record, Results, Spread, Task, changed, paired_shares, percent
 from vitprune.tasks.class_vectors import ClassVectors
 
 NUM_NEIGHBOURS = 10
@@ -140,6 +140,7 @@ class Embedding(Task):
     name = "embedding"
     output = "embedding"
     loss = "embedding"
+    needs_spread = True
     gallery = True
     fidelity = (
         Figure("cosine", "cosine to dense, centred", "cosine", 4),
@@ -147,7 +148,7 @@ class Embedding(Task):
         Figure("neighbour_overlap_pct", "same 10 nearest images (%)", "neighbours", 1),
         Figure("same_nearest_pct", "same nearest image (%)", "nearest", 1),
     )
-    rate_reference = 0.1
+    rate_reference = 0.06
     pipeline = "image-feature-extraction"
     noun = "image encoder"
 
@@ -176,10 +177,14 @@ class Embedding(Task):
         if not named:
             self.no_accuracy = "k-NN needs classes of the evaluated and of training images"
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
-        """1 less the cosine, both less the mean of the teacher's vectors in the batch, batch mean."""
+    def vectors(self, output: Tensor) -> Tensor:
+        """The vectors, not of unit length."""
+        return output
+
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
+        """1 less the cosine, both less the mean of the teacher's vectors, batch mean."""
         ours, target = student.logits.float(), teacher.logits.detach().float()
-        centre = target.mean(dim=0) if len(target) > 1 else 0.0
+        centre = 0.0 if outputs is None else outputs.mean
         likeness: Tensor = F.cosine_similarity(ours - centre, target - centre, dim=1)
         return (1 - likeness).mean()
 

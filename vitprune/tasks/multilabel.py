@@ -10,11 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import Answer, Change, Figure, NamedClass, Record, Results, Task, changed, percent
+from vitprune.model import MaskedOutput, Selection
+from vitprune.tasks.base import (
+    NUM_SHOWN,
+    Answer,
+    Change,
+    Figure,
+    NamedClass,
+    Record,
+    Results,
+    Spread,
+    Task,
+    changed,
+    percent,
+)
 
 _RESAMPLES = 200
-_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -94,13 +105,14 @@ class MultiLabel(Task):
         "0.5. KL: of each label's two outcomes, mean over labels."
     )
 
+    decides = "label"
     said = "it gives the dense model's labels in {label_agreement_pct} % of all decisions on {images}"
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """KL(teacher || student) of each label's two outcomes, summed over the labels of an image, batch mean."""
         return binary_divergence(student.logits, teacher.logits.detach()).mean() * student.logits.shape[-1]
 
-    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float, outputs: Spread | None) -> Tensor:
         """Binary cross-entropy with labels (B, num_labels), mean over labels and images."""
         return F.binary_cross_entropy_with_logits(logits.float(), labels * (1 - smoothing) + smoothing / 2)
 
@@ -113,11 +125,19 @@ class MultiLabel(Task):
         record = {"logits": output.cpu()}
         return record if reference is None else record | {"kl": binary_divergence(output, reference).cpu()}
 
-    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+    def decisions(self, output: Tensor) -> Tensor:
+        """Whether each label is given, (N, num_labels)."""
+        return output > 0
+
+    def margins(self, output: Tensor) -> Tensor:
+        """How far each logit is from 0, (N, num_labels)."""
+        return output.abs()
+
+    def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The labels that it gives, surest first."""
         found: list[Answer] = []
         for shares in output.float().sigmoid().cpu():
-            order = shares.argsort(descending=True)[:_MOST_SHOWN].tolist()
+            order = shares.argsort(descending=True)[:count].tolist()
             found.append(
                 [
                     NamedClass(index=index, name=names.get(index), probability_pct=100 * shares[index].item())

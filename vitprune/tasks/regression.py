@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitprune.model import MaskedOutput, Selection, SparseViT
-from vitprune.tasks.base import CONFIDENCE_95, Answer, Change, Figure, Record, Results, Task, changed
+from vitprune.model import MaskedOutput, Selection
+from vitprune.tasks.base import CONFIDENCE_95, NUM_SHOWN, Answer, Change, Figure, Record, Results, Spread, Task, changed
 
 _FLOOR = 1e-3
-"""Of the spread, as a share of the root mean square: outputs that hardly vary in a batch say little of it."""
+"""Of the spread, as a share of the mean: a value that the teacher hardly changes must not drown the others."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Regression(Task):
     name = "regression"
     output = "values"
     loss = "error"
+    needs_spread = True
     targets = "values"
     accuracy = (Figure("mae", "mean absolute error", "error", 4, higher_is_better=False), Figure("r2", "R2", "R2", 4))
     change = Change("mae_change", "mean absolute error", "", 4, higher_is_better=False)
@@ -117,18 +118,13 @@ class Regression(Task):
     )
     distance = "difference"
 
-    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, sparse: SparseViT) -> Tensor:
-        """Squared error over the variance of the teacher's values in the batch, mean over values."""
-        target = teacher.logits.detach().float()
-        spread = target.var(dim=0, correction=0) + (_FLOOR * target).square().mean(dim=0)
-        error = (student.logits.float() - target).square().mean(dim=0)
-        return (error / spread.clamp(min=torch.finfo(torch.float32).tiny)).mean()
+    def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
+        """Squared error over the variance of the teacher's values, mean over values and images."""
+        return _relative_error(student.logits, teacher.logits.detach(), outputs)
 
-    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-        """Squared error with targets (B, num_values), over their variance in the batch."""
-        spread = labels.var(dim=0, correction=0) + (_FLOOR * labels).square().mean(dim=0)
-        error = (logits.float() - labels).square().mean(dim=0)
-        return (error / spread.clamp(min=torch.finfo(torch.float32).tiny)).mean()
+    def supervision(self, logits: Tensor, labels: Tensor, smoothing: float, outputs: Spread | None) -> Tensor:
+        """Squared error with targets (B, num_values), over the variance of the teacher's values."""
+        return _relative_error(logits, labels, outputs)
 
     def influence(self, output: Tensor) -> Tensor:
         """The values' size."""
@@ -138,7 +134,11 @@ class Regression(Task):
         """Values (B, num_values)."""
         return {"values": output.cpu()}
 
-    def answers(self, output: Tensor, names: Mapping[int, str]) -> list[Answer]:
+    def vectors(self, output: Tensor) -> Tensor:
+        """The values."""
+        return output
+
+    def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The values."""
         return [", ".join(f"{value:.4g}" for value in each) for each in output.tolist()]
 
@@ -149,3 +149,10 @@ class Regression(Task):
     def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:
         """The values that were to be found."""
         return ", ".join(f"{value:.4g}" for value in target.tolist()) if target.ndim else None
+
+
+def _relative_error(values: Tensor, target: Tensor, outputs: Spread | None) -> Tensor:
+    spread = Spread.of(target) if outputs is None else outputs
+    variance = spread.std.square() + (_FLOOR * spread.mean).square()
+    error = (values.float() - target.float()).square() / variance.clamp(min=torch.finfo(torch.float32).tiny)
+    return error.mean()

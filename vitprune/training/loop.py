@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 
 from vitprune.common.devices import Precision, explained_out_of_memory, pick_precision
 from vitprune.common.distributed import world_size
@@ -24,7 +25,7 @@ from vitprune.common.seeding import derive_seed, seed_all
 from vitprune.data import Faults, Images, ImageStream, train_transform
 from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
-from vitprune.tasks import task_named
+from vitprune.tasks import Spread, task_named
 from vitprune.training.checkpoints import State
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, set_trainable
@@ -89,6 +90,8 @@ def train(
     student.backbone.set_drop_path(recipe.drop_path)
     student.requires_grad_(True)  # DDP shares the gradients of what requires one when it is wrapped
     objective: Any = accelerator.prepare(Objective(student, teacher, recipe).to(device))
+    if task_named(student.task).needs_spread:
+        accelerator.unwrap_model(objective).spread = _spread(accelerator, teacher, images, recipe)
     with compiled_blocks(student, teacher) if recipe.compile else nullcontext():
         for number, steps in enumerate(plan):  # first the predictors alone, then predictors and backbone
             if resume is not None and number < resume.about["part"]:
@@ -193,6 +196,17 @@ def _check_compiler(device: torch.device) -> None:
             f"--compile does not work on {device}: {first_line(error)}",
             "it needs a C++ compiler (and Triton on a GPU); leave it out",
         ) from error
+
+
+def _spread(accelerator: Accelerator, teacher: SparseViT, images: Images, recipe: Recipe) -> Spread:
+    """Where the teacher's outputs lie, over a few batches of all processes; the same ones when a run is resumed."""
+    faults, seed = Faults(recipe.max_unreadable), derive_seed(recipe.seed, _RATE_BATCHES)
+    device = accelerator.device
+    batches = training_batches(images, recipe, faults, teacher.num_classes, seed=seed, device=device)
+    with torch.no_grad(), accelerator.autocast():
+        outputs = [teacher(batch.to(device)).float() for batch, _ in islice(batches, _RATE_BATCHES)]
+    gathered: Tensor = accelerator.gather(torch.cat(outputs))
+    return Spread.of(gathered)
 
 
 def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps: list[PlannedStep]) -> float | None:

@@ -17,7 +17,7 @@ from vitprune.errors import UsageError
 from vitprune.model import MaskedOutput, Selection, SparseViT
 from vitprune.model.passes import Decide
 from vitprune.schedule import Stage
-from vitprune.tasks import Task, task_named
+from vitprune.tasks import Spread, Task, task_named
 from vitprune.tokens.losses import pooled_loss, ratio_loss, token_distillation_loss, token_loss
 from vitprune.tokens.masking import gumbel_decision, gumbel_noise
 from vitprune.tokens.selection import gather_tokens
@@ -61,6 +61,9 @@ class Objective(PublicModule):
         recipe: the settings; `weights`, `labels`, `train_trunk`, `tau`, `pretraining_target` and
             `relative_token_loss` are read here, the others are for `vitprune.sparsify`.
 
+    Of values and embeddings the loss is measured by where the teacher's outputs lie: over the first batch that it
+    sees, or what `spread` was set to.
+
     Raises:
         UsageError: one of the models is no SparseViT, or both share a backbone.
     """
@@ -87,6 +90,7 @@ class Objective(PublicModule):
         # Past nn.Module, or it would belong to this module: wrapped, and sent from process to process.
         object.__setattr__(self, "teacher", teacher.requires_grad_(False).eval())
         self.recipe = recipe
+        self.spread: Spread | None = None
         blocks = student.schedule.blocks
         self.first_block = blocks[0] if blocks else 0
 
@@ -241,11 +245,13 @@ class Objective(PublicModule):
 
     def _distil(self, out: MaskedOutput | Selection, labels: Tensor | None, teacher: Selection) -> dict[str, Tensor]:
         task = self._task
-        losses = {task.loss: task.distillation(out, teacher, self.student)}
+        if task.needs_spread and self.spread is None:
+            self.spread = Spread.of(teacher.logits)
+        losses = {task.loss: task.distillation(out, teacher, self.spread)}
         if self.recipe.weights.pooled > 0:
             losses["pooled"] = pooled_loss(out.pooled, teacher.pooled)
         if labels is not None and self._uses_labels:
-            losses["ce"] = task.supervision(out.logits, labels, self.recipe.augmentation.smoothing)
+            losses["ce"] = task.supervision(out.logits, labels, self.recipe.augmentation.smoothing, self.spread)
         return losses
 
     def _token_loss(self, features: Tensor, target: Tensor, kept: Tensor | None = None) -> Tensor:

@@ -152,7 +152,7 @@ def _print(result: dict[str, Any]) -> None:
     task = zero_shot_task() if "zero_shot_top1_pct" in result["rows"][0] else task_named(result["task"])
     measured = [figure for figure in task.accuracy[:1] if result["rows"][0][figure.key] is not None]
     change = task.change if measured else None
-    against = [task.finest] if change else [*task.fidelity]
+    against = [*task.fidelity[1:2]] if change and task.name == "classification" else [*task.fidelity]
     columns = [*(figure.short for figure in measured), *(["change", "95 %"] if change else [])]
     columns = ["", *columns, *(figure.short for figure in against), "GMACs", "img/s", "speed"]
     rows = [_cells(row, measured, change, against, len(columns)) for row in result["rows"]]

@@ -59,7 +59,7 @@ def evaluate(
         from vitprune.evaluation import predict
         from vitprune.jobs.label_check import WHAT_TO_CHECK, doubt
         from vitprune.jobs.side_by_side import gallery_of
-        from vitprune.loading.load import device_for, sparse_file
+        from vitprune.loading.load import device_for, is_exported, sparse_file
         from vitprune.tasks import class_accuracy, task_named
         from vitprune.training.recipe import Recipe
 
@@ -67,7 +67,7 @@ def evaluate(
     distributed.start(where)
     number_format = pick_precision(precision, where, training=False)
     with waiting(f"loading {model}"):
-        of_dense = weights.checkpoint is not None and sparse_file(model) is not None
+        of_dense = weights.checkpoint is not None and (is_exported(model) or sparse_file(model) is not None)
         of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
         loaded = weights.load(model, exported=True, **of_model)
     task = task_named(loaded.task, loaded.class_vectors)

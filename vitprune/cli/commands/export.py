@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vitprune.export import Exported
     from vitprune.loading.load import Loaded
+    from vitprune.tasks import TaskName
 
 _DEFAULT_LIMIT = 100
 
@@ -57,6 +58,10 @@ def export(
     ] = None,
     limit: Limit = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an output that exists.")] = False,
+    features: Annotated[
+        bool,
+        typer.Option("--features", help="Put out the features of all patches instead, as --task dense does."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a model, sparse or dense, for use without vitprune: one file for any batch size.
@@ -80,7 +85,7 @@ def export(
     with waiting("loading PyTorch"):
         from vitprune.checkpoint.onnx_program import require_onnx
         from vitprune.checkpoint.sparse_file import describe
-        from vitprune.export import check_output
+        from vitprune.export import check_output, with_features
         from vitprune.export import export as write
         from vitprune.model import attach
     if kind == "onnx":
@@ -90,6 +95,9 @@ def export(
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin
     )
+    if loaded.metadata is None:
+        metadata.task = loaded.task
+    metadata = with_features(metadata, kind) if features else metadata
     output = output or _default_output(loaded, kind, precision)
     check_output(output, kind, precision, overwrite=overwrite)
     images, count = _images(loaded, data, limit or _DEFAULT_LIMIT)
@@ -111,13 +119,14 @@ def export(
         "keep": 1.0 if done.format == "timm" else metadata.keep,
         "data": data,
         "input_size": list(metadata.preprocessing.input_size),
+        "task": metadata.task,
         "num_classes": sparse.num_classes,
         **done.summary(),
     }
     if as_json:
         print_json(result)
         return
-    _print(done, f"{loaded.name}, {'dense' if done.format == 'timm' else metadata.label}", data)
+    _print(done, f"{loaded.name}, {'dense' if done.format == 'timm' else metadata.label}", metadata.task, data)
 
 
 def _default_output(loaded: Loaded, kind: str, precision: str) -> Path:
@@ -142,19 +151,22 @@ def _images(loaded: Loaded, data: str | None, limit: int) -> tuple[Iterable[Tens
     return (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch), count_images(dataset)
 
 
-def _print(done: Exported, name: str, data: str | None) -> None:
+def _print(done: Exported, name: str, task_name: TaskName, data: str | None) -> None:
     from vitprune.export import BATCH_SIZES
+    from vitprune.tasks import task_named
 
-    agreement, num_random = done.agreement, sum(BATCH_SIZES)
+    agreement, num_random, task = done.agreement, sum(BATCH_SIZES), task_named(task_name)
     sizes = ", ".join(map(str, agreement.batch_sizes))
     images = "" if data is None else f" and {agreement.num_images - num_random} images"
     print_line(f"{name}: {done.format}, {done.precision}, {done.size_mib:.1f} MiB")
+    same = "" if agreement.agreement_pct is None else f", same {task.decides} for {agreement.agreement_pct:.1f} %"
+    clear = "" if agreement.num_clear is None else f", and all {agreement.num_clear} clear predictions are the same"
     print_line(
-        f"beside PyTorch in fp32 on {num_random} random images{images}, in batches of {sizes}: logits differ by "
-        f"{agreement.max_logit_difference:.1e} at most, same class for {agreement.top1_agreement_pct:.1f} %"
+        f"beside PyTorch in fp32 on {num_random} random images{images}, in batches of {sizes}: {task.outputs} differ "
+        f"by {agreement.max_difference:.1e} at most{same}"
     )
     print_line(
-        f"passed: a typical image's logits differ by {agreement.typical_difference:.1e} of their standard deviation "
-        f"(allowed {agreement.allowed_difference:g}), and all {agreement.num_clear} clear predictions are the same"
+        f"passed: a typical image's {task.outputs} differ by {agreement.typical_difference:.1e} of their standard "
+        f"deviation (allowed {agreement.allowed_difference:g}){clear}"
     )
     print_line(f"written to {done.output}")
