@@ -82,7 +82,7 @@ def test_eval_info_and_compare_by_the_task(made, capsys):
     out = capsys.readouterr().out
     assert task.fidelity[0].text.removesuffix(" (%)") in out
     assert "top-1" not in out.replace("k-NN top-1", "")
-    assert run(["eval", str(folder), *common, "--min-fidelity", "100" if task.fidelity[0].in_percent else "1"]) == 3
+    assert run(["eval", str(folder), *common, "--min-fidelity", "100.5" if task.fidelity[0].in_percent else "1"]) == 3
     assert run(["eval", str(folder), *common, "--min-fidelity", "0.9" if task.fidelity[0].in_percent else "90"]) == 2
     assert task.fidelity[0].text in capsys.readouterr().err
     assert run(["eval", str(folder), *common, "--min-top1", "50"]) == 2

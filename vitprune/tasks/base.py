@@ -85,9 +85,9 @@ class Figure(NamedTuple):
         return self.key.endswith("_pct")
 
     def said(self, value: str) -> str:
-        """A value with its unit and what it is of: "71.59 % top-1"."""
+        """A value with its unit and what it is of: "71.59 % top-1", "R2 0.8831"."""
         name, _, unit = self.text.partition(" (%)")
-        return f"{value} % {name}{unit}" if name != self.text else f"{value} {name}"
+        return f"{value} % {name}{unit}" if name != self.text else f"{name} {value}"
 
 
 class Change(NamedTuple):
