@@ -135,7 +135,7 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
     )
     if judged.change is None:
         print_line(f"{judged.figure.short}: {judged.figure.text}; {judged.why}")
-    if all(row["kind"] != "other" for row in rows):
+    if judged.takes_others and all(row["kind"] != "other" for row in rows):
         print_line("--also NAME shows whether a smaller dense model is the better choice")
     print_line(f"in {result['seconds']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")
 

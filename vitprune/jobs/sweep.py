@@ -103,10 +103,9 @@ def sweep(
     """
     _check_others(loaded, others)
     task = task_named(loaded.task, loaded.class_vectors)
-    if others and loaded.task in ("embedding", "dense") and not has_accuracy(task, data):
+    if others and not task.comparable and not has_accuracy(task, data):
         raise UsageError(
-            f"--also compares models by labels, and {task.no_accuracy}",
-            "leave it out: vectors of models that were trained apart have nothing in common",
+            f"--also needs something that models trained apart have in common, and {task.no_accuracy}", "leave it out"
         )
     for plan in plans:
         describe_run(new_student(loaded.model, plan, recipe.seed, loaded.task), loaded, data, recipe, plan)

@@ -172,6 +172,7 @@ class Task(ABC):
         no_accuracy: why there are no accuracy figures, where there are none.
         truth: what `right` says, for captions.
         explained: what the figures mean, where their names do not say it; see `explanation`.
+        comparable: whether outputs of models that were trained apart mean the same.
         fidelity: figures of a model against its dense one; the first is the one that limits and charts take.
         rate_reference: distillation loss after predictor pretraining at which the recipe's rate of the backbone holds;
             None for the recipe's own.
@@ -194,6 +195,7 @@ class Task(ABC):
     no_accuracy: str = "the images have no labels"
     truth: ClassVar[str] = "true class"
     explained: ClassVar[str] = ""
+    comparable: ClassVar[bool] = True
     fidelity: ClassVar[tuple[Figure, ...]]
     rate_reference: ClassVar[float | None] = None
     pipeline: ClassVar[str] = "image-classification"

@@ -77,6 +77,7 @@ class Dense(Task):
     loss = "tokens"
     targets = None
     filled = True
+    comparable = False
     fidelity = (
         Figure("token_cosine", "patches' cosine to dense, centred", "cosine", 4),
         Figure("token_cosine_p5", "its 5th percentile over images", "5th pct", 4),

@@ -70,12 +70,15 @@ class Embeddings(Results):
         return found
 
     def fidelity(self, dense: Embeddings) -> dict[str, Any]:
-        """Centred cosine to dense, its mean and 5th percentile; shared neighbours among the evaluated images."""
-        likeness = self.likeness(dense)
+        """Centred cosine to dense, its mean and 5th percentile; shared neighbours among the evaluated images.
+
+        Vectors of another width have neighbours alone.
+        """
+        likeness = self.likeness(dense) if self.vectors.shape == dense.vectors.shape else None
         ours, theirs = self.nearest(), dense.nearest()
         found = {
-            "cosine": likeness.mean().item(),
-            "cosine_p5": likeness.quantile(0.05).item(),
+            "cosine": None if likeness is None else likeness.mean().item(),
+            "cosine_p5": None if likeness is None else likeness.quantile(0.05).item(),
             "neighbour_overlap_pct": None,
             "same_nearest_pct": None,
         }
@@ -142,6 +145,7 @@ class Embedding(Task):
     loss = "embedding"
     needs_spread = True
     gallery = True
+    comparable = False
     fidelity = (
         Figure("cosine", "cosine to dense, centred", "cosine", 4),
         Figure("cosine_p5", "its 5th percentile", "5th pct", 4),

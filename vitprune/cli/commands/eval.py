@@ -58,7 +58,7 @@ def evaluate(
         from vitprune.data import count_images, eval_transform
         from vitprune.evaluation import predict
         from vitprune.jobs.label_check import WHAT_TO_CHECK, doubt
-        from vitprune.jobs.side_by_side import gallery_of
+        from vitprune.jobs.side_by_side import gallery_of, has_accuracy
         from vitprune.loading.load import device_for, is_exported, sparse_file
         from vitprune.tasks import class_accuracy, task_named
         from vitprune.training.recipe import Recipe
@@ -77,8 +77,8 @@ def evaluate(
     subject = loaded.sparse or loaded.model
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
-        opened, labelled = _open(spec, images.parsed(), loaded)
-        compares = of_dense or not labelled
+        opened = _open(spec, images.parsed(), loaded, task, alone=loaded.sparse is None and not of_dense)
+        compares = of_dense or not has_accuracy(task, opened)
         check_measured(task, opened, min_top1=min_top1)
         models = {"dense": weights.dense_of(loaded).model} if compares else {}
     val, gallery, transform = opened.val, gallery_of(opened, task), eval_transform(loaded.model)
@@ -139,21 +139,32 @@ def evaluate(
     )
 
 
-def _open(spec: str, options: DataOptions, loaded: Loaded) -> tuple[Data, bool]:
-    """The images, and whether they have labels; without, a sparse model can still be compared with its dense one."""
+def _open(spec: str, options: DataOptions, loaded: Loaded, task: Task, *, alone: bool) -> Data:
+    """The images; a model that is not `alone` can be compared with its dense one where they have no labels.
+
+    Raises:
+        DataError: there is nothing to measure it by.
+    """
     from vitprune.data import Unlabelled, open_data
+    from vitprune.jobs.side_by_side import has_accuracy
 
     try:
         opened = open_data(spec, loaded.targets, options, gallery=loaded.task == "embedding")
-        return opened, opened.val.labelled
     except Unlabelled as error:
-        if loaded.sparse is None:
+        if alone:
             raise DataError(
                 f"{error.message}, and accuracy needs labels",
                 "put them into one folder per class; `vitprune predict` shows predictions",
             ) from error
-    say(f"the images in '{spec}' have no labels: predictions are compared with the dense model's")
-    return open_data(spec, None, options), False
+        opened = open_data(spec, None, options)
+    if not has_accuracy(task, opened):
+        if alone:
+            raise DataError(
+                f"there is nothing to measure a dense model by: {task.no_accuracy}",
+                "a sparse one is compared with its dense one",
+            )
+        say(f"{task.no_accuracy}: what the model gives is compared with what the dense model gives")
+    return opened
 
 
 def _print(result: dict[str, Any], label: str, per_class: bool) -> None:
