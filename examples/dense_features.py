@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vitprune import attach
 from vitprune.backbones import input_size
-from vitprune.baselines import NormPredictor, RandomPredictor, ToMeViT, merges_per_block
+from vitprune.baselines import RandomPredictor, ToMeViT, merges_per_block
 from vitprune.budget.gmacs import keep_for_gmacs, keep_within, last_within
 from vitprune.common.devices import DTYPES, pick_precision
 from vitprune.data import eval_transform, image_files, open_image, to_rgb
@@ -36,6 +36,7 @@ from vitprune.measure import benchmark, count_macs, speedups
 from vitprune.model import SparseViT, TokenFeatures, attach_as
 from vitprune.schedule import Sparsity
 from vitprune.tokens.losses import features_loss
+from vitprune.tokens.predictor import NormPredictor
 
 STAGES = (1, 3, 5, 7, 9, 11)
 PLAN = {"balance": 0.0, "beta": 0.0, "similarity": "keys"}

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from vitprune.backbones import wrap
-from vitprune.baselines import EqualPredictor, NormPredictor, RandomPredictor, ToMeViT, merges_per_block
+from vitprune.baselines import EqualPredictor, RandomPredictor, ToMeViT, merges_per_block
 from vitprune.errors import UnsupportedModelError
 from vitprune.measure import count_macs
+from vitprune.tokens.predictor import NormPredictor
 
 NANO = {"img_size": 96, "num_classes": 10}  # 6 blocks, 36 patches
 

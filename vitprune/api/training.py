@@ -36,7 +36,7 @@ from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach_as
 from vitprune.report import accuracy_of
 from vitprune.schedule import Pruned, ScheduleName
-from vitprune.training.recipe import DEMO, Recipe
+from vitprune.training.recipe import DEMO, Recipe, default_recipe
 
 
 @renamed(stages="prune_at", schedule="token_schedule", ratios="tokens_left")
@@ -62,7 +62,7 @@ def sparsify(
     target_speedup: float | None = None,
     target_latency_ms: float | None = None,
     target_batch_size: int | None = None,
-    recipe: Recipe | str = "short",
+    recipe: Recipe | str | None = None,
     device: str = "auto",
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -107,7 +107,7 @@ def sparsify(
         target_speedup: images per second over the dense model's, measured on `device` in fp32; instead of `keep`.
         target_latency_ms: time of a pass, measured likewise; instead of `keep`.
         target_batch_size: images per pass when measuring.
-        recipe: training settings, or the name or path of a settings file.
+        recipe: training settings, or the name or path of a settings file; None for "short", or "dense" of that task.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         output: run folder for model.safetensors, the report and the log; None writes nothing.
         overwrite: whether `output` may exist.
@@ -131,8 +131,8 @@ def sparsify(
     name = str(model) if isinstance(model, (str, Path)) else ""
     if name == "demo":
         data = "demo" if data is None else data
-        settings = {**(DEMO if recipe == "short" else {}), **settings}
-    chosen = chosen_recipe(recipe, loader_settings(data) | settings)
+        settings = {**(DEMO if recipe in (None, "short") else {}), **settings}
+    chosen = chosen_recipe(recipe or default_recipe(task), loader_settings(data) | settings)
     request = PlanRequest(
         keep,
         prune_at,

@@ -20,16 +20,6 @@ class RandomPredictor(nn.Module):
         return torch.rand(x.shape[:2], generator=self.generator).to(x.device)
 
 
-class NormPredictor(nn.Module):
-    """Keeps the tokens with the largest L2 norm."""
-
-    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Norms (B, N)."""
-        del kept
-        norms: Tensor = x.float().norm(dim=-1)
-        return norms
-
-
 class EqualPredictor(nn.Module):
     """Finds no token more important than another, so that redundancy alone decides."""
 

@@ -100,11 +100,12 @@ Seed = Annotated[
 
 
 RecipeName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="short, paper, none (no training), or a YAML file.",
+        help="short, paper, dense (features), none (no training), or a YAML file.",
+        show_default="short; dense for --task dense",
         autocompletion=completion.recipe,
     ),
 ]

@@ -46,7 +46,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into an --ou
 class RecipeOptions:
     """The recipe, and what replaces its settings."""
 
-    recipe: RecipeName = "short"
+    recipe: RecipeName = None
     precision: Annotated[
         PrecisionName,
         typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16 for training; auto: 16 bits where they are fast."),
@@ -88,11 +88,12 @@ class RecipeOptions:
     ] = None
     changes: Settings = None
 
-    def chosen(self, model: str, **more: Any) -> Recipe:
+    def chosen(self, model: str, task: str, **more: Any) -> Recipe:
         """The recipe with what the options replace.
 
         Args:
             model: MODEL; the demo model trains for fewer steps.
+            task: --task, of which "dense" has a recipe of its own.
             more: further settings of the recipe; None where an option was not given.
 
         Raises:
@@ -109,7 +110,9 @@ class RecipeOptions:
             "labels": False if self.no_labels else None,
             **more,
         }
-        return chosen_recipe(model, self.recipe, settings, self.changes)
+        from vitprune.training.recipe import default_recipe
+
+        return chosen_recipe(model, self.recipe or default_recipe(task), settings, self.changes)
 
 
 @dataclass(frozen=True)

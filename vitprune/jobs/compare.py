@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitprune.backbones import input_size, wrap
-from vitprune.baselines import EqualPredictor, NormPredictor, ToMeViT, merges_per_block
+from vitprune.baselines import EqualPredictor, ToMeViT, merges_per_block
 from vitprune.budget.gmacs import keep_within, last_within
 from vitprune.common.devices import Precision
 from vitprune.common.formatting import close_match
@@ -25,6 +25,7 @@ from vitprune.measure import Timing, count_macs
 from vitprune.model import AttentionViT, SparseViT, TaskName, attach_as
 from vitprune.schedule import Sparsity
 from vitprune.tasks import ClassVectors, Results, task_named
+from vitprune.tokens.predictor import NormPredictor
 from vitprune.training.recipe import Recipe, load_recipe
 
 METHODS = {

@@ -64,7 +64,7 @@ class SparseViT(TimmModule):
         self,
         model: nn.Module,
         schedule: Schedule,
-        predictors: Literal["light", "paper"] | Iterable[nn.Module] = "light",
+        predictors: Literal["light", "paper", "norm"] | Iterable[nn.Module] = "light",
         pruned: Pruned = Sparsity.pruned,
         balance: float | None = Sparsity.balance,
         beta: float = Sparsity.beta,

@@ -36,7 +36,7 @@ Similarity = Literal["features", "keys"]
 """What tokens are compared by: themselves, or the keys that the next block's attention makes of them, mean over heads,
 which tell better where they belong."""
 
-PredictorName = Literal["light", "paper", "attention"]
+PredictorName = Literal["light", "paper", "attention", "norm"]
 """What scores tokens: a small network of ours, or DynamicViT's (see `vitprune.tokens.predictor`), or the class token's
 attention, which needs no training (see `vitprune.model.attention`)."""
 

@@ -134,7 +134,29 @@ class TokenPredictor(Predictor):
         return logits[..., 1] - logits[..., 0]
 
 
-PREDICTORS: dict[Literal["light", "paper"], type[Predictor]] = {"light": LightPredictor, "paper": TokenPredictor}
+class NormPredictor(nn.Module):
+    """A token's L2 norm in the place of a score: nothing to train. Where redundancy alone decides, it says which of two
+    alike tokens stays.
+
+    Args:
+        embed_dim: C; not used.
+    """
+
+    def __init__(self, embed_dim: int = 0) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Norms (B, N) of patch tokens (B, N, C), in fp32."""
+        del kept
+        norms: Tensor = x.float().norm(dim=-1)
+        return norms
+
+
+PREDICTORS: dict[Literal["light", "paper", "norm"], type[nn.Module]] = {
+    "light": LightPredictor,
+    "paper": TokenPredictor,
+    "norm": NormPredictor,
+}
 """By name."""
 
 

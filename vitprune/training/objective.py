@@ -169,9 +169,9 @@ class Objective(PublicModule):
     def _check(self, phase: Phase | None, labels: Tensor | None) -> None:
         if phase not in get_args(Phase):
             raise UsageError(f"phase is {phase!r}", f"choose from {', '.join(get_args(Phase))}")
-        nothing = not self.student.schedule.stages or self.student.predictor == "attention"
-        if phase != "deployed" and nothing:
-            why = "prunes by its attention" if self.student.schedule.stages else "prunes nothing"
+        untrained = {"attention": "prunes by its attention", "norm": "prunes by the norm of its tokens"}
+        why = untrained.get(self.student.predictor or "") if self.student.schedule.stages else "prunes nothing"
+        if phase != "deployed" and why is not None:
             raise UsageError(
                 f"the student {why}, so it has no predictors to train in the phase '{phase}'",
                 'the phase "deployed" trains its backbone',

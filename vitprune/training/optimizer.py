@@ -24,6 +24,9 @@ def set_trainable(student: SparseViT, recipe: Recipe, phase: Phase, train_backbo
         first_block = student.schedule.blocks[0] if student.schedule.stages else 0
         for module in student.backbone.tail(first_block):
             module.requires_grad_(True)
+    if recipe.backbone_parameters == "norms":
+        for parameter in student.model.parameters():
+            parameter.requires_grad_(parameter.requires_grad and parameter.ndim == 1)
 
 
 class Optimization:

@@ -16,12 +16,12 @@ from vitprune.common.json_version import RENAMED
 from vitprune.common.own_members import PublicSettings
 from vitprune.data import Augmentation
 from vitprune.errors import UsageError
-from vitprune.schedule import Sparsity
+from vitprune.schedule import PredictorName, Sparsity
 from vitprune.training.pretraining import Target
 
 Phase = Literal["pretraining", "sampled", "deployed"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-RECIPES = ("short", "paper", "none")
+RECIPES = ("short", "paper", "none", "dense")
 """Names of the settings files beside this module, in recipes/."""
 _LENGTHS = ("steps", "epochs")
 """Two ways to say how long to train."""
@@ -87,8 +87,9 @@ class Recipe(PublicSettings):
     name: str = Field("short", description="of the settings file this began with")
     token_schedule: Literal["geometric", "late"] = Field("late", description="how the stages share the work")
     pruned: Literal["drop", "merge"] = Field("merge", description="what happens to pruned tokens")
-    predictor: Literal["light", "paper", "attention"] = Field(
-        "light", description="what scores tokens: ours, DynamicViT's, or without training the model's own attention"
+    predictor: PredictorName = Field(
+        "light",
+        description="what scores tokens: ours, DynamicViT's, or untrained the model's attention or the tokens' norm",
     )
     balance: float | None = Field(
         0.1,
@@ -121,6 +122,9 @@ class Recipe(PublicSettings):
         gt=0,
         description="KL after pretraining at which backbone_lr_scale holds; the rate follows it, from .3 to 1.5 times; "
         "None: the rate is fixed",
+    )
+    backbone_parameters: Literal["all", "norms"] = Field(
+        "all", description="what of the backbone trains: all, or its norms, biases and layer scales alone"
     )
     train_trunk: bool = Field(False, description="also train the blocks before the first stage, where no token is gone")
     freeze_epochs: float = Field(0.0, ge=0, description="passes after pretraining with the backbone frozen")
@@ -159,9 +163,11 @@ class Recipe(PublicSettings):
         return self
 
     @model_validator(mode="after")
-    def _attention_is_not_trained(self) -> Recipe:
-        if self.predictor == "attention" and self.trains:
-            raise ValueError("predictor 'attention' goes with no training: pretraining_steps 0 and steps 0")
+    def _some_predictors_are_not_trained(self) -> Recipe:
+        if self.predictor in ("attention", "norm") and (self.pretraining_steps or self.deployed_share < 1):
+            raise ValueError(
+                f"predictor '{self.predictor}' learns nothing: it goes with pretraining_steps 0 and deployed_share 1"
+            )
         return self
 
     @property
@@ -262,6 +268,11 @@ DEFAULT_STEPS = 300
 
 DEMO = {"pretraining_steps": 60, "steps": 20}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""
+
+
+def default_recipe(task: str) -> str:
+    """The settings file that a task takes where none is named."""
+    return "dense" if task == "dense" else "short"
 
 
 def load_recipe(name: str = "short", **settings: Any) -> Recipe:

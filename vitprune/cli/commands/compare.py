@@ -53,7 +53,7 @@ def compare(
             "name, 'ours' are trained.",
         ),
     ] = _DEFAULT_METHODS,
-    recipe: RecipeName = "short",
+    recipe: RecipeName = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Of the paper's recipe.", show_default="as many as ours"),
@@ -95,10 +95,13 @@ def compare(
         from vitprune.jobs.compare import compare as run
         from vitprune.loading.load import sparse_file
         from vitprune.measure import describe_environment
-        from vitprune.training.recipe import load_recipe
+        from vitprune.training.recipe import default_recipe, load_recipe
 
     given = {"seed": seed, "num_workers": workers, "labels": False if no_labels else None}
-    settings = load_recipe(recipe, **{key: value for key, value in given.items() if value is not None})
+    settings = load_recipe(
+        recipe or default_recipe(weights.task),
+        **{key: value for key, value in given.items() if value is not None},
+    )
     settings = settings.with_settings(parse_settings(changes))
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)

@@ -17,7 +17,7 @@ def info(
     plan: MacsOptions,
     structure: StructureOptions,
     align: Align = 1,
-    recipe: RecipeName = "short",
+    recipe: RecipeName = None,
     as_json: AsJson = False,
 ) -> None:
     """The plan before acting: tokens per stage, MACs and parameters. Nothing runs; needs no weights and no network.
@@ -31,8 +31,8 @@ def info(
     with waiting("loading PyTorch"):
         from vitprune.measure import describe_plan
         from vitprune.model import attach_as
-        from vitprune.training.recipe import load_recipe
-    settings = load_recipe(recipe)
+        from vitprune.training.recipe import default_recipe, load_recipe
+    settings = load_recipe(recipe or default_recipe(structure.task))
     request = plan.request(align=align)
     loaded = structure.load(model, weights="none")
     if loaded.sparse:

@@ -119,7 +119,7 @@ def sparsify(
     with waiting("loading PyTorch"):
         from vitprune.tasks import task_named
 
-        chosen = recipe.chosen(model, compile=True if compiled else None)
+        chosen = recipe.chosen(model, weights.task, compile=True if compiled else None)
         request = plan.request(device=device)
     if print_config:
         import yaml

@@ -93,7 +93,7 @@ def sweep(
     check_writable(output or RUNS)
     ratios = _ratios(keep)
     named = _named(also)
-    plan = recipe.chosen(model)
+    plan = recipe.chosen(model, weights.task)
     requests = [stages.request(keep=ratio) for ratio in ratios]
     where = training_device(device, plan)
     options, timing = images.parsed(), running.timing(where)
