@@ -19,12 +19,12 @@ def print_summary(report: Report, folder: Path) -> None:
     from vitprune.report.tables import figure_rows, plain_figures, speed_rows, unreadable, verdict
 
     fig = plain_figures(report)
-    rows = figure_rows(report, fig)
+    rows = figure_rows(report, fig, fidelity=False)
     for batch_size, dense_rate, sparse_rate, *_, change in speed_rows(report, fig, str):
         rows.append([f"images/s at batch {batch_size}", dense_rate, sparse_rate, change])
     print_line(verdict(report))
     print_table(f"{report.model}, {report.label}", ["", "dense", "sparse", "change"], rows)
-    print_line(f"random baseline, as many tokens at random: {random_said(report)}")
+    print_line(f"{fidelity_said(report)}; random baseline: {random_said(report)}")
     if report.coverage:
         shares = report.coverage
         print_line(
@@ -41,6 +41,15 @@ def print_summary(report: Report, folder: Path) -> None:
         print_line(f"each process took its part of a batch in {training.num_microbatches} passes")
     rate = f", training {training.num_images / training.seconds:.1f} images/s" if training.seconds else ""
     print_line(f"in {duration(report.seconds)}{rate}; written to {folder} (its report.html shows more)")
+
+
+def fidelity_said(report: Report) -> str:
+    """How close the sparse model is to the dense one."""
+    from vitprune.report.tables import plain_figures
+    from vitprune.tasks import task_named
+
+    fig = plain_figures(report)
+    return ", ".join(each.said(fig(f"delta.{each.key}", each.digits)) for each in task_named(report.task).fidelity)
 
 
 def random_said(report: Report) -> str:

@@ -59,8 +59,8 @@ def plan_sentence(report: Report) -> str | None:
     return keep_in_words(report.keep, report.schedule, report.num_patches, num_tokens)
 
 
-def figure_rows(report: Report, fig: Figure) -> list[Row]:
-    """Accuracy, cost and likeness of dense and sparse, and the change."""
+def figure_rows(report: Report, fig: Figure, *, fidelity: bool = True) -> list[Row]:
+    """Accuracy and cost of dense and sparse, and the change; with `fidelity` how close sparse is to dense."""
     task, rows = task_named(report.task), list[Row]()
     for each in _accuracy_figures(report):
         if getattr(report.dense, each.key) is None and getattr(report.sparse, each.key) is None:
@@ -68,7 +68,7 @@ def figure_rows(report: Report, fig: Figure) -> list[Row]:
         change = _CHANGES.get(each.key)
         cells = [fig(f"{side}.{each.key}", each.digits) for side in ("dense", "sparse")]
         rows.append([each.text, *cells, fig(f"delta.{change.key}", change.digits, True) if change else ""])
-    rows += [[each.text, "", fig(f"delta.{each.key}", each.digits), ""] for each in task.fidelity]
+    rows += [[each.text, "", fig(f"delta.{each.key}", each.digits), ""] for each in task.fidelity if fidelity]
     return [
         *rows,
         ["GMACs", fig("dense.gmacs", 3), fig("sparse.gmacs", 3), fig("delta.gmacs_pct", 1, True) + " %"],
