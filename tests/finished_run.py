@@ -190,6 +190,8 @@ def make_task_keep_maps(task):
         image["distance"] = image.pop("kl")
         if task == "embedding":
             image["neighbours"] = {"dense": [0, 1], "sparse": [1, 2]}
+        if task == "dense":
+            image["likeness"] = [1.0, 0.5, 0.75, 0.99, 1.0, 0.5]
     if task == "embedding":
         maps["thumbnails"] = [maps["images"][0]["jpeg"]] * 3
     return maps

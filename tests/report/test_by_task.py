@@ -198,6 +198,21 @@ def test_neighbours_are_embedded_once_and_framed_where_one_model_alone_finds_the
     assert "image/jpeg" not in hidden
 
 
+def test_patches_are_covered_the_more_the_farther_their_features_are(finished):
+    page = Page(render_page(read_run(finished("dense"))))
+    far = [each for each in page.all("path") if each.get("class") == "far"][:3]
+    found = {
+        3 * int(y) + int(x): float(each["fill-opacity"])
+        for each in far
+        for x, y in re.findall(r"M(\d+) (\d+)h1v1h-1z", each["d"])
+    }
+    assert found.keys() == {1, 2, 3, 5}, "the others are the same"
+    assert found[1] == found[5] == 0.85 > found[2] > found[3] > 0
+    assert "features: cosine 0.50 to 1.00" in page.text
+    others = Page(render_page(read_run(finished("embedding"))))
+    assert not [each for each in others.all("path") if each.get("class") == "far"]
+
+
 def test_all_images_that_leave_the_machine_are_counted(finished, capsys):
     assert run(["report", str(finished("embedding")), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_images"] == 2 + 3
@@ -212,8 +227,13 @@ def test_what_is_right_and_said_is_escaped(finished):
 
 def test_a_neighbour_that_is_not_there_is_left_out_and_hostile_rows_are_refused():
     row = make_task_keep_maps("embedding")["images"][0]
-    for wrong in ({"neighbours": {"<b>": [0]}}, {"neighbours": {"dense": [0] * 21}}, {"dense": "x" * 10_001}):
-        with pytest.raises(ValueError, match=r"neighbours|dense"):
+    for wrong in (
+        {"likeness": [float("nan")]},
+        {"neighbours": {"<b>": [0]}},
+        {"neighbours": {"dense": [0] * 21}},
+        {"dense": "x" * 10_001},
+    ):
+        with pytest.raises(ValueError, match=r"likeness|neighbours|dense"):
             ImageRow.model_validate(row | wrong)
     maps = make_task_keep_maps("embedding")
     with pytest.raises(ValueError, match="thumbnails"):
@@ -258,6 +278,9 @@ def test_images_are_the_nearest_middle_and_farthest_of_all_seen(make_vit, name):
             assert re.fullmatch(r"[-\d.e]+, [-\d.e]+, [-\d.e]+", row.sparse)
         elif said is None:
             assert row.dense == row.sparse == []
+    for row in found.images:
+        assert len(row.likeness) == (100 if name == "dense" else 0)
+        assert name != "dense" or 1 - sum(row.likeness) / 100 == pytest.approx(row.distance, abs=2e-3)
     if name == "embedding":
         near = {row.distance: row.neighbours for row in found.images}
         assert all(len(rows) == 5 for each in near.values() for rows in each.values())

@@ -35,6 +35,7 @@ class KeepMap:
         owners: where tokens are merged, for each patch the number of the kept one that it was part of after a stage;
             no entry else.
         neighbours: by model the numbers of the images nearest to it, where they were sought.
+        likeness: of each patch's features to the dense model's, in [-1, 1]; no entry where there is one output for all.
         dense: what the dense model says, see `vitprune.tasks.Task.answers`.
         sparse: likewise the sparse model.
         distance: how far the sparse model's output is from the dense one's, by the task.
@@ -53,6 +54,7 @@ class KeepMap:
     label_name: str | None = None
     redundancy: list[list[float | None]] = field(default_factory=list)
     owners: list[list[int]] = field(default_factory=list)
+    likeness: list[float] = field(default_factory=list)
     neighbours: dict[Literal["dense", "sparse"], list[int]] = field(default_factory=dict)
 
     @property
@@ -92,6 +94,7 @@ def keep_maps(
     records = {name: task.record(output, outputs["dense"]) for name, output in outputs.items()}
     answers = {name: task.answers(output, names) for name, output in outputs.items()}
     distances, _ = relations(task, [records], neighbours=False)
+    likeness = task.patch_likeness(outputs["sparse"], outputs["dense"])
     choices = selection.choices
     redundancy = [each.redundancy for each in choices if each.redundancy is not None]
     owners = [selection.indices[stage].gather(1, selection.owners(stage)) for stage in range(len(choices))]
@@ -108,6 +111,7 @@ def keep_maps(
             label_name=task.right(label, names),
             redundancy=[[r if math.isfinite(r) else None for r in each[i].tolist()] for each in redundancy],
             owners=[each[i].tolist() for each in owners],
+            likeness=[] if likeness is None else [round(each, 3) for each in likeness[i].clamp(-1, 1).tolist()],
         )
         for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ]

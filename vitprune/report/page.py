@@ -47,6 +47,8 @@ _LOSSES = {
     "ce": "cross-entropy with the labels",
     "ratio": "kept share against its target",
 }
+_LEVELS, _OPAQUE = 6, 0.85
+"""Of the patches whose features differ, and how opaque the farthest are."""
 
 
 def render_page(run: FinishedRun, *, images: bool = True) -> str:
@@ -126,7 +128,33 @@ def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, A
         for place, kept in enumerate(row.kept)
     ]
     scale = f"{row.width / grid_size[1]:.4f} {row.height / grid_size[0]:.4f}"
-    return {"id": f"image-{index}", "row": row, "stages": stages, "scale": scale, "near": _near(row)}
+    return {
+        "id": f"image-{index}",
+        "row": row,
+        "stages": stages,
+        "scale": scale,
+        "near": _near(row),
+        "heat": _heat(row, grid_size),
+    }
+
+
+def _heat(row: ImageRow, grid_size: tuple[int, int]) -> dict[str, Any] | None:
+    """Which patches' features are far from the dense model's: by opacity, the farther the less one sees through."""
+    if not row.likeness:
+        return None
+    levels = _levels([max(0.0, 1 - each) for each in row.likeness])
+    paths = [(f"{_OPAQUE * level / _LEVELS:.3f}", _squares(patches, grid_size)) for level, patches in levels.items()]
+    return {"paths": paths, "text": f"features: cosine {min(row.likeness):.2f} to {max(row.likeness):.2f}"}
+
+
+def _levels(distances: Sequence[float]) -> dict[int, list[int]]:
+    """Patches by how far they are, from 1 to `_LEVELS`, of the farthest; those at nought are left out."""
+    farthest = max(distances)
+    found: dict[int, list[int]] = {}
+    for patch, distance in enumerate(distances):
+        if distance > 0:
+            found.setdefault(math.ceil(_LEVELS * distance / farthest), []).append(patch)
+    return found
 
 
 def _near(row: ImageRow) -> list[tuple[str, list[tuple[int, bool]]]]:

@@ -129,6 +129,7 @@ def _row(group: str, place: str, keep_map: KeepMap) -> ImageRow:
         dense=keep_map.dense,
         sparse=keep_map.sparse,
         distance=keep_map.distance,
+        likeness=keep_map.likeness,
         neighbours=keep_map.neighbours,
     )
 

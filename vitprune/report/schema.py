@@ -247,6 +247,7 @@ class ImageRow(BaseModel):
         owners: where tokens are merged, for each patch the number of the kept one that it is part of after a stage.
         dense, sparse: what the models say: the likeliest classes, best first, or a text; nothing of an embedding.
         distance: how far the sparse model's output is from the dense one's, by the task; of versions before `kl`.
+        likeness: of each patch's features to the dense model's, where these are what the model is for.
         neighbours: by model the numbers of the images that are nearest to it, nearest first, in `KeepMaps.thumbnails`.
     """
 
@@ -261,6 +262,7 @@ class ImageRow(BaseModel):
     dense: Said
     sparse: Said
     distance: float = Field(validation_alias=AliasChoices("distance", "kl"))
+    likeness: Annotated[list[Annotated[float, Field(ge=-1, le=1)]], Field(max_length=512 * 512)] = []
     neighbours: dict[
         Literal["dense", "sparse"], Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=20)]
     ] = {}

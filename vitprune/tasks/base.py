@@ -284,6 +284,10 @@ class Task(ABC):
         """Whether there are accuracy figures, of images that are `labelled` or not, and training images that are."""
         return bool(self.accuracy) and labelled
 
+    def patch_likeness(self, output: Any, reference: Any) -> Tensor | None:
+        """How like the dense model's the output of `run` is at every patch, in [-1, 1], (B, N); None of one for all."""
+        return None
+
     def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:
         """What is right of an image, for people; None where that is not known.
 

@@ -139,9 +139,7 @@ class Dense(Task):
     def record(self, output: PatchFeatures, reference: PatchFeatures | None = None) -> Record:
         """Likeness to the dense model's features."""
         theirs = (output if reference is None else reference).features
-        # What all patches of an image share says nothing of any of them.
-        centre = theirs.mean(dim=1, keepdim=True)
-        likeness = F.cosine_similarity(output.features - centre, theirs - centre, dim=2)  # (B, N)
+        likeness = _likeness(output.features, theirs)  # (B, N)
         kept = output.kept
         unknown = likeness.new_full((len(likeness),), torch.nan)
         return {
@@ -150,9 +148,22 @@ class Dense(Task):
             "pruned": (unknown if kept is None else _over(likeness, ~kept)).cpu(),
         }
 
+    def patch_likeness(self, output: PatchFeatures, reference: PatchFeatures) -> Tensor:
+        """The cosine of each patch's features."""
+        return _likeness(output.features, reference.features)
+
     def results(self, record: Record, targets: Tensor) -> PatchLikeness:
         """As `Task.results`."""
         return PatchLikeness(targets, record["cosine"], record["kept"], record["pruned"])
+
+
+def _likeness(features: Tensor, reference: Tensor) -> Tensor:
+    """Cosine of each patch's features, (B, N, C) to (B, N), less what all patches of the image share in `reference`.
+
+    That says nothing of any of them.
+    """
+    centre = reference.mean(dim=1, keepdim=True)
+    return F.cosine_similarity(features - centre, reference - centre, dim=2)
 
 
 def _over(likeness: Tensor, mask: Tensor) -> Tensor:
