@@ -222,6 +222,14 @@ def test_a_chart_of_comparisons(tmp_path):
     assert out == "written to chart.png\n"
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     assert "of 2 models or sets of images" in _run("compare_chart.py", "a.json", "c.json", cwd=tmp_path, codes=(1,))
+    rows = [
+        {"method": method, "available": True, "knn_top1_pct": None, "cosine": cosine, "gmacs": gmacs}
+        for method, cosine, gmacs in (("dense", 1.0, 2.0), ("ours", 0.98, 1.0))
+    ]
+    about = {"model": "an encoder", "task": "embedding", "num_images": 100}
+    (tmp_path / "d.json").write_text(json.dumps(about | {"rows": rows}))
+    _run("compare_chart.py", "d.json", "-o", "chart2.png", cwd=tmp_path)
+    assert (tmp_path / "chart2.png").read_bytes() != (tmp_path / "chart.png").read_bytes()
 
 
 @pytest.mark.slow
