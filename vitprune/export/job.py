@@ -80,14 +80,15 @@ def export_model(
         format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
         precision: "fp16" halves the weights; token predictors stay in fp32.
         class_names: in output order, to be stored.
-        task: what its outputs are: "classification", "multilabel", "regression" or "embedding"; None for what the
-            SparseViT says, of a timm model classes, or without a classifier an embedding.
+        task: what its outputs are, "classification", "multilabel", "regression" or "embedding"; None for what the
+            SparseViT's `task` says, of a timm model classes, or without a classifier an embedding.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
         overwrite: write over an output that exists.
 
     Raises:
-        UsageError: there is no such format or task, or fp16 or features and a timm folder.
+        UsageError: there is no such format or task, the task does not go with the model, or fp16 or features with a
+            timm folder.
         OutputError: the output has another ending, exists or cannot be written.
         ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
@@ -108,27 +109,12 @@ def export_model(
     model = unwrapped(model)
     sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
-    metadata = metadata if task is None else metadata.model_copy(update={"task": known_task(task, sparse.num_classes)})
     check_output(output, kind, precision, overwrite=overwrite)
-    metadata = with_features(metadata, kind) if features else metadata
+    if features:
+        metadata = with_features(metadata, kind)
+    else:
+        metadata = metadata.model_copy(update={"task": _known_task(task or metadata.task, sparse.num_classes)})
     return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision)
-
-
-def known_task(task: str, num_outputs: int) -> TaskName:
-    """A task that a model of so many outputs, 0 without a classifier, may be exported for.
-
-    Raises:
-        UsageError: there is no such task, or the model has no outputs for it.
-    """
-    found = next((each for each in TASKS.values() if each.name == task), None)
-    if found is None:
-        raise UsageError(f"task '{task}' is unknown", f"choose from {', '.join(TASKS)}")
-    if not num_outputs and found.output in ("logits", "values"):
-        raise UsageError(
-            f"task '{task}' needs outputs, and the model has none: it gives an embedding",
-            "leave it out, or 'embedding'",
-        )
-    return found.name
 
 
 def with_features(metadata: Metadata, kind: Format) -> Metadata:
@@ -140,6 +126,18 @@ def with_features(metadata: Metadata, kind: Format) -> Metadata:
     if kind == "timm":
         raise UsageError("a timm folder holds weights, not what is put out of them", "leave out --features")
     return metadata.model_copy(update={"task": "dense", "class_names": None, "accuracy": None})
+
+
+def _known_task(task: str, num_outputs: int) -> TaskName:
+    """A task that a model of so many outputs, 0 without a classifier, may be exported for."""
+    found = next((each for each in TASKS.values() if each.name == task), None)
+    if found is None:
+        raise UsageError(f"task '{task}' is unknown", f"choose from {', '.join(TASKS)}")
+    if not num_outputs and found.output in ("logits", "values"):
+        raise UsageError(f"task '{task}' needs outputs, and the model has none", "it gives an embedding: leave it out")
+    if num_outputs == 1 and task == "classification":
+        raise UsageError("the model has one output, which is no class", "say what it is: 'regression' or 'multilabel'")
+    return found.name
 
 
 def check_output(output: Path, kind: Format, precision: ExportPrecision, *, overwrite: bool) -> None:
