@@ -77,6 +77,41 @@ def test_it_is_a_module_like_any_other(written):
         program(images[..., :32, :32])
 
 
+def of_tokens(model, tokens):
+    """Give (batch, tokens, 2): the classes' logits once a token."""
+    node, size = model.graph.node[1], onnx.numpy_helper.from_array(torch.tensor([1]).numpy(), "one")
+    node.output[0] = "of_image"
+    shape = onnx.numpy_helper.from_array(torch.tensor([1, tokens, 1]).numpy(), "shape")
+    model.graph.initializer.extend([size, shape])
+    model.graph.node.append(onnx.helper.make_node("Unsqueeze", ["of_image", "one"], ["row"]))
+    model.graph.node.append(onnx.helper.make_node("Expand", ["row", "shape"], ["logits"]))
+    dims = model.graph.output[0].type.tensor_type.shape.dim
+    dims[1].dim_value = tokens
+    dims.add(dim_value=2)
+
+
+def says(model, **entries):
+    header = json.loads(model.metadata_props[0].value) | entries
+    model.metadata_props[0].value = json.dumps(header)
+
+
+def test_what_comes_out_is_understood_by_the_task(written, rewrite):
+    patches = written.header["num_patches"]
+
+    def tokens(model):
+        of_tokens(model, patches + 3)
+        says(model, task="dense")
+
+    program, images = read_onnx(rewrite(tokens)), images_for(written, 4)
+    assert (program.num_classes, program.num_features, program.num_prefix_tokens) == (0, 2, 3)
+    expected = images.mean(dim=(2, 3)) @ written.weight
+    torch.testing.assert_close(program.forward_features(images), expected[:, None].expand(-1, patches + 3, -1))
+    for task in ("embedding", "regression", "multilabel"):
+        program = read_onnx(rewrite({"task": task, "class_names": None}))
+        assert (program.metadata.task, program.num_classes, program.num_features) == (task, 2, 2)
+        torch.testing.assert_close(program(images), expected)
+
+
 def test_a_pass_that_fails_is_an_error_of_ours(written, monkeypatch):
     program = read_onnx(written.path)
 
@@ -105,12 +140,26 @@ def test_what_does_not_hold_together_is_refused(written, rewrite):
         for value in (*model.graph.input, *model.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 3
 
+    def few_tokens(model):
+        of_tokens(model, written.header["num_patches"] - 1)
+        says(model, task="dense")
+
+    def scalar(model):
+        model.graph.node[1].output[0] = "rows"
+        model.graph.node.append(onnx.helper.make_node("ReduceSum", ["rows"], ["logits"], keepdims=0))
+        del model.graph.output[0].type.tensor_type.shape.dim[:]
+
     another_size = written.header["preprocessing"] | {"input_size": [3, 8, 8]}
     for change, message in (
         ({"architecture": "hf-hub:someone/model"}, "architecture"),
         ({"class_names": ["cat"]}, "has 2 classes and its metadata names 1"),
         ({"class_names": ["x"] * (9 * 2**20 // 5)}, "bytes long"),
         ({"preprocessing": another_size}, r"does not fit its own metadata.*\(batch, 3, 8, 8\)"),
+        ({"task": "dense"}, r"into \(batch, 2\), expected .* and \(batch, tokens, channels\)"),
+        ({"task": "retrieval"}, "task"),
+        (few_tokens, r"and \(batch, tokens, channels\)"),
+        (lambda model: of_tokens(model, 20), r"into \(batch, 20, 2\), expected .* and \(batch, classes\)"),
+        (scalar, "does not fit its own metadata"),
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         (fixed_batch, "takes batches of 3 images only"),

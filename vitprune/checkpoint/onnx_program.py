@@ -161,7 +161,7 @@ def _outputs(session: Any, metadata: Metadata, path: Path) -> list[int]:
     if [end.type for end in ends] != ["tensor(float)"] * 2:
         raise CheckpointError(f"'{path}' does not turn one fp32 tensor into another", "vitprune did not write it")
     takes, gives = (end.shape for end in ends)
-    expected, (_, *of_image) = metadata.preprocessing.input_size, gives
+    expected, of_image = metadata.preprocessing.input_size, list(gives[1:])
     dense = metadata.task == "dense"
     fits = len(of_image) == (2 if dense else 1) and all(isinstance(size, int) for size in of_image)
     fits = fits and (not dense or of_image[0] >= metadata.num_patches)
@@ -176,9 +176,9 @@ def _outputs(session: Any, metadata: Metadata, path: Path) -> list[int]:
         raise CheckpointError(
             f"'{path}' takes batches of {takes[0]} images only", "export it with a dynamic batch size"
         )
-    if metadata.class_names is not None and len(metadata.class_names) != of_image[-1]:
+    if not dense and metadata.class_names is not None and len(metadata.class_names) != of_image[0]:
         raise CheckpointError(f"'{path}' has {gives[1]} classes and its metadata names {len(metadata.class_names)}")
-    return list(of_image)
+    return of_image
 
 
 def _text(shape: Any) -> str:

@@ -99,12 +99,15 @@ def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
 def write_timm(model: nn.Module, metadata: Metadata, folder: Path) -> None:
     """Write `config.json` and `model.safetensors` for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-    The metadata, of the sparse model whose backbone it is, gives class names, preprocessing, licence and origin.
+    The metadata, of the sparse model whose backbone it is, gives class names, preprocessing, licence and origin, and
+    what its outputs are if these are no classes: as transformers' `problem_type`.
 
     Raises:
         ExportError: the model's arguments cannot be stored.
     """
     config: dict[str, Any] = {"label_names": metadata.class_names} if metadata.class_names else {}
+    if metadata.task != "classification" and (problem := task_named(metadata.task).problem_type):
+        config["problem_type"] = problem
     if metadata.origin:  # else what timm says of the architecture's default weights stays
         known = {key: metadata.origin[key] for key in ("license", "origin_url") if metadata.origin.get(key)}
         config["pretrained_cfg"] = dict.fromkeys(_OF_THE_WEIGHTS) | known

@@ -26,16 +26,26 @@ from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
 from vitprune.export.formats import FORMATS, TIMM_FILES, Format
 from vitprune.model import SparseViT, TokenFeatures, attach
-from vitprune.tasks import task_named
+from vitprune.tasks import TASKS, TaskName, task_named
 
 ExportPrecision = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The file or folder that was written, and how it agrees with the model on the same images."""
+    """The file or folder that was written, and how it agrees with the model on the same images.
+
+    Attributes:
+        format: "onnx", "pt2" or "timm".
+        task: what is put out is for; of a timm folder what the backbone is for.
+        precision: "fp32" or "fp16".
+        output: where it is.
+        size_mib: its size.
+        agreement: what was compared.
+    """
 
     format: Format
+    task: TaskName
     precision: ExportPrecision
     output: Path
     size_mib: float
@@ -53,6 +63,7 @@ def export_model(
     *,
     precision: ExportPrecision = "fp32",
     class_names: Sequence[str] | None = None,
+    task: TaskName | None = None,
     features: bool = False,
     overwrite: bool = False,
 ) -> Exported:
@@ -69,12 +80,15 @@ def export_model(
         format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
         precision: "fp16" halves the weights; token predictors stay in fp32.
         class_names: in output order, to be stored.
+        task: what its outputs are, "classification", "multilabel", "regression" or "embedding"; None for what the
+            SparseViT's `task` says, of a timm model classes, or without a classifier an embedding.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
         overwrite: write over an output that exists.
 
     Raises:
-        UsageError: there is no such format, or fp16 and a timm folder.
+        UsageError: there is no such format or task, the task does not go with the model, or fp16 or features with a
+            timm folder.
         OutputError: the output has another ending, exists or cannot be written.
         ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
@@ -96,7 +110,10 @@ def export_model(
     sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
     check_output(output, kind, precision, overwrite=overwrite)
-    metadata = with_features(metadata, kind) if features else metadata
+    if features:
+        metadata = with_features(metadata, kind)
+    else:
+        metadata = metadata.model_copy(update={"task": _known_task(task or metadata.task, sparse.num_classes)})
     return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision)
 
 
@@ -108,7 +125,19 @@ def with_features(metadata: Metadata, kind: Format) -> Metadata:
     """
     if kind == "timm":
         raise UsageError("a timm folder holds weights, not what is put out of them", "leave out --features")
-    return metadata.model_copy(update={"task": "dense", "class_names": None})
+    return metadata.model_copy(update={"task": "dense", "class_names": None, "accuracy": None})
+
+
+def _known_task(task: str, num_outputs: int) -> TaskName:
+    """A task that a model of so many outputs, 0 without a classifier, may be exported for."""
+    found = next((each for each in TASKS.values() if each.name == task), None)
+    if found is None:
+        raise UsageError(f"task '{task}' is unknown", f"choose from {', '.join(TASKS)}")
+    if not num_outputs and found.output in ("logits", "values"):
+        raise UsageError(f"task '{task}' needs outputs, and the model has none", "it gives an embedding: leave it out")
+    if num_outputs == 1 and task == "classification":
+        raise UsageError("the model has one output, which is no class", "say what it is: 'regression' or 'multilabel'")
+    return found.name
 
 
 def check_output(output: Path, kind: Format, precision: ExportPrecision, *, overwrite: bool) -> None:
@@ -183,7 +212,7 @@ def export(
         listener.begin("comparing with PyTorch", None if num_images is None else sum(BATCH_SIZES) + num_images)
         agreement = compare(model, program, batches, precision, task, listener)
     files = [output / name for name in TIMM_FILES] if kind == "timm" else [output]
-    return Exported(kind, precision, output, sum(file.stat().st_size for file in files) / 2**20, agreement)
+    return Exported(kind, task.name, precision, output, sum(file.stat().st_size for file in files) / 2**20, agreement)
 
 
 class _Cast(nn.Module):

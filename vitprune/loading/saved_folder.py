@@ -16,7 +16,7 @@ from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import CheckpointError, VitpruneError
 from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.structure import structure
-from vitprune.loading.task import TASK_KEY
+from vitprune.loading.task import PROBLEM_TYPES, TASK_KEY
 from vitprune.loading.transformers import read_config
 from vitprune.loading.transformers_weights import convert_state
 from vitprune.loading.weight_sets import choose_weights
@@ -60,7 +60,7 @@ def build_from_folder(folder: Path, given: dict[str, Any], *, headless: bool = F
             file = _opened(folder)
             expected = tuple(structure(architecture, arguments | given, given).state_dict())
             weights = choose_weights(file, expected)
-            state, task, said = weights.tensors, None, []
+            state, task, said = weights.tensors, PROBLEM_TYPES.get(str(config.get("problem_type"))), []
         else:
             raise CheckpointError("its config.json is neither timm's nor transformers'")
         overlay = {**overlay, "source": None, "file": None, "state_dict": state, "custom_load": False}

@@ -13,15 +13,12 @@ from torch import nn
 from vitprune.backbones import why_not, wrap
 from vitprune.errors import UsageError
 from vitprune.model import TaskName
+from vitprune.tasks import TASKS
 
 AskedTask = TaskName | Literal["auto"]
 
-PROBLEM_TYPES: dict[str, TaskName] = {
-    "single_label_classification": "classification",
-    "multi_label_classification": "multilabel",
-    "regression": "regression",
-}
-"""transformers' `problem_type`."""
+PROBLEM_TYPES: dict[str, TaskName] = {task.problem_type: task.name for task in TASKS.values() if task.problem_type}
+"""transformers' `problem_type`, which `vitprune export` writes into timm's config.json too."""
 TASK_KEY = "task"
 """Entry of a model's `pretrained_cfg`: what its folder says of its outputs; timm's own have none."""
 _SPOKEN = {

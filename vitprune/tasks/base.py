@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vitprune.data import UNLABELLED, TargetKind
 from vitprune.model import MaskedOutput, Selection, TaskName
+from vitprune.tasks.differences import of_numbers, spread
 
 CONFIDENCE_95 = 1.96
 NUM_SHOWN = 3
@@ -177,6 +178,7 @@ class Task(ABC):
         rate_reference: distillation loss after predictor pretraining at which the recipe's rate of the backbone holds;
             None for the recipe's own.
         pipeline: the Hub's name of it.
+        problem_type: what transformers calls it in a config.json, where it does.
         noun: what it makes of a model, for sentences.
         said: how close a model is to its dense one, in words, with the fidelity figures by key and `images`.
         distance: what `Results.distances` are called.
@@ -199,6 +201,7 @@ class Task(ABC):
     fidelity: ClassVar[tuple[Figure, ...]]
     rate_reference: ClassVar[float | None] = None
     pipeline: ClassVar[str] = "image-classification"
+    problem_type: ClassVar[str | None] = None
     noun: ClassVar[str] = "image classifier"
     said: ClassVar[str]
     distance: ClassVar[str] = "KL"
@@ -264,8 +267,14 @@ class Task(ABC):
         return None
 
     def margins(self, output: Tensor) -> Tensor | None:
-        """How far outputs (N, ...) are from deciding otherwise, in the shape of `decisions`."""
+        """How far outputs (N, ...) are from deciding otherwise, in units of how far they lie apart and in the shape of
+        `decisions`.
+        """
         return None
+
+    def differences(self, output: Tensor, reference: Tensor) -> Tensor:
+        """How far exported outputs (N, ...) are from a reference's, in units of how far that one's lie apart, (N,)."""
+        return of_numbers(output, reference, spread(reference))
 
     @abstractmethod
     def record(self, output: Any, reference: Any = None) -> Record:

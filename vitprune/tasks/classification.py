@@ -24,6 +24,7 @@ from vitprune.tasks.base import (
     paired_shares,
     percent,
 )
+from vitprune.tasks.differences import spread
 from vitprune.tokens.losses import distillation_loss
 
 _TOP = 5
@@ -92,6 +93,7 @@ class Classification(Task):
 
     name = "classification"
     accuracy = (Figure("top1_pct", "top-1 (%)", "top-1"), Figure("top5_pct", "top-5 (%)", "top-5"))
+    problem_type = "single_label_classification"
     change = Change("top1_points", "top-1", "points")
     fidelity = (
         Figure("agreement_pct", "same prediction as dense (%)", "same", 1),
@@ -124,7 +126,7 @@ class Classification(Task):
     def margins(self, output: Tensor) -> Tensor:
         """The likeliest class' logit less the next one's, (N, num_classes) to (N,)."""
         best = output.topk(min(2, output.shape[1]), dim=1).values
-        return best[:, 0] - best[:, -1]
+        return (best[:, 0] - best[:, -1]) / spread(output)
 
     def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The likeliest classes."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitprune.backbones import wrap
 from vitprune.model import MaskedOutput, Selection, SparseViT
 from vitprune.tasks.base import NUM_SHOWN, Answer, Figure, Record, Results, Spread, Task
+from vitprune.tasks.differences import of_vectors
 from vitprune.tokens.losses import token_loss
 
 
@@ -122,6 +123,10 @@ class Dense(Task):
     def answers(self, output: PatchFeatures, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """Nothing for people."""
         return [[] for _ in output.features]
+
+    def differences(self, output: Tensor, reference: Tensor) -> Tensor:
+        """As `Task.differences`, by the length of what differs."""
+        return of_vectors(output, reference)
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """Relative squared error of the patches' features, of a masked pass of those that are kept."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from vitprune.model import MaskedOutput, Selection
 from vitprune.tasks.base import Change, Figure, Record, Results, Spread, Task, changed, paired_shares, percent
 from vitprune.tasks.class_vectors import ClassVectors
+from vitprune.tasks.differences import of_vectors
 
 NUM_NEIGHBOURS = 10
 _KNN, _TEMPERATURE = 20, 0.07
@@ -184,6 +185,10 @@ class Embedding(Task):
     def vectors(self, output: Tensor) -> Tensor:
         """The vectors, not of unit length."""
         return output
+
+    def differences(self, output: Tensor, reference: Tensor) -> Tensor:
+        """As `Task.differences`, by the length of what differs."""
+        return of_vectors(output, reference)
 
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """1 less the cosine, both less the mean of the teacher's vectors, batch mean."""

@@ -24,6 +24,7 @@ from vitprune.tasks.base import (
     changed,
     percent,
 )
+from vitprune.tasks.differences import spread
 
 _RESAMPLES = 200
 
@@ -97,6 +98,7 @@ class MultiLabel(Task):
         Figure("kl", "KL from dense (nats a label)", "KL", 4, higher_is_better=False),
     )
     rate_reference = 0.02
+    problem_type = "multi_label_classification"
     noun = "multi-label image classifier"
     truth = "true labels"
     explained = (
@@ -131,7 +133,7 @@ class MultiLabel(Task):
 
     def margins(self, output: Tensor) -> Tensor:
         """How far each logit is from 0, (N, num_labels)."""
-        return output.abs()
+        return output.abs() / spread(output)
 
     def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The labels that it gives, surest first."""

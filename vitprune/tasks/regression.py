@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vitprune.model import MaskedOutput, Selection
 from vitprune.tasks.base import CONFIDENCE_95, NUM_SHOWN, Answer, Change, Figure, Record, Results, Spread, Task, changed
+from vitprune.tasks.differences import of_numbers, spread_of_each
 
 _FLOOR = 1e-3
 """Of the spread, as a share of the mean: a value that the teacher hardly changes must not drown the others."""
@@ -105,6 +106,7 @@ class Regression(Task):
     )
     rate_reference = 0.1
     pipeline = "image-feature-extraction"
+    problem_type = "regression"
     noun = "image regressor"
     truth = "true values"
     explained = (
@@ -141,6 +143,10 @@ class Regression(Task):
     def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The values."""
         return [", ".join(f"{value:.4g}" for value in each) for each in output.tolist()]
+
+    def differences(self, output: Tensor, reference: Tensor) -> Tensor:
+        """As `Task.differences`, each value by its own spread: they need not be of one size."""
+        return of_numbers(output, reference, spread_of_each(reference))
 
     def results(self, record: Record, targets: Tensor) -> Values:
         """As `Task.results`."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from vitprune.export import Exported
     from vitprune.loading.load import Loaded
-    from vitprune.tasks import TaskName
 
 _DEFAULT_LIMIT = 100
 
@@ -119,14 +118,13 @@ def export(
         "keep": 1.0 if done.format == "timm" else metadata.keep,
         "data": data,
         "input_size": list(metadata.preprocessing.input_size),
-        "task": metadata.task,
         "num_classes": sparse.num_classes,
         **done.summary(),
     }
     if as_json:
         print_json(result)
         return
-    _print(done, f"{loaded.name}, {'dense' if done.format == 'timm' else metadata.label}", metadata.task, data)
+    _print(done, f"{loaded.name}, {'dense' if done.format == 'timm' else metadata.label}", data)
 
 
 def _default_output(loaded: Loaded, kind: str, precision: str) -> Path:
@@ -151,16 +149,20 @@ def _images(loaded: Loaded, data: str | None, limit: int) -> tuple[Iterable[Tens
     return (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch), count_images(dataset)
 
 
-def _print(done: Exported, name: str, task_name: TaskName, data: str | None) -> None:
+def _print(done: Exported, name: str, data: str | None) -> None:
     from vitprune.export import BATCH_SIZES
     from vitprune.tasks import task_named
 
-    agreement, num_random, task = done.agreement, sum(BATCH_SIZES), task_named(task_name)
+    agreement, num_random, task = done.agreement, sum(BATCH_SIZES), task_named(done.task)
     sizes = ", ".join(map(str, agreement.batch_sizes))
     images = "" if data is None else f" and {agreement.num_images - num_random} images"
     print_line(f"{name}: {done.format}, {done.precision}, {done.size_mib:.1f} MiB")
     same = "" if agreement.agreement_pct is None else f", same {task.decides} for {agreement.agreement_pct:.1f} %"
-    clear = "" if agreement.num_clear is None else f", and all {agreement.num_clear} clear predictions are the same"
+    clear = (
+        ""
+        if agreement.num_clear is None
+        else f", and all {agreement.num_clear} clear {task.decides} decisions are the same"
+    )
     print_line(
         f"beside PyTorch in fp32 on {num_random} random images{images}, in batches of {sizes}: {task.outputs} differ "
         f"by {agreement.max_difference:.1e} at most{same}"
