@@ -189,44 +189,55 @@ def predict(
     model: Model,
     images: str | Path | Image.Image | Sequence[str | Path | Image.Image],
     *,
-    topk: int = 5,
+    task: AskedTask = "auto",
+    topk: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     batch_size: int = 64,
     progress: bool = True,
 ) -> list[ImagePrediction]:
-    """What a model says of images, which need no labels: of a classifier the likeliest classes.
+    """What a model says of images without labels, by its task: classes, labels, values, an embedding or features.
 
     Example:
         for each in vitprune.predict(sparse, "path/to/images"):
             print(each.image, each.classes["sparse"][0].text)
+        vectors = torch.stack([each.vectors["sparse"] for each in vitprune.predict(encoder, "path/to/images")])
 
     Args:
         model: a SparseViT, a timm model, or a name, file or run folder.
         images: an image file, a folder of them, an image of PIL's, or a list of these.
-        topk: how many classes.
+        task: what the model is for, as in `vitprune.evaluate`; a SparseViT says it itself.
+        topk: the likeliest classes or labels, so many; None for 5 classes, or all labels above 50 %.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "auto", "fp32", "bf16" or "fp16".
         batch_size: images per pass.
         progress: whether to show how far it is, on stderr.
 
     Returns:
-        An entry per image that could be read: `image`, and by "sparse" or "dense" the `classes`, best first, each with
-        `index`, `name` and `probability_pct`; of values, embeddings and features the `vectors`.
+        An entry per image that could be read: `image`, and by "sparse" or "dense" the `classes` or labels, best first,
+        each with `index`, `name` and `probability_pct`, or the `vectors`: values (num_values,), an embedding (D,) or
+        features of all patches (N, C), in fp32 on the CPU.
 
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
-    loaded, where = known(model, progress=progress), pick_device(device)
+    loaded, where = known(model, task=task, progress=progress), pick_device(device)
     found = image_set([images] if isinstance(images, (str, Path, Image.Image)) else list(images))
     names = readable_names(dict(enumerate(loaded.class_names or ())), getattr(loaded.model, "num_classes", 0))
     subject = {"sparse": loaded.sparse} if loaded.sparse is not None else {"dense": loaded.model}
     with ProgressShown(progress) as listener:
         listener.begin(f"predicting with {loaded.name}", len(found))
         number_format = pick_precision(precision, where, training=False)
-        task = task_named(loaded.task)
         rows, *_ = predict_images(
-            subject, found, names, where, number_format, task=task, topk=topk, batch_size=batch_size, listener=listener
+            subject,
+            found,
+            names,
+            where,
+            number_format,
+            task=task_named(loaded.task),
+            topk=topk,
+            batch_size=batch_size,
+            listener=listener,
         )
     return rows
 

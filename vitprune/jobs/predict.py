@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,13 @@ from vitprune.data import (
     open_image,
     to_rgb,
 )
+from vitprune.errors import UsageError
 from vitprune.evaluation import autocast
-from vitprune.tasks import Answer, Record, Task, joined
+from vitprune.tasks import NamedClass, Record, Task, joined
+
+_NUM_CLASSES = 5
+_OF_VECTORS = ("embedding", "dense")
+"""Tasks whose outputs are for machines."""
 
 
 @dataclass(frozen=True)
@@ -35,23 +40,31 @@ class ImagePrediction:
 
     Attributes:
         image: its path; of an image without one its number.
-        classes: by the name of the model the likeliest classes, best first, or the labels that it gives, or a text.
-        vectors: by the name of the model what it gives in numbers, where that is what it is for: values (num_values,),
-            an embedding (D,), features of all patches (N, C).
+        classes: by the name of the model the likeliest classes, or the labels that it gives, best first; empty where it
+            gives numbers.
+        vectors: by the name of the model the numbers that it gives, where it is for these: values (num_values,), an
+            embedding (D,), features of all patches (N, C).
+        distance: of an embedding or features, how far the sparse model's are from the dense one's, as
+            `Results.distances`; None without both.
     """
 
     image: str
-    classes: dict[str, Answer]
+    classes: dict[str, list[NamedClass]]
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    distance: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """In JSON's types."""
-        if self.vectors:
-            return {"image": self.image} | {model: vector.tolist() for model, vector in self.vectors.items()}
-        return {"image": self.image} | {
-            model: answer if isinstance(answer, str) else [each.model_dump() for each in answer]
-            for model, answer in self.classes.items()
-        }
+        """In JSON's types; features of all patches are too many for it, and only their shape is there."""
+        found: dict[str, Any] = {"image": self.image}
+        if self.distance is not None:
+            found["distance"] = self.distance
+        for model, classes in self.classes.items():
+            vector = self.vectors.get(model)
+            if vector is None:
+                found[model] = [each.model_dump() for each in classes]
+            else:
+                found[model] = vector.tolist() if vector.ndim == 1 else {"shape": list(vector.shape)}
+        return found
 
 
 def image_set(images: Sequence[str | Path | Image.Image]) -> ImageSet:
@@ -85,7 +98,7 @@ def predict_images(
     precision: Precision = "fp32",
     *,
     task: Task,
-    topk: int = 5,
+    topk: int | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
     listener: Listener = SILENT,
@@ -99,7 +112,7 @@ def predict_images(
         device: where to run.
         precision: of the passes.
         task: what the models are for.
-        topk: at most so many classes or labels.
+        topk: the likeliest classes or labels, so many; None for 5 classes, or all labels that a model gives.
         batch_size: images per pass.
         num_workers: processes that read images.
         listener: hears how far it is.
@@ -110,7 +123,9 @@ def predict_images(
 
     Raises:
         DataError: no image could be read.
+        UsageError: `topk` is below 1, or the task has neither classes nor labels.
     """
+    _check_topk(topk, task)
     images.transform = eval_transform(getattr(first := next(iter(models.values())), "model", first))
     faults, found = Faults(allowed_share=1.0), list[ImagePrediction]()
     records: dict[str, list[Record]] = {name: [] for name in models}
@@ -119,14 +134,14 @@ def predict_images(
     for batch, numbers in batches(make_loader(images, batch_size, num_workers=num_workers), faults):
         with autocast(device, precision):
             outputs = {name: task.run(model, batch.to(device)) for name, model in models.items()}
-        answers = {name: task.answers(output, names, topk) for name, output in outputs.items()}
+        answers = {name: _classes(task, output, names, topk) for name, output in outputs.items()}
         vectors = {name: task.vectors(output) for name, output in outputs.items()}
-        for name, output in outputs.items():
+        for name, output in outputs.items() if len(models) > 1 else ():
             records[name].append(task.record(output, outputs.get("dense")))
         for row, number in enumerate(numbers.tolist()):
-            said = {name: each[row] for name, each in answers.items()}
+            named = {name: each[row] for name, each in answers.items()}
             numbered = {name: each[row].float().cpu() for name, each in vectors.items() if each is not None}
-            found.append(ImagePrediction(images.name(images.items[number]), said, numbered))
+            found.append(ImagePrediction(images.name(images.items[number]), named, numbered))
         listener.advance(len(numbers))
     if not found:
         raise faults.none_read()
@@ -134,4 +149,25 @@ def predict_images(
         return found, faults, None
     unknown = torch.full((len(found),), UNLABELLED)
     results = {name: task.results(joined(each), unknown) for name, each in records.items()}
+    if task.name in _OF_VECTORS:
+        distances = results["sparse"].distances(results["dense"]).tolist()
+        found = [replace(row, distance=distance) for row, distance in zip(found, distances, strict=True)]
     return found, faults, results["sparse"].fidelity(results["dense"])
+
+
+def _check_topk(topk: int | None, task: Task) -> None:
+    if topk is None:
+        return
+    if not task.decides:
+        raise UsageError(f"--topk is of classes and labels, and the task is {task.name}", "leave it out")
+    if topk < 1:
+        raise UsageError(f"--topk is {topk}, expected at least 1")
+
+
+def _classes(task: Task, output: Any, names: Mapping[int, str], topk: int | None) -> list[list[NamedClass]]:
+    """The classes or labels of each image."""
+    if topk is not None:
+        answers = task.ranked(output, names, topk)
+    else:
+        answers = task.answers(output, names, _NUM_CLASSES if task.name == "classification" else len(output[0]))
+    return [[] if isinstance(each, str) else each for each in answers]

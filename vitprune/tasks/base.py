@@ -258,6 +258,10 @@ class Task(ABC):
         """
         return [[] for _ in output]
 
+    def ranked(self, output: Any, names: Mapping[int, str], count: int) -> list[Answer]:
+        """As `answers`, but `count` classes or labels whatever the model makes of them."""
+        return self.answers(output, names, count)
+
     def vectors(self, output: Any) -> Tensor | None:
         """A batch's outputs of `run` as numbers that are of use to others, (B, ...); None where `answers` say it."""
         return None

@@ -137,18 +137,12 @@ class MultiLabel(Task):
 
     def answers(self, output: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
         """The labels that it gives, surest first."""
-        found: list[Answer] = []
-        for shares in output.float().sigmoid().cpu():
-            order = shares.argsort(descending=True)[:count].tolist()
-            found.append(
-                [
-                    NamedClass(index=index, name=names.get(index), probability_pct=100 * shares[index].item())
-                    for index in order
-                    if shares[index] > 0.5
-                ]
-                or "no label"
-            )
-        return found
+        ranked = _likeliest(output, names, count)
+        return [[each for each in labels if each.probability_pct > 50] or "no label" for labels in ranked]
+
+    def ranked(self, output: Tensor, names: Mapping[int, str], count: int) -> list[Answer]:
+        """The likeliest labels, whether given or not."""
+        return [*_likeliest(output, names, count)]
 
     def results(self, record: Record, targets: Tensor) -> Decisions:
         """As `Task.results`."""
@@ -160,6 +154,17 @@ class MultiLabel(Task):
             return None
         rows = (target > 0.5).nonzero().flatten().tolist()
         return "; ".join(names.get(row, f"label {row}") for row in rows) or "no label"
+
+
+def _likeliest(logits: Tensor, names: Mapping[int, str], count: int) -> list[list[NamedClass]]:
+    """The `count` likeliest labels of each image, best first."""
+    return [
+        [
+            NamedClass(index=index, name=names.get(index), probability_pct=100 * shares[index].item())
+            for index in shares.argsort(descending=True)[:count].tolist()
+        ]
+        for shares in logits.float().sigmoid().cpu()
+    ]
 
 
 def binary_divergence(logits: Tensor, reference: Tensor) -> Tensor:

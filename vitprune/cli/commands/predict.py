@@ -32,7 +32,15 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.", show_default=False)
     ],
-    topk: Annotated[int, typer.Option(min=1, metavar="K", help="At most K classes or labels per image.")] = 5,
+    topk: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="The K likeliest classes or labels per image.",
+            show_default="5 classes; all labels above 50 %",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -137,7 +145,7 @@ def _check_kind(output: Path | None, task: Task) -> None:
         return
     if output.suffix in _OF_VECTORS and task.name in ("classification", "multilabel"):
         raise UsageError(f"'{output}' would hold vectors, and the task is {task.name}", "name a .csv or .json file")
-    if output.suffix == ".csv" and task.name == "dense":
+    if output.suffix not in _OF_VECTORS and task.name == "dense":
         raise UsageError(f"'{output}' cannot hold features of patches", "name a .npz or .safetensors file")
 
 
@@ -179,16 +187,23 @@ def _csv(rows: list[ImagePrediction]) -> str:
     writer.writerow(("image", "model", "rank", "index", "name", "probability_pct"))
     for row in rows:
         for model, classes in row.classes.items():
-            for rank, each in enumerate([] if isinstance(classes, str) else classes, start=1):
+            if not classes:  # no label, which is not an image that could not be read
+                writer.writerow((row.image, model, "", "", "", ""))
+            for rank, each in enumerate(classes, start=1):
                 writer.writerow((row.image, model, rank, each.index, each.name or "", f"{each.probability_pct:.4f}"))
     return text.getvalue()
 
 
 def _print(rows: list[ImagePrediction], result: dict[str, Any], task: Task) -> None:
-    models = list(rows[0].classes)
-    cells = [[row.image, *(_said(row, model) for model in models)] for row in rows]
+    models, apart = list(rows[0].classes), rows[0].distance is not None
+    if apart:
+        columns = ["image", f"{task.distance}, dense to sparse"]
+        cells = [[row.image, number(row.distance, 4)] for row in rows]
+    else:
+        columns = ["image", *models]
+        cells = [[row.image, *(_said(row, model, task) for model in models)] for row in rows]
     kept = "" if result["keep"] in (1, None) else f", keep {result['keep']:g}"
-    print_table(result["model"] + kept, ["image", *models], cells)
+    print_table(result["model"] + kept, columns, cells)
     if len(models) > 1:
         parts = ", ".join(each.said(number(result[each.key], each.digits)) for each in task.fidelity)
         print_line(f"on {len(rows)} image(s): {parts}")
@@ -196,12 +211,12 @@ def _print(rows: list[ImagePrediction], result: dict[str, Any], task: Task) -> N
         print_line("-o FILE.safetensors or FILE.npz writes the vectors")
 
 
-def _said(row: ImagePrediction, model: str) -> str:
+def _said(row: ImagePrediction, model: str, task: Task) -> str:
     """What a model says of an image, in one line."""
-    from vitprune.tasks import in_words
-
-    if answer := row.classes[model]:
-        return in_words(answer)
-    vector = row.vectors[model]
+    vector = row.vectors.get(model)
+    if vector is None:
+        return "; ".join(each.text for each in row.classes[model]) or "no label"
+    if task.name == "regression":
+        return ", ".join(f"{value:.4g}" for value in vector.tolist())
     first = ", ".join(f"{value:.3g}" for value in vector.flatten()[:3].tolist())
     return f"{' x '.join(map(str, vector.shape))} numbers: {first}, ..."
