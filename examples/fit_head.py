@@ -70,7 +70,7 @@ def main() -> None:
     with (args.output / f"{args.task}.jsonl").open("w", encoding="utf-8") as file:
         for split, of in rows.items():
             for (name, _), each in zip(of, targets[split], strict=True):
-                file.write(json.dumps({"file_name": name} | written(args.task, names, each)) + "\n")
+                file.write(json.dumps({"file_name": f"{split}/{name}"} | written(args.task, names, each)) + "\n")
     print(f"{weights}: {len(names)} outputs, {', '.join(names)}; fitted on {len(features)} images")
 
 
