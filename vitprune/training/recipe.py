@@ -171,10 +171,10 @@ class Recipe(PublicSettings):
 
     @model_validator(mode="after")
     def _some_predictors_are_not_trained(self) -> Recipe:
-        if self.predictor in ("attention", "norm") and (self.pretraining_steps or self.deployed_share < 1):
-            raise ValueError(
-                f"predictor '{self.predictor}' learns nothing: it goes with pretraining_steps 0 and deployed_share 1"
-            )
+        if self.predictor == "attention" and self.trains:
+            raise ValueError("predictor 'attention' goes with no training: pretraining_steps 0 and steps 0")
+        if self.predictor == "norm" and (self.pretraining_steps or self.deployed_share < 1):
+            raise ValueError("predictor 'norm' learns nothing: it goes with pretraining_steps 0 and deployed_share 1")
         return self
 
     @property
