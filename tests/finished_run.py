@@ -106,6 +106,97 @@ def make_report(**changes):
     return report | changes
 
 
+_OF_TASKS = {
+    "classification": {},
+    "multilabel": {
+        "dense": {"map_pct": 80.5, "f1_pct": 70.25},
+        "sparse": {"map_pct": 79.75, "f1_pct": 69.5},
+        "random": {"map_pct": 60.0, "f1_pct": 51.0, "label_agreement_pct": 91.0, "kl": 0.2},
+        "delta": {"map_points": -0.75, "label_agreement_pct": 98.5, "kl": 0.0123},
+    },
+    "regression": {
+        "dense": {"mae": 151.5, "r2": 0.9},
+        "sparse": {"mae": 154.0, "r2": 0.88},
+        "random": {"mae": 201.0, "r2": 0.5, "pearson_r": 0.7, "rmse_to_dense": 90.0, "error_pct": 60.0},
+        "delta": {"mae_change": 2.5, "pearson_r": 0.991, "rmse_to_dense": 12.5, "error_pct": 9.0},
+    },
+    "embedding": {
+        "dense": {"knn_top1_pct": 81.0, "num_gallery_images": 3000},
+        "sparse": {"knn_top1_pct": 80.75, "num_gallery_images": 3000},
+        "random": {
+            "knn_top1_pct": 70.0,
+            "cosine": 0.9,
+            "cosine_p5": 0.8,
+            "neighbour_overlap_pct": 60.0,
+            "same_nearest_pct": 50.0,
+        },
+        "delta": {
+            "knn_top1_points": -0.25,
+            "cosine": 0.9812,
+            "cosine_p5": 0.9534,
+            "neighbour_overlap_pct": 83.5,
+            "same_nearest_pct": 79.5,
+        },
+    },
+    "dense": {
+        "random": {
+            "token_cosine": 0.8,
+            "token_cosine_p5": 0.7,
+            "token_cosine_kept": 0.9,
+            "token_cosine_pruned": 0.6,
+        },
+        "delta": {
+            "token_cosine": 0.9612,
+            "token_cosine_p5": 0.94,
+            "token_cosine_kept": 0.98,
+            "token_cosine_pruned": 0.92,
+        },
+    },
+}
+_CHANGES = {"map_points": (-1.5, 0.0), "mae_change": (1.0, 4.0), "knn_top1_points": (-1.0, 0.5)}
+_OF_CLASSES = ("top1_pct", "top5_pct", "agreement_pct", "kl")
+
+
+def make_task_report(task, labelled=True, **changes):
+    """report.json of a run for that task, with what it measures against labels or without."""
+    if task == "classification":
+        return make_report(**changes)
+    report, known = make_report(), _OF_TASKS[task]
+    for side in ("dense", "sparse", "random", "delta"):
+        old = {key: value for key, value in report[side].items() if key not in _OF_CLASSES and "top1" not in key}
+        report[side] = old | known.get(side, {})
+    key = next((key for key in _CHANGES if key in report["delta"]), None)
+    if key is not None:
+        over = {f"{key}_over_random": -47.0 if key == "mae_change" else 10.0, f"{key}_over_random_ci95": [-60.0, 60.0]}
+        report["delta"] |= {f"{key}_ci95": list(_CHANGES[key])} | over
+    if not labelled:
+        for key in report["delta"]:
+            if key.startswith(tuple(_CHANGES)):
+                report["delta"][key] = None
+        for side in ("dense", "sparse", "random"):
+            for figure in ("map_pct", "f1_pct", "mae", "r2", "knn_top1_pct"):
+                report[side] |= {figure: None} if figure in report[side] else {}
+            report[side].pop("num_gallery_images", None)
+    return report | {"task": task, "correct": None, "classes": []} | changes
+
+
+def make_task_keep_maps(task):
+    """keepmaps.json of a run for that task."""
+    maps = make_keep_maps()
+    said = {"multilabel": maps["images"][0]["dense"], "regression": "0.25, 17"}.get(task, [])
+    for place, image in zip(("nearest", "farthest"), maps["images"], strict=True):
+        label = {"multilabel": "<i>a</i>; b", "regression": "0.5, 16"}.get(task)
+        image |= {"group": "evaluated images", "place": place, "dense": said, "sparse": said, "label": label}
+        image["distance"] = image.pop("kl")
+        if task == "embedding":
+            image["neighbours"] = {"dense": [0, 1], "sparse": [1, 2]}
+        if task == "dense":
+            image["likeness"] = [1.0, 0.5, 0.75, 0.99, 1.0, 0.5]
+    if task == "embedding":
+        maps["thumbnails"] = [maps["images"][0]["jpeg"]] * 3
+    return maps
+
+
 def make_steps(num=8):
     """log.jsonl."""
     return [
@@ -160,7 +251,7 @@ def write_run(folder, keep_maps=True, steps=True, **changes):
     return folder
 
 
-def write_whole_run(folder, sparse, origin=None, class_names=None, **changes):
+def write_whole_run(folder, sparse, /, origin=None, class_names=None, **changes):
     """The same with its model, `sparse`."""
     folder.mkdir(exist_ok=True)
     metadata = describe(sparse, class_names=class_names, origin=origin)

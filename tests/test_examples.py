@@ -12,9 +12,12 @@ from types import ModuleType
 import pytest
 import timm
 import torch
+from PIL import Image
 from python_calls import check_calls
 from safetensors.torch import load_file, save_file
 
+import vitprune
+from vitprune.cli.app import run
 from vitprune.training.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -222,6 +225,14 @@ def test_a_chart_of_comparisons(tmp_path):
     assert out == "written to chart.png\n"
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
     assert "of 2 models or sets of images" in _run("compare_chart.py", "a.json", "c.json", cwd=tmp_path, codes=(1,))
+    rows = [
+        {"method": method, "available": True, "knn_top1_pct": None, "cosine": cosine, "gmacs": gmacs}
+        for method, cosine, gmacs in (("dense", 1.0, 2.0), ("ours", 0.98, 1.0))
+    ]
+    about = {"model": "an encoder", "task": "embedding", "num_images": 100}
+    (tmp_path / "d.json").write_text(json.dumps(about | {"rows": rows}))
+    _run("compare_chart.py", "d.json", "-o", "chart2.png", cwd=tmp_path)
+    assert (tmp_path / "chart2.png").read_bytes() != (tmp_path / "chart.png").read_bytes()
 
 
 @pytest.mark.slow
@@ -250,3 +261,48 @@ def test_features_of_all_patches_are_judged_beside_others_at_their_cost(tmp_path
     assert all(-1 <= values[1] <= 1 and values[3] >= 0 for values in rows.values())
     student = load_file(tmp_path / "student.safetensors")
     assert student.keys() == backbone.state_dict().keys()
+
+
+def _wordnet_folder(root):
+    """Four images of two of ImageNet's classes to train on, and as many to evaluate on."""
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "val"):
+        for label, name in enumerate(("n01440764", "n02123045")):
+            (root / part / name).mkdir(parents=True)
+            for index in range(2):
+                pixels = torch.randint(0, 128, (48, 64, 3), generator=generator) + 120 * label
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(root / part / name / f"{index}.png")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "width"), [("multilabel", 20), ("regression", 2)])
+def test_a_fitted_head_goes_with_its_labels(task, width, tmp_path, make_vit):
+    images = _wordnet_folder(tmp_path / "images")
+    save_file(make_vit(num_classes=1000).state_dict(), tmp_path / "weights.safetensors")
+    out = _run("fit_head.py", task, "test_vit", "images", "--checkpoint", "weights.safetensors", cwd=tmp_path)
+    assert f"{width} outputs" in out
+    head = tmp_path / f"{task}.safetensors"
+    assert load_file(head)["head.weight"].shape[0] == width
+    columns = [] if task == "multilabel" else ["--target-key", "brightness,contrast"]
+    labels = ["--labels", str(tmp_path / f"{task}.jsonl"), *columns]
+    arguments = ["eval", "test_vit", str(images), "--checkpoint", str(head), "--task", task, *labels]
+    assert run([*arguments, "-j", "0", "--device", "cpu"]) == 0
+
+
+@pytest.mark.slow
+def test_a_probe_on_a_dense_plan_is_the_classifier(tmp_path, make_vit):
+    _wordnet_folder(tmp_path / "images")
+    classifier = make_vit(num_classes=1000)
+    save_file(classifier.state_dict(), tmp_path / "weights.safetensors")
+    classifier.reset_classifier(0)
+    vitprune.save(vitprune.attach(classifier, keep=0.5), tmp_path / "model.safetensors")
+    out = _run(
+        "linear_probe.py",
+        *("model.safetensors", "images", "--head", "weights.safetensors", "--methods", "random"),
+        cwd=tmp_path,
+    )
+    rows = {cells[0]: cells[1:] for cells in map(_cells, out.splitlines()[3:])}
+    assert list(rows) == ["dense", "random", "ours"]
+    assert rows["dense"][3] == "100.0 %"
+    assert float(rows["ours"][4]) > 0

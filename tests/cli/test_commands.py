@@ -271,7 +271,7 @@ MISTAKES = [
     (["sparsify", "demo", "--bench-batch-sizes", "0"], 2, "--bench-batch-sizes is '0'"),
     (["compare", "demo", "demo", "-o", "list.yaml"], 2, "the output 'list.yaml' exists"),
     (["predict", "demo", "absent.jpg"], 2, "image or folder 'absent.jpg' not found"),
-    (["predict", "demo", "flat", "-o", "p.txt"], 2, "expected a name that ends in .csv, .json, .npz or .safetensors"),
+    (["predict", "demo", "flat", "-o", "p.txt"], 2, "expected a name that ends in .csv, .json, .npz"),
     (["push", "flat/model.safetensors", "me/x", "--yes"], 2, "run folder 'flat/model.safetensors' not found"),
     (["info", "demo", "--img-size", "big"], 2, "--img-size: 'big' is no image size", "\nhint: "),
 ]

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from finished_run import make_report
+from finished_run import make_task_report
 from rich.cells import cell_len
 
 from vitprune.cli.app import run
@@ -15,6 +15,7 @@ from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
 from vitprune.common.formatting import duration
 from vitprune.report import Report
+from vitprune.tasks import TASKS
 from vitprune.training.progress import StepRecord
 
 ESCAPE = "\x1b"
@@ -213,9 +214,11 @@ def test_a_reader_who_leaves_is_no_error():
 # A run on one screen
 
 
-def test_summary_fits_one_screen(screen, tmp_path):
+@pytest.mark.parametrize("task", TASKS)
+def test_summary_fits_one_screen(task, screen, tmp_path):
     long = {"model": "vit_base_patch16_224.augreg2_in21k_ft_in1k", "label": "keep 0.7, align 8", "seconds": 672.0}
-    report = make_report(coverage={"sparse_pct": 99.3, "random_pct": 26.6}, **long)
+    coverage = {"sparse_pct": 99.3, "random_pct": 26.6} if task == "classification" else None  # of the demo alone
+    report = make_task_report(task, coverage=coverage, **long)
     report["training"] |= {"num_skipped": 2, "num_microbatches": 2, "num_unreadable": 3, "unreadable": ["a", "b", "c"]}
     out, _ = screen(80)
     print_summary(Report.model_validate(report), tmp_path / "runs" / "vit_base_patch16_224-keep0.7")

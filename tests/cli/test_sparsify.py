@@ -12,7 +12,7 @@ from finished_run import same_weights
 import vitprune
 from vitprune.checkpoint.sparse_file import read_metadata
 from vitprune.cli.app import run
-from vitprune.cli.output import enforce
+from vitprune.cli.output import Check, enforce
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.training_options import chosen_recipe
 
@@ -77,7 +77,7 @@ def test_report_agrees_with_eval_of_the_file(finished, capsys):
 
 
 def test_limits(capsys):
-    enforce([("--min-top1", 80.0, 80.0), ("--max-drop", None, None), ("--min-speedup", 1.0, None)])
+    enforce([Check("--min-top1", 80.0, 80.0), Check("--max-drop", None, None), Check("--min-speedup", 1.0, None)])
     assert capsys.readouterr().err == ""
     for checks, said in (
         ([("--min-top1", 79.9, 80.0)], "--min-top1: missed, measured 79.900, at least 80 was asked for"),
@@ -85,7 +85,7 @@ def test_limits(capsys):
         ([("--min-speedup", 2.0, 1.5), ("--min-top1", None, 80.0)], "the images have no labels"),
     ):
         with pytest.raises(typer.Exit) as exit_:
-            enforce(checks)
+            enforce([Check(*each) for each in checks])
         assert exit_.value.exit_code == 3
         assert said in capsys.readouterr().err
 

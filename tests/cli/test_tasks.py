@@ -82,7 +82,9 @@ def test_eval_info_and_compare_by_the_task(made, capsys):
     out = capsys.readouterr().out
     assert task.fidelity[0].text.removesuffix(" (%)") in out
     assert "top-1" not in out.replace("k-NN top-1", "")
-    assert run(["eval", str(folder), *common, "--min-fidelity", "100.5"]) == 3
+    assert run(["eval", str(folder), *common, "--min-fidelity", "100.5" if task.fidelity[0].in_percent else "1"]) == 3
+    assert run(["eval", str(folder), *common, "--min-fidelity", "0.9" if task.fidelity[0].in_percent else "90"]) == 2
+    assert task.fidelity[0].text in capsys.readouterr().err
     assert run(["eval", str(folder), *common, "--min-top1", "50"]) == 2
     assert f"--min-top1 is of classifiers, and the task is {task.name}" in capsys.readouterr().err
     assert run(["info", str(folder)]) == 0
@@ -205,3 +207,71 @@ def test_what_does_not_go_with_a_model_is_refused(arguments, said, weights_file,
     command = ["eval", "test_vit", str(image_folder), "--checkpoint", str(weights_file), *arguments]
     assert run(command) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def encoders(make_vit, make_image_folder, tmp_path_factory):
+    """Images, and weights of two encoders of different widths."""
+    folder = tmp_path_factory.mktemp("encoders")
+    make_image_folder(folder / "images")
+    save_file(make_vit(num_classes=0).state_dict(), folder / "weights.safetensors")
+    save_file(make_vit("test_vit3", num_classes=0).state_dict(), folder / "other.safetensors")
+    return folder
+
+
+def test_where_nothing_can_be_measured_that_is_said(encoders, capsys):
+    options = ["--checkpoint", str(encoders / "weights.safetensors"), "-j", "0", "--device", "cpu"]
+    for images, task, said in (
+        ("images/val/cat", "embedding", "k-NN needs classes of the evaluated and of training images"),
+        ("images/val", "embedding", "k-NN needs classes of the evaluated and of training images"),
+        ("images", "dense", "features of patches are neither right nor wrong"),
+    ):
+        assert run(["eval", "test_vit", str(encoders / images), "--task", task, *options]) == 1
+        assert f"nothing to measure a dense model by: {said}" in capsys.readouterr().err
+
+
+def test_a_sweep_of_encoders_compares_with_others_by_labels_alone(encoders, tmp_path, capsys):
+    weights, other = (str(encoders / f"{name}.safetensors") for name in ("weights", "other"))
+    common = ["--task", "embedding", "--checkpoint", weights, "--keep", ".5", "--also", f"test_vit3={other}", *QUICK]
+    arguments = ["sweep", "test_vit", str(encoders / "images"), *common, "-o", str(tmp_path / "a")]
+    assert run([*arguments, "--bench-batch-sizes", "1"]) == 0
+    result = json.loads((tmp_path / "a" / "sweep.json").read_text())
+    assert result["accuracy"] == "knn_top1_pct"
+    rows = {row["label"]: row for row in result["rows"]}
+    assert rows["keep 0.5"]["num_gallery_images"] == 12
+    assert rows["test_vit3"]["delta"]["cosine"] is None, "of another width"
+    assert rows["test_vit3"]["delta"]["neighbour_overlap_pct"] > 0
+    page = (tmp_path / "a" / "sweep.html").read_text(encoding="utf-8")
+    assert "k-NN top-1 (%)" in page
+    capsys.readouterr()
+    for images, task in (("images/val/cat", "embedding"), ("images", "dense")):
+        arguments = ["sweep", "test_vit", str(encoders / images), *common, "-o", str(tmp_path / "b")]
+        arguments[arguments.index("embedding")] = task
+        if task == "dense":  # its recipe has no pretraining
+            place = arguments.index("--pretraining-steps")
+            del arguments[place : place + 2]
+        assert run(arguments) == 2
+        assert task_named(task).no_accuracy in capsys.readouterr().err
+        assert not (tmp_path / "b").exists()
+
+
+def test_an_encoder_from_python_has_a_report_of_its_task(make_vit, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = [(torch.rand(3, 160, 160, generator=generator), index % 3) for index in range(24)]
+    sparse = vitprune.sparsify(
+        make_vit(num_classes=0),
+        images[:16],
+        val_data=images[16:],
+        keep=0.5,
+        output=tmp_path / "run",
+        device="cpu",
+        bench_seconds=0.01,
+        progress=False,
+        **{"steps": 2, "pretraining_steps": 1, "batch_size": 4, "num_workers": 0},
+    )
+    assert (sparse.task, sparse.report.task) == ("embedding", "embedding")
+    assert 0 < sparse.report.delta.cosine < 1
+    assert sparse.report.sparse.num_gallery_images == 16
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "16 nearest of 16 training images vote for" in page
+    assert "Nearest to it, sparse:" in page

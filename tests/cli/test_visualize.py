@@ -14,6 +14,7 @@ from vitprune.cli.app import run
 from vitprune.data import demo, eval_transform, open_image
 from vitprune.loading.load import load_model
 from vitprune.model import attach
+from vitprune.tasks import task_named
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +172,53 @@ def test_an_image_of_more_pixels_than_allowed_is_refused_by_name(sparse_file, im
     image = str(image_folder / "val" / "cat" / "0.png")
     assert run(["visualize", sparse_file, image, "--max-pixels", "100"]) == 1
     assert f"cannot read image '{image}': it has more than 100 pixels" in capsys.readouterr().err
+
+
+@pytest.fixture
+def file_of(make_vit, tmp_path):
+    """`file_of(task)`: a sparse model for it."""
+
+    def make(name, num_classes):
+        sparse = attach(make_vit(num_classes=num_classes), 0.5, [2]).eval()
+        sparse.task = name
+        save(sparse, tmp_path / "model.safetensors", describe(sparse))
+        return "model.safetensors"
+
+    return make
+
+
+def test_nearest_images_of_an_encoder_are_named_and_distances_are_as_among_all(
+    file_of, image_folder, visualize, capsys
+):
+    file = file_of("embedding", 0)
+    result = visualize(file, image_folder, "--limit", 18)
+    loaded, entries = load_model(file), result["images"]
+    assert len(entries) == 18, "more than one batch"
+    task, transform = task_named("embedding"), eval_transform(loaded.model)
+    images = torch.stack([transform(open_image(entry["name"])) for entry in entries])
+    with torch.inference_mode():
+        vectors = {"dense": loaded.model(images), "sparse": loaded.sparse(images)}
+    found = {side: task.results(task.record(each), torch.full((18,), -1)) for side, each in vectors.items()}
+    expected = found["sparse"].distances(found["dense"])
+    assert [entry["distance"] for entry in entries] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5)
+    for side, results in found.items():
+        nearest = results.nearest()[:, :5].tolist()
+        assert [entry["neighbours"][side] for entry in entries] == [
+            [entries[row]["name"] for row in rows] for rows in nearest
+        ]
+    assert entries[0]["dense"] == entries[0]["sparse"] == []
+    assert run(["visualize", file, str(image_folder), "--limit", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "1 - cosine" in out
+    assert "nearest by the model's vectors" in out
+
+
+def test_values_are_shown_and_of_one_image_there_is_no_distance(file_of, image_folder, visualize):
+    file, image = file_of("regression", 2), image_folder / "val/cat/0.png"
+    (entry,) = visualize(file, image)["images"]
+    loaded = load_model(file)
+    with torch.inference_mode():
+        values = loaded.sparse(eval_transform(loaded.model)(open_image(image))[None])[0].tolist()
+    assert [float(value) for value in entry["sparse"].split(", ")] == pytest.approx(values, rel=1e-3)
+    assert entry["distance"] is None, "no spread to measure it by"
+    assert "neighbours" not in entry

@@ -20,6 +20,7 @@ from vitprune.api.arguments import (
     loader_settings,
     opened,
 )
+from vitprune.backbones import wrap
 from vitprune.budget.resolve import PlanRequest, resolve
 from vitprune.checkpoint.sparse_file import remember
 from vitprune.common.devices import pick_device
@@ -160,7 +161,7 @@ def sparsify(
     if loaded.sparse is not None:
         raise UsageError("the model is sparse already", "start from the dense model")
     with ProgressShown(progress) as listener:
-        sparsity, prediction = resolve(request, loaded.model, chosen.plan_defaults, listener)
+        sparsity, prediction = resolve(request, loaded.model, chosen.plan_for(wrap(loaded.model).depth), listener)
         if data is None and not chosen.trains:
             if output is None:
                 return attach_as(loaded.model, sparsity).eval()

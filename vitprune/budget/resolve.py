@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from vitprune.backbones import wrap
+from vitprune.backbones import input_size, wrap
 from vitprune.budget.gmacs import keep_for_gmacs
 from vitprune.budget.speed import Prediction, SpeedTarget, find_plan
 from vitprune.common import distributed
 from vitprune.common.devices import pick_device, pick_precision
 from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import UsageError
+from vitprune.measure.macs import count_macs
+from vitprune.model import attach_as
 from vitprune.schedule import PredictorName, Pruned, ScheduleName, Sparsity
 
 
@@ -97,6 +99,12 @@ class PlanRequest:
         return None if self.target_latency_ms is None else "--target-latency-ms"
 
     @property
+    def by_keep(self) -> bool:
+        """Whether a keep ratio alone says how much is pruned, and nothing where."""
+        others = (self.prune_at, self.tokens_left, self.target_gmacs, self.measured)
+        return all(each is None for each in others)
+
+    @property
     def is_empty(self) -> bool:
         """Whether everything is left to the defaults; the device is nothing that is asked of a plan."""
         return self == PlanRequest(device=self.device)
@@ -124,6 +132,21 @@ class PlanRequest:
         )
 
 
+def _at_cost_of_default_stages(
+    model: nn.Module, sparsity: Sparsity, stages: Sequence[int], listener: Listener
+) -> Sparsity:
+    """The plan in these stages that costs what the keep ratio costs in the default ones, or does if few are left."""
+    backbone = wrap(model)
+    budget = count_macs(attach_as(model, sparsity), input_size(model)) / 1e9
+    found = keep_for_gmacs(model, replace(sparsity, prune_at=stages), budget)
+    default, blocks = sparsity.plan(backbone).blocks, ",".join(map(str, stages))
+    listener.say(
+        f"keep ratio {sparsity.keep:g} in {len(default)} stages costs {budget:.3f} GMACs, and so does "
+        f"{found.keep:g} in {len(stages)}, before blocks {blocks}"
+    )
+    return found
+
+
 def resolve(
     request: PlanRequest, model: nn.Module, defaults: Sparsity, listener: Listener = SILENT
 ) -> tuple[Sparsity, Prediction | None]:
@@ -142,6 +165,8 @@ def resolve(
         UsageError: it does not fit the model, or a target cannot be met.
     """
     sparsity = request.sparsity(defaults)
+    if request.by_keep and defaults.prune_at is not None and sparsity.keep < 1:
+        sparsity = _at_cost_of_default_stages(model, sparsity, defaults.prune_at, listener)
     if request.target_gmacs is not None:
         sparsity = keep_for_gmacs(model, sparsity, request.target_gmacs)
         listener.say(f"--target-gmacs {request.target_gmacs:g}: keep ratio {sparsity.keep:g}")

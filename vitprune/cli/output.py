@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import typer
 from rich import box
@@ -213,21 +213,38 @@ def print_error(
         print_json(told if saved is None else told | {"saved": saved})
 
 
-def enforce(checks: list[tuple[str, float | None, float | None]]) -> None:
-    """Exit with 3 if a stated limit is missed (--max-drop, --min-top1, --min-speedup); says which and by how much.
+class Check(NamedTuple):
+    """A limit and what it is held against.
 
-    Args:
-        checks: (option, measured value, lowest value allowed); a limit of None was not stated.
+    Attributes:
+        option: that states it.
+        value: what was measured; None where nothing was.
+        limit: the lowest value allowed; None where it was not stated.
+        at_most: whether it is the highest instead.
+        digits: of the measured value in messages.
+        why: nothing was measured.
     """
+
+    option: str
+    value: float | None
+    limit: float | None
+    at_most: bool = False
+    digits: int = 3
+    why: str = "the images have no labels"
+
+
+def enforce(checks: Sequence[Check]) -> None:
+    """Exit with 3 if a stated limit is missed (--max-drop, --min-top1, --min-speedup); says which and by how much."""
     missed = False
-    for option, value, lowest in checks:
-        if lowest is None:
+    for each in checks:
+        if each.limit is None:
             continue
-        if value is None:
-            say(f"{option}: cannot be checked, the images have no labels", always=True)
+        if each.value is None:
+            say(f"{each.option}: cannot be checked, {each.why}", always=True)
             missed = True
-        elif value < lowest:
-            say(f"{option}: missed, measured {value:.3f}, at least {lowest:g} was asked for", always=True)
+        elif not (each.value <= each.limit if each.at_most else each.value >= each.limit):  # so NaN is no success
+            asked = f"at {'most' if each.at_most else 'least'} {each.limit:g} was asked for"
+            say(f"{each.option}: missed, measured {each.value:.{each.digits}f}, {asked}", always=True)
             missed = True
     if missed:
         raise typer.Exit(EXIT_LIMIT_MISSED)

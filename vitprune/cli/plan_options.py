@@ -181,10 +181,11 @@ class AllPlanOptions(SpeedOptions, MacsOptions):
 
 def resolve_plan(request: PlanRequest, model: nn.Module, recipe: Recipe) -> tuple[Sparsity, Prediction | None]:
     """`vitprune.budget.resolve.resolve`, on the screen."""
+    from vitprune.backbones import wrap
     from vitprune.budget.resolve import resolve
 
     with RunProgress() as progress:
-        return resolve(request, model, recipe.plan_defaults, progress)
+        return resolve(request, model, recipe.plan_for(wrap(model).depth), progress)
 
 
 def refuse_plan(model: str, request: PlanRequest) -> None:

@@ -22,6 +22,9 @@ _WORTH_TELLING_S = 5.0
 _LOSSES = {
     "rank": "ranking loss",
     "kl": "KL",
+    "embedding": "1 - cosine",
+    "error": "error",
+    "tokens": "patch error",
     "pooled": "feature error",
     "token": "token error",
     "ratio": "ratio error",

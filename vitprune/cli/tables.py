@@ -19,12 +19,12 @@ def print_summary(report: Report, folder: Path) -> None:
     from vitprune.report.tables import figure_rows, plain_figures, speed_rows, unreadable, verdict
 
     fig = plain_figures(report)
-    rows = figure_rows(report, fig)
+    rows = figure_rows(report, fig, fidelity=False)
     for batch_size, dense_rate, sparse_rate, *_, change in speed_rows(report, fig, str):
         rows.append([f"images/s at batch {batch_size}", dense_rate, sparse_rate, change])
     print_line(verdict(report))
     print_table(f"{report.model}, {report.label}", ["", "dense", "sparse", "change"], rows)
-    print_line(f"random baseline, as many tokens at random: {random_said(report)}")
+    print_line(f"{fidelity_said(report)}; random baseline: {random_said(report)}")
     if report.coverage:
         shares = report.coverage
         print_line(
@@ -43,6 +43,15 @@ def print_summary(report: Report, folder: Path) -> None:
     print_line(f"in {duration(report.seconds)}{rate}; written to {folder} (its report.html shows more)")
 
 
+def fidelity_said(report: Report) -> str:
+    """How close the sparse model is to the dense one."""
+    from vitprune.report.tables import plain_figures
+    from vitprune.tasks import task_named
+
+    fig = plain_figures(report)
+    return ", ".join(each.said(fig(f"delta.{each.key}", each.digits)) for each in task_named(report.task).fidelity)
+
+
 def random_said(report: Report) -> str:
     """What the random baseline gives."""
     from vitprune.report.tables import headline, plain_figures
@@ -50,7 +59,9 @@ def random_said(report: Report) -> str:
 
     fig, found = plain_figures(report), headline(report)
     said = [] if found is None else [found[0].said(fig(f"random.{found[0].key}", found[0].digits))]
-    said += [each.said(fig(f"random.{each.key}", each.digits)) for each in task_named(report.task).fidelity[:2]]
+    task = task_named(report.task)
+    shown = dict.fromkeys((task.fidelity[0], task.finest))
+    said += [each.said(fig(f"random.{each.key}", each.digits)) for each in shown]
     return ", ".join(said)
 
 
@@ -132,8 +143,8 @@ def print_sweep(result: dict[str, Any], folder: Path) -> None:
         "front: no other model is as accurate and as fast"
     )
     if judged.change is None:
-        print_line(f"{judged.figure.short}: {judged.figure.text}; the images have no labels")
-    if all(row["kind"] != "other" for row in rows):
+        print_line(f"{judged.figure.short}: {judged.figure.text}; {judged.why}")
+    if judged.takes_others and all(row["kind"] != "other" for row in rows):
         print_line("--also NAME shows whether a smaller dense model is the better choice")
     print_line(f"in {result['seconds']:.0f} s, written to {folder}; to read: {folder / 'sweep.html'}")
 

@@ -271,7 +271,8 @@ def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Rec
     from vitprune.data import open_data
 
     with waiting("opening the images"):
-        images = open_data(data, loaded.targets, options, training=recipe.trains, labels=recipe.labels)
+        gallery = loaded.task == "embedding"
+        images = open_data(data, loaded.targets, options, training=recipe.trains, labels=recipe.labels, gallery=gallery)
     trained = f"{_counted(images.train)} to train on" if recipe.trains else "no training"
     say(f"{loaded.name}, {plans}, on {device}: {trained}, {_counted(images.val)} to evaluate on")
     for line in images.understood:

@@ -85,7 +85,7 @@ def prepare(folder: Path, repository: str, *, images: bool = True) -> Upload:
         PAGE: render_page(run, images=images).encode(),
         REPORT: json_text(run.report.as_json()).encode(),
     }
-    num_images = len(run.keep_maps.images) if run.keep_maps is not None and images else 0
+    num_images = run.keep_maps.num_images if run.keep_maps is not None and images else 0
     return Upload(repository, files, num_images, f"{run.report.model}, {run.report.label}, by vitprune")
 
 

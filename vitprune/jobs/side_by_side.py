@@ -77,6 +77,12 @@ def evaluate(
     return results
 
 
+def has_accuracy(task: Task, data: Data) -> bool:
+    """Whether the images have what the task's accuracy figures need."""
+    gallery = data.train is not None and data.train.labelled
+    return task.measures_accuracy(labelled=data.val.labelled, gallery=gallery)
+
+
 def gallery_of(data: Data, task: Task) -> Images | None:
     """The training images whose classes the task asks, a copy of its own; None where it needs none or knows none."""
     known = task.gallery and data.train is not None and data.train.labelled and data.val.labelled

@@ -19,7 +19,7 @@ from vitprune.common.stopping import stopped_error
 from vitprune.data import Data, count_images
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.jobs.identity import identity
-from vitprune.jobs.side_by_side import bench, evaluate
+from vitprune.jobs.side_by_side import bench, evaluate, has_accuracy
 from vitprune.jobs.sparsify import describe_run, new_student, num_bytes, run
 from vitprune.jobs.train_run import RunSettings
 from vitprune.loading.load import Loaded
@@ -102,6 +102,11 @@ def sweep(
         VitpruneError: every run failed.
     """
     _check_others(loaded, others)
+    task = task_named(loaded.task, loaded.class_vectors)
+    if others and not task.comparable and not has_accuracy(task, data):
+        raise UsageError(
+            f"--also needs something that models trained apart have in common, and {task.no_accuracy}", "leave it out"
+        )
     for plan in plans:
         describe_run(new_student(loaded.model, plan, recipe.seed, loaded.task), loaded, data, recipe, plan)
         kept = RunFolder(settings.output.path / plan.slug)

@@ -36,7 +36,7 @@ from vitprune.report.schema import (
     Target,
     Training,
 )
-from vitprune.tasks import Predictions, Results, Task, class_accuracy
+from vitprune.tasks import Predictions, Results, Task, class_accuracy, task_named
 
 
 def build_report(
@@ -108,7 +108,8 @@ def build_report(
 def accuracy_of(report: Report) -> dict[str, Any]:
     """What a file's header says of its accuracy; without paths, for the file may be published."""
     content = publishable(report.as_json())
-    return {name: content[name] for name in ("dense", "sparse", "data")}
+    fidelity = {figure.key: content["delta"].get(figure.key) for figure in task_named(report.task).fidelity}
+    return {name: content[name] for name in ("dense", "sparse", "data")} | {"fidelity": fidelity}
 
 
 def write_results(

@@ -85,7 +85,7 @@ class ChartPoint:
     Attributes:
         name: written beside it.
         x: cost or speed.
-        y: accuracy in percent.
+        y: accuracy, or what else models are judged by.
         kind: number of its colour and shape: 0 a circle, 1 a square, 3 a triangle.
         on_front: filled and joined to others like it; else hollow.
         low, high: of an interval, drawn as a bar; None for none.
@@ -138,8 +138,9 @@ def models_chart(
     x_label: str,
     level: tuple[str, float] | None = None,
     left: float | None = None,
+    percent: bool = True,
 ) -> Chart:
-    """Models by cost or speed, from `left` on, and accuracy; a dashed line joins those on the front.
+    """Models by cost or speed, from `left` on, and accuracy, in `percent` or not; a dashed line joins the front.
 
     `level` is name and accuracy of what is drawn as a line across. The description is as in `line_chart`.
     """
@@ -158,7 +159,7 @@ def models_chart(
             axes.axhline(level[1], color=_SERIES[2], linewidth=1, linestyle=_DASHES)
         axes.margins(0.12)
         axes.set_xlim(left=left)
-        if axes.get_ylim()[1] > 100:
+        if percent and axes.get_ylim()[1] > 100:
             axes.set_ylim(top=100.5)
         _name(axes, points)
         if level is not None:

@@ -34,12 +34,14 @@ class Legend:
         stages: of the model.
         merged: whether pruned patches are merged into kept ones.
         dense: what the predictions called dense are of.
+        truth: what is known to be right of an image is called so.
     """
 
     model: str
     stages: Sequence[Stage]
     merged: bool
     dense: str
+    truth: str = "true class"
 
     @property
     def dimmed(self) -> str:
@@ -132,7 +134,7 @@ def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat
     for axes, (tile, said) in zip(places, tiles, strict=True):
         axes.imshow(tile)
         axes.set_title(said, loc="left", y=0, pad=-2, verticalalignment="top", fontsize=_FONT_SIZE)
-    truth = [] if keep_map.label_name is None else [f"true class: {keep_map.label_name}"]
+    truth = [] if keep_map.label_name is None else [f"{legend.truth}: {keep_map.label_name}"]
     below = [
         *truth,
         *(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from vitprune.backbones import preprocessing
 from vitprune.data import UNLABELLED, Data, ImageSet, batches, make_loader
 from vitprune.model import SparseViT
-from vitprune.tasks import Answer, Record, Task, task_named
+from vitprune.tasks import Answer, Record, Task, joined, task_named
+
+NUM_NEIGHBOURS = 5
+"""Images that are shown as the nearest to another."""
 
 
 @dataclass
@@ -31,11 +35,12 @@ class KeepMap:
         owners: where tokens are merged, for each patch the number of the kept one that it was part of after a stage;
             no entry else.
         neighbours: by model the numbers of the images nearest to it, where they were sought.
+        likeness: of each patch's features to the dense model's, in [-1, 1]; no entry where there is one output for all.
         dense: what the dense model says, see `vitprune.tasks.Task.answers`.
         sparse: likewise the sparse model.
         distance: how far the sparse model's output is from the dense one's, by the task.
         label: index of the true class; None where not known.
-        label_name: what it is called.
+        label_name: what it is called, or what else is right: labels, values.
     """
 
     image: Image.Image
@@ -49,7 +54,8 @@ class KeepMap:
     label_name: str | None = None
     redundancy: list[list[float | None]] = field(default_factory=list)
     owners: list[list[int]] = field(default_factory=list)
-    neighbours: dict[str, list[int]] = field(default_factory=dict)
+    likeness: list[float] = field(default_factory=list)
+    neighbours: dict[Literal["dense", "sparse"], list[int]] = field(default_factory=dict)
 
     @property
     def num_patches(self) -> int:
@@ -87,8 +93,8 @@ def keep_maps(
     outputs = {"dense": task.run(dense, on_device), "sparse": task.of_selection(selection)}
     records = {name: task.record(output, outputs["dense"]) for name, output in outputs.items()}
     answers = {name: task.answers(output, names) for name, output in outputs.items()}
-    distances = distances_of(task, records)
-    known = labels.tolist() if labels.ndim == 1 else [UNLABELLED] * len(labels)
+    distances, _ = relations(task, [records], neighbours=False)
+    likeness = task.patch_likeness(outputs["sparse"], outputs["dense"])
     choices = selection.choices
     redundancy = [each.redundancy for each in choices if each.redundancy is not None]
     owners = [selection.indices[stage].gather(1, selection.owners(stage)) for stage in range(len(choices))]
@@ -101,23 +107,34 @@ def keep_maps(
             dense=answers["dense"][i],
             sparse=answers["sparse"][i],
             distance=distances[i],
-            label=None if label == UNLABELLED else label,
-            label_name=None if label == UNLABELLED else names.get(label, f"class {label}"),
+            label=None if label.ndim or label == UNLABELLED else int(label),
+            label_name=task.right(label, names),
             redundancy=[[r if math.isfinite(r) else None for r in each[i].tolist()] for each in redundancy],
             owners=[each[i].tolist() for each in owners],
+            likeness=[] if likeness is None else [round(each, 3) for each in likeness[i].clamp(-1, 1).tolist()],
         )
-        for i, (image, label) in enumerate(zip(images, known, strict=True))
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
     return found, records
 
 
-def distances_of(task: Task, records: Mapping[str, Record]) -> list[float]:
-    """How far "sparse" is from "dense", of each image that their records are of."""
-    count = len(next(iter(records["dense"].values())))
-    unknown = torch.full((count,), UNLABELLED)
-    results = {name: task.results(record, unknown) for name, record in records.items()}
-    distances: list[float] = results["sparse"].distances(results["dense"]).tolist()
-    return distances
+def relations(
+    task: Task, records: Sequence[Mapping[str, Record]], *, neighbours: bool = True
+) -> tuple[list[float], dict[Literal["dense", "sparse"], list[list[int]]]]:
+    """How images of some batches are to each other, by what the task recorded of "dense" and "sparse".
+
+    Returns:
+        How far sparse is from dense, of each image; and by model the numbers of the others nearest to it, nearest
+        first; nothing of a task that knows of none, or without `neighbours`.
+    """
+    of_dense, of_sparse = (joined([each[name] for each in records]) for name in ("dense", "sparse"))
+    unknown = torch.full((len(next(iter(of_dense.values()))),), UNLABELLED)
+    dense, sparse = (task.results(record, unknown) for record in (of_dense, of_sparse))
+    distances: list[float] = sparse.distances(dense).tolist()
+    ours, theirs = (sparse.nearest(), dense.nearest()) if neighbours else (None, None)
+    if ours is None or theirs is None:
+        return distances, {}
+    return distances, {"dense": theirs.tolist(), "sparse": ours.tolist()}
 
 
 def as_seen(model: nn.Module, image: Tensor) -> Image.Image:

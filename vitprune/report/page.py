@@ -42,11 +42,13 @@ _LOSSES = {
     "error": "values against the teacher's, over their spread",
     "embedding": "1 - cosine to the teacher's vectors",
     "tokens": "features of all patches against the teacher's",
-    "pooled": "what the classifier reads against the teacher's",
+    "pooled": "what is pooled of the tokens against the teacher's",
     "token": "tokens' features against the teacher's",
     "ce": "cross-entropy with the labels",
     "ratio": "kept share against its target",
 }
+_LEVELS, _OPAQUE = 6, 0.85
+"""Of the patches whose features differ, and how opaque the farthest are."""
 
 
 def render_page(run: FinishedRun, *, images: bool = True) -> str:
@@ -67,6 +69,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "likeness": likeness(report, fig),
         "likeness_of_random": likeness(report, fig, "random"),
         "random": _random(report, fig),
+        "explanation": task_named(report.task).explanation(report.sparse.as_json()),
         "thumbnails": [] if shown is None else shown.thumbnails,
         "groups": [] if shown is None else _groups(shown.images, shown.grid_size),
         "num_seen": 0 if shown is None else shown.num_seen,
@@ -125,7 +128,40 @@ def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, A
         for place, kept in enumerate(row.kept)
     ]
     scale = f"{row.width / grid_size[1]:.4f} {row.height / grid_size[0]:.4f}"
-    return {"id": f"image-{index}", "row": row, "stages": stages, "scale": scale}
+    return {
+        "id": f"image-{index}",
+        "row": row,
+        "stages": stages,
+        "scale": scale,
+        "near": _near(row),
+        "heat": _heat(row, grid_size),
+    }
+
+
+def _heat(row: ImageRow, grid_size: tuple[int, int]) -> dict[str, Any] | None:
+    """Which patches' features are far from the dense model's: by opacity, the farther the less one sees through."""
+    if not row.likeness:
+        return None
+    levels = _levels([max(0.0, 1 - each) for each in row.likeness])
+    paths = [(f"{_OPAQUE * level / _LEVELS:.3f}", _squares(patches, grid_size)) for level, patches in levels.items()]
+    return {"paths": paths, "text": f"features: cosine {min(row.likeness):.2f} to {max(row.likeness):.2f}"}
+
+
+def _levels(distances: Sequence[float]) -> dict[int, list[int]]:
+    """Patches by how far they are, from 1 to `_LEVELS`, of the farthest; those at nought are left out."""
+    farthest = max(distances)
+    found: dict[int, list[int]] = {}
+    for patch, distance in enumerate(distances):
+        if distance > 0:
+            found.setdefault(math.ceil(_LEVELS * distance / farthest), []).append(patch)
+    return found
+
+
+def _near(row: ImageRow) -> list[tuple[str, list[tuple[int, bool]]]]:
+    """By model the thumbnails of the images nearest to it, and whether the other model finds them too."""
+    by_model = row.neighbours
+    both = set.intersection(*map(set, by_model.values())) if by_model else set()
+    return [(name, [(number, number in both) for number in numbers]) for name, numbers in by_model.items()]
 
 
 def _cover(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
@@ -177,7 +213,8 @@ def _headline(report: Report, fig: Figure) -> dict[str, Any]:
     found = headline(report)
     if found is None:
         first = task_named(report.task).fidelity[0]
-        return {"title": first.text, "rows": [("sparse", fig(f"delta.{first.key}", first.digits))]}
+        sides = (("sparse", "delta"), ("random tokens", "random"))
+        return {"title": first.text, "rows": [(name, fig(f"{of}.{first.key}", first.digits)) for name, of in sides]}
     figure, change = found
     low, high = (fig(f"delta.{change.key}_ci95.{end}", change.digits, True) for end in (0, 1))
     rows = [(side, fig(f"{side}.{figure.key}", figure.digits)) for side in ("dense", "sparse")]
@@ -222,7 +259,7 @@ def _speed_chart(report: Report) -> Chart | None:
         level = f"random tokens {number(by_chance, figure.digits)}", by_chance
         said.append(level[0])
     title = f"{figure.text[0].upper()}{figure.text[1:]} against {x_label}"
-    return models_chart(title, "; ".join(said), points, x_label, level, left=0)
+    return models_chart(title, "; ".join(said), points, x_label, level, left=0, percent=figure.in_percent)
 
 
 def _kept_chart(steps: Sequence[Step], report: Report) -> Chart | None:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitprune.data import UNLABELLED, Data, Faults, batches, make_loader
+from vitprune.data import Data, Faults, batches, make_loader
 from vitprune.model import SparseViT
-from vitprune.report.keepmaps import KeepMap, distances_of, keep_maps
+from vitprune.report.keepmaps import NUM_NEIGHBOURS, KeepMap, keep_maps, relations
 from vitprune.report.schema import ImageRow, KeepMaps
-from vitprune.tasks import Record, Task, joined, task_named
+from vitprune.tasks import Record, task_named
 
 NUM_SEEN = 200
 """Images to choose from, at random; of a stream the first ones."""
@@ -30,7 +30,8 @@ GROUPS = {
 }
 """How many images of each group are shown, in this order."""
 _OF_ALL = "evaluated images"
-_NEIGHBOURS, _THUMBNAIL = 5, 72
+_THUMBNAIL = 72
+"""Longest side, in pixels, of an image that is shown as a neighbour."""
 _SIDE = 256
 _QUALITY = 80
 _BATCH_SIZE = 16
@@ -59,7 +60,12 @@ def choose_images(
             keep_map.image.thumbnail((_SIDE, _SIDE))
         seen += found
         records.append(record)
-    thumbnails = _compare(task, seen, {name: joined([each[name] for each in records]) for name in ("dense", "sparse")})
+    if not seen:
+        return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=0, images=[])
+    distances, nearest = relations(task, records)
+    for number, keep_map in enumerate(seen):
+        keep_map.distance = distances[number]
+        keep_map.neighbours = {name: rows[number][:NUM_NEIGHBOURS] for name, rows in nearest.items()}
     groups: dict[str, list[KeepMap]] = {name: [] for name in GROUPS}
     for keep_map in seen:
         # Else a model gave no output to speak of, and there is no place for it in the order.
@@ -75,24 +81,8 @@ def choose_images(
     for row in rows:
         row.neighbours = {name: [places[number] for number in near] for name, near in row.neighbours.items()}
     num_seen = sum(map(len, groups.values()))
-    kept = [thumbnails[number] for number in numbers]
+    kept = [_small(seen[number]) for number in numbers]
     return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=num_seen, images=rows, thumbnails=kept)
-
-
-def _compare(task: Task, seen: list[KeepMap], records: dict[str, Record]) -> list[str]:
-    """Set distances and, where the task knows of any, neighbours as among all images seen.
-
-    Returns:
-        Each image very small, as base64 of JPEG; none where there are no neighbours.
-    """
-    for keep_map, distance in zip(seen, distances_of(task, records), strict=True):
-        keep_map.distance = distance
-    unknown = torch.full((len(seen),), UNLABELLED)
-    nearest = {name: task.results(record, unknown).nearest() for name, record in records.items()}
-    for name, rows in nearest.items():
-        for keep_map, row in zip(seen, [] if rows is None else rows[:, :_NEIGHBOURS].tolist(), strict=rows is not None):
-            keep_map.neighbours[name] = row
-    return [] if nearest["dense"] is None else [_small(keep_map) for keep_map in seen]
 
 
 def _small(keep_map: KeepMap) -> str:
@@ -139,6 +129,7 @@ def _row(group: str, place: str, keep_map: KeepMap) -> ImageRow:
         dense=keep_map.dense,
         sparse=keep_map.sparse,
         distance=keep_map.distance,
+        likeness=keep_map.likeness,
         neighbours=keep_map.neighbours,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -71,6 +71,7 @@ class Accuracy(_Fidelity):
     knn_top1_pct: float | None = None
     zero_shot_top1_pct: float | None = None
     zero_shot_top5_pct: float | None = None
+    num_gallery_images: int | None = None
     num_images: int
 
 
@@ -226,7 +227,12 @@ class Step(BaseModel):
     target_ratios: list[float] = []
 
 
-Jpeg = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$", max_length=2_000_000)]
+_Number = Annotated[int, Field(ge=0)]
+_BASE64 = r"^[A-Za-z0-9+/]+={0,2}$"
+Jpeg = Annotated[str, Field(pattern=_BASE64, max_length=2_000_000)]
+Thumbnail = Annotated[str, Field(pattern=_BASE64, max_length=50_000)]
+Said = list[NamedClass] | Annotated[str, Field(max_length=10_000)]
+"""See `vitprune.tasks.Answer`."""
 
 
 class ImageRow(BaseModel):
@@ -236,11 +242,12 @@ class ImageRow(BaseModel):
         group: who was right, one of `vitprune.report.samples`' groups.
         place: where the image stands in its group, by `distance`.
         jpeg: the image as the models saw it, made smaller, as base64; `width` and `height` are its own, in pixels.
-        label: the true class; None where not known.
+        label: what is right: the class, labels or values; None where not known.
         kept: numbers of the patches that are left after each stage, in raster order.
         owners: where tokens are merged, for each patch the number of the kept one that it is part of after a stage.
         dense, sparse: what the models say: the likeliest classes, best first, or a text; nothing of an embedding.
         distance: how far the sparse model's output is from the dense one's, by the task; of versions before `kl`.
+        likeness: of each patch's features to the dense model's, where these are what the model is for.
         neighbours: by model the numbers of the images that are nearest to it, nearest first, in `KeepMaps.thumbnails`.
     """
 
@@ -252,10 +259,13 @@ class ImageRow(BaseModel):
     label: str | None
     kept: list[list[Annotated[int, Field(ge=0)]]]
     owners: list[list[Annotated[int, Field(ge=0)]]] = []
-    dense: list[NamedClass] | str
-    sparse: list[NamedClass] | str
+    dense: Said
+    sparse: Said
     distance: float = Field(validation_alias=AliasChoices("distance", "kl"))
-    neighbours: dict[str, list[Annotated[int, Field(ge=0)]]] = {}
+    likeness: Annotated[list[Annotated[float, Field(ge=-1, le=1)]], Field(max_length=512 * 512)] = []
+    neighbours: dict[
+        Literal["dense", "sparse"], Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=20)]
+    ] = {}
 
 
 class KeepMaps(BaseModel):
@@ -272,4 +282,9 @@ class KeepMaps(BaseModel):
     grid_size: tuple[Annotated[int, Field(ge=1, le=512)], Annotated[int, Field(ge=1, le=512)]]
     num_seen: int
     images: list[ImageRow] = Field(max_length=50)
-    thumbnails: list[Jpeg] = Field([], max_length=500)
+    thumbnails: list[Thumbnail] = Field([], max_length=500)
+
+    @property
+    def num_images(self) -> int:
+        """Images of the data set that are in it, small ones too."""
+        return len(self.images) + len(self.thumbnails)

@@ -17,7 +17,7 @@ from vitprune.evaluation import compared
 from vitprune.measure import Timing
 from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
-from vitprune.report.sweep_page import Judged, render_sweep_page
+from vitprune.report.sweep_page import Judged, by_likeness, render_sweep_page
 from vitprune.tasks import Change, Results, Task
 
 SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
@@ -68,7 +68,7 @@ def build_sweep(
     }
     dense = results["dense"]
     known = task.change is not None and dense.change(dense)[task.change.key] is not None
-    judged = Judged(task.accuracy[0], task.change) if known else Judged(task.fidelity[0], None)
+    judged = Judged(task.accuracy[0], task.change) if known else by_likeness(task)
     for key, merit in (("by_throughput", _throughput), ("by_gmacs", lambda row: -row["gmacs"])):
         found = dominated_by({label: (judged.merit(row), merit(row)) for label, row in rows.items()})
         for label, row in rows.items():
@@ -137,10 +137,10 @@ def verdict(rows: Sequence[Mapping[str, Any]], judged: Judged, batch_size: int) 
 
 def _choice(rows: Sequence[Mapping[str, Any]], judged: Judged, batch_size: int) -> str:
     """The fastest model that loses little."""
-    dense, (figure, change) = rows[0], judged
+    dense, figure, change, why = rows[0], judged.figure, judged.change, judged.why
     if change is None:
         return (
-            f"The images have no labels: models are judged by their likeness to the dense one ({figure.text}), "
+            f"{why[:1].upper()}{why[1:]}: models are judged by their likeness to the dense one ({figure.text}), "
             "which says little of a model that is not made from it."
         )
     # Without points, in which a loss could be little or much, what chance explains is little.
@@ -168,7 +168,7 @@ def _loss(row: Mapping[str, Any], change: Change) -> float:
 
 def _margin(best: Mapping[str, Any], judged: Judged) -> str:
     """By how much a row is dominated."""
-    speed, (figure, change) = f"{number(best['speed_ratio'])} x as fast", judged
+    speed, figure, change = f"{number(best['speed_ratio'])} x as fast", judged.figure, judged.change
     if change is None:
         return f"{figure.said(signed(best['better_by'], figure.digits))}, {speed}"
     (low, high), value = best[f"{change.key}_ci95"], best[change.key]

@@ -11,7 +11,7 @@ from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
 from vitprune.report.publishable import publishable
 from vitprune.report.tables import emphasised, flat
-from vitprune.tasks import Change, Figure, task_named, zero_shot_task
+from vitprune.tasks import Change, Figure, Task, task_named, zero_shot_task
 
 _KINDS = {"dense": 0, "sparse": 1, "other": 3}
 
@@ -22,10 +22,14 @@ class Judged(NamedTuple):
     Attributes:
         figure: against labels, or without them how close a model is to the dense one.
         change: of the figure, with labels; else None.
+        why: they are not judged by labels, where they are not.
+        takes_others: whether it says something of models that were not made from the dense one.
     """
 
     figure: Figure
     change: Change | None
+    why: str = ""
+    takes_others: bool = True
 
     def value(self, row: Mapping[str, Any]) -> float:
         """Of a row of sweep.json."""
@@ -36,13 +40,18 @@ class Judged(NamedTuple):
         return self.value(row) if self.figure.higher_is_better else -self.value(row)
 
 
+def by_likeness(task: Task) -> Judged:
+    """Without labels."""
+    return Judged(task.fidelity[0], None, task.no_accuracy, task.comparable)
+
+
 def judged_by(result: Mapping[str, Any]) -> Judged:
     """What sweep.json's "accuracy" names."""
     tasks = (task_named(result.get("task", "classification")), zero_shot_task())
     for task in tasks:
         if task.change is not None and result["accuracy"] == task.accuracy[0].key:
             return Judged(task.accuracy[0], task.change)
-    return Judged(tasks[0].fidelity[0], None)
+    return by_likeness(tasks[0])
 
 
 def render_sweep_page(result: Mapping[str, Any]) -> str:
@@ -73,7 +82,7 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
         "cells": [_cells(row, judged) for row in rows],
         "front_columns": ["", f"by images/s at batch {sizes[-1]}", "by GMACs"],
         "fronts": [[plain(row["label"]), _standing(row, "by_throughput"), _standing(row, "by_gmacs")] for row in rows],
-        "has_others": any(row["kind"] == "other" for row in rows),
+        "others_missing": judged.takes_others and all(row["kind"] != "other" for row in rows),
         "runs": [(plain(row["label"]), row["run"]) for row in rows if row["run"]],
         "settings": flat(result["recipe"]),
         "environment": flat(result["environment"]),
@@ -86,7 +95,7 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
 
 def accuracy_cells(row: Mapping[str, Any], judged: Judged) -> list[str]:
     """By which a row is judged and, with labels, the difference from dense and its interval."""
-    figure, change = judged
+    figure, change = judged.figure, judged.change
     cell = number(judged.value(row), figure.digits)
     if change is None:
         return [cell]
@@ -111,7 +120,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, judged: Ju
         sentences.append(f"{name}: {value} at {number(x, digits)} {x_label}, {_standing(row, key)}")
     text = judged.figure.text
     title = f"{text[0].upper()}{text[1:]} against {x_label}"
-    return models_chart(title, "; ".join(sentences), points, x_label)
+    return models_chart(title, "; ".join(sentences), points, x_label, percent=judged.figure.in_percent)
 
 
 def _standing(row: Mapping[str, Any], key: str) -> str:

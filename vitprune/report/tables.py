@@ -59,15 +59,16 @@ def plan_sentence(report: Report) -> str | None:
     return keep_in_words(report.keep, report.schedule, report.num_patches, num_tokens)
 
 
-def figure_rows(report: Report, fig: Figure) -> list[Row]:
-    """Accuracy, cost and likeness of dense and sparse, and the change."""
+def figure_rows(report: Report, fig: Figure, *, fidelity: bool = True) -> list[Row]:
+    """Accuracy and cost of dense and sparse, and the change; with `fidelity` how close sparse is to dense."""
     task, rows = task_named(report.task), list[Row]()
-    measured = [each for each in _accuracy_figures(report) if each.key in report.dense.model_fields_set]
-    for each in measured:
+    for each in _accuracy_figures(report):
+        if getattr(report.dense, each.key) is None and getattr(report.sparse, each.key) is None:
+            continue
         change = _CHANGES.get(each.key)
         cells = [fig(f"{side}.{each.key}", each.digits) for side in ("dense", "sparse")]
         rows.append([each.text, *cells, fig(f"delta.{change.key}", change.digits, True) if change else ""])
-    rows += [[each.text, "", fig(f"delta.{each.key}", each.digits), ""] for each in task.fidelity]
+    rows += [[each.text, "", fig(f"delta.{each.key}", each.digits), ""] for each in task.fidelity if fidelity]
     return [
         *rows,
         ["GMACs", fig("dense.gmacs", 3), fig("sparse.gmacs", 3), fig("delta.gmacs_pct", 1, True) + " %"],
@@ -190,7 +191,10 @@ def _beside_random(report: Report) -> str:
     """Said at once where training has not paid."""
     found = headline(report)
     if found is None:
-        return ""
+        first = task_named(report.task).fidelity[0]
+        ours, by_chance = (getattr(of, first.key) for of in (report.delta, report.random))
+        closer = None not in (ours, by_chance) and by_chance > ours
+        return "; as many tokens at random, untrained, come closer" if closer else ""
     _, change = found
     points = getattr(report.delta, f"{change.key}_over_random")
     if points is None or (points >= 0) == change.higher_is_better or points == 0:
@@ -202,7 +206,9 @@ def _beside_random(report: Report) -> str:
 def _accuracy_said(report: Report) -> str:
     found = headline(report)
     if found is None:
-        return f"{likeness(report, plain_figures(report))} without labels"
+        task = task_named(report.task)
+        without = " without labels" if task.accuracy and not task.gallery else ""
+        return likeness(report, plain_figures(report)) + without
     _, change = found
     value, (low, high) = getattr(report.delta, change.key), getattr(report.delta, f"{change.key}_ci95")
     unit = f" {change.unit}" if change.unit else ""

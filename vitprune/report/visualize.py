@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,6 @@ from vitprune.data import (
     DataOptions,
     Images,
     ImageSet,
-    ModelClasses,
     batches,
     count_images,
     eval_transform,
@@ -36,8 +36,8 @@ from vitprune.errors import DataError, UsageError
 from vitprune.loading.load import Loaded, load_dense, load_model
 from vitprune.model import SparseViT
 from vitprune.report.drawing import Legend, draw_mean, draw_montage
-from vitprune.report.keepmaps import KeepMap, keep_maps, kept_shares
-from vitprune.tasks import Answer
+from vitprune.report.keepmaps import NUM_NEIGHBOURS, KeepMap, keep_maps, kept_shares, relations
+from vitprune.tasks import Answer, Record, task_named
 
 NUM_DRAWN = 16
 """Images of a folder or a data set that are drawn if nobody says how many."""
@@ -60,7 +60,8 @@ class Subject:
         """What captions say of the models."""
         about = self.metadata
         dense = "dense" if self.is_dense else "fine-tuned backbone with all tokens"
-        return Legend(f"{self.loaded.name}, {about.label}", about.stages, about.pruned == "merge", dense)
+        merged, truth = about.pruned == "merge", task_named(self.sparse.task).truth
+        return Legend(f"{self.loaded.name}, {about.label}", about.stages, merged, dense, truth)
 
 
 def load_subject(model: str, checkpoint: Path | None) -> Subject:
@@ -100,7 +101,7 @@ def open_images(subject: Subject, files: Sequence[Path], data: str | None, optio
         return _from_files(files, options.max_pixels), any(path.is_dir() for path in files)
     if data is None and subject.loaded.name != "demo":
         raise UsageError("no images are named", "give image files, folders, or --data DATA")
-    spec, classes = data or "demo", ModelClasses(subject.sparse.num_classes, subject.loaded.class_names)
+    spec, classes = data or "demo", subject.loaded.targets
     try:
         return open_data(spec, classes, options).val, True
     except DataError:  # labels that are missing or do not fit are no loss here
@@ -145,9 +146,12 @@ def visualize(
         listener.begin("drawing", count_images(images))
         taken = {path.name.lower() for path in folder.path.glob("*.png") if not is_ours(path)}
         try:
-            entries = list(_entries(subject, images, None if mean else folder.path, taken, heat, listener))
+            records: list[dict[str, Record]] = []
+            found = _keep_maps(subject, images, records)
+            entries = list(_entries(subject, found, None if mean else folder.path, taken, heat, listener))
         except KeyboardInterrupt as error:
             raise stopped_error(error, f"; what is drawn so far is in {folder}", None) from error
+        _relate(subject, entries, records, neighbours=not mean)
         kept = [entry["kept"] for entry in entries]
         drawn = _mean(subject, kept, folder.path / _file_name("mean", taken)) if mean else None
     about = subject.metadata
@@ -167,10 +171,15 @@ def visualize(
 
 
 def _entries(
-    subject: Subject, images: Images, folder: Path | None, taken: set[str], heat: bool, listener: Listener
+    subject: Subject,
+    found: Iterator[tuple[str, KeepMap]],
+    folder: Path | None,
+    taken: set[str],
+    heat: bool,
+    listener: Listener,
 ) -> Iterator[dict[str, Any]]:
     """What is said of every image; its montage goes into `folder`, if there is one, but not on a name in `taken`."""
-    for name, keep_map in _keep_maps(subject, images):
+    for name, keep_map in found:
         path = None
         if folder is not None:
             path = folder / _file_name(name, taken)
@@ -178,12 +187,12 @@ def _entries(
                 draw_montage(temporary, keep_map, Path(name).name, subject.legend, heat)
         entry: dict[str, Any] = {
             "name": name,
-            "label": None if keep_map.label is None else {"index": keep_map.label, "name": keep_map.label_name},
+            "label": None if keep_map.label_name is None else {"index": keep_map.label, "name": keep_map.label_name},
             "kept": keep_map.kept,
             "kept_pct": keep_map.kept_pct,
             "dense": _as_json(keep_map.dense),
             "sparse": _as_json(keep_map.sparse),
-            "distance": keep_map.distance,
+            "distance": None,
             "file": None if path is None else str(path),
         }
         if keep_map.owners:
@@ -192,6 +201,20 @@ def _entries(
             entry |= {"scores": keep_map.scores, "redundancy": keep_map.redundancy}
         yield entry
         listener.advance(1)
+
+
+def _relate(
+    subject: Subject, entries: list[dict[str, Any]], records: list[dict[str, Record]], *, neighbours: bool
+) -> None:
+    """Set how far sparse is from dense, as among all images, and by name which of them are nearest to each."""
+    if not entries:
+        return
+    distances, nearest = relations(task_named(subject.sparse.task), records, neighbours=neighbours)
+    for number, (entry, distance) in enumerate(zip(entries, distances, strict=True)):
+        entry["distance"] = distance if math.isfinite(distance) else None
+        if nearest:
+            near = {model: rows[number][:NUM_NEIGHBOURS] for model, rows in nearest.items()}
+            entry["neighbours"] = {model: [entries[row]["name"] for row in rows] for model, rows in near.items()}
 
 
 def _as_json(answer: Answer) -> list[dict[str, Any]] | str:
@@ -207,15 +230,17 @@ def _mean(subject: Subject, kept: list[list[list[int]]], path: Path) -> dict[str
     return {"num_images": len(kept), "kept_pct": kept_pct, "file": str(path)}
 
 
-def _keep_maps(subject: Subject, images: Images) -> Iterator[tuple[str, KeepMap]]:
-    """Every image's name, which a stream does not tell, and its keep map."""
+def _keep_maps(subject: Subject, images: Images, records: list[dict[str, Record]]) -> Iterator[tuple[str, KeepMap]]:
+    """Every image's name, which a stream does not tell, and its keep map; what the task records goes to `records`."""
     sparse = subject.sparse.eval()
     dense = subject.dense.to(next(sparse.parameters()).device).eval()
     known = images.class_names | dict(enumerate(subject.loaded.class_names or ()))
     names = readable_names(known, sparse.num_classes)
     number = count()
     for batch, labels in batches(make_loader(images, _BATCH_SIZE)):
-        for keep_map in keep_maps(sparse, dense, batch, labels, names)[0]:
+        found, record = keep_maps(sparse, dense, batch, labels, names)
+        records.append(record)
+        for keep_map in found:
             index = next(number)
             yield images.name(images.items[index]) if isinstance(images, ImageSet) else f"image {index}", keep_map
 

@@ -80,10 +80,15 @@ class Figure(NamedTuple):
     digits: int = 2
     higher_is_better: bool = True
 
+    @property
+    def in_percent(self) -> bool:
+        """Whether values are."""
+        return self.key.endswith("_pct")
+
     def said(self, value: str) -> str:
-        """A value with its unit and what it is of: "71.59 % top-1"."""
+        """A value with its unit and what it is of: "71.59 % top-1", "R2 0.8831"."""
         name, _, unit = self.text.partition(" (%)")
-        return f"{value} % {name}{unit}" if name != self.text else f"{value} {name}"
+        return f"{value} % {name}{unit}" if name != self.text else f"{name} {value}"
 
 
 class Change(NamedTuple):
@@ -165,6 +170,10 @@ class Task(ABC):
         targets: which labels go with it; None for none.
         accuracy: figures against labels, of each model; the first is the one that limits and charts take.
         change: the difference of that figure; None without one.
+        no_accuracy: why there are no accuracy figures, where there are none.
+        truth: what `right` says, for captions.
+        explained: what the figures mean, where their names do not say it; see `explanation`.
+        comparable: whether outputs of models that were trained apart mean the same.
         fidelity: figures of a model against its dense one; the first is the one that limits and charts take.
         rate_reference: distillation loss after predictor pretraining at which the recipe's rate of the backbone holds;
             None for the recipe's own.
@@ -185,6 +194,10 @@ class Task(ABC):
     targets: TargetKind | None = "class"
     accuracy: tuple[Figure, ...] = ()
     change: Change | None = None
+    no_accuracy: str = "the images have no labels"
+    truth: ClassVar[str] = "true class"
+    explained: ClassVar[str] = ""
+    comparable: ClassVar[bool] = True
     fidelity: ClassVar[tuple[Figure, ...]]
     rate_reference: ClassVar[float | None] = None
     pipeline: ClassVar[str] = "image-classification"
@@ -274,6 +287,33 @@ class Task(ABC):
     @abstractmethod
     def results(self, record: Record, targets: Tensor) -> Results:
         """All batches' records, joined, and what is right."""
+
+    @property
+    def finest(self) -> Figure:
+        """The first fidelity figure that does not count images or labels: it tells models apart on few images."""
+        return next(each for each in self.fidelity if not each.in_percent)
+
+    def measures_accuracy(self, *, labelled: bool, gallery: bool) -> bool:
+        """Whether there are accuracy figures, of images that are `labelled` or not, and training images that are."""
+        return bool(self.accuracy) and labelled
+
+    def patch_likeness(self, output: Any, reference: Any) -> Tensor | None:
+        """How like the dense model's the output of `run` is at every patch, in [-1, 1], (B, N); None of one for all."""
+        return None
+
+    def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:
+        """What is right of an image, for people; None where that is not known.
+
+        Args:
+            target: a class index or UNLABELLED, (), or a row of other targets.
+            names: as in `answers`.
+        """
+        index = UNLABELLED if target.ndim else int(target)
+        return None if index == UNLABELLED else names.get(index, f"class {index}")
+
+    def explanation(self, summary: Mapping[str, Any]) -> str:
+        """What the figures mean, in plain words; `summary` is that of the results. Empty where their names say it."""
+        return self.explained
 
 
 def in_words(answer: Answer) -> str:

@@ -78,6 +78,7 @@ class Dense(Task):
     loss = "tokens"
     targets = None
     filled = True
+    comparable = False
     fidelity = (
         Figure("token_cosine", "patches' cosine to dense, centred", "cosine", 4),
         Figure("token_cosine_p5", "its 5th percentile over images", "5th pct", 4),
@@ -87,6 +88,12 @@ class Dense(Task):
     rate_reference = 0.1
     pipeline = "image-feature-extraction"
     noun = "image backbone"
+    no_accuracy = "features of patches are neither right nor wrong"
+    explained = (
+        "Cosine: how alike the directions of the sparse and the dense model's features of a patch are, 1 for the same, "
+        "both less the mean of the image's dense features, which all its patches share; means over the patches of an "
+        "image. A merged patch follows the token that it is part of, a dropped one stays what it was."
+    )
 
     said = (
         "its patches' features have cosine {token_cosine} to the dense model's, centred, those of pruned patches "
@@ -137,9 +144,7 @@ class Dense(Task):
     def record(self, output: PatchFeatures, reference: PatchFeatures | None = None) -> Record:
         """Likeness to the dense model's features."""
         theirs = (output if reference is None else reference).features
-        # What all patches of an image share says nothing of any of them.
-        centre = theirs.mean(dim=1, keepdim=True)
-        likeness = F.cosine_similarity(output.features - centre, theirs - centre, dim=2)  # (B, N)
+        likeness = _likeness(output.features, theirs)  # (B, N)
         kept = output.kept
         unknown = likeness.new_full((len(likeness),), torch.nan)
         return {
@@ -148,9 +153,22 @@ class Dense(Task):
             "pruned": (unknown if kept is None else _over(likeness, ~kept)).cpu(),
         }
 
+    def patch_likeness(self, output: PatchFeatures, reference: PatchFeatures) -> Tensor:
+        """The cosine of each patch's features."""
+        return _likeness(output.features, reference.features)
+
     def results(self, record: Record, targets: Tensor) -> PatchLikeness:
         """As `Task.results`."""
         return PatchLikeness(targets, record["cosine"], record["kept"], record["pruned"])
+
+
+def _likeness(features: Tensor, reference: Tensor) -> Tensor:
+    """Cosine of each patch's features, (B, N, C) to (B, N), less what all patches of the image share in `reference`.
+
+    That says nothing of any of them.
+    """
+    centre = reference.mean(dim=1, keepdim=True)
+    return F.cosine_similarity(features - centre, reference - centre, dim=2)
 
 
 def _over(likeness: Tensor, mask: Tensor) -> Tensor:

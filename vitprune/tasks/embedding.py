@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,12 +71,15 @@ class Embeddings(Results):
         return found
 
     def fidelity(self, dense: Embeddings) -> dict[str, Any]:
-        """Centred cosine to dense, its mean and 5th percentile; shared neighbours among the evaluated images."""
-        likeness = self.likeness(dense)
+        """Centred cosine to dense, its mean and 5th percentile; shared neighbours among the evaluated images.
+
+        Vectors of another width have neighbours alone.
+        """
+        likeness = self.likeness(dense) if self.vectors.shape == dense.vectors.shape else None
         ours, theirs = self.nearest(), dense.nearest()
         found = {
-            "cosine": likeness.mean().item(),
-            "cosine_p5": likeness.quantile(0.05).item(),
+            "cosine": None if likeness is None else likeness.mean().item(),
+            "cosine_p5": None if likeness is None else likeness.quantile(0.05).item(),
             "neighbour_overlap_pct": None,
             "same_nearest_pct": None,
         }
@@ -120,6 +123,11 @@ class Embeddings(Results):
         first, second = (each.reshape(self.num_images, -1)[:, 0] == self.targets for each in (ours, theirs))
         return paired_shares(first, second)
 
+    def summary(self) -> dict[str, Any]:
+        """As `Results.summary`, with how many training images k-NN asks."""
+        gallery = {} if not self.labelled or self.gallery is None else {"num_gallery_images": len(self.gallery[1])}
+        return super().summary() | gallery
+
     def distances(self, dense: Embeddings) -> Tensor:
         """1 less the centred cosine."""
         return 1 - self.likeness(dense)
@@ -138,6 +146,7 @@ class Embedding(Task):
     loss = "embedding"
     needs_spread = True
     gallery = True
+    comparable = False
     fidelity = (
         Figure("cosine", "cosine to dense, centred", "cosine", 4),
         Figure("cosine_p5", "its 5th percentile", "5th pct", 4),
@@ -153,6 +162,11 @@ class Embedding(Task):
         "nearest images on {images}"
     )
     distance = "1 - cosine"
+    explained = (
+        "Cosine: how alike the directions of the sparse and the dense model's vector of an image are, 1 for the same, "
+        "both less the mean of the dense vectors, which all images share. Nearest images: the other evaluated images "
+        "whose vectors are most like the image's, by each model's own vectors; 100 % where both find the same."
+    )
 
     def __init__(self, classes: ClassVectors | None = None, *, zero_shot: bool = False) -> None:
         self.classes = classes
@@ -165,6 +179,8 @@ class Embedding(Task):
         self.accuracy = (*figures, knn) if named else (knn,)
         self.change = _ZERO_SHOT_CHANGE if named else _KNN_CHANGE
         self.targets = "class" if named else "group"
+        if not named:
+            self.no_accuracy = "k-NN needs classes of the evaluated and of training images"
 
     def vectors(self, output: Tensor) -> Tensor:
         """The vectors, not of unit length."""
@@ -197,6 +213,18 @@ class Embedding(Task):
     def results(self, record: Record, targets: Tensor) -> Embeddings:
         """As `Task.results`."""
         return Embeddings(targets, record["vectors"], classes=None if self.classes is None else self.classes.vectors)
+
+    def measures_accuracy(self, *, labelled: bool, gallery: bool) -> bool:
+        """As `Task.measures_accuracy`; k-NN asks training images."""
+        return labelled and (gallery or self.change is _ZERO_SHOT_CHANGE)
+
+    def explanation(self, summary: Mapping[str, Any]) -> str:
+        """As `Task.explanation`, with how k-NN was measured, where it was."""
+        count = summary.get("num_gallery_images")
+        if not count:
+            return self.explained
+        nearest = f"{min(_KNN, count)} nearest of {count} training images"
+        return f"{self.explained} k-NN: the class that the {nearest} vote for."
 
 
 def _chunks(vectors: Tensor) -> tuple[Tensor, ...]:

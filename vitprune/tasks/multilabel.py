@@ -100,6 +100,12 @@ class MultiLabel(Task):
     rate_reference = 0.02
     problem_type = "multi_label_classification"
     noun = "multi-label image classifier"
+    truth = "true labels"
+    explained = (
+        "mAP: for each label the images are ranked by its probability; its average precision is that of the ranks down "
+        "to each right image, and mAP the mean over labels that occur. F1: of all decisions by a probability above "
+        "0.5. KL: of each label's two outcomes, mean over labels."
+    )
 
     decides = "label"
     said = "it gives the dense model's labels in {label_agreement_pct} % of all decisions on {images}"
@@ -141,6 +147,13 @@ class MultiLabel(Task):
     def results(self, record: Record, targets: Tensor) -> Decisions:
         """As `Task.results`."""
         return Decisions(targets, record["logits"], record.get("kl"))
+
+    def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:
+        """The labels that the image has."""
+        if not target.ndim:
+            return None
+        rows = (target > 0.5).nonzero().flatten().tolist()
+        return "; ".join(names.get(row, f"label {row}") for row in rows) or "no label"
 
 
 def _likeliest(logits: Tensor, names: Mapping[int, str], count: int) -> list[list[NamedClass]]:

@@ -76,13 +76,17 @@ class Values(Results):
         errors = [(each.values.double() - each.targets.double()).abs().mean(dim=1) for each in (self, other)]
         difference = errors[0] - errors[1]
         mean, count = difference.mean().item(), len(difference)
-        half = CONFIDENCE_95 * difference.std(correction=1).item() / count**0.5 if count > 1 else float("inf")
+        if count < 2:  # of one image there is no interval
+            return changed("mae_change", None)
+        half = CONFIDENCE_95 * difference.std(correction=1).item() / count**0.5
         return changed("mae_change", (mean, [mean - half, mean + half]))
 
     def distances(self, dense: Values) -> Tensor:
-        """Difference over the spread of dense, root mean square over the values."""
-        spread = dense.values.double().std(dim=0, correction=0).clamp(min=torch.finfo(torch.float32).tiny)
-        return ((self.values.double() - dense.values.double()) / spread).square().mean(dim=1).sqrt()
+        """Difference over the spread of dense, root mean square over the values that vary; NaN where none does."""
+        ours, theirs = self.values.double(), dense.values.double()
+        spread = theirs.std(dim=0, correction=0)
+        known = spread > 0
+        return ((ours - theirs)[:, known] / spread[known]).square().mean(dim=1).sqrt()
 
 
 class Regression(Task):
@@ -104,6 +108,11 @@ class Regression(Task):
     pipeline = "image-feature-extraction"
     problem_type = "regression"
     noun = "image regressor"
+    truth = "true values"
+    explained = (
+        "Correlation and difference: of the sparse and the dense model's values over the evaluated images, means over "
+        "the values; the spread is the standard deviation of the dense model's."
+    )
 
     said = (
         "its values correlate with the dense model's by {pearson_r} (Pearson r) and differ by {rmse_to_dense} "
@@ -142,6 +151,10 @@ class Regression(Task):
     def results(self, record: Record, targets: Tensor) -> Values:
         """As `Task.results`."""
         return Values(targets, record["values"])
+
+    def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:
+        """The values that were to be found."""
+        return ", ".join(f"{value:.4g}" for value in target.tolist()) if target.ndim else None
 
 
 def _relative_error(values: Tensor, target: Tensor, outputs: Spread | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -100,6 +101,12 @@ class Recipe(PublicSettings):
 
     similarity: Literal["features", "keys"] = Field(
         "features", description="with merging, what tokens are compared by: themselves, or their keys in the next block"
+    )
+    prune_every: int | None = Field(
+        None,
+        ge=1,
+        description="a stage before every so many blocks from the second on, at the cost of the default stages; None: "
+        "these",
     )
     pretraining_steps: int = Field(200, ge=0, description="steps of predictor pretraining")
     pretraining_target: Target = Field("auto", description="what to rank tokens by")
@@ -257,6 +264,11 @@ class Recipe(PublicSettings):
             predictor=self.predictor,
             similarity=self.similarity,
         )
+
+    def plan_for(self, depth: int) -> Sparsity:
+        """`plan_defaults` for a model of so many blocks."""
+        stages = None if self.prune_every is None else [*range(1, depth, self.prune_every)]
+        return replace(self.plan_defaults, prune_at=stages)
 
     @property
     def peak_lr(self) -> float:

@@ -11,7 +11,7 @@ from vitprune.cli import completion
 from vitprune.cli.commands.bench_models import BenchRequest, benchmarks
 from vitprune.cli.model_options import StructureOptions
 from vitprune.cli.options import AsJson, Device, Precision, parse_numbers, parse_ratios
-from vitprune.cli.output import enforce, print_json, print_line
+from vitprune.cli.output import Check, enforce, print_json, print_line
 from vitprune.cli.plan_options import SpeedOptions
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_bench
@@ -144,7 +144,7 @@ def bench(
             if each.note:
                 print_line(each.note)
     speedups = [row["speedup"] for row in usable if row["kind"] == "sparse"]
-    enforce([("--min-speedup", min(speedups, default=1.0), min_speedup)])
+    enforce([Check("--min-speedup", min(speedups, default=1.0), min_speedup)])
 
 
 def _device_name(device: torch.device, environment: dict[str, Any]) -> str:

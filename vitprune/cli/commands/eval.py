@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.limits import MinFidelity, check_goes_with, fidelity_check
+from vitprune.cli.limits import MinFidelity, check_goes_with, check_measured, fidelity_check
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageOptions, Model, Precision, Workers
-from vitprune.cli.output import enforce, number, print_json, print_line, print_table, say, signed, waiting
+from vitprune.cli.output import Check, enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.errors import DataError, UsageError
@@ -58,7 +58,7 @@ def evaluate(
         from vitprune.data import count_images, eval_transform
         from vitprune.evaluation import predict
         from vitprune.jobs.label_check import WHAT_TO_CHECK, doubt
-        from vitprune.jobs.side_by_side import gallery_of
+        from vitprune.jobs.side_by_side import gallery_of, has_accuracy
         from vitprune.loading.load import device_for, is_exported, sparse_file
         from vitprune.tasks import class_accuracy, task_named
         from vitprune.training.recipe import Recipe
@@ -70,15 +70,16 @@ def evaluate(
         of_dense = weights.checkpoint is not None and (is_exported(model) or sparse_file(model) is not None)
         of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
         loaded = weights.load(model, exported=True, **of_model)
-    check_goes_with(loaded.task, min_top1)
+    task = task_named(loaded.task, loaded.class_vectors)
+    check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
     if min_fidelity is not None and not of_dense:
         raise UsageError("--min-fidelity compares with the dense model", "name its weights too: --checkpoint FILE")
     subject = loaded.sparse or loaded.model
-    task = task_named(loaded.task, loaded.class_vectors)
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
-        opened, labelled = _open(spec, images.parsed(), loaded)
-        compares = of_dense or not labelled
+        opened = _open(spec, images.parsed(), loaded, task, alone=loaded.sparse is None and not of_dense)
+        compares = of_dense or not has_accuracy(task, opened)
+        check_measured(task, opened, min_top1=min_top1)
         models = {"dense": weights.dense_of(loaded).model} if compares else {}
     val, gallery, transform = opened.val, gallery_of(opened, task), eval_transform(loaded.model)
     for each in (val, gallery):
@@ -134,25 +135,36 @@ def evaluate(
     else:
         _print(result, loaded.metadata.label if loaded.metadata else "dense", per_class)
     enforce(
-        [("--min-top1", result.get("top1_pct"), min_top1), fidelity_check(task.name, result.get("delta"), min_fidelity)]
+        [Check("--min-top1", result.get("top1_pct"), min_top1), fidelity_check(task, result.get("delta"), min_fidelity)]
     )
 
 
-def _open(spec: str, options: DataOptions, loaded: Loaded) -> tuple[Data, bool]:
-    """The images, and whether they have labels; without, a sparse model can still be compared with its dense one."""
+def _open(spec: str, options: DataOptions, loaded: Loaded, task: Task, *, alone: bool) -> Data:
+    """The images; a model that is not `alone` can be compared with its dense one where they have no labels.
+
+    Raises:
+        DataError: there is nothing to measure it by.
+    """
     from vitprune.data import Unlabelled, open_data
+    from vitprune.jobs.side_by_side import has_accuracy
 
     try:
         opened = open_data(spec, loaded.targets, options, gallery=loaded.task == "embedding")
-        return opened, opened.val.labelled
     except Unlabelled as error:
-        if loaded.sparse is None:
+        if alone:
             raise DataError(
                 f"{error.message}, and accuracy needs labels",
                 "put them into one folder per class; `vitprune predict` shows predictions",
             ) from error
-    say(f"the images in '{spec}' have no labels: predictions are compared with the dense model's")
-    return open_data(spec, None, options), False
+        opened = open_data(spec, None, options)
+    if not has_accuracy(task, opened):
+        if alone:
+            raise DataError(
+                f"there is nothing to measure a dense model by: {task.no_accuracy}",
+                "a sparse one is compared with its dense one",
+            )
+        say(f"{task.no_accuracy}: what the model gives is compared with what the dense model gives")
+    return opened
 
 
 def _print(result: dict[str, Any], label: str, per_class: bool) -> None:

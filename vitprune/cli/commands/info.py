@@ -87,12 +87,16 @@ def _print_accuracy(task: Any, accuracy: dict[str, Any]) -> None:
     """What the file says was measured."""
     from vitprune.tasks import task_named, zero_shot_task
 
-    for figure in [*task_named(task).accuracy[:1], *zero_shot_task().accuracy[:1]]:
+    images = f"{accuracy['sparse']['num_images']} images of {accuracy['data']['name']}"
+    for figure in dict.fromkeys((*task_named(task).accuracy[:1], *zero_shot_task().accuracy[:1])):
         sparse, dense = (accuracy[side].get(figure.key) for side in ("sparse", "dense"))
         if sparse is not None:
-            images = f"{accuracy['sparse']['num_images']} images of {accuracy['data']['name']}"
             digits = figure.digits
             print_line(f"measured {figure.text}: {sparse:.{digits}f}, dense {dense:.{digits}f}, on {images}")
+    figure = task_named(task).fidelity[0]
+    value = accuracy.get("fidelity", {}).get(figure.key)  # older files do not say
+    if value is not None:
+        print_line(f"measured {figure.text}: {value:.{figure.digits}f}, on {images}")
 
 
 def _outputs(result: dict[str, Any]) -> str:

@@ -54,7 +54,7 @@ def report(
         card = files.card
     elif output is None:
         say(KEPT_CARD.format(files.card))
-    size, shown = path.stat().st_size, 0 if no_images or found.keep_maps is None else len(found.keep_maps.images)
+    size, shown = path.stat().st_size, 0 if no_images or found.keep_maps is None else found.keep_maps.num_images
     if as_json:
         written = None if card is None else str(card)
         print_json({"output": str(path), "size_mib": size / 2**20, "num_images": shown, "card": written})

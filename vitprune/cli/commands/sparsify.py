@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli.limits import PANEL as PANEL_OF_LIMITS
-from vitprune.cli.limits import MinFidelity, check_goes_with, fidelity_check
+from vitprune.cli.limits import MinFidelity, check_goes_with, check_measured, drop_check, fidelity_check
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model
-from vitprune.cli.output import enforce, print_json, print_line, say, waiting
+from vitprune.cli.output import Check, enforce, print_json, print_line, say, waiting
 from vitprune.cli.plan_options import AllPlanOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from vitprune.data import Data
     from vitprune.loading.load import Loaded
-    from vitprune.report.schema import Report
     from vitprune.schedule import Sparsity
     from vitprune.training.recipe import Recipe
 
@@ -118,6 +117,8 @@ def sparsify(
     if not print_config:
         check_writable(output or RUNS)
     with waiting("loading PyTorch"):
+        from vitprune.tasks import task_named
+
         chosen = recipe.chosen(model, weights.task, compile=True if compiled else None)
         request = plan.request(device=device)
     if print_config:
@@ -138,7 +139,8 @@ def sparsify(
         check_tracker(track)
     with waiting(f"loading {model}"):
         loaded = load_dense_model(model, weights)
-    check_goes_with(loaded.task, min_top1)
+    task = task_named(loaded.task, loaded.class_vectors)
+    check_goes_with(task, min_top1=min_top1, max_drop=max_drop, min_fidelity=min_fidelity)
     sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
     if not chosen.trains and data is None and images.data_option is None:
@@ -147,6 +149,7 @@ def sparsify(
         _write_untrained(loaded, sparsity, folder, as_json)
         return
     opened = training_images(loaded, images.spec(data, loaded), options, chosen, sparsity.label, where)
+    check_measured(task, opened, max_drop=max_drop, min_top1=min_top1)
 
     if dry_run:
         _rehearse(loaded, opened, chosen, sparsity, where, folder, as_json, force_labels)
@@ -176,24 +179,12 @@ def sparsify(
         print_summary(report, folder.path)
     enforce(
         [
-            _drop_check(report, max_drop),
-            ("--min-top1", report.sparse.top1_pct, min_top1),
-            fidelity_check(report.task, report.delta.as_json(), min_fidelity),
-            ("--min-speedup", min(row.speedup for row in report.delta.speedup), min_speedup),
+            drop_check(task, report, max_drop),
+            Check("--min-top1", report.sparse.top1_pct, min_top1),
+            fidelity_check(task, report.delta.as_json(), min_fidelity),
+            Check("--min-speedup", min(row.speedup for row in report.delta.speedup), min_speedup),
         ]
     )
-
-
-def _drop_check(report: Report, max_drop: float | None) -> tuple[str, float | None, float | None]:
-    """The change of what the task measures, a loss below 0, and the lowest allowed."""
-    from vitprune.report.tables import headline
-
-    found, lowest = headline(report), None if max_drop is None else -max_drop
-    if found is None:
-        return "--max-drop", None, lowest
-    _, change = found
-    value = getattr(report.delta, change.key)
-    return f"--max-drop (as change of {change.text})", value if change.higher_is_better else -value, lowest
 
 
 def _refuse_checks(checks: dict[str, float | None]) -> None:

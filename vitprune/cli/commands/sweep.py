@@ -174,7 +174,7 @@ def _others(dense: Loaded, named: dict[str, Path | None], img_size: tuple[int, i
     others: dict[str, Loaded] = {}
     for name, file in named.items():
         try:
-            other = told(load_model(name, checkpoint=file, img_size=img_size))
+            other = told(load_model(name, checkpoint=file, img_size=img_size, task=dense.task))
         except VitpruneError as error:
             error.hint = error.hint and error.hint.replace("--checkpoint FILE", f"--also {name}=FILE")
             raise

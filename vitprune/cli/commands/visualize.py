@@ -80,7 +80,7 @@ def visualize(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Which tokens are kept, stage by stage: a PNG per image, with the answers of dense and sparse.
+    """Which tokens are kept, stage by stage: a PNG per image, with what dense and sparse say of it.
 
     Dense predictions are of the dense model where there is one (--checkpoint FILE; always for a demo model), else of
     the fine-tuned backbone with all tokens, and the caption says which.
@@ -126,12 +126,14 @@ def _print(drawn: dict[str, Any], subject: Subject) -> None:
 
     if drawn["mean"] is None:
         rows = [
-            [Path(each["name"]).name, *(_said(each[side]) for side in ("dense", "sparse")), number(each["distance"], 3)]
+            [Path(each["name"]).name, *(_said(each, side) for side in ("dense", "sparse")), number(each["distance"], 3)]
             for each in drawn["images"]
         ]
         distance = task_named(subject.sparse.task).distance
         columns = ["image", "dense" if subject.is_dense else "all tokens", "sparse", distance]
         print_table(subject.legend.model, columns, rows)
+        if any("neighbours" in each for each in drawn["images"]):
+            print_line("dense, sparse: the image here that is nearest by the model's vectors")
         return
     for index, (shares, stage) in enumerate(zip(drawn["mean"]["kept_pct"], subject.legend.stages, strict=True)):
         print_line(
@@ -140,8 +142,11 @@ def _print(drawn: dict[str, Any], subject: Subject) -> None:
         )
 
 
-def _said(answer: list[dict[str, Any]] | str) -> str:
-    """The likeliest class, or what there is instead."""
+def _said(entry: dict[str, Any], side: str) -> str:
+    """The likeliest class, or what there is instead: a text, the name of the nearest image."""
     from vitprune.tasks import NamedClass
 
+    if "neighbours" in entry:
+        return "".join(Path(name).name for name in entry["neighbours"][side][:1])
+    answer = entry[side]
     return answer if isinstance(answer, str) else "".join(NamedClass(**each).text for each in answer[:1])
