@@ -15,6 +15,7 @@ from vitprune.checkpoint.sparse_file import rebuild
 from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError, ExportError, UsageError, VitpruneError
+from vitprune.model import TokenFeatures
 
 
 class OnnxProgram(nn.Module):
@@ -60,8 +61,9 @@ class OnnxProgram(nn.Module):
         return self(images)  # type: ignore[no-any-return]
 
     def structure(self) -> nn.Module:
-        """The model that the file was made from, without its weights: what it costs on paper."""
-        return rebuild(self.metadata, "meta")
+        """A model that computes what the file does, without its weights: what it costs on paper."""
+        sparse = rebuild(self.metadata, "meta")
+        return TokenFeatures(sparse) if self.metadata.task == "dense" else sparse
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxProgram:
         return self

@@ -80,7 +80,8 @@ def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
 def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
     """Write a model as torch.export's program with any batch size, for Python, AOTInductor and ExecuTorch.
 
-    The model is in eval mode, on the CPU. The metadata goes beside the program as the extra file vitprune.json.
+    The model is in eval mode, on the CPU. The program's output is called as in ONNX; the metadata goes beside it as the
+    extra file vitprune.json.
 
     Raises:
         ExportError: torch cannot export the model.
@@ -92,6 +93,7 @@ def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
         raise ExportError(f"torch.export cannot export the model: {first_line(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
+    _name_output(program, task_named(metadata.task).output)
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={"vitprune.json": metadata.model_dump_json()})
 
@@ -178,6 +180,15 @@ def _rename(graph: Any, names: Mapping[str, str]) -> None:
             values[:] = [names.get(value, value) for value in values]
     for value in (*graph.output, *graph.value_info):
         value.name = names.get(value.name, value.name)
+
+
+def _name_output(program: torch.export.ExportedProgram, wanted: str) -> None:
+    """Call the output of a program by another name, which an operator inside may have."""
+    (output,) = program.graph.output_node().args[0]
+    for node in program.graph.nodes:
+        if node.name == wanted:
+            node._rename(f"{wanted}_inside")
+    output.name = program.graph_signature.output_specs[0].arg.name = wanted
 
 
 def _name_nodes(graph: Any) -> None:
