@@ -20,6 +20,7 @@ from vitprune._version import __version__ as __version__
 
 if TYPE_CHECKING:  # for type checkers; a test holds that these are the names below
     from vitprune import errors as errors
+    from vitprune.api.exporting import export_model as export_model
     from vitprune.api.inspecting import benchmark as benchmark
     from vitprune.api.inspecting import evaluate as evaluate
     from vitprune.api.inspecting import predict as predict
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
     from vitprune.data import Augmentation as Augmentation
     from vitprune.errors import VitpruneError as VitpruneError
     from vitprune.export import Exported as Exported
-    from vitprune.export import export_model as export_model
     from vitprune.jobs.predict import ImagePrediction as ImagePrediction
     from vitprune.loading.hub import load as load
     from vitprune.measure import count_macs as count_macs
@@ -50,12 +50,13 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
 
 # Imported when first used, so that `vitprune --help` does not wait for torch.
 _NAMES = {
+    "api.exporting": ("export_model",),
     "api.inspecting": ("benchmark", "evaluate", "predict", "save", "visualize"),
     "api.listing": ("list_models",),
     "api.training": ("sparsify",),
     "data": ("Augmentation",),
     "errors": ("VitpruneError",),
-    "export": ("Exported", "export_model"),
+    "export": ("Exported",),
     "jobs.predict": ("ImagePrediction",),
     "loading.hub": ("load",),
     "measure": ("count_macs",),

@@ -13,6 +13,7 @@ from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
+from vitprune.model import TokenFeatures
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -104,6 +105,7 @@ def test_what_comes_out_is_understood_by_the_task(written, rewrite):
 
     program, images = read_onnx(rewrite(tokens)), images_for(written, 4)
     assert (program.num_classes, program.num_features, program.num_prefix_tokens) == (0, 2, 3)
+    assert isinstance(program.structure(), TokenFeatures), "no head is run"
     expected = images.mean(dim=(2, 3)) @ written.weight
     torch.testing.assert_close(program.forward_features(images), expected[:, None].expand(-1, patches + 3, -1))
     for task in ("embedding", "regression", "multilabel"):

@@ -226,3 +226,13 @@ def test_an_exported_file_predicts_the_same(task, capsys):
         ]
     else:
         np.testing.assert_allclose(rows["model.onnx"], rows["model.safetensors"], rtol=0, atol=1e-4)
+
+
+def test_a_sparse_model_says_its_task_whatever_its_head(make_sparse):
+    sparse, image = make_sparse(num_classes=24), Image.new("RGB", (40, 40))
+    sparse.task = "embedding"
+    (found,) = vitprune.predict(sparse, image, device="cpu", progress=False)
+    assert found.vectors["sparse"].shape == (24,)
+    sparse.task = "multilabel"
+    with pytest.raises(UsageError, match="the model has a classifier"):
+        vitprune.predict(sparse, image, task="embedding", device="cpu", progress=False)

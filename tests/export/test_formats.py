@@ -16,7 +16,7 @@ from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.errors import ExportError, OutputError
-from vitprune.export import export, export_model, formats
+from vitprune.export import export, formats
 from vitprune.model import SparseViT
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -133,9 +133,10 @@ def test_fp16_halves_the_weights_and_leaves_the_scores_alone(exported, tmp_path)
 
 def test_from_python_by_the_name_of_the_output(exported, tmp_path):
     model = copy.deepcopy(exported.sparse).train()
+    modes = [module.training for module in model.modules()]
     done = vitprune.export_model(model, tmp_path / "model.pt2", class_names=["cat", "dog"])
     assert done.format == "pt2"
-    assert model.training, "the model is not changed"
+    assert [module.training for module in model.modules()] == modes, "the model is not changed"
     assert_good(done, exported.sparse, atol=1e-6)
     extra = {"vitprune.json": ""}
     program = torch.export.load(done.output, extra_files=extra)
@@ -145,10 +146,10 @@ def test_from_python_by_the_name_of_the_output(exported, tmp_path):
     of_sizes = {f"<built-in function {name}>" for name in ("getitem", "add", "mul")}
     assert {name for name in called if not name.startswith("aten.")} <= of_sizes
     with pytest.raises(OutputError, match="exists"):
-        export_model(model, tmp_path / "model.pt2")
-    assert export_model(model.model, tmp_path / "folder").format == "timm", "dense"
+        vitprune.export_model(model, tmp_path / "model.pt2")
+    assert vitprune.export_model(model.model, tmp_path / "folder").format == "timm", "dense"
     with pytest.raises(OutputError, match=r"does not say its format: its ending is '\.tflite'"):
-        export_model(model, tmp_path / "model.tflite")
+        vitprune.export_model(model, tmp_path / "model.tflite")
 
 
 class _Wrong(nn.Module):

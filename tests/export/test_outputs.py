@@ -10,9 +10,9 @@ import vitprune
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.cli.app import run
 from vitprune.errors import UsageError
-from vitprune.export import export_model
 from vitprune.loading.load import load_model
-from vitprune.model import SparseViT
+from vitprune.measure import count_macs
+from vitprune.model import SparseViT, TokenFeatures
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -50,17 +50,19 @@ def _size(sparse):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_encoders_as_programs_of_torch_and_as_timm_folders(encoder, tmp_path, kind):
     sparse = encoder(kind)
-    done = export_model(sparse, tmp_path / "model.pt2")
+    done = vitprune.export_model(sparse, tmp_path / "model.pt2")
     assert done.task == "embedding"
     assert done.agreement.num_clear is None
     images, extra = images_of(sparse), {"vitprune.json": ""}
-    program = torch.export.load(done.output, extra_files=extra).module()
+    stored = torch.export.load(done.output, extra_files=extra)
+    assert stored.graph_signature.user_outputs == ("embedding",), "though an operator of torch's is called so too"
+    program = stored.module()
     with torch.no_grad():
         expected = sparse(images)
         torch.testing.assert_close(program(images), expected, rtol=0, atol=1e-5)
     assert expected.shape == (4, WIDTH[kind])
     assert json.loads(extra["vitprune.json"])["task"] == "embedding"
-    folder = export_model(sparse, tmp_path / "timm").output
+    folder = vitprune.export_model(sparse, tmp_path / "timm").output
     config = json.loads((folder / "config.json").read_text())
     assert config["num_classes"] == (0 if WIDTH[kind] == 64 else 24)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -73,7 +75,7 @@ def test_encoders_as_programs_of_torch_and_as_timm_folders(encoder, tmp_path, ki
 @pytest.mark.parametrize("kind", ["class token", *(pytest.param(k, marks=pytest.mark.slow) for k in [*ENCODERS][1:])])
 def test_encoders_as_onnx(encoder, tmp_path, kind):
     sparse = encoder(kind, "drop" if kind == "average" else "merge")
-    path = export_model(sparse, tmp_path / "model.onnx").output
+    path = vitprune.export_model(sparse, tmp_path / "model.onnx").output
     session, images = runtime.InferenceSession(path), images_of(sparse)
     (found,) = session.run(["embedding"], {"images": images.numpy()})
     with torch.no_grad():
@@ -91,7 +93,7 @@ def test_encoders_as_onnx(encoder, tmp_path, kind):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_features_as_onnx(encoder, tmp_path, kind, precision):
     sparse = encoder(kind)
-    done = export_model(sparse, tmp_path / "model.onnx", precision=precision, features=True)
+    done = vitprune.export_model(sparse, tmp_path / "model.onnx", precision=precision, features=True)
     assert done.task == "dense"
     images = images_of(sparse)
     (found,) = runtime.InferenceSession(done.output).run(["features"], {"images": images.numpy()})
@@ -103,37 +105,56 @@ def test_features_as_onnx(encoder, tmp_path, kind, precision):
     program = load_model(str(done.output), exported=True)
     assert (program.task, program.model.num_prefix_tokens) == ("dense", sparse.backbone.num_prefix_tokens)
     assert (program.model.num_classes, program.class_names) == (0, None)
+    size = (3, *_size(sparse))
+    assert count_macs(program.model, size) == count_macs(TokenFeatures(sparse), size)
+    assert (count_macs(program.model, size) < count_macs(sparse, size)) == (kind in ("attention pool", "projection"))
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_a_timm_folder_says_that_its_outputs_are_no_classes(make_vit, tmp_path, task):
     model = make_vit(num_classes=3)
-    done = export_model(model, tmp_path / "timm", task=task)
+    done = vitprune.export_model(model, tmp_path / "timm", task=task)
     assert done.task == task
     assert load_model(str(done.output)).task == task
-    assert load_model(str(export_model(model, tmp_path / "plain").output)).task == "classification"
+    assert load_model(str(vitprune.export_model(model, tmp_path / "plain").output)).task == "classification"
     assert "problem_type" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
 @pytest.mark.slow
 def test_values_and_labels_as_onnx_are_called_so(make_vit, tmp_path):
     for task, output in (("regression", "values"), ("multilabel", "logits")):
-        path = export_model(make_vit(num_classes=1), tmp_path / f"{task}.onnx", task=task).output
+        path = vitprune.export_model(make_vit(num_classes=1), tmp_path / f"{task}.onnx", task=task).output
         assert [each.name for each in onnx.load(path).graph.output] == [output]
         assert load_model(str(path), exported=True).task == task
 
 
 def test_a_task_that_does_not_go_with_the_model_is_refused(make_vit, tmp_path):
     for outputs, task, said in (
-        (0, "regression", "task 'regression' needs outputs, and the model has none"),
-        (0, "classification", "task 'classification' needs outputs"),
-        (2, "retrieval", "task 'retrieval' is unknown"),
+        (0, "regression", 'task="regression" needs outputs, and the model has none'),
+        (0, "classification", 'task="classification" needs outputs'),
+        (2, "retrieval", "'retrieval' is no task"),
+        (2, "embedding", "the model has a classifier"),
         (1, "classification", "has one output"),
-        (1, None, "has one output"),
+        (1, "auto", "has one output"),
     ):
         with pytest.raises(UsageError, match=said):
-            export_model(make_vit(num_classes=outputs), tmp_path / "model.pt2", task=task)
+            vitprune.export_model(make_vit(num_classes=outputs), tmp_path / "model.pt2", task=task)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_timm_model_is_for_is_found_as_everywhere(tmp_path):
+    clip = timm.create_model("vit_base_patch32_clip_224", embed_dim=64, depth=1, num_heads=2, num_classes=512)
+    assert vitprune.export_model(clip, tmp_path / "clip").task == "embedding"
+    names = [f"class {index}" for index in range(512)]
+    assert vitprune.export_model(clip, tmp_path / "named", class_names=names).task == "classification"
+
+
+def test_vectors_of_classes_are_of_no_use(encoder, tmp_path, capsys):
+    vitprune.save(encoder("class token"), tmp_path / "model.safetensors")
+    for command, more in (("export", []), ("predict", ["cat.jpg"])):
+        given = [str(tmp_path / "model.safetensors"), *more, "--class-embeddings", "text.safetensors"]
+        assert run([command, *given]) == 2
+        assert f"for zero-shot figures, and `vitprune {command}` gives none" in capsys.readouterr().err
 
 
 def test_the_command_speaks_of_the_task(encoder, tmp_path, capsys):

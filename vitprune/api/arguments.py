@@ -114,7 +114,8 @@ def known(
             "not with one that is built"
         )
     elif isinstance(model, SparseViT):
-        loaded = loaded_from(model.model, model.class_names, task=model.task if task == "auto" else task)
+        own = task in ("auto", model.task)
+        loaded = loaded_from(model.model, model.class_names, task=model.task if own else task, said=own)
         loaded.sparse = model
         if model.header:
             loaded.name, loaded.origin = model.header.metadata.model, model.header.metadata.origin

@@ -208,6 +208,16 @@ class ModelOptions(StructureOptions):
             add_class_vectors(loaded, self.class_embeddings)
         return loaded
 
+    def refuse_class_embeddings(self, command: str) -> None:
+        """Of a command that measures nothing.
+
+        Raises:
+            UsageError: --class-embeddings is given.
+        """
+        if self.class_embeddings is not None:
+            way = "leave it out; `vitprune eval` and `compare` take it"
+            raise UsageError(f"--class-embeddings is for zero-shot figures, and `vitprune {command}` gives none", way)
+
     def dense_of(self, sparse: Loaded) -> Loaded:
         """The dense model that a sparse file was made from, from --checkpoint or by its name; tells as `load`."""
         from vitprune.loading.load import load_dense

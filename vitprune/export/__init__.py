@@ -2,7 +2,7 @@
 
 from vitprune.export.agreement import BATCH_SIZES, Agreement
 from vitprune.export.formats import Format
-from vitprune.export.job import Exported, ExportPrecision, check_output, export, export_model, with_features
+from vitprune.export.job import Exported, ExportPrecision, check_output, export, with_features
 
 __all__ = [
     "BATCH_SIZES",
@@ -12,6 +12,5 @@ __all__ = [
     "Format",
     "check_output",
     "export",
-    "export_model",
     "with_features",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import Metadata
-from vitprune.checkpoint.sparse_file import describe, written_by_vitprune
+from vitprune.checkpoint.sparse_file import written_by_vitprune
 from vitprune.common.files import check_writable, replacing, write_error
 from vitprune.common.formatting import first_line
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
-from vitprune.common.wrappers import unwrapped
 from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
 from vitprune.export.formats import FORMATS, TIMM_FILES, Format
-from vitprune.model import SparseViT, TokenFeatures, attach
-from vitprune.tasks import TASKS, TaskName, task_named
+from vitprune.model import SparseViT, TokenFeatures
+from vitprune.tasks import TaskName, task_named
 
 ExportPrecision = Literal["fp32", "fp16"]
 
@@ -56,67 +55,6 @@ class Exported:
         return asdict(self) | {"output": str(self.output)}
 
 
-def export_model(
-    model: nn.Module,
-    output: str | Path,
-    format: str | None = None,
-    *,
-    precision: ExportPrecision = "fp32",
-    class_names: Sequence[str] | None = None,
-    task: TaskName | None = None,
-    features: bool = False,
-    overwrite: bool = False,
-) -> Exported:
-    """Write a sparse or dense model for use without vitprune, and prove that it computes the same.
-
-    Example:
-        done = vitprune.export_model(sparse, "model.onnx")
-        print(done.agreement.max_difference)
-
-    Args:
-        model: a SparseViT, or a timm model of a supported family; it is not changed.
-        output: `*.onnx` for ONNX, `*.pt2` for torch.export, a name without an ending or a folder that exists for a
-            timm folder of the backbone.
-        format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
-        precision: "fp16" halves the weights; token predictors stay in fp32.
-        class_names: in output order, to be stored.
-        task: what its outputs are, "classification", "multilabel", "regression" or "embedding"; None for what the
-            SparseViT's `task` says, of a timm model classes, or without a classifier an embedding.
-        features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
-            "dense" does anyway; not for a timm folder.
-        overwrite: write over an output that exists.
-
-    Raises:
-        UsageError: there is no such format or task, the task does not go with the model, or fp16 or features with a
-            timm folder.
-        OutputError: the output has another ending, exists or cannot be written.
-        ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
-        CheckpointError: the model was not made by timm.create_model.
-    """
-    output = Path(output)
-    by_suffix: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", "": "timm"}
-    kind = by_suffix.get(output.suffix) or ("timm" if output.is_dir() else None)
-    if format is not None:
-        kind = next((known for known in FORMATS if known == format), None)
-        if kind is None:
-            raise UsageError(f"format '{format}' is unknown", f"choose from {', '.join(FORMATS)}")
-    if kind is None:
-        raise OutputError(
-            f"the output '{output}' does not say its format: its ending is '{output.suffix}'",
-            "end it in .onnx or .pt2, or in neither for a timm folder",
-            exit_code=2,
-        )
-    model = unwrapped(model)
-    sparse = model if isinstance(model, SparseViT) else attach(model, keep=1.0)
-    metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
-    check_output(output, kind, precision, overwrite=overwrite)
-    if features:
-        metadata = with_features(metadata, kind)
-    else:
-        metadata = metadata.model_copy(update={"task": _known_task(task or metadata.task, sparse.num_classes)})
-    return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision)
-
-
 def with_features(metadata: Metadata, kind: Format) -> Metadata:
     """What a file says that puts out the features of all patches: its task is "dense".
 
@@ -126,18 +64,6 @@ def with_features(metadata: Metadata, kind: Format) -> Metadata:
     if kind == "timm":
         raise UsageError("a timm folder holds weights, not what is put out of them", "leave out --features")
     return metadata.model_copy(update={"task": "dense", "class_names": None, "accuracy": None})
-
-
-def _known_task(task: str, num_outputs: int) -> TaskName:
-    """A task that a model of so many outputs, 0 without a classifier, may be exported for."""
-    found = next((each for each in TASKS.values() if each.name == task), None)
-    if found is None:
-        raise UsageError(f"task '{task}' is unknown", f"choose from {', '.join(TASKS)}")
-    if not num_outputs and found.output in ("logits", "values"):
-        raise UsageError(f"task '{task}' needs outputs, and the model has none", "it gives an embedding: leave it out")
-    if num_outputs == 1 and task == "classification":
-        raise UsageError("the model has one output, which is no class", "say what it is: 'regression' or 'multilabel'")
-    return found.name
 
 
 def check_output(output: Path, kind: Format, precision: ExportPrecision, *, overwrite: bool) -> None:
@@ -187,7 +113,7 @@ def export(
     num_images: int | None = 0,
     listener: Listener = SILENT,
 ) -> Exported:
-    """As `export_model`, with everything known and the output checked.
+    """As `vitprune.export_model`, with everything known and the output checked.
 
     The model is in eval mode, on the CPU; without stages it is dense. It is compared on random images and on `images`,
     (C, H, W) each; `num_images` is None where it is not known how many these are.

@@ -66,8 +66,16 @@ class Loaded:
         return "demo" if self.spec == "demo" else re.sub(r"[^A-Za-z0-9_.-]+", "_", self.name.partition(".")[0])
 
 
-def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None, *, task: AskedTask = "auto") -> Loaded:
+def loaded_from(
+    model: nn.Module, class_names: Sequence[str] | None = None, *, task: AskedTask = "auto", said: bool = False
+) -> Loaded:
     """What is known of a timm model that the caller has made; its head is left as it is.
+
+    Args:
+        model: the model.
+        class_names: in output order.
+        task: what it is for.
+        said: whether the model itself says that, so that an embedding may come out of any head.
 
     Raises:
         UsageError: the task does not go with it, see `task_of`; or an embedding is asked of a classifier.
@@ -78,10 +86,10 @@ def loaded_from(model: nn.Module, class_names: Sequence[str] | None = None, *, t
     loaded = as_loaded(name, name, model, {})
     loaded.class_names = names_of(class_names) or loaded.class_names
     named = loaded.class_names is not None
-    if task == "embedding" and not gives_embedding(model, named=named):
+    if task == "embedding" and not said and not gives_embedding(model, named=named):
         raise UsageError("--task embedding: the model has a classifier", "leave it out: model.reset_classifier(0)")
-    loaded.task, said = task_of(model, task, named=named)
-    loaded.understood += [said] if said else []
+    loaded.task, why = task_of(model, task, named=named)
+    loaded.understood += [why] if why else []
     return loaded
 
 

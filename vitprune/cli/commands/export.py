@@ -78,6 +78,7 @@ def export(
       vitprune export deit_small --checkpoint my.safetensors --format pt2 -o dense.pt2
     """
     distributed.refuse_several("export")
+    weights.refuse_class_embeddings("export")
     if data is None and limit is not None:
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 

@@ -69,6 +69,7 @@ def predict(
       vitprune predict deit_small path/to/images -o predictions.csv
     """
     distributed.refuse_several("predict")
+    weights.refuse_class_embeddings("predict")
     _check_output(output, overwrite)
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision

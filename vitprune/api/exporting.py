@@ -1,0 +1,86 @@
+"""`vitprune.export_model`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vitprune.api.arguments import AskedTask, keeps_mode, known
+from vitprune.checkpoint.sparse_file import describe
+from vitprune.errors import OutputError, UsageError
+from vitprune.export import Exported, ExportPrecision, Format, check_output, export, with_features
+from vitprune.export.formats import FORMATS
+from vitprune.model import attach
+
+_BY_SUFFIX: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", "": "timm"}
+
+
+@keeps_mode
+def export_model(
+    model: nn.Module,
+    output: str | Path,
+    format: str | None = None,
+    *,
+    precision: ExportPrecision = "fp32",
+    class_names: Sequence[str] | None = None,
+    task: AskedTask = "auto",
+    features: bool = False,
+    overwrite: bool = False,
+) -> Exported:
+    """Write a sparse or dense model for use without vitprune, and prove that it computes the same.
+
+    Example:
+        done = vitprune.export_model(sparse, "model.onnx")
+        print(done.agreement.max_difference)
+
+    Args:
+        model: a SparseViT, or a timm model of a supported family; it is not changed.
+        output: `*.onnx` for ONNX, `*.pt2` for torch.export, a name without an ending or a folder that exists for a
+            timm folder of the backbone.
+        format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
+        precision: "fp16" halves the weights; token predictors stay in fp32.
+        class_names: in output order, to be stored.
+        task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
+        features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
+            "dense" does anyway; not for a timm folder.
+        overwrite: write over an output that exists.
+
+    Raises:
+        UsageError: there is no such format or task, the task does not go with the model, or fp16 or features with a
+            timm folder.
+        OutputError: the output has another ending, exists or cannot be written.
+        ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
+        CheckpointError: the model was not made by timm.create_model.
+    """
+    output = Path(output)
+    kind = _format(output, format)
+    loaded = known(
+        model, class_names=class_names, task="dense" if features and task == "auto" else task, progress=False
+    )
+    sparse = loaded.sparse or attach(loaded.model, keep=1.0)
+    metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
+    metadata = metadata.model_copy(update={"task": loaded.task})
+    metadata = with_features(metadata, kind) if features else metadata
+    check_output(output, kind, precision, overwrite=overwrite)
+    return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision)
+
+
+def _format(output: Path, asked: str | None) -> Format:
+    """The format that is asked for, or else the one that the output's name says."""
+    if asked is not None:
+        kind = next((known for known in FORMATS if known == asked), None)
+        if kind is None:
+            raise UsageError(f"format '{asked}' is unknown", f"choose from {', '.join(FORMATS)}")
+        return kind
+    kind = _BY_SUFFIX.get(output.suffix) or ("timm" if output.is_dir() else None)
+    if kind is None:
+        raise OutputError(
+            f"the output '{output}' does not say its format: its ending is '{output.suffix}'",
+            "end it in .onnx or .pt2, or in neither for a timm folder",
+            exit_code=2,
+        )
+    return kind
