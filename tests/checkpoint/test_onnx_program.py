@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import describe
+from vitprune.cli.app import run
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
 from vitprune.model import TokenFeatures
 
@@ -112,6 +113,18 @@ def test_what_comes_out_is_understood_by_the_task(written, rewrite):
         program = read_onnx(rewrite({"task": task, "class_names": None}))
         assert (program.metadata.task, program.num_classes, program.num_features) == (task, 2, 2)
         torch.testing.assert_close(program(images), expected)
+
+
+def test_features_alone_have_nothing_to_be_measured_by(written, rewrite, image_folder, capsys):
+    def tokens(model):
+        of_tokens(model, written.header["num_patches"] + 1)
+        says(model, task="dense")
+
+    path = rewrite(tokens)
+    assert run(["eval", str(path), str(image_folder), "-j", "0"]) != 0
+    err = capsys.readouterr().err
+    assert f"nothing to measure '{path}' alone by" in err
+    assert "hint: name the dense model's weights: --checkpoint FILE" in err
 
 
 def test_a_pass_that_fails_is_an_error_of_ours(written, monkeypatch):

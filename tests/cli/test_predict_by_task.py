@@ -173,6 +173,15 @@ def test_json_has_an_embedding_and_of_features_their_shape(task, make_vit, capsy
     assert "distance" not in row
 
 
+def test_of_one_image_only_the_figures_that_there_are(task, capsys):
+    command = [each for each in BOTH if each not in NAMES[1:]]
+    assert run(command) == 0
+    line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("on 1 image(s): "))
+    several = {"regression": "Pearson", "embedding": "nearest"}.get(task)
+    assert several is None or several not in line
+    assert " -" not in line
+
+
 def test_what_does_not_go_with_the_task_is_refused_and_writes_nothing(task, tmp_path, capsys):
     before = sorted(tmp_path.iterdir())
     refused = {

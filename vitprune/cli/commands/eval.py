@@ -159,10 +159,10 @@ def _open(spec: str, options: DataOptions, loaded: Loaded, task: Task, *, alone:
         opened = open_data(spec, None, options)
     if not has_accuracy(task, opened):
         if alone:
-            raise DataError(
-                f"there is nothing to measure a dense model by: {task.no_accuracy}",
-                "a sparse one is compared with its dense one",
-            )
+            what, way = "a dense model", "a sparse one is compared with its dense one"
+            if loaded.metadata is not None:  # an exported file, which does not say where its dense model is
+                what, way = f"'{loaded.spec}' alone", "name the dense model's weights: --checkpoint FILE"
+            raise DataError(f"there is nothing to measure {what} by: {task.no_accuracy}", way)
         say(f"{task.no_accuracy}: what the model gives is compared with what the dense model gives")
     return opened
 

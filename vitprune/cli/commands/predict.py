@@ -206,7 +206,8 @@ def _print(rows: list[ImagePrediction], result: dict[str, Any], task: Task) -> N
     kept = "" if result["keep"] in (1, None) else f", keep {result['keep']:g}"
     print_table(result["model"] + kept, columns, cells)
     if len(models) > 1:
-        parts = ", ".join(each.said(number(result[each.key], each.digits)) for each in task.fidelity)
+        known = [each for each in task.fidelity if result[each.key] is not None]  # of one image not all are
+        parts = ", ".join(each.said(number(result[each.key], each.digits)) for each in known)
         print_line(f"on {len(rows)} image(s): {parts}")
     if task.name in ("embedding", "dense"):
         print_line("-o FILE.safetensors or FILE.npz writes the vectors")
