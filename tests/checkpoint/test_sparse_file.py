@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import vitprune
-from vitprune.checkpoint.metadata import METADATA_KEY
+from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
 from vitprune.checkpoint.sparse_file import describe, read_metadata, save
 from vitprune.checkpoint.weight_file import open_weights
 from vitprune.errors import CheckpointError
@@ -250,3 +250,11 @@ def test_pickled_code_is_refused_and_does_not_run(tmp_path, capfd):
         with pytest.raises(CheckpointError, match=path.name):
             open_weights(path)
     assert "pickled code ran" not in capfd.readouterr().err
+
+
+def test_a_file_of_before_tasks_without_a_classifier_is_of_an_encoder(make_sparse):
+    content = describe(make_sparse(num_classes=0)).model_dump()
+    assert content["task"] == "embedding"
+    del content["task"]
+    assert Metadata.model_validate(content).task == "embedding"
+    assert Metadata.model_validate(content | {"task": "dense"}).task == "dense"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vitprune.common.formatting import first_fault
 from vitprune.common.json_version import SCHEMA_VERSION, upgraded
@@ -72,6 +72,13 @@ class Metadata(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     accuracy: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _of_a_model_without_outputs(self) -> Metadata:
+        """Files of versions before tasks say nothing; without a classifier it was no classification."""
+        if self.task == "classification" and self.model_args.get("num_classes") == 0:
+            self.task = "embedding"
+        return self
 
     @property
     def label(self) -> str:
