@@ -202,11 +202,10 @@ def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
     options = [*models, "--precision", "fp32", "--mode", "eager", "--batch-size", "1,2", "--seconds", "0.01"]
     out = _run("gpu.py", *options, cwd=tmp_path, codes=(0, 3))
     assert re.search(r"\| test_vit \| 0.0e\+00 \| 0 \| \d.\de-0\d \|", out)
-    rows = re.findall(r"\| test_vit@64 \| fp32 \| eager \| (\d) \| [\d,]+ \| [\d,]+ \| (\d.\d\d) x", out)
+    rows = re.findall(r"\| test_vit@64 \| fp32 \| eager \| (\d) \| [\d,]+ \| [\d,]+ \| \d.\d\d x( SLOWER)? \|", out)
     assert [batch for batch, _ in rows] == ["1", "2"]
-    for batch, speedup in rows:
-        slower = f"- test_vit@64, fp32, eager, batch {batch}: slower than dense"
-        assert float(speedup) >= 1 or slower in out
+    for batch, slower in rows:  # beyond chance, which a hundredth of a second may not show
+        assert bool(slower) == (f"- test_vit@64, fp32, eager, batch {batch}: slower than dense" in out)
     assert _run("gpu.py", *options, cwd=tmp_path, codes=(0, 3)) == out, "what was measured is read, not measured again"
     if not torch.cuda.is_available():
         assert _run("gpu.py", cwd=tmp_path, codes=(1,)) == "error: this PyTorch sees no CUDA GPU\n"

@@ -105,4 +105,4 @@ def describe_architecture(name: str, sparsity: Sparsity) -> dict[str, Any]:
     except UsageError as error:  # stages that this depth does not have
         return row | {"reason": error.message} | of_refused
     task = None if num_outputs(model) == 1 else task_of(model)[0]  # of one output only its owner knows
-    return row | {"task": task, "weights": weights} | describe_plan(sparse, name)
+    return row | describe_plan(sparse, name) | {"task": task, "weights": weights}
