@@ -1,9 +1,11 @@
 """Top-k: which tokens, in which order, and the same by mask."""
 
+import itertools
+
 import pytest
 import torch
 
-from vitprune.tokens.selection import flat_rows, gather_tokens, take_rows, topk_decision, topk_tokens
+from vitprune.tokens.selection import add_to_rows, flat_rows, gather_tokens, take_rows, topk_decision, topk_tokens
 
 
 @pytest.fixture
@@ -36,6 +38,23 @@ def test_rows_of_a_sequence_are_its_prefix_and_the_patches_named(prefix):
     taken = take_rows(x, flat_rows(x, prefix, some, others))
     patches = torch.cat((some, others), dim=1).unsqueeze(-1).expand(-1, -1, 4)
     assert torch.equal(taken, torch.cat((x[:, :prefix], x[:, prefix:].gather(1, patches)), dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_values_are_added_to_the_rows_named_in_place_and_by_a_product(dtype):
+    generator = torch.Generator().manual_seed(0)
+    base, values = (torch.randn(3, count, 4, generator=generator).to(dtype) for count in (5, 7))
+    rows = torch.randint(0, 5, (3, 7), generator=generator)
+    expected = base.to(torch.float64, copy=True)
+    for image, row in itertools.product(range(3), range(7)):
+        expected[image, rows[image, row]] += values[image, row].double()
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    compiled = torch.compile(add_to_rows, backend="eager", fullgraph=True)
+    numbers = compiled(base[..., 0].clone(), rows, values[..., 0])
+    torch.testing.assert_close(numbers, expected[..., 0].to(dtype), rtol=tolerance, atol=tolerance)
+    for found in (add_to_rows(base.clone(), rows, values), compiled(base.clone(), rows, values)):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, expected.to(dtype), rtol=tolerance, atol=tolerance)
 
 
 def test_decision_among_the_kept_is_selection_among_the_gathered(scores):

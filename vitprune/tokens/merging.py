@@ -3,17 +3,18 @@
 Similarity is the cosine. Attention then sees how many patches a token stands for (log size added to the logits of its
 key), as in proportional attention of ToMe (https://arxiv.org/abs/2210.09461); that squeezing pruned tokens into kept
 ones pays is dTPS's finding (https://arxiv.org/abs/2304.10716). What matters more weighs more in the average: size times
-exp(beta * keep score). Dense products only, so that the result compiles and exports.
+exp(beta * keep score). Constant counts, gathers and sums only, so that the result compiles and exports.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitprune.tokens.precision import at_least_fp32, without_autocast
 from vitprune.tokens.redundancy import Choice, unit_vectors
-from vitprune.tokens.selection import flat_rows, take_rows
+from vitprune.tokens.selection import add_to_rows, flat_rows, take_rows
 
 _MAX_EXPONENT = 30.0
 """Bounds of beta * a: the weights of an image's tokens then add up without overflow or a sum of 0."""
@@ -53,28 +54,28 @@ def merge_tokens(
     Returns:
         Tokens (B, P + K, C) and their sizes (B, P + K), fp32 at least. The sum of the sizes is unchanged.
     """
-    num_kept = num_prefix_tokens + choice.kept.shape[1]
-    rows = flat_rows(x, num_prefix_tokens, choice.kept, choice.pruned)
-    tokens, others = take_rows(x, rows).tensor_split((num_kept,), dim=1)
-    sizes = at_least_fp32(x.new_ones(rows.shape)) if sizes is None else sizes.take(rows)
-    kept_sizes, other_sizes = sizes.tensor_split((num_kept,), dim=1)
-    # (B, N - K, P + K): which kept token each pruned one joins.
-    joins = torch.zeros(*choice.pruned.shape, num_kept, device=x.device, dtype=sizes.dtype)
-    joins[..., num_prefix_tokens:].scatter_(2, choice.nearest.unsqueeze(-1), 1.0)
-    new_sizes = kept_sizes + (joins * other_sizes.unsqueeze(-1)).sum(dim=1)
-    if gains is None:
-        kept_weights, joins, total = kept_sizes, joins * other_sizes.unsqueeze(-1), new_sizes
-    else:
-        prefix = gains.new_ones(x.shape[0], num_prefix_tokens)
-        gains = torch.cat((prefix, gains.gather(1, choice.kept), gains.gather(1, choice.pruned)), dim=1)
-        kept_weights, other_weights = (sizes * gains).tensor_split((num_kept,), dim=1)
-        joins = joins * other_weights.unsqueeze(-1)
-        total = kept_weights + joins.sum(dim=1)
-    # Shares of the average, in one dtype with the tokens: mixed ones are slow on CPUs. Not baddbmm: autocast would
-    # round the kept tokens too.
-    joins = (joins / total.unsqueeze(1)).to(x.dtype)
-    own = (kept_weights / total).unsqueeze(-1).to(x.dtype)
-    return tokens * own + joins.transpose(1, 2) @ others, new_sizes
+    prefix, num_kept = num_prefix_tokens, choice.kept.shape[1]
+    rows = flat_rows(x, prefix, choice.kept, choice.pruned)
+    tokens, others = take_rows(x, rows[:, : prefix + num_kept]), take_rows(x, rows[:, prefix + num_kept :])
+    kept_sizes, sizes_joined = _of_both(None if sizes is None else sizes[:, prefix:], choice, x)
+    with without_autocast(x):
+        total = new_sizes = add_to_rows(kept_sizes, choice.nearest, sizes_joined)
+        if gains is not None:
+            kept_gains, gains_joined = _of_both(gains, choice, x)
+            kept_sizes, sizes_joined = kept_sizes * kept_gains, sizes_joined * gains_joined
+            total = add_to_rows(kept_sizes, choice.nearest, sizes_joined)
+    own = F.pad(kept_sizes / total, (prefix, 0), value=1.0)
+    share = sizes_joined / total.gather(1, choice.nearest)
+    # Shares in one dtype with the tokens: mixed ones are slow on CPUs.
+    tokens, others = (each * part.unsqueeze(-1).to(x.dtype) for each, part in ((tokens, own), (others, share)))
+    return add_to_rows(tokens, choice.nearest + prefix, others), F.pad(new_sizes, (prefix, 0), value=1.0)
+
+
+def _of_both(values: Tensor | None, choice: Choice, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of patch tokens (B, N), of the kept (B, K) and of the pruned ones (B, N - K); None for ones."""
+    if values is None:
+        return at_least_fp32(x.new_ones(choice.kept.shape)), at_least_fp32(x.new_ones(choice.pruned.shape))
+    return values.gather(1, choice.kept), values.gather(1, choice.pruned)
 
 
 def merge_masked(

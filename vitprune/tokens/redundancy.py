@@ -50,21 +50,28 @@ def choose_tokens(x: Tensor, scores: Tensor, num_tokens: int, balance: float | N
         num_tokens: K, in [1, N).
         balance: how much importance counts beside redundancy; None to rank by scores alone.
     """
-    units = unit_vectors(x)
-    scores = at_least_fp32(scores.detach())
+    scores, count = at_least_fp32(scores.detach()), x.shape[1]
     with without_autocast(x):
-        whole = balance is not None and x.shape[1] <= MAX_MATRIX
-        similarity = units @ units.transpose(1, 2) if whole else None  # (B, N, N)
-        alike = None if balance is None else redundancy(units, scores, similarity)
-        if balance is not None and alike is not None:
-            scores = balance * scores - alike
-        kept, pruned = split_tokens(scores, num_tokens)
-        if similarity is not None:
-            rows = similarity.gather(1, pruned.unsqueeze(-1).expand(-1, -1, x.shape[1]))
-            nearest = rows.gather(2, kept.unsqueeze(1).expand(-1, pruned.shape[1], -1)).argmax(dim=-1)
-        else:
-            targets, others = _rows(units, kept).transpose(1, 2), _rows(units, pruned)
-            nearest = torch.cat([(tile @ targets).argmax(dim=-1) for tile in torch.split(others, _TILE, dim=1)], dim=1)
+        if balance is None or count > MAX_MATRIX:
+            return _choose_in_tiles(unit_vectors(x), scores, num_tokens, balance)
+        like = at_least_fp32(x.detach())
+        scale = _inverse_lengths(like)
+        # Not divided by a row's own length: what is nearest is so all the same, and redundancy is one number a token.
+        similarity = (like @ like.transpose(1, 2)) * scale.unsqueeze(1)  # (B, N, N)
+        alike = redundancy(like, scores, similarity) * scale
+        kept, pruned = split_tokens(balance * scores - alike, num_tokens)
+        rows = similarity.gather(1, pruned.unsqueeze(-1).expand(-1, -1, count))
+        nearest = rows.gather(2, kept.unsqueeze(1).expand(-1, pruned.shape[1], -1)).argmax(dim=-1)
+    return Choice(kept, pruned, nearest, alike)
+
+
+def _choose_in_tiles(units: Tensor, scores: Tensor, num_tokens: int, balance: float | None) -> Choice:
+    """As `choose_tokens`, of tokens of length 1, without all similarities at once."""
+    alike = None if balance is None else redundancy(units, scores)
+    rank = scores if balance is None or alike is None else balance * scores - alike
+    kept, pruned = split_tokens(rank, num_tokens)
+    targets, others = _rows(units, kept).transpose(1, 2), _rows(units, pruned)
+    nearest = torch.cat([(tile @ targets).argmax(dim=-1) for tile in torch.split(others, _TILE, dim=1)], dim=1)
     return Choice(kept, pruned, nearest, alike)
 
 
@@ -106,10 +113,10 @@ def redundancy(
         rows = slice(start, start + size)
         tile = similarity[:, rows] if similarity is not None else units[:, rows] @ units.transpose(1, 2)
         own, others = scores[:, rows, None], scores[:, None, :]
-        above = (others > own) | ((others == own) & (order < order[rows, None]))
+        below = (others < own) | ((others == own) & (order >= order[rows, None]))  # or the token itself
         if present is not None:
-            above = above & present[:, None, :]
-        tiles.append(tile.masked_fill(~above, -torch.inf).amax(dim=-1))
+            below = below | ~present[:, None, :]
+        tiles.append(tile.masked_fill(below, -torch.inf).amax(dim=-1))
     return torch.cat(tiles, dim=1)
 
 
@@ -119,8 +126,15 @@ def unit_vectors(x: Tensor) -> Tensor:
     What is chosen is no function to learn.
     """
     x = at_least_fp32(x.detach())
-    # Not vector_norm: onnxruntime cannot tell the shape of what it is exported to.
-    return x * (x * x).sum(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+    return x * _inverse_lengths(x).unsqueeze(-1)
+
+
+def _inverse_lengths(x: Tensor) -> Tensor:
+    """One over the length of each token (B, N, C) in fp32 at least: (B, N), finite also where a token is zeros."""
+    # Fastest, and not for exported graphs: onnxruntime cannot tell the shape of vector_norm's.
+    exporting = torch.compiler.is_exporting()
+    squares = (x * x).sum(dim=-1) if exporting else torch.linalg.vector_norm(x, dim=-1).square()
+    return squares.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
 
 
 def _rows(x: Tensor, indices: Tensor) -> Tensor:

@@ -25,14 +25,18 @@ def topk_tokens(scores: Tensor, num_tokens: int) -> Tensor:
     Returns:
         Indices (B, num_tokens) into N, rising.
     """
-    indices = scores.topk(num_tokens, dim=1, sorted=False).indices
-    return indices.sort(dim=1).values
+    return _in_order(scores.topk(num_tokens, dim=1, sorted=False).indices)
 
 
 def split_tokens(scores: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
     """As `topk_tokens`, and the indices (B, N - num_tokens) of the others, best first."""
     order = scores.topk(scores.shape[1], dim=1).indices
-    return order[:, :num_tokens].sort(dim=1).values, order[:, num_tokens:]
+    return _in_order(order[:, :num_tokens]), order[:, num_tokens:]
+
+
+def _in_order(indices: Tensor) -> Tensor:
+    """Indices (B, K), rising; not in an exported graph: its outputs are the same, and some engines cannot sort."""
+    return indices if torch.compiler.is_exporting() else indices.sort(dim=1).values
 
 
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
@@ -62,6 +66,22 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Tokens (B, N, C) at `rows` (B, K) of `flat_rows`, as (B, K, C)."""
     # Whole rows of one table are copied at once; `gather` would look up every number by itself.
     return F.embedding(rows, x.flatten(0, 1))
+
+
+def add_to_rows(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """Tokens (B, M, C) or numbers (B, M), each added to the row of `base` (B, K, C) or (B, K) that `rows` (B, M) names.
+
+    `base` is used up.
+    """
+    if base.device.type == "cpu" and base.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+        if base.ndim == 2:
+            return base.scatter_add(1, rows, values)
+        first = torch.arange(0, base.shape[0] * base.shape[1], base.shape[1], device=rows.device)
+        base.flatten(0, 1).index_add_(0, (rows + first.unsqueeze(1)).flatten(), values.flatten(0, 1))
+        return base
+    # Elsewhere a product: it is fast, adds in the same order every time, sums bf16 in fp32, and exports to any engine.
+    joins = (rows.unsqueeze(-1) == torch.arange(base.shape[1], device=rows.device)).to(values.dtype)  # (B, M, K)
+    return base + (values.unsqueeze(-2) @ joins).squeeze(-2) if base.ndim == 2 else base + joins.mT @ values
 
 
 def topk_decision(scores: Tensor, num_tokens: int, kept: Tensor | None = None) -> Tensor:
