@@ -7,6 +7,7 @@ import torch
 from agreement import calm_attention
 from torch._inductor.exc import InvalidCxxCompiler
 
+import vitprune
 from vitprune.model import SparseViT
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,28 @@ def test_one_whole_graph_serves_all_batch_sizes(make_sparse, make_images, kind, 
             images = make_images(sparse, batch_size)
             torch.testing.assert_close(compiled(images), sparse(images), rtol=0, atol=1e-5)
     assert len(graphs) == 1
+
+
+def test_a_loaded_model_is_compiled_once_for_one_image_and_once_for_several(
+    make_sparse, make_images, monkeypatch, tmp_path
+):
+    plain = make_sparse(**KINDS["positions in the tokens"])
+    images, real, graphs = make_images(plain, 5), torch.compile, []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: real(model, backend=count, **settings))
+    sparse = vitprune.load(vitprune.save(plain, tmp_path / "model.safetensors"), compile=True)
+    assert type(sparse) is SparseViT
+    graphs.clear()  # of the look for a compiler
+    with torch.no_grad():
+        expected = plain(images)
+        for batch_size in (1, 2, 5, 3, 1):
+            torch.testing.assert_close(sparse(images[:batch_size]), expected[:batch_size], rtol=0, atol=1e-5)
+        assert len(graphs) == 2
+        torch.testing.assert_close(sparse.select(images).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_the_training_pass_compiles_whole_too(make_sparse, make_images):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vitprune import attach
-from vitprune.errors import TrainingError
+from vitprune.errors import DeviceError
 from vitprune.training.loop import compiled_blocks
 from vitprune.training.objective import Objective
 from vitprune.training.recipe import load_recipe
@@ -50,6 +50,6 @@ def test_a_machine_without_compiler_is_told_so_before_anything_runs(make_vit, mo
 
     monkeypatch.setattr(torch, "compile", fail)
     model = attach(make_vit(num_classes=2))
-    with pytest.raises(TrainingError, match=r"(?m)compile=True does not work on cpu: no C.. compiler$") as error:
+    with pytest.raises(DeviceError, match=r"(?m)compile=True does not work on cpu: no C.. compiler$") as error:
         compiled_blocks(model).__enter__()
     assert "leave it out" in error.value.hint

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from vitprune.common.distributed import local_rank, world_size
+from vitprune.common.formatting import first_line
 from vitprune.errors import DeviceError, UsageError, VitpruneError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -44,6 +45,21 @@ def pick_device(name: str) -> torch.device:
             "device 'mps' is not available: this is no Mac with a GPU that PyTorch can use", _OTHER_DEVICE
         )
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile next to nothing, so that a missing compiler is reported at once and by name.
+
+    Raises:
+        DeviceError: torch.compile does not work here.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of the C++ or Triton compiler, each with classes of its own
+        raise DeviceError(
+            f"--compile does not work on {device}: {first_line(error)}",
+            "it needs a C++ compiler (and Triton on a GPU); leave it out",
+        ) from error
 
 
 def pick_precision(name: str, device: torch.device, *, training: bool) -> Precision:

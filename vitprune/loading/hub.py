@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vitprune.checkpoint.sparse_file import load_sparse
-from vitprune.common.devices import pick_device
+from vitprune.common.devices import check_compiler, pick_device
 from vitprune.common.files import read_json
 from vitprune.common.run_folder import CONFIG, RunFolder
 from vitprune.errors import CheckpointError, HubError, UsageError
@@ -52,7 +52,7 @@ def fetch(repository: str, revision: str | None) -> Path | None:
         raise _hub_error(repository, error) from error
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
+def load(path: str | Path, device: str | torch.device = "cpu", *, compile: bool = False) -> SparseViT:
     """Load a sparse model that vitprune wrote; of a file on this machine without any network.
 
     Example:
@@ -63,13 +63,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
         path: model.safetensors, the run folder it is in, or `hf-hub:owner/name` (with `@revision`), which is downloaded
             once.
         device: where to put it: "cpu", "cuda", "cuda:N", "mps" or "auto".
+        compile: whether calling it runs code of torch.compile: the whole pass, made at the first image and again at the
+            first batch of several, about a minute each, which then serves batches of every size.
 
     Returns:
         The model in eval mode.
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
-        DeviceError: there is no such device.
+        DeviceError: there is no such device, or torch.compile does not work there.
         HubError: the repository cannot be had.
     """
     if not isinstance(path, (str, Path)):
@@ -88,7 +90,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SparseViT:
         raise CheckpointError(f"file '{path}' not found", _NOT_WRITTEN, exit_code=2)
     if folder.is_dir() and not RunFolder(folder).weights.is_file():
         raise CheckpointError(f"the folder '{path}' holds no {RunFolder(folder).weights.name}", _NOT_WRITTEN)
+    if compile:
+        check_compiler(torch.device(where))
     model, _ = load_sparse(RunFolder.weights_in(folder))
+    if compile:
+        model.compile(fullgraph=True, dynamic=True)
     return model.to(where)
 
 

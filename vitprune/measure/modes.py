@@ -12,8 +12,9 @@ from vitprune.common.formatting import first_line
 from vitprune.errors import DeviceError, UsageError, VitpruneError
 
 Mode = Literal["eager", "compile", "cudagraphs"]
-"""eager: op by op. compile: torch.compile of the whole pass, which may not break the graph. cudagraphs: the eager ops,
-captured once and replayed without their launches."""
+"""eager: op by op. compile: torch.compile of the whole pass, which may not break the graph: one for a batch of 1 and
+one for all others, as `vitprune.load(..., compile=True)` has it. cudagraphs: the eager ops, captured once and replayed
+without their launches."""
 
 _WARM_UP_PASSES = 3  # what PyTorch's documentation asks for before a capture
 _COMPILED_AT_ONCE = 256
@@ -49,8 +50,8 @@ def prepare(model: nn.Module, images: Tensor, mode: Mode) -> Callable[[], object
 
 
 def _compiled(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    # For this shape alone, which is the fastest. Models of one class share a cache, which is small by default.
-    compiled: Callable[[Tensor], object] = torch.compile(model, fullgraph=True, dynamic=False)
+    # Models of one class share a cache, which is small by default.
+    compiled: Callable[[Tensor], object] = torch.compile(model, fullgraph=True, dynamic=True)
     limits = {"recompile_limit": _COMPILED_AT_ONCE, "accumulated_recompile_limit": _COMPILED_AT_ONCE}
     try:
         with torch._dynamo.config.patch(limits):

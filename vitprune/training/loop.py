@@ -18,9 +18,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 
-from vitprune.common.devices import Precision, explained_out_of_memory, pick_precision
+from vitprune.common.devices import Precision, check_compiler, explained_out_of_memory, pick_precision
 from vitprune.common.distributed import world_size
-from vitprune.common.formatting import first_line
 from vitprune.common.seeding import derive_seed, seed_all
 from vitprune.data import Faults, Images, ImageStream, train_transform
 from vitprune.errors import TrainingError
@@ -168,11 +167,11 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
         *models: changed in place while the block lasts.
 
     Raises:
-        TrainingError: this machine cannot compile.
+        DeviceError: this machine cannot compile.
     """
     blocks: list[Any] = [block for model in models for block in getattr(model.backbone, "blocks", ())]
     device = next(models[0].parameters()).device
-    _check_compiler(device)
+    check_compiler(device)
     for block in blocks:
         block.compile()
     limits = {"recompile_limit": _VERSIONS, "accumulated_recompile_limit": _VERSIONS}
@@ -185,17 +184,6 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
         for block in blocks:
             block._compiled_call_impl = None  # back to eager: nn.Module.compile has no opposite
         torch.compiler.reset()
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compile next to nothing, so that a missing compiler is reported at once and by name."""
-    try:
-        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
-    except Exception as error:  # of the C++ or Triton compiler, each with classes of its own
-        raise TrainingError(
-            f"--compile does not work on {device}: {first_line(error)}",
-            "it needs a C++ compiler (and Triton on a GPU); leave it out",
-        ) from error
 
 
 def _spread(accelerator: Accelerator, teacher: SparseViT, images: Images, recipe: Recipe) -> Spread:
