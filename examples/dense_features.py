@@ -1,6 +1,7 @@
 """Saliency maps drawn from the token features of a pruned DINOv2, by a decoder that nobody trained for them.
 
-    vitprune sparsify vit_small_patch14_dinov2@224 path/to/imagenet --checkpoint vit.safetensors --task dense --keep 0.7
+    vitprune sparsify vit_small_patch14_dinov2 path/to/imagenet --img-size 224 --checkpoint vit.safetensors \
+        --task dense --keep 0.7
     python examples/dense_features.py runs/vit_small_patch14_dinov2-keep0.7 path/to/imagenet/val \
         --weights vit.safetensors --decoder decoder.safetensors
 
