@@ -185,7 +185,10 @@ def test_a_file_that_computes_something_else_or_does_not_open_is_not_kept(export
             refused(kind, message, write=lambda *arguments: None, read=lambda path, wrong=wrong: wrong)
     damaged = r"cannot be opened again: .* is damaged or no ONNX file"
     refused(
-        "onnx", damaged, write=lambda model, metadata, path: path.write_bytes(b"\xff" * 100), read=real["onnx"].read
+        "onnx",
+        damaged,
+        write=lambda model, metadata, path, target: path.write_bytes(b"\xff" * 100),
+        read=real["onnx"].read,
     )
 
 
@@ -240,17 +243,3 @@ def test_a_missing_package_is_named_with_the_extra(exported, tmp_path, monkeypat
             assert caught.value.hint == "pip install onnx onnxscript onnxruntime"
             with pytest.raises(ExportError, match=f"'{missing}'"):
                 read_onnx(tmp_path / "model.onnx")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pruned", ["merge", "drop"])
-def test_the_model_compiles_whole(exported, pruned):
-    """Without a graph break, and for other batch sizes than the first."""
-    plain = exported.sparse
-    sparse = SparseViT(plain.model, plain.schedule, plain.predictors, pruned).eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(sparse, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        for count in (2, 3):
-            images = images_for(sparse.model, count)
-            assert torch.equal(compiled(images), sparse(images))

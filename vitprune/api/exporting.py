@@ -12,7 +12,7 @@ from torch import nn
 from vitprune.api.arguments import AskedTask, keeps_mode, known
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.errors import OutputError, UsageError
-from vitprune.export import Exported, ExportPrecision, Format, check_output, export, with_features
+from vitprune.export import Exported, ExportPrecision, Format, check_output, export, known_target, with_features
 from vitprune.export.formats import FORMATS
 from vitprune.model import attach
 
@@ -29,6 +29,8 @@ def export_model(
     class_names: Sequence[str] | None = None,
     task: AskedTask = "auto",
     features: bool = False,
+    batch: int | None = None,
+    opset: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a sparse or dense model for use without vitprune, and prove that it computes the same.
@@ -47,17 +49,20 @@ def export_model(
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
+        batch: how many images the program is to take at once, always; None for any number.
+        opset: of an ONNX file, 18 to 24; None for 20.
         overwrite: write over an output that exists.
 
     Raises:
-        UsageError: there is no such format or task, the task does not go with the model, or fp16 or features with a
-            timm folder.
+        UsageError: there is no such format, task or opset, the task does not go with the model, or a timm folder is to
+            have fp16, features or a batch size.
         OutputError: the output has another ending, exists or cannot be written.
         ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
     """
     output = Path(output)
     kind = _format(output, format)
+    target = known_target(kind, batch, opset)
     loaded = known(
         model, class_names=class_names, task="dense" if features and task == "auto" else task, progress=False
     )
@@ -66,7 +71,7 @@ def export_model(
     metadata = metadata.model_copy(update={"task": loaded.task})
     metadata = with_features(metadata, kind) if features else metadata
     check_output(output, kind, precision, overwrite=overwrite)
-    return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision)
+    return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision, target)
 
 
 def _format(output: Path, asked: str | None) -> Format:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitprune.checkpoint.fixed_batch import FixedBatch
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
 from vitprune.checkpoint.sparse_file import rebuild
 from vitprune.checkpoint.weight_file import check_exists
@@ -24,11 +25,15 @@ class OnnxProgram(nn.Module):
 
     It runs on the CPU, in the precision it was exported in ("fp32", "fp16" or "int8"): moving and casting it does
     nothing, and a copy is itself. The preprocessing is its `pretrained_cfg`, where timm's data helpers look for it.
+    A file for batches of one size, `batch_size`, takes others too, in full batches.
     """
 
     def __init__(self, session: Any, metadata: Metadata, gives: list[int], precision: str, path: Path) -> None:
         super().__init__()
         self.session = session
+        fixed = session.get_inputs()[0].shape[0]
+        self.batch_size: int | None = fixed if isinstance(fixed, int) else None
+        self._run = self._session if self.batch_size is None else FixedBatch(self._session, self.batch_size)
         self.metadata = metadata
         self.num_classes = 0 if len(gives) > 1 else gives[0]
         self.num_features = gives[-1]
@@ -47,6 +52,9 @@ class OnnxProgram(nn.Module):
         expected = self.metadata.preprocessing.input_size
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise UsageError(f"'{self.path}' takes images of (batch, {_text(expected)}), got {tuple(images.shape)}")
+        return self._run(images).to(images.device)
+
+    def _session(self, images: Tensor) -> Tensor:
         fed = {self.session.get_inputs()[0].name: images.to("cpu", torch.float32).numpy()}
         try:
             (output,) = self.session.run(None, fed)
@@ -54,7 +62,7 @@ class OnnxProgram(nn.Module):
             raise VitpruneError(
                 f"'{self.path}' stopped at a batch of {len(images)}: {first_line(error)}", "try a lower --batch-size"
             ) from error
-        return torch.from_numpy(output).to(images.device)
+        return torch.from_numpy(output)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Of a file that puts out the features of all patches: those, (B, P + N, channels)."""
@@ -157,7 +165,7 @@ def _outputs(session: Any, metadata: Metadata, path: Path) -> list[int]:
     """What the graph gives of an image, (num_classes) or (tokens, channels), once it fits what its metadata says.
 
     Raises:
-        CheckpointError: it does not fit, or the batch size is fixed.
+        CheckpointError: it does not fit.
     """
     ends = (*session.get_inputs(), *session.get_outputs())
     if [end.type for end in ends] != ["tensor(float)"] * 2:
@@ -173,10 +181,6 @@ def _outputs(session: Any, metadata: Metadata, path: Path) -> list[int]:
             f"'{path}' does not fit its own metadata: it turns ({_text(takes)}) into ({_text(gives)}), "
             f"expected (batch, {_text(expected)}) and (batch, {form})",
             "export the model again",
-        )
-    if isinstance(takes[0], int):
-        raise CheckpointError(
-            f"'{path}' takes batches of {takes[0]} images only", "export it with a dynamic batch size"
         )
     if not dense and metadata.class_names is not None and len(metadata.class_names) != of_image[0]:
         raise CheckpointError(f"'{path}' has {gives[1]} classes and its metadata names {len(metadata.class_names)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -87,17 +88,22 @@ def compare(
     return agreement
 
 
-def random_images(input_size: tuple[int, int, int]) -> Iterator[Tensor]:
-    """Normal noise (C, H, W), one round of `BATCH_SIZES`; always the same."""
+def batch_sizes(batch: int | None) -> tuple[int, ...]:
+    """How images are dealt out to a program for batches of this size, or of any; a dozen images at least."""
+    return BATCH_SIZES if batch is None else (batch,) * math.ceil(sum(BATCH_SIZES) / batch)
+
+
+def random_images(input_size: tuple[int, int, int], count: int = sum(BATCH_SIZES)) -> Iterator[Tensor]:
+    """Normal noise (C, H, W); always the same."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(sum(BATCH_SIZES)):
+    for _ in range(count):
         yield torch.randn(input_size, generator=generator)
 
 
-def in_batches(images: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Images (C, H, W) dealt out as `BATCH_SIZES` says, over and over."""
+def in_batches(images: Iterable[Tensor], sizes: Sequence[int] = BATCH_SIZES) -> Iterator[Tensor]:
+    """Images (C, H, W) dealt out in these sizes, over and over."""
     remaining = iter(images)
-    for size in cycle(BATCH_SIZES):
+    for size in cycle(sizes):
         batch = list(islice(remaining, size))
         if not batch:
             return

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import timm
 import torch
 from timm.models import save_for_hf
-from torch import Tensor, nn
+from torch import nn
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
 from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
@@ -26,11 +26,13 @@ Format = Literal["onnx", "pt2", "timm"]
 
 TIMM_FILES = (WEIGHTS, CONFIG)
 TRACED_BATCH_SIZE = 3
-"""Not one: a batch of one would be taken for a constant."""
+"""Where any is to do. Not one: a batch of one would be taken for a constant."""
 _ANY_BATCH_SIZE = ({0: torch.export.Dim("batch")},)
 
 _OUTPUT = "vitprune_output"
-_OPSET = 20
+OPSETS = range(18, 25)
+"""What onnxruntime runs of what torch writes."""
+OPSET = 20
 """The first that knows GELU, and old enough for runtimes of the last years."""
 _MAX_ONNX_BYTES = 2**31 - 2**20
 """Protobuf's limit of a file, less room for the graph."""
@@ -39,9 +41,24 @@ _OF_THE_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", 
 """What timm's configuration says of weights. One rebuilt from a file has that of its architecture's default ones."""
 
 
-def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
-    """Write a model as one ONNX file with any batch size: `images` (batch, C, H, W) to what its task
-    puts out: `logits`, `values`, `embedding` (batch, ...) or `features` (batch, tokens, channels).
+class Target(NamedTuple):
+    """What a program is written for.
+
+    Attributes:
+        batch: how many images at once, always; None for any number.
+        opset: of ONNX, in `OPSETS`.
+    """
+
+    batch: int | None = None
+    opset: int = OPSET
+
+
+ANY = Target()
+
+
+def write_onnx(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
+    """Write a model as one ONNX file: `images` (batch, C, H, W) to what its task puts out: `logits`, `values`,
+    `embedding` (batch, ...) or `features` (batch, tokens, channels).
 
     The model is in eval mode, on the CPU. The metadata goes into the file's metadata_props, as the JSON that
     model.safetensors carries.
@@ -57,13 +74,13 @@ def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
             "try --precision fp16, or --format pt2",
         )
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _plain_attention(model), torch.no_grad():
             try:
-                graph = _graph(model, metadata, optimize=True)
+                graph = _graph(model, metadata, target, optimize=True)
                 onnx.checker.check_model(graph)
             except onnx.checker.ValidationError:
                 # Where a tensor is clamped several times (Gemma), onnxscript's optimiser loses the bounds.
-                graph = _graph(model, metadata, optimize=False)
+                graph = _graph(model, metadata, target, optimize=False)
                 onnx.checker.check_model(graph)
     except Exception as error:  # whatever torch stumbles over
         cause: BaseException = error
@@ -72,13 +89,12 @@ def write_onnx(model: nn.Module, metadata: Metadata, path: Path) -> None:
         raise ExportError(f"torch cannot export the model to ONNX: {first_line(cause)}") from error
     _name_nodes(graph)
     _forget_sources(graph)
-    graph.producer_name = "vitprune"
     graph.metadata_props.add(key=METADATA_KEY, value=metadata.model_dump_json())
     path.write_bytes(graph.SerializeToString())
 
 
-def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
-    """Write a model as torch.export's program with any batch size, for Python, AOTInductor and ExecuTorch.
+def write_pt2(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
+    """Write a model as torch.export's program, for Python, AOTInductor and ExecuTorch.
 
     The model is in eval mode, on the CPU. The program's output is called as in ONNX; the metadata goes beside it as the
     extra file vitprune.json.
@@ -88,7 +104,7 @@ def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
     """
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(model, (_example(metadata),), dynamic_shapes=_ANY_BATCH_SIZE)
+            program = torch.export.export(model, **_example(metadata, target))
     except Exception as error:  # whatever torch stumbles over
         raise ExportError(f"torch.export cannot export the model: {first_line(error)}") from error
     for node in program.graph.nodes:
@@ -98,7 +114,7 @@ def write_pt2(model: nn.Module, metadata: Metadata, path: Path) -> None:
         torch.export.save(program, file, extra_files={"vitprune.json": metadata.model_dump_json()})
 
 
-def write_timm(model: nn.Module, metadata: Metadata, folder: Path) -> None:
+def write_timm(model: nn.Module, metadata: Metadata, folder: Path, target: Target = ANY) -> None:
     """Write `config.json` and `model.safetensors` for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
     The metadata, of the sparse model whose backbone it is, gives class names, preprocessing, licence and origin, and
@@ -128,8 +144,7 @@ def write_timm(model: nn.Module, metadata: Metadata, folder: Path) -> None:
 def _read_pt2(path: Path) -> nn.Module:
     """Only of a file just written: to torch.export.load a file is a program, which may do anything."""
     with path.open("rb") as file, _quiet():
-        module: nn.Module = torch.export.load(file).module()
-    return module
+        return torch.export.load(file).module()
 
 
 def _read_timm(folder: Path) -> nn.Module:
@@ -140,7 +155,7 @@ def _read_timm(folder: Path) -> nn.Module:
 class FormatFunctions(NamedTuple):
     """How a format is written, and how what was written is opened as a module."""
 
-    write: Callable[[nn.Module, Metadata, Path], None]
+    write: Callable[[nn.Module, Metadata, Path, Target], None]
     read: Callable[[Path], nn.Module]
 
 
@@ -151,19 +166,33 @@ FORMATS: dict[Format, FormatFunctions] = {
 }
 
 
-def _example(metadata: Metadata) -> Tensor:
-    return torch.zeros(TRACED_BATCH_SIZE, *metadata.preprocessing.input_size)
+def _example(metadata: Metadata, target: Target) -> dict[str, Any]:
+    """Images to trace with, and which of their sizes stay open."""
+    images = torch.zeros(target.batch or TRACED_BATCH_SIZE, *metadata.preprocessing.input_size)
+    return {"args": (images,), "dynamic_shapes": None if target.batch else _ANY_BATCH_SIZE}
 
 
-def _graph(model: nn.Module, metadata: Metadata, *, optimize: bool) -> Any:
+@contextmanager
+def _plain_attention(model: nn.Module) -> Iterator[None]:
+    """Timm's own products instead of one fused operator, which ONNX takes apart with the sizes computed at run time."""
+    fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in fused:
+            module.fused_attn = True  # type: ignore[assignment]
+
+
+def _graph(model: nn.Module, metadata: Metadata, target: Target, *, optimize: bool) -> Any:
     program: Any = torch.onnx.export(
         model,
-        (_example(metadata),),
+        **_example(metadata, target),
         dynamo=True,
-        dynamic_shapes=_ANY_BATCH_SIZE,
         input_names=["images"],
         output_names=[_OUTPUT],
-        opset_version=_OPSET,
+        opset_version=target.opset,
         external_data=False,
         optimize=optimize,
         verbose=False,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vitprune.checkpoint.fixed_batch import FixedBatch
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import written_by_vitprune
 from vitprune.common.files import check_writable, replacing, write_error
@@ -22,8 +23,8 @@ from vitprune.common.formatting import first_line
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import ExportError, OutputError, UsageError
-from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
-from vitprune.export.formats import FORMATS, TIMM_FILES, Format
+from vitprune.export.agreement import Agreement, batch_sizes, compare, in_batches, random_images
+from vitprune.export.formats import ANY, FORMATS, OPSET, OPSETS, TIMM_FILES, Format, Target
 from vitprune.model import SparseViT, TokenFeatures
 from vitprune.tasks import TaskName, task_named
 
@@ -40,6 +41,8 @@ class Exported:
         precision: "fp32" or "fp16".
         output: where it is.
         size_mib: its size.
+        batch: how many images it takes at once; None for any number.
+        opset: of an ONNX file; else None.
         agreement: what was compared.
     """
 
@@ -48,6 +51,8 @@ class Exported:
     precision: ExportPrecision
     output: Path
     size_mib: float
+    batch: int | None
+    opset: int | None
     agreement: Agreement
 
     def summary(self) -> dict[str, Any]:
@@ -64,6 +69,23 @@ def with_features(metadata: Metadata, kind: Format) -> Metadata:
     if kind == "timm":
         raise UsageError("a timm folder holds weights, not what is put out of them", "leave out --features")
     return metadata.model_copy(update={"task": "dense", "class_names": None, "accuracy": None})
+
+
+def known_target(kind: Format, batch: int | None, opset: int | None) -> Target:
+    """What a program of this format is written for; None for any batch size and the usual opset.
+
+    Raises:
+        UsageError: out of range, or nothing that this format knows.
+    """
+    if batch is not None and kind == "timm":
+        raise UsageError("a timm folder takes any batch size", "leave out --batch")
+    if batch is not None and batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {batch}", "leave it out for batches of any size")
+    if opset is not None and kind != "onnx":
+        raise UsageError(f"--opset is of ONNX files, and this is --format {kind}", "leave it out")
+    if opset is not None and opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not supported", f"choose from {OPSETS[0]} to {OPSETS[-1]}")
+    return Target(batch, opset or OPSET)
 
 
 def check_output(output: Path, kind: Format, precision: ExportPrecision, *, overwrite: bool) -> None:
@@ -108,6 +130,7 @@ def export(
     output: Path,
     kind: Format,
     precision: ExportPrecision = "fp32",
+    target: Target = ANY,
     *,
     images: Iterable[Tensor] = (),
     num_images: int | None = 0,
@@ -127,18 +150,23 @@ def export(
     if kind == "timm" and task.filled:
         task = task_named("classification" if sparse.num_classes else "embedding")
     deployed = model if precision == "fp32" else _Cast(copy.deepcopy(model), torch.float16).eval()
-    batches = in_batches(chain(random_images(metadata.preprocessing.input_size), images))
+    sizes = batch_sizes(target.batch)
+    noise = random_images(metadata.preprocessing.input_size, sum(sizes))
     listener.begin(f"exporting {metadata.model}", None)
     with (_filling if kind == "timm" else replacing)(output) as temporary:
-        FORMATS[kind].write(deployed, metadata, temporary)
+        FORMATS[kind].write(deployed, metadata, temporary, target)
         try:
             program = FORMATS[kind].read(temporary)
         except Exception as error:  # timm's, torch's and onnxruntime's errors have no common class
             raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
-        listener.begin("comparing with PyTorch", None if num_images is None else sum(BATCH_SIZES) + num_images)
-        agreement = compare(model, program, batches, precision, task, listener)
+        listener.begin("comparing with PyTorch", None if num_images is None else sum(sizes) + num_images)
+        if target.batch and kind == "pt2":
+            program = FixedBatch(program, target.batch)
+        agreement = compare(model, program, in_batches(chain(noise, images), sizes), precision, task, listener)
     files = [output / name for name in TIMM_FILES] if kind == "timm" else [output]
-    return Exported(kind, task.name, precision, output, sum(file.stat().st_size for file in files) / 2**20, agreement)
+    size = sum(file.stat().st_size for file in files) / 2**20
+    opset = target.opset if kind == "onnx" else None
+    return Exported(kind, task.name, precision, output, size, target.batch, opset, agreement)
 
 
 class _Cast(nn.Module):

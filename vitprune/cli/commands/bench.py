@@ -113,7 +113,7 @@ def bench(
     if plan.target_speedup is not None or plan.target_latency_ms is not None:
         asked |= {"target_batch_size": max(sizes), "target_precision": precision}
     plans = [plan.request(keep=each, dense_too=True, **asked) for each in keeps]
-    request = BenchRequest(plans, load_recipe(), structure, bound)
+    request = BenchRequest(plans, load_recipe(), structure, bound, sizes)
     chosen = benchmarks(models or [_DEFAULT_MODEL], request, modes)
     rows: list[dict[str, Any]] = []
     with RunProgress() as progress:

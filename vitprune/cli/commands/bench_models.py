@@ -45,12 +45,14 @@ class BenchRequest:
         recipe: has the defaults of the plans.
         structure: how timm names are built.
         bounds: whether to add zero-overhead bounds.
+        batch_sizes: to be timed.
     """
 
     plans: Sequence[PlanRequest]
     recipe: Recipe
     structure: StructureOptions
     bounds: bool
+    batch_sizes: Sequence[int] = ()
 
 
 def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]) -> list[Benchmark]:
@@ -121,6 +123,9 @@ def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
     for spec, name in zip(specs, names, strict=True):
         program = request.structure.load(spec, exported=True).model
         assert isinstance(program, OnnxProgram)
+        takes = program.batch_size
+        if takes is not None and any(size != takes for size in request.batch_sizes):
+            raise UsageError(f"'{spec}' takes batches of {takes} only", f"--batch-size {takes}")
         opened[spec] = program
         label = f"{spec if names.count(name) > 1 else name} {program.precision}"
         models[label] = BenchModel("sparse" if program.metadata.stages else "dense", program.metadata.keep, program)

@@ -30,7 +30,7 @@ def export(
     weights: ModelOptions,
     kind: Annotated[
         Literal["onnx", "pt2", "timm"],
-        typer.Option("--format", "-f", help="ONNX (opset 20), torch.export, or a timm folder of the backbone alone."),
+        typer.Option("--format", "-f", help="ONNX, torch.export, or a timm folder of the backbone alone."),
     ] = "onnx",
     output: Annotated[
         Path | None,
@@ -43,9 +43,18 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16"],
-        typer.Option(help="Precision of the weights. Predictors, images and logits stay fp32."),
-    ] = "fp32",
+        Literal["fp32", "fp16"] | None,
+        typer.Option(
+            help="Precision of the weights. Predictors, images and logits stay fp32. On CPUs fp16 is slower.",
+            show_default="fp32",
+        ),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="The same as --precision fp16.")] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Images at once, always.", show_default="any number", min=1),
+    ] = None,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX, 18 to 24.", show_default="20")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -63,7 +72,7 @@ def export(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model, sparse or dense, for use without vitprune: one file for any batch size.
+    """Write a model, sparse or dense, for use without vitprune: one file, as a rule for any batch size.
 
     Preprocessing and, where known, class names are in it.
 
@@ -79,15 +88,19 @@ def export(
     """
     distributed.refuse_several("export")
     weights.refuse_class_embeddings("export")
+    if half and precision == "fp32":
+        raise UsageError("--half and --precision fp32 contradict each other", "leave one out")
+    precision = "fp16" if half else precision or "fp32"
     if data is None and limit is not None:
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
     with waiting("loading PyTorch"):
         from vitprune.checkpoint.onnx_program import require_onnx
         from vitprune.checkpoint.sparse_file import describe
-        from vitprune.export import check_output, with_features
+        from vitprune.export import check_output, known_target, with_features
         from vitprune.export import export as write
         from vitprune.model import attach
+    target = known_target(kind, batch, opset)
     if kind == "onnx":
         require_onnx()
     loaded = weights.load(model)
@@ -108,6 +121,7 @@ def export(
             output,
             kind,
             precision,
+            target,
             images=images,
             num_images=count,
             listener=progress,
@@ -151,19 +165,23 @@ def _images(loaded: Loaded, data: str | None, limit: int) -> tuple[Iterable[Tens
 
 
 def _print(done: Exported, name: str, data: str | None) -> None:
-    from vitprune.export import BATCH_SIZES
+    from vitprune.export import batch_sizes
     from vitprune.tasks import task_named
 
-    agreement, num_random, task = done.agreement, sum(BATCH_SIZES), task_named(done.task)
+    agreement, num_random, task = done.agreement, sum(batch_sizes(done.batch)), task_named(done.task)
     sizes = ", ".join(map(str, agreement.batch_sizes))
     images = "" if data is None else f" and {agreement.num_images - num_random} images"
-    print_line(f"{name}: {done.format}, {done.precision}, {done.size_mib:.1f} MiB")
+    opset = "" if done.opset is None else f" of opset {done.opset}"
+    takes = "" if done.batch is None else f", for batches of {done.batch}"
+    print_line(f"{name}: {done.format}{opset}, {done.precision}, {done.size_mib:.1f} MiB{takes}")
     same = "" if agreement.agreement_pct is None else f", same {task.decides} for {agreement.agreement_pct:.1f} %"
-    clear = (
-        ""
-        if agreement.num_clear is None
-        else f", and all {agreement.num_clear} clear {task.decides} decisions are the same"
-    )
+    clear = f", and all {agreement.num_clear} clear {task.decides} decisions are the same"
+    if agreement.num_clear is None:
+        clear = ""
+    elif not agreement.num_clear:
+        clear = f"; no {task.decides} decision was clear" + (
+            "" if data else ", of noise: --data DATA compares on images"
+        )
     print_line(
         f"beside PyTorch in fp32 on {num_random} random images{images}, in batches of {sizes}: {task.outputs} differ "
         f"by {agreement.max_difference:.1e} at most{same}"
