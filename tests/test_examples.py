@@ -176,27 +176,6 @@ def test_families_are_right_at_full_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_int8_keeps_the_demos_predictions_in_half_the_space(tmp_path):
-    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    from vitprune import attach, export_model
-    from vitprune.checkpoint.onnx_program import read_onnx
-    from vitprune.loading.load import load_model
-
-    demo = load_model("demo")
-    sparse = attach(demo.model, 0.8, prune_at=(6,), pruned="merge")
-    made = export_model(sparse, tmp_path / "m.onnx", class_names=demo.class_names)
-    quick = ["--data", "demo", "--limit", "40", "--calibrate", "16", "--seconds", "0.1"]
-    out = _run("quantise_onnx.py", "m.onnx", *quick, cwd=tmp_path)
-    exact, quantised = (_cells(line) for line in out.splitlines()[2:])
-    assert (exact[0], quantised[0]) == ("fp32", "int8")
-    assert float(quantised[3].removesuffix(" %")) > 90, "the same prediction as in fp32"
-    assert float(quantised[5]) < 0.6 * float(exact[5]), "MiB"
-    program = read_onnx(tmp_path / "m-int8.onnx")
-    assert program.precision == "int8"
-    assert program.metadata == read_onnx(made.output).metadata
-
-
-@pytest.mark.slow
 def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
     models = ["--models", "test_vit@64", "--right", "test_vit", "--device", "cpu", "--output", "out", "--no-training"]
     options = [*models, "--precision", "fp32", "--mode", "eager", "--batch-size", "1,2", "--seconds", "0.01"]

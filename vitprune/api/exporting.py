@@ -9,10 +9,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vitprune.api.arguments import AskedTask, keeps_mode, known
+from vitprune.api.arguments import AskedTask, Images, keeps_mode, known, opened
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.errors import OutputError, UsageError
-from vitprune.export import Exported, ExportPrecision, Format, check_output, export, known_target, with_features
+from vitprune.export import (
+    Exported,
+    ExportPrecision,
+    Format,
+    check_output,
+    export,
+    images_to_compare,
+    known_target,
+    quantisation_by,
+    with_features,
+)
 from vitprune.export.formats import FORMATS
 from vitprune.model import attach
 
@@ -31,6 +41,9 @@ def export_model(
     features: bool = False,
     batch: int | None = None,
     opset: int | None = None,
+    data: Images | None = None,
+    limit: int = 100,
+    min_agreement: float | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a sparse or dense model for use without vitprune, and prove that it computes the same.
@@ -44,18 +57,22 @@ def export_model(
         output: `*.onnx` for ONNX, `*.pt2` for torch.export, a name without an ending or a folder that exists for a
             timm folder of the backbone.
         format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
-        precision: "fp16" halves the weights; token predictors stay in fp32.
+        precision: "fp16" halves the weights, "int8" (ONNX alone, calibrated on 128 images of `data`) quarters them;
+            token predictors stay in fp32.
         class_names: in output order, to be stored.
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
         batch: how many images the program is to take at once, always; None for any number.
         opset: of an ONNX file, 18 to 24; None for 20.
+        data: images to compare on too, as in `vitprune.sparsify`; None for random ones alone.
+        limit: compare on at most so many of them.
+        min_agreement: share of decisions in percent that an INT8 file must keep; None for 90.
         overwrite: write over an output that exists.
 
     Raises:
         UsageError: there is no such format, task or opset, the task does not go with the model, or a timm folder is to
-            have fp16, features or a batch size.
+            have fp16, features or a batch size; or INT8 has no `data`.
         OutputError: the output has another ending, exists or cannot be written.
         ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
@@ -71,7 +88,15 @@ def export_model(
     metadata = metadata.model_copy(update={"task": loaded.task})
     metadata = with_features(metadata, kind) if features else metadata
     check_output(output, kind, precision, overwrite=overwrite)
-    return export(copy.deepcopy(sparse).to("cpu", torch.float32).eval(), metadata, output, kind, precision, target)
+    if precision == "int8" and data is None:
+        raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
+    sparse = copy.deepcopy(sparse).to("cpu", torch.float32).eval()
+    if data is None:
+        return export(sparse, metadata, output, kind, precision, target)
+    found = opened(data, loaded, None, limit, training=precision == "int8", labels=False)
+    images, count = images_to_compare(found, sparse.model)
+    by = quantisation_by(found, sparse.model, None, min_agreement) if precision == "int8" else None
+    return export(sparse, metadata, output, kind, precision, target, images=images, num_images=count, quantisation=by)
 
 
 def _format(output: Path, asked: str | None) -> Format:

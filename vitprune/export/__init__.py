@@ -2,6 +2,8 @@
 
 from vitprune.export.agreement import Agreement, batch_sizes
 from vitprune.export.formats import Format
+from vitprune.export.images import images_to_compare, quantisation_by
+from vitprune.export.int8 import Quantisation
 from vitprune.export.job import Exported, ExportPrecision, check_output, export, known_target, with_features
 
 __all__ = [
@@ -9,9 +11,12 @@ __all__ = [
     "ExportPrecision",
     "Exported",
     "Format",
+    "Quantisation",
     "batch_sizes",
     "check_output",
     "export",
+    "images_to_compare",
     "known_target",
+    "quantisation_by",
     "with_features",
 ]

@@ -17,13 +17,13 @@ from vitprune.tasks import Task
 BATCH_SIZES = (1, 1, 1, 2, 2, 5)
 """How images are dealt out. None is the size that was traced: one that got baked in shows."""
 
-_TYPICAL = {"fp32": 1e-3, "fp16": 0.25}
+_TYPICAL = {"fp32": 1e-3, "fp16": 0.25, "int8": 0.5}
 """How far the outputs of the median image may be off, by precision, in units of how far outputs lie apart.
 
 Of a sparse DeiT-Ti's logits, values, embeddings and features at keep 0.7, on noise and on ImageNet, a dozen images give
 at most 2e-5 and 0.16 in 99 draws of 100, a single one up to 5e-5 and 0.8; at keep 0.3, where few tokens decide,
 features 0.4 in fp16. A program that always gives the same is off by 1, one that prunes nothing by 0.2 to 0.9."""
-_CLEAR = {"fp32": 0.1, "fp16": 1.0}
+_CLEAR = {"fp32": 0.1, "fp16": 1.0, "int8": 1.0}
 """What an output decides is clear if it is so far from deciding otherwise, in the same unit."""
 
 
@@ -62,12 +62,14 @@ def compare(
     precision: str,
     task: Task,
     listener: Listener = SILENT,
+    min_agreement: float | None = None,
 ) -> Agreement:
     """Run both over the same images.
 
     A single image may differ visibly with nothing wrong: where two tokens' scores are equal to the last bits,
     rounding decides which one is kept. So the typical image has to agree closely, and every clear decision be the
     same. The model is in fp32 and eval mode, the program, made of it, in `precision`; images are (B, C, H, W).
+    Eight bits change clear decisions too: of them `min_agreement` says how many, in percent of all, must stay.
 
     Raises:
         ExportError: they differ by more than rounding.
@@ -83,7 +85,7 @@ def compare(
         listener.advance(len(images))
     expected, found = (torch.cat(each) for each in zip(*outputs, strict=True))
     agreement = _agreement(expected, found, sizes, precision, task)
-    if fault := _fault(agreement, task):
+    if fault := _fault(agreement, task, min_agreement):
         raise _wrong(fault, precision)
     return agreement
 
@@ -132,8 +134,8 @@ def _agreement(expected: Tensor, found: Tensor, sizes: list[int], precision: str
     )
 
 
-def _fault(agreement: Agreement, task: Task) -> str | None:
-    """What is more than rounding."""
+def _fault(agreement: Agreement, task: Task, min_agreement: float | None) -> str | None:
+    """What is more than rounding, or than was allowed."""
     if not agreement.max_difference < float("inf"):  # NaN too
         return f"its {task.outputs} are not finite"
     if agreement.typical_difference > agreement.allowed_difference:
@@ -141,11 +143,18 @@ def _fault(agreement: Agreement, task: Task) -> str | None:
             f"the {task.outputs} of a typical image are {agreement.typical_difference:.1e} standard deviations off, "
             f"where rounding explains {agreement.allowed_difference:g}"
         )
+    if min_agreement is not None:
+        share = agreement.agreement_pct
+        if share is None or share >= min_agreement:
+            return None
+        return f"{share:.1f} % of {task.decides} decisions are the same, and at least {min_agreement:g} % must be"
     if agreement.num_clear_changed:
         return f"{agreement.num_clear_changed} of {agreement.num_clear} clear {task.decides} decisions change"
     return None
 
 
 def _wrong(fault: str, precision: str) -> ExportError:
-    hint = "try --precision fp32" if precision == "fp16" else "report it with the output of `vitprune env`"
+    hint = "report it with the output of `vitprune env`" if precision == "fp32" else "try --precision fp32"
+    if precision == "int8":
+        hint = "calibrate on more images, try --precision fp16, or lower --min-agreement"
     return ExportError(f"the exported file does not compute what the model does: {fault}", hint)

@@ -25,10 +25,11 @@ from vitprune.common.run_folder import RunFolder
 from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import Agreement, batch_sizes, compare, in_batches, random_images
 from vitprune.export.formats import ANY, FORMATS, OPSET, OPSETS, TIMM_FILES, Format, Target
+from vitprune.export.int8 import Quantisation, quantise
 from vitprune.model import SparseViT, TokenFeatures
 from vitprune.tasks import TaskName, task_named
 
-ExportPrecision = Literal["fp32", "fp16"]
+ExportPrecision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Exported:
     Attributes:
         format: "onnx", "pt2" or "timm".
         task: what is put out is for; of a timm folder what the backbone is for.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "int8".
         output: where it is.
         size_mib: its size.
         batch: how many images it takes at once; None for any number.
@@ -92,9 +93,11 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
     """Make sure, before the work, that `output` may be written.
 
     Raises:
-        UsageError: a timm folder in fp16.
+        UsageError: a timm folder in less than fp32, or INT8 of another format than ONNX.
         OutputError: it has the wrong suffix, its folder is missing, or it exists and may not be overwritten.
     """
+    if kind == "pt2" and precision == "int8":
+        raise UsageError("--precision int8 goes with --format onnx, not pt2", "leave out --format")
     if kind == "timm" and precision != "fp32":
         raise UsageError(
             f"a timm folder is written in fp32, not in {precision}",
@@ -134,12 +137,14 @@ def export(
     *,
     images: Iterable[Tensor] = (),
     num_images: int | None = 0,
+    quantisation: Quantisation | None = None,
     listener: Listener = SILENT,
 ) -> Exported:
     """As `vitprune.export_model`, with everything known and the output checked.
 
     The model is in eval mode, on the CPU; without stages it is dense. It is compared on random images and on `images`,
-    (C, H, W) each; `num_images` is None where it is not known how many these are.
+    (C, H, W) each; `num_images` is None where it is not known how many these are. In INT8, which goes with its
+    `quantisation`, only on these: noise is nothing that 8 bits were fitted to.
 
     Raises:
         ExportError: the model cannot be exported, or the result differs; nothing is kept.
@@ -149,20 +154,25 @@ def export(
     model: nn.Module = sparse.model if kind == "timm" else TokenFeatures(sparse) if task.filled else sparse
     if kind == "timm" and task.filled:
         task = task_named("classification" if sparse.num_classes else "embedding")
-    deployed = model if precision == "fp32" else _Cast(copy.deepcopy(model), torch.float16).eval()
+    deployed = _Cast(copy.deepcopy(model), torch.float16).eval() if precision == "fp16" else model
     sizes = batch_sizes(target.batch)
-    noise = random_images(metadata.preprocessing.input_size, sum(sizes))
+    num_random = 0 if quantisation else sum(sizes)
+    noise = random_images(metadata.preprocessing.input_size, num_random)
     listener.begin(f"exporting {metadata.model}", None)
     with (_filling if kind == "timm" else replacing)(output) as temporary:
         FORMATS[kind].write(deployed, metadata, temporary, target)
+        if quantisation is not None:
+            listener.begin("calibrating", None)
+            quantise(temporary, quantisation.images, target.batch)
         try:
             program = FORMATS[kind].read(temporary)
         except Exception as error:  # timm's, torch's and onnxruntime's errors have no common class
             raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
-        listener.begin("comparing with PyTorch", None if num_images is None else sum(sizes) + num_images)
+        listener.begin("comparing with PyTorch", None if num_images is None else num_random + num_images)
         if target.batch and kind == "pt2":
             program = FixedBatch(program, target.batch)
-        agreement = compare(model, program, in_batches(chain(noise, images), sizes), precision, task, listener)
+        batches, least = in_batches(chain(noise, images), sizes), quantisation.min_agreement if quantisation else None
+        agreement = compare(model, program, batches, precision, task, listener, least)
     files = [output / name for name in TIMM_FILES] if kind == "timm" else [output]
     size = sum(file.stat().st_size for file in files) / 2**20
     opset = target.opset if kind == "onnx" else None

@@ -43,9 +43,9 @@ def export(
         ),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "fp16"] | None,
+        Literal["fp32", "fp16", "int8"] | None,
         typer.Option(
-            help="Precision of the weights. Predictors, images and logits stay fp32. On CPUs fp16 is slower.",
+            help="Of the weights; predictors, images and logits stay fp32. fp16 is for GPUs. int8 takes --data.",
             show_default="fp32",
         ),
     ] = None,
@@ -60,11 +60,24 @@ def export(
         typer.Option(
             metavar="DATA",
             autocompletion=completion.data,
-            help="Compare also on its images.",
+            help="Compare also on its images; int8 is calibrated on those to train on.",
             show_default="12 random images only",
         ),
     ] = None,
     limit: Limit = None,
+    calibrate: Annotated[
+        int | None, typer.Option(metavar="N", help="Images to calibrate int8 on.", show_default="128", min=1)
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PCT",
+            help="Refuse an int8 file that decides fewer images as the model does.",
+            show_default="90",
+            min=0,
+            max=100,
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an output that exists.")] = False,
     features: Annotated[
         bool,
@@ -88,16 +101,15 @@ def export(
     """
     distributed.refuse_several("export")
     weights.refuse_class_embeddings("export")
-    if half and precision == "fp32":
-        raise UsageError("--half and --precision fp32 contradict each other", "leave one out")
-    precision = "fp16" if half else precision or "fp32"
+    precision = _precision(precision, half, data, calibrate is not None or min_agreement is not None)
     if data is None and limit is not None:
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
     with waiting("loading PyTorch"):
         from vitprune.checkpoint.onnx_program import require_onnx
         from vitprune.checkpoint.sparse_file import describe
-        from vitprune.export import check_output, known_target, with_features
+        from vitprune.data import open_data
+        from vitprune.export import check_output, images_to_compare, known_target, quantisation_by, with_features
         from vitprune.export import export as write
         from vitprune.model import attach
     target = known_target(kind, batch, opset)
@@ -113,7 +125,14 @@ def export(
     metadata = with_features(metadata, kind) if features else metadata
     output = output or _default_output(loaded, kind, precision)
     check_output(output, kind, precision, overwrite=overwrite)
-    images, count = _images(loaded, data, limit or _DEFAULT_LIMIT)
+    images: tuple[Iterable[Tensor], int | None] = ((), 0)
+    quantisation = None
+    if data is not None:
+        options = TableOptions().parsed(limit or _DEFAULT_LIMIT)
+        found = open_data(data, None, options, training=precision == "int8", labels=False)
+        images = images_to_compare(found, loaded.model)
+        if precision == "int8":
+            quantisation = quantisation_by(found, loaded.model, calibrate, min_agreement)
     with RunProgress() as progress:
         done = write(
             sparse,
@@ -122,8 +141,9 @@ def export(
             kind,
             precision,
             target,
-            images=images,
-            num_images=count,
+            images=images[0],
+            num_images=images[1],
+            quantisation=quantisation,
             listener=progress,
         )
     if done.format == "timm" and metadata.preprocessing.exif:
@@ -142,6 +162,23 @@ def export(
     _print(done, f"{loaded.name}, {'dense' if done.format == 'timm' else metadata.label}", data)
 
 
+def _precision(
+    asked: Literal["fp32", "fp16", "int8"] | None, half: bool, data: str | None, quantising: bool
+) -> Literal["fp32", "fp16", "int8"]:
+    """The precision meant.
+
+    Raises:
+        UsageError: options contradict each other, or int8 has no images.
+    """
+    if half and asked not in (None, "fp16"):
+        raise UsageError(f"--half and --precision {asked} contradict each other", "leave one out")
+    if asked == "int8" and data is None:
+        raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
+    if asked != "int8" and quantising:
+        raise UsageError("--calibrate and --min-agreement are of --precision int8", "leave them out, or add it")
+    return "fp16" if half else asked or "fp32"
+
+
 def _default_output(loaded: Loaded, kind: str, precision: str) -> Path:
     """Beside a file of ours, else in the working directory, named by the model."""
     from vitprune.loading.load import sparse_file
@@ -153,37 +190,28 @@ def _default_output(loaded: Loaded, kind: str, precision: str) -> Path:
     return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}.{kind}"
 
 
-def _images(loaded: Loaded, data: str | None, limit: int) -> tuple[Iterable[Tensor], int | None]:
-    """Images of DATA, whose classes do not matter, and how many they are."""
-    from vitprune.data import batches, count_images, eval_transform, make_loader, open_data
-
-    if data is None:
-        return (), 0
-    dataset = open_data(data, None, TableOptions().parsed(limit), labels=False).val
-    dataset.transform = eval_transform(loaded.model)
-    return (image for batch, _ in batches(make_loader(dataset, 1)) for image in batch), count_images(dataset)
-
-
 def _print(done: Exported, name: str, data: str | None) -> None:
     from vitprune.export import batch_sizes
     from vitprune.tasks import task_named
 
-    agreement, num_random, task = done.agreement, sum(batch_sizes(done.batch)), task_named(done.task)
+    agreement, task = done.agreement, task_named(done.task)
+    num_random = 0 if done.precision == "int8" else sum(batch_sizes(done.batch))
     sizes = ", ".join(map(str, agreement.batch_sizes))
-    images = "" if data is None else f" and {agreement.num_images - num_random} images"
+    compared = [f"{num_random} random images"] if num_random else []
+    compared += [f"{agreement.num_images - num_random} images"] if data else []
     opset = "" if done.opset is None else f" of opset {done.opset}"
     takes = "" if done.batch is None else f", for batches of {done.batch}"
     print_line(f"{name}: {done.format}{opset}, {done.precision}, {done.size_mib:.1f} MiB{takes}")
     same = "" if agreement.agreement_pct is None else f", same {task.decides} for {agreement.agreement_pct:.1f} %"
     clear = f", and all {agreement.num_clear} clear {task.decides} decisions are the same"
-    if agreement.num_clear is None:
+    if agreement.num_clear is None or done.precision == "int8":
         clear = ""
     elif not agreement.num_clear:
         clear = f"; no {task.decides} decision was clear" + (
             "" if data else ", of noise: --data DATA compares on images"
         )
     print_line(
-        f"beside PyTorch in fp32 on {num_random} random images{images}, in batches of {sizes}: {task.outputs} differ "
+        f"beside PyTorch in fp32 on {' and '.join(compared)}, in batches of {sizes}: {task.outputs} differ "
         f"by {agreement.max_difference:.1e} at most{same}"
     )
     print_line(
