@@ -191,6 +191,19 @@ def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
 
 
 @pytest.mark.slow
+def test_every_engine_opens_and_answers_as_pytorch(tmp_path):
+    for engine in ("onnxruntime", "openvino"):
+        pytest.importorskip(engine, reason="needs the extra openvino")
+    out = _run("engines.py", "test_vit", "--keep", "0.5", "--batch-size", "1,3", "--seconds", "0.01", cwd=tmp_path)
+    rows = [_cells(line) for line in out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        [engine, model] for engine in ("PyTorch", "ONNX Runtime", "OpenVINO") for model in ("dense", "merge", "drop")
+    ]
+    assert all(float(row[2]) < 1e-3 for row in rows)
+    assert all(float(row[4].split()[0].replace(",", "")) > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_a_chart_of_comparisons(tmp_path):
     for name, model, gmacs in (("a", "x", 0.8), ("b", "x", 0.6), ("c", "y", 0.6)):
         rows = [

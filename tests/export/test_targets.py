@@ -64,7 +64,7 @@ def test_attention_is_fused_again_after_an_export(sparse, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("opset", [OPSETS[0], 22, OPSETS[-1]])
 def test_every_opset_runs(make_sparse, images, tmp_path, opset):
     sparse = make_sparse("vit_tiny_patch16_224", keep=0.6, prune_at=(1,), **TINY | {"depth": 2})
     done = vitprune.export_model(sparse, tmp_path / "m.onnx", opset=opset)
@@ -81,7 +81,8 @@ def test_one_batch_size_and_what_it_makes_of_others(make_sparse, images, tmp_pat
     assert (done.batch, done.agreement.batch_sizes, done.agreement.num_images) == (4, (4,), 12)
     if kind == "onnx":
         program = read_onnx(done.output)
-        assert program.session.get_inputs()[0].shape == [4, 3, 64, 64]
+        shape = onnx.load(done.output).graph.input[0].type.tensor_type.shape
+        assert [size.dim_value for size in shape.dim] == [4, 3, 64, 64]
         assert program.batch_size == 4
     else:
         program = FixedBatch(torch.export.load(done.output).module(), 4)

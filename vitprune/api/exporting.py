@@ -23,10 +23,10 @@ from vitprune.export import (
     quantisation_by,
     with_features,
 )
-from vitprune.export.formats import FORMATS
+from vitprune.export.formats import ENDINGS, FORMATS
 from vitprune.model import attach
 
-_BY_SUFFIX: dict[str, Format] = {".onnx": "onnx", ".pt2": "pt2", "": "timm"}
+_BY_SUFFIX: dict[str, Format] = {ending: kind for kind, ending in ENDINGS.items()} | {"": "timm"}
 
 
 @keeps_mode
@@ -54,11 +54,11 @@ def export_model(
 
     Args:
         model: a SparseViT, or a timm model of a supported family; it is not changed.
-        output: `*.onnx` for ONNX, `*.pt2` for torch.export, a name without an ending or a folder that exists for a
-            timm folder of the backbone.
-        format: "onnx", "pt2" or "timm"; None for what the ending of `output` says.
-        precision: "fp16" halves the weights, "int8" (ONNX alone, calibrated on 128 images of `data`) quarters them;
-            token predictors stay in fp32.
+        output: `*.onnx` for ONNX, `*.xml` for OpenVINO (weights go into a .bin beside it), `*.pt2` for torch.export, a
+            name without an ending or a folder that exists for a timm folder of the backbone.
+        format: "onnx", "openvino", "pt2" or "timm"; None for what the ending of `output` says.
+        precision: "fp16" halves the weights, "int8" (of ONNX and OpenVINO, calibrated on 128 images of `data`) quarters
+            them; token predictors stay in fp32.
         class_names: in output order, to be stored.
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
@@ -74,7 +74,8 @@ def export_model(
         UsageError: there is no such format, task or opset, the task does not go with the model, or a timm folder is to
             have fp16, features or a batch size; or INT8 has no `data`.
         OutputError: the output has another ending, exists or cannot be written.
-        ExportError: a package of the extra "onnx" is missing, the model cannot be exported, or the result differs.
+        ExportError: a package of the extra "onnx" or "openvino" is missing, the model cannot be exported, or the
+            result differs.
         CheckpointError: the model was not made by timm.create_model.
     """
     output = Path(output)
@@ -95,8 +96,9 @@ def export_model(
         return export(sparse, metadata, output, kind, precision, target)
     found = opened(data, loaded, None, limit, training=precision == "int8", labels=False)
     images, count = images_to_compare(found, sparse.model)
-    by = quantisation_by(found, sparse.model, None, min_agreement) if precision == "int8" else None
-    return export(sparse, metadata, output, kind, precision, target, images=images, num_images=count, quantisation=by)
+    if precision == "int8":
+        target = target._replace(quantisation=quantisation_by(found, sparse.model, None, min_agreement))
+    return export(sparse, metadata, output, kind, precision, target, images=images, num_images=count)
 
 
 def _format(output: Path, asked: str | None) -> Format:
@@ -110,7 +112,7 @@ def _format(output: Path, asked: str | None) -> Format:
     if kind is None:
         raise OutputError(
             f"the output '{output}' does not say its format: its ending is '{output.suffix}'",
-            "end it in .onnx or .pt2, or in neither for a timm folder",
+            "end it in .onnx, .xml or .pt2, or in none for a timm folder",
             exit_code=2,
         )
     return kind

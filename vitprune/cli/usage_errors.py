@@ -37,7 +37,7 @@ _OPTIONS_ELSEWHERE = {
 """What other tools, and we before, call our options."""
 _RUNTIMES = {
     **dict.fromkeys(("tensorrt", "trt", "engine"), "--format onnx, then trtexec --onnx=model.onnx"),
-    "openvino": "--format onnx, which OpenVINO opens",
+    **dict.fromkeys(("ov", "ir"), "--format openvino"),
     **dict.fromkeys(("torchscript", "jit", "torch"), "--format pt2, torch.export's program"),
 }
 """How engines of other names are reached."""

@@ -1,4 +1,4 @@
-"""The three formats: how each is written from a model, and how it is opened again to be compared with it."""
+"""The formats: how each is written from a model, and how it is opened again to be compared with it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from torch import nn
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
 from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
+from vitprune.checkpoint.openvino_program import read_openvino, require_openvino, write_openvino_file
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import CONFIG, WEIGHTS
 from vitprune.errors import ExportError
+from vitprune.export.int8 import Quantisation, quantise
 from vitprune.tasks import task_named
 
-Format = Literal["onnx", "pt2", "timm"]
+Format = Literal["onnx", "openvino", "pt2", "timm"]
+
+ENDINGS: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+"""Of a program's file; a timm folder has none."""
 
 TIMM_FILES = (WEIGHTS, CONFIG)
 TRACED_BATCH_SIZE = 3
@@ -47,10 +52,12 @@ class Target(NamedTuple):
     Attributes:
         batch: how many images at once, always; None for any number.
         opset: of ONNX, in `OPSETS`.
+        quantisation: of ONNX and OpenVINO; None for weights as they are.
     """
 
     batch: int | None = None
     opset: int = OPSET
+    quantisation: Quantisation | None = None
 
 
 ANY = Target()
@@ -91,6 +98,22 @@ def write_onnx(model: nn.Module, metadata: Metadata, path: Path, target: Target 
     _forget_sources(graph)
     graph.metadata_props.add(key=METADATA_KEY, value=metadata.model_dump_json())
     path.write_bytes(graph.SerializeToString())
+    if target.quantisation is not None:
+        quantise(path, target.quantisation.images, target.batch)
+
+
+def write_openvino(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
+    """Write what `write_onnx` does as OpenVINO's `path`, an .xml, and a .bin beside it.
+
+    Raises:
+        ExportError: see `write_onnx`.
+    """
+    require_openvino()
+    between = path.with_suffix(".onnx")
+    write_onnx(model, metadata, between, target)
+    precision = read_onnx(between).precision
+    write_openvino_file(between, metadata, precision, path)
+    between.unlink()
 
 
 def write_pt2(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
@@ -161,6 +184,7 @@ class FormatFunctions(NamedTuple):
 
 FORMATS: dict[Format, FormatFunctions] = {
     "onnx": FormatFunctions(write_onnx, read_onnx),
+    "openvino": FormatFunctions(write_openvino, read_openvino),
     "pt2": FormatFunctions(write_pt2, _read_pt2),
     "timm": FormatFunctions(write_timm, _read_timm),
 }

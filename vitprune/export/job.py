@@ -24,11 +24,11 @@ from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import Agreement, batch_sizes, compare, in_batches, random_images
-from vitprune.export.formats import ANY, FORMATS, OPSET, OPSETS, TIMM_FILES, Format, Target
-from vitprune.export.int8 import Quantisation, quantise
+from vitprune.export.formats import ANY, ENDINGS, FORMATS, OPSET, OPSETS, TIMM_FILES, Format, Target
 from vitprune.model import SparseViT, TokenFeatures
 from vitprune.tasks import TaskName, task_named
 
+_OF_ONNX: tuple[Format, ...] = ("onnx", "openvino")
 ExportPrecision = Literal["fp32", "fp16", "int8"]
 
 
@@ -37,7 +37,7 @@ class Exported:
     """The file or folder that was written, and how it agrees with the model on the same images.
 
     Attributes:
-        format: "onnx", "pt2" or "timm".
+        format: "onnx", "openvino", "pt2" or "timm".
         task: what is put out is for; of a timm folder what the backbone is for.
         precision: "fp32", "fp16" or "int8".
         output: where it is.
@@ -82,7 +82,7 @@ def known_target(kind: Format, batch: int | None, opset: int | None) -> Target:
         raise UsageError("a timm folder takes any batch size", "leave out --batch")
     if batch is not None and batch < 1:
         raise UsageError(f"--batch must be at least 1, got {batch}", "leave it out for batches of any size")
-    if opset is not None and kind != "onnx":
+    if opset is not None and kind not in _OF_ONNX:
         raise UsageError(f"--opset is of ONNX files, and this is --format {kind}", "leave it out")
     if opset is not None and opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported", f"choose from {OPSETS[0]} to {OPSETS[-1]}")
@@ -103,9 +103,11 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
             f"a timm folder is written in fp32, not in {precision}",
             "timm.create_model(...).half() casts it; --precision goes with onnx and pt2",
         )
-    if kind != "timm" and output.suffix != f".{kind}":
-        meant = f"--format {output.suffix[1:]} writes it" if output.suffix in (".onnx", ".pt2") else f"-o model.{kind}"
-        raise OutputError(f"the output '{output}' is not the name of a .{kind} file", meant, exit_code=2)
+    ending = ENDINGS.get(kind)
+    if ending is not None and output.suffix != ending:
+        other = next((name for name, its in ENDINGS.items() if its == output.suffix), None)
+        meant = f"--format {other} writes it" if other else f"-o model{ending}"
+        raise OutputError(f"the output '{output}' is not the name of a {ending} file", meant, exit_code=2)
     if not output.parent.is_dir():
         raise OutputError(f"there is no folder '{output.parent}' to write to", "make it first", exit_code=2)
     if kind == "timm":
@@ -120,8 +122,8 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, over
         taken = output.is_dir() and any(output.iterdir())
     else:
         if output.is_dir():
-            raise OutputError(f"the output '{output}' is a folder", f"-o {output / 'model'}.{kind}", exit_code=2)
-        taken = output.exists()
+            raise OutputError(f"the output '{output}' is a folder", f"-o {output / 'model'}{ending}", exit_code=2)
+        taken = any(file.exists() for file in _files(output, kind))
     if taken and not overwrite:
         raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
     check_writable(output)
@@ -137,14 +139,13 @@ def export(
     *,
     images: Iterable[Tensor] = (),
     num_images: int | None = 0,
-    quantisation: Quantisation | None = None,
     listener: Listener = SILENT,
 ) -> Exported:
     """As `vitprune.export_model`, with everything known and the output checked.
 
     The model is in eval mode, on the CPU; without stages it is dense. It is compared on random images and on `images`,
-    (C, H, W) each; `num_images` is None where it is not known how many these are. In INT8, which goes with its
-    `quantisation`, only on these: noise is nothing that 8 bits were fitted to.
+    (C, H, W) each; `num_images` is None where it is not known how many these are. In INT8, which
+    `target` has the images for, only on these: noise is nothing that 8 bits were fitted to.
 
     Raises:
         ExportError: the model cannot be exported, or the result differs; nothing is kept.
@@ -156,14 +157,12 @@ def export(
         task = task_named("classification" if sparse.num_classes else "embedding")
     deployed = _Cast(copy.deepcopy(model), torch.float16).eval() if precision == "fp16" else model
     sizes = batch_sizes(target.batch)
+    quantisation = target.quantisation
     num_random = 0 if quantisation else sum(sizes)
     noise = random_images(metadata.preprocessing.input_size, num_random)
     listener.begin(f"exporting {metadata.model}", None)
-    with (_filling if kind == "timm" else replacing)(output) as temporary:
+    with _place(output, kind) as temporary:
         FORMATS[kind].write(deployed, metadata, temporary, target)
-        if quantisation is not None:
-            listener.begin("calibrating", None)
-            quantise(temporary, quantisation.images, target.batch)
         try:
             program = FORMATS[kind].read(temporary)
         except Exception as error:  # timm's, torch's and onnxruntime's errors have no common class
@@ -173,9 +172,9 @@ def export(
             program = FixedBatch(program, target.batch)
         batches, least = in_batches(chain(noise, images), sizes), quantisation.min_agreement if quantisation else None
         agreement = compare(model, program, batches, precision, task, listener, least)
-    files = [output / name for name in TIMM_FILES] if kind == "timm" else [output]
+    files = _files(output, kind)
     size = sum(file.stat().st_size for file in files) / 2**20
-    opset = target.opset if kind == "onnx" else None
+    opset = target.opset if kind in _OF_ONNX else None
     return Exported(kind, task.name, precision, output, size, target.batch, opset, agreement)
 
 
@@ -192,19 +191,31 @@ class _Cast(nn.Module):
         return output.float()
 
 
+def _files(output: Path, kind: Format) -> list[Path]:
+    """What a format writes, `output` first."""
+    if kind == "timm":
+        return [output / name for name in TIMM_FILES]
+    return [output, output.with_suffix(".bin")] if kind == "openvino" else [output]
+
+
 @contextmanager
-def _filling(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, whose timm files go there when the block ends well.
+def _place(output: Path, kind: Format) -> Iterator[Path]:
+    """Where to write `output`, which is put in place when the block ends well.
 
     Raises:
         OutputError: it cannot be written.
     """
+    files = _files(output, kind)
+    if len(files) == 1:
+        with replacing(output) as temporary:
+            yield temporary
+        return
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as temporary:
-            yield Path(temporary)
-            folder.mkdir(exist_ok=True)
-            for name in TIMM_FILES:  # one by one: whatever else is in a folder that is written over stays
-                with replacing(folder / name) as place:
-                    shutil.copyfile(Path(temporary) / name, place)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as temporary:
+            yield Path(temporary) if kind == "timm" else Path(temporary) / output.name
+            files[0].parent.mkdir(exist_ok=True)
+            for file in files:  # one by one: whatever else is in a folder that is written over stays
+                with replacing(file) as place:
+                    shutil.copyfile(Path(temporary) / file.name, place)
     except OSError as error:
-        raise write_error(folder, error) from error
+        raise write_error(output, error) from error

@@ -11,6 +11,7 @@ import timm
 
 from vitprune.backbones import input_size
 from vitprune.checkpoint.onnx_program import read_onnx
+from vitprune.checkpoint.openvino_program import read_openvino
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
 from vitprune.checkpoint.weight_file import (
     INDEX,
@@ -35,7 +36,7 @@ __all__ = ["Loaded", "Weights", "device_for", "is_exported", "load_dense", "load
 
 Weights = Literal["pretrained", "random", "none"]
 
-_EXPORTED = (".onnx", ".pt2")
+_EXPORTED = (".onnx", ".xml", ".pt2")
 _KEY = "checkpoint_key"
 """Entry of a file's origin: which of several sets of weights it was made from."""
 _OF_WEIGHTS = ("img_size", "num_classes", "in_chans")
@@ -168,10 +169,10 @@ def device_for(spec: str, device: str, precision: str) -> str:
 
 
 def _load_exported(spec: str, options: _Options) -> Loaded:
-    if not spec.endswith(".onnx"):
+    if spec.endswith(".pt2"):
         raise UsageError(
             f"'{spec}' is a program of torch.export, which vitprune writes and does not run",
-            "torch.export.load opens it; name the model.safetensors that it was made from, or an .onnx file",
+            "torch.export.load opens it; name the model.safetensors that it was made from, or an .onnx or .xml file",
         )
     if not options.exported:
         raise UsageError(
@@ -179,7 +180,7 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
             "name the model.safetensors that it was made from",
         )
     _refuse_arguments(spec, options)
-    program = read_onnx(Path(spec))
+    program = (read_openvino if spec.endswith(".xml") else read_onnx)(Path(spec))
     metadata = program.metadata
     names = names_of(metadata.class_names)
     return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata, task=metadata.task)

@@ -114,15 +114,15 @@ def _variants(spec: str, request: BenchRequest) -> Benchmark:
 
 def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
     """Exported files; a dense one among them is what the others are compared with, or else the first."""
-    from vitprune.checkpoint.onnx_program import OnnxProgram
+    from vitprune.checkpoint.program import Program
     from vitprune.measure import BenchModel
 
     names = [Path(spec).name for spec in specs]
     models: dict[str, BenchModel] = {}
-    opened: dict[str, OnnxProgram] = {}
+    opened: dict[str, Program] = {}
     for spec, name in zip(specs, names, strict=True):
         program = request.structure.load(spec, exported=True).model
-        assert isinstance(program, OnnxProgram)
+        assert isinstance(program, Program)
         takes = program.batch_size
         if takes is not None and any(size != takes for size in request.batch_sizes):
             raise UsageError(f"'{spec}' takes batches of {takes} only", f"--batch-size {takes}")

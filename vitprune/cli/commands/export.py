@@ -19,7 +19,7 @@ from vitprune.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vitprune.export import Exported
+    from vitprune.export import Exported, Format
     from vitprune.loading.load import Loaded
 
 _DEFAULT_LIMIT = 100
@@ -29,8 +29,8 @@ def export(
     model: Model,
     weights: ModelOptions,
     kind: Annotated[
-        Literal["onnx", "pt2", "timm"],
-        typer.Option("--format", "-f", help="ONNX, torch.export, or a timm folder of the backbone alone."),
+        Literal["onnx", "openvino", "pt2", "timm"],
+        typer.Option("--format", "-f", help="ONNX, OpenVINO, torch.export, or a timm folder of the backbone alone."),
     ] = "onnx",
     output: Annotated[
         Path | None,
@@ -39,7 +39,7 @@ def export(
             "-o",
             metavar="FILE",
             help="Output file; with --format timm a folder.",
-            show_default="model.onnx, model.pt2 or timm/ beside the model's file; of a timm name here, called as it is",
+            show_default="model.onnx, .xml, .pt2 or timm/ beside the model's file; of a timm name here",
         ),
     ] = None,
     precision: Annotated[
@@ -107,14 +107,17 @@ def export(
 
     with waiting("loading PyTorch"):
         from vitprune.checkpoint.onnx_program import require_onnx
+        from vitprune.checkpoint.openvino_program import require_openvino
         from vitprune.checkpoint.sparse_file import describe
         from vitprune.data import open_data
         from vitprune.export import check_output, images_to_compare, known_target, quantisation_by, with_features
         from vitprune.export import export as write
         from vitprune.model import attach
     target = known_target(kind, batch, opset)
-    if kind == "onnx":
+    if kind in ("onnx", "openvino"):
         require_onnx()
+    if kind == "openvino":
+        require_openvino()
     loaded = weights.load(model)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
@@ -126,13 +129,12 @@ def export(
     output = output or _default_output(loaded, kind, precision)
     check_output(output, kind, precision, overwrite=overwrite)
     images: tuple[Iterable[Tensor], int | None] = ((), 0)
-    quantisation = None
     if data is not None:
         options = TableOptions().parsed(limit or _DEFAULT_LIMIT)
         found = open_data(data, None, options, training=precision == "int8", labels=False)
         images = images_to_compare(found, loaded.model)
         if precision == "int8":
-            quantisation = quantisation_by(found, loaded.model, calibrate, min_agreement)
+            target = target._replace(quantisation=quantisation_by(found, loaded.model, calibrate, min_agreement))
     with RunProgress() as progress:
         done = write(
             sparse,
@@ -143,7 +145,6 @@ def export(
             target,
             images=images[0],
             num_images=images[1],
-            quantisation=quantisation,
             listener=progress,
         )
     if done.format == "timm" and metadata.preprocessing.exif:
@@ -179,15 +180,16 @@ def _precision(
     return "fp16" if half else asked or "fp32"
 
 
-def _default_output(loaded: Loaded, kind: str, precision: str) -> Path:
+def _default_output(loaded: Loaded, kind: Format, precision: str) -> Path:
     """Beside a file of ours, else in the working directory, named by the model."""
+    from vitprune.export.formats import ENDINGS
     from vitprune.loading.load import sparse_file
 
     file = sparse_file(loaded.spec)
     folder, stem = (file.parent, file.stem) if file else (Path(), loaded.short_name)
     if kind == "timm":
         return folder / ("timm" if file else f"{stem}-timm")
-    return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}.{kind}"
+    return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[kind]}"
 
 
 def _print(done: Exported, name: str, data: str | None) -> None:

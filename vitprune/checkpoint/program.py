@@ -1,0 +1,118 @@
+"""A program that vitprune exported, opened: a module like any other, for evaluation and timing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.checkpoint.fixed_batch import FixedBatch
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.checkpoint.sparse_file import rebuild
+from vitprune.common.formatting import first_line
+from vitprune.errors import CheckpointError, UsageError, VitpruneError
+from vitprune.model import TokenFeatures
+
+
+class Program(nn.Module):
+    """An exported file as a module: images (B, C, H, W) to logits or an embedding (B, num_classes), or to the features
+    of all patches (B, P + N, channels), all fp32.
+
+    It runs on the CPU, in the precision it was exported in ("fp32", "fp16" or "int8"): moving and casting it does
+    nothing, and a copy is itself. The preprocessing is its `pretrained_cfg`, where timm's data helpers look for it.
+    A file for batches of one size, `batch_size`, takes others too, in full batches.
+
+    Args:
+        engine: runs it: images (B, C, H, W) to what it puts out, both fp32 on the CPU.
+        takes: shape of its input; a size that is open is no number.
+        gives: shape of its output.
+        metadata: what it says of itself.
+        precision: of its weights.
+        path: where it is.
+
+    Raises:
+        CheckpointError: the shapes do not fit the metadata.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[Tensor], Tensor],
+        takes: Sequence[Any],
+        gives: Sequence[Any],
+        metadata: Metadata,
+        precision: str,
+        path: Path,
+    ) -> None:
+        super().__init__()
+        of_image = _of_image(takes, gives, metadata, path)
+        self.engine, self.metadata, self.precision, self.path = engine, metadata, precision, path
+        self.batch_size: int | None = takes[0] if isinstance(takes[0], int) else None
+        self.num_classes = 0 if len(of_image) > 1 else of_image[0]
+        self.num_features = of_image[-1]
+        self.num_prefix_tokens = of_image[0] - metadata.num_patches if len(of_image) > 1 else 0
+        self.pretrained_cfg = metadata.preprocessing.model_dump()
+        self._run = self._once if self.batch_size is None else FixedBatch(self._once, self.batch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the file puts out, on the device of the images.
+
+        Raises:
+            UsageError: the images are not of the size that the file takes.
+            VitpruneError: the runtime stopped, as a rule because memory ran out.
+        """
+        expected = self.metadata.preprocessing.input_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise UsageError(f"'{self.path}' takes images of (batch, {_text(expected)}), got {tuple(images.shape)}")
+        return self._run(images.to("cpu", torch.float32)).to(images.device)
+
+    def _once(self, images: Tensor) -> Tensor:
+        try:
+            return self.engine(images)
+        except Exception as error:  # engines' errors have no common class
+            raise VitpruneError(
+                f"'{self.path}' stopped at a batch of {len(images)}: {first_line(error)}", "try a lower --batch-size"
+            ) from error
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Of a file that puts out the features of all patches: those, (B, P + N, channels)."""
+        return self(images)  # type: ignore[no-any-return]
+
+    def structure(self) -> nn.Module:
+        """A model that computes what the file does, without its weights: what it costs on paper."""
+        sparse = rebuild(self.metadata, "meta")
+        return TokenFeatures(sparse) if self.metadata.task == "dense" else sparse
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Program:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self
+
+
+def _of_image(takes: Sequence[Any], gives: Sequence[Any], metadata: Metadata, path: Path) -> list[int]:
+    """What a program gives of an image, (num_classes) or (tokens, channels), once it fits what its metadata says.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    expected, of_image = metadata.preprocessing.input_size, list(gives[1:])
+    dense = metadata.task == "dense"
+    fits = len(of_image) == (2 if dense else 1) and all(isinstance(size, int) for size in of_image)
+    fits = fits and (not dense or of_image[0] >= metadata.num_patches)
+    if len(takes) != 4 or tuple(takes[1:]) != expected or not fits:
+        form = "tokens, channels" if dense else "classes" if metadata.task == "classification" else "outputs"
+        raise CheckpointError(
+            f"'{path}' does not fit its own metadata: it turns ({_text(takes)}) into ({_text(gives)}), "
+            f"expected (batch, {_text(expected)}) and (batch, {form})",
+            "export the model again",
+        )
+    if not dense and metadata.class_names is not None and len(metadata.class_names) != of_image[0]:
+        raise CheckpointError(f"'{path}' has {gives[1]} classes and its metadata names {len(metadata.class_names)}")
+    return of_image
+
+
+def _text(shape: Any) -> str:
+    return ", ".join(map(str, shape))
