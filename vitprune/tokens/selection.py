@@ -73,7 +73,9 @@ def add_to_rows(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
     `base` is used up.
     """
-    if base.device.type == "cpu" and base.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+    # Of plain tensors: what is counted is the product.
+    plain = type(base) is Tensor and base.device.type == "cpu" and not torch.compiler.is_compiling()
+    if plain and base.dtype.itemsize >= 4:
         if base.ndim == 2:
             return base.scatter_add(1, rows, values)
         first = torch.arange(0, base.shape[0] * base.shape[1], base.shape[1], device=rows.device)
@@ -81,7 +83,7 @@ def add_to_rows(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:
         return base
     # Elsewhere a product: it is fast, adds in the same order every time, sums bf16 in fp32, and exports to any engine.
     joins = (rows.unsqueeze(-1) == torch.arange(base.shape[1], device=rows.device)).to(values.dtype)  # (B, M, K)
-    return base + (values.unsqueeze(-2) @ joins).squeeze(-2) if base.ndim == 2 else base + joins.mT @ values
+    return base + (joins * values.unsqueeze(-1)).sum(dim=1) if base.ndim == 2 else base + joins.mT @ values
 
 
 def topk_decision(scores: Tensor, num_tokens: int, kept: Tensor | None = None) -> Tensor:
