@@ -99,7 +99,7 @@ MISTAKES = [
     (["bench", "model.onnx", "--mode", "compile"], 2, "--mode compile does not go with 'model.onnx'"),
     (["bench", "model.onnx", "--keep", "0.5"], 2, "'model.onnx' has its own plan"),
     (["export", ".", "--format", "tensorrt"], 2, "--format onnx, then trtexec --onnx=model.onnx"),
-    (["export", ".", "--format", "openvino"], 2, "--format onnx, which OpenVINO opens"),
+    (["export", ".", "--format", "ir"], 2, "--format openvino"),
     (["bench", "test_vit", "model.onnx"], 2, "so they cannot be timed on the same ones"),
 ]
 
