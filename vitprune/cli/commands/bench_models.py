@@ -52,7 +52,7 @@ class BenchRequest:
     recipe: Recipe
     structure: StructureOptions
     bounds: bool
-    batch_sizes: Sequence[int] = ()
+    batch_sizes: Sequence[int]
 
 
 def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]) -> list[Benchmark]:
