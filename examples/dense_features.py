@@ -33,7 +33,7 @@ from vitprune.data import eval_transform, image_files, open_image, to_rgb
 from vitprune.loading.load import load_model
 from vitprune.measure import benchmark, count_macs, speedups
 from vitprune.model import SparseViT, TokenFeatures, attach_as
-from vitprune.schedule import Sparsity
+from vitprune.schedule import Sparsity, schedule_for
 
 
 class Decoder(nn.Module):
@@ -94,7 +94,7 @@ def others(model: nn.Module, student: SparseViT) -> dict[str, nn.Module]:
         return attach_as(model, Sparsity(keep, predictor="attention", balance=None))
 
     def at_random(keep: float) -> SparseViT:
-        schedule = Sparsity(keep).plan(student.backbone)
+        schedule = schedule_for(student.backbone, Sparsity(keep))
         ranks = [RandomPredictor(seed) for seed in range(len(schedule.stages))]
         return SparseViT(model, schedule, ranks, "merge", None, 0.0).eval()
 

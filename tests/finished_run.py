@@ -37,6 +37,7 @@ def make_report(**changes):
         "task": "classification",
         "label": "keep 0.7",
         "keep": 0.7,
+        "keep_range": None,
         "schedule": "late",
         "pruned": "merge",
         "align": 1,
@@ -64,6 +65,7 @@ def make_report(**changes):
                 {"batch_size": 32, "speedup": 84.3 / 57.8, "slower": False},
             ],
         },
+        "keeps": [],
         "correct": {"both_right": 850, "dense_only": 30, "sparse_only": 23, "neither": 269},
         "classes": [
             {"index": i, "name": name, "num_images": 3, "dense_top1_pct": before, "sparse_top1_pct": after}

@@ -65,6 +65,7 @@ _OPTION = re.compile(
     r"(?:[ =](?:(?P<word>cpu|cuda|auto|fp32|bf16|fp16|eager|onnx|pt2"
     r"|classification|multilabel|regression|embedding|dense)\b"
     r"|(?P<list>\d[\d.]*(?:,\d[\d.]*)+)"
+    r"|(?P<range>[\d.]+-[\d.]+\d)"
     r"|(?P<other>\d[\d.e-]*(?![\w.])|[A-Z]+\b|[^\s:;,]*/[^\s:;,]+)))?"
 )
 
@@ -77,6 +78,8 @@ def in_python(text: str) -> str:
         name = _RENAMED.get(flag, flag.replace("-", "_"))
         if option["word"]:
             return f'{name}="{option["word"]}"'
+        if option["range"]:
+            return f"{name}=({option['range'].replace('-', ', ')})"
         if option["list"]:
             return f"{name}=[{option['list'].replace(',', ', ')}]"
         return f"{name}={option['other']}" if option["other"] else _FLAGS.get(flag, name)

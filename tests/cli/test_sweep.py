@@ -286,5 +286,5 @@ def test_a_mistake_is_told_before_anything_is_trained_or_written(
         assert message in err, options
         assert "training" not in err, options
     assert run(["sweep", "sparse/model.safetensors", "--data", "demo"]) == 2
-    assert "is sparse already" in capsys.readouterr().err
+    assert "was trained for one keep ratio" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

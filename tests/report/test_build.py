@@ -38,6 +38,7 @@ def report(make_sparse):
     return build_report(
         metadata=describe(sparse),
         models={"dense": sparse.model, "random": sparse, "sparse": sparse},
+        ratios={},
         results=predictions,
         task=task_named("classification"),
         timings=[_timing(*key, rate) for key, rate in rates.items()],

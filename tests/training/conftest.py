@@ -44,15 +44,16 @@ class Trained:
 
 @pytest.fixture
 def run_training(make_vit, image_folder):
-    """`run_training(model=None, *, resume=None, stop_after=None, **what differs from SHORT)`."""
+    """`run_training(model=None, *, keep=None, resume=None, stop_after=None, **what differs from SHORT)`."""
 
-    def run_training(model=None, *, resume=None, stop_after=None, **settings):
+    def run_training(model=None, *, keep=None, resume=None, stop_after=None, **settings):
         recipe = Recipe(**SHORT | settings)
         model = model or make_vit(num_classes=2, img_size=64)
         data = open_data(str(image_folder), ModelClasses(2), training=True)
         torch.manual_seed(recipe.seed)
         progress = Progress() if resume is None else Progress.restored(resume.about["progress"])
-        trained = Trained(attach(copy.deepcopy(model), token_schedule="geometric", pruned="drop"), model, progress)
+        student = attach(copy.deepcopy(model), keep, token_schedule="geometric", pruned="drop")
+        trained = Trained(student, model, progress)
         teacher = attach(model, 1.0)
         steps = train(trained.student, teacher, data.train, recipe, torch.device("cpu"), progress, resume)
         for record, state, _ in steps:

@@ -17,6 +17,7 @@ RECIPES = {
         "grad_accum": 2,
         "num_workers": 1,
     },
+    "a range of keep ratios": {"keep": (0.5, 0.9), "rate_reference_kl": 0.05},
     "gumbel": {"freeze_epochs": 0.5, "weights": {"ce": 1.0}, "train_trunk": False},
 }
 

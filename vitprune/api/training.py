@@ -44,7 +44,7 @@ from vitprune.training.recipe import DEMO, Recipe, default_recipe
 def sparsify(
     model: Model,
     data: Images | None = None,
-    keep: float | None = None,
+    keep: float | tuple[float, float] | None = None,
     *,
     checkpoint: str | Path | None = None,
     checkpoint_key: str | None = None,
@@ -89,7 +89,8 @@ def sparsify(
         data: images to train on: a folder, "imagenet", "hf:owner/name" or "demo", a Dataset of PIL images or of
             tensors (C, H, W), alone or with labels, or a DataLoader of one. None attaches untrained predictors and
             warns: they rank tokens no better than chance until you train them.
-        keep: share of patch tokens that one stage keeps, in (0, 1); None for 0.7, or for what a target finds.
+        keep: share of patch tokens that one stage keeps, in (0, 1); None for 0.7, or for what a target finds. Of a
+            range, such as (0.5, 0.9), one training serves every ratio: `sparse.keep = 0.6`.
         checkpoint: weights for a model given by its name.
         checkpoint_key: which of several sets of weights in it, such as "state_dict"; None for the EMA.
         img_size: image size in pixels of a model given by its name.

@@ -17,7 +17,7 @@ from vitprune.common.progress import SILENT, Listener
 from vitprune.errors import UsageError
 from vitprune.measure.macs import count_macs
 from vitprune.model import attach_as
-from vitprune.schedule import PredictorName, Pruned, ScheduleName, Sparsity
+from vitprune.schedule import PredictorName, Pruned, ScheduleName, Sparsity, middle, schedule_for
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PlanRequest:
     """What is asked of a plan; None leaves it to the defaults. At most one of keep, tokens_left and targets is given.
 
     Attributes:
-        keep: share of patch tokens that one stage keeps, in (0, 1).
+        keep: share of patch tokens that one stage keeps, in (0, 1); or a range that one training is for, (0.5, 0.9).
         prune_at: block indices before which predictors act.
         tokens_left: shares of the original tokens left after each stage.
         token_schedule: how the stages share the work.
@@ -44,7 +44,7 @@ class PlanRequest:
         UsageError: a value out of range, or two that exclude each other.
     """
 
-    keep: float | None = None
+    keep: float | Sequence[float] | None = None
     prune_at: Sequence[int] | None = None
     tokens_left: Sequence[float] | None = None
     token_schedule: ScheduleName | None = None
@@ -122,7 +122,7 @@ class PlanRequest:
             )
         return replace(
             defaults,
-            keep=defaults.keep if self.keep is None else self.keep,
+            **Sparsity.asked(defaults.keep if self.keep is None else self.keep),
             prune_at=self.prune_at,
             token_schedule=self.token_schedule or defaults.token_schedule,
             tokens_left=self.tokens_left,
@@ -136,15 +136,22 @@ def _at_cost_of_default_stages(
     model: nn.Module, sparsity: Sparsity, stages: Sequence[int], listener: Listener
 ) -> Sparsity:
     """The plan in these stages that costs what the keep ratio costs in the default ones, or does if few are left."""
-    backbone = wrap(model)
-    budget = count_macs(attach_as(model, sparsity), input_size(model)) / 1e9
-    found = keep_for_gmacs(model, replace(sparsity, prune_at=stages), budget)
-    default, blocks = sparsity.plan(backbone).blocks, ",".join(map(str, stages))
-    listener.say(
-        f"keep ratio {sparsity.keep:g} in {len(default)} stages costs {budget:.3f} GMACs, and so does "
-        f"{found.keep:g} in {len(stages)}, before blocks {blocks}"
-    )
-    return found
+    default, blocks = schedule_for(wrap(model), sparsity).blocks, ",".join(map(str, stages))
+
+    def found(keep: float) -> float:
+        asked = replace(sparsity, keep=keep, keep_range=None)
+        budget = count_macs(attach_as(model, asked), input_size(model)) / 1e9
+        same = keep_for_gmacs(model, replace(asked, prune_at=stages), budget).keep
+        listener.say(
+            f"keep ratio {keep:g} in {len(default)} stages costs {budget:.3f} GMACs, and so does "
+            f"{same:g} in {len(stages)}, before blocks {blocks}"
+        )
+        return same
+
+    if sparsity.keep_range is None:
+        return replace(sparsity, keep=found(sparsity.keep), prune_at=stages)
+    low, high = (found(keep) for keep in sparsity.keep_range)
+    return replace(sparsity, keep=middle(low, high), keep_range=(low, high), prune_at=stages)
 
 
 def resolve(
@@ -170,7 +177,7 @@ def resolve(
     if request.target_gmacs is not None:
         sparsity = keep_for_gmacs(model, sparsity, request.target_gmacs)
         listener.say(f"--target-gmacs {request.target_gmacs:g}: keep ratio {sparsity.keep:g}")
-    if few := sparsity.plan(wrap(model)).too_few:
+    if few := schedule_for(wrap(model), sparsity).too_few:
         listener.say(few)
     if request.measured is None:
         return sparsity, None
@@ -180,7 +187,7 @@ def resolve(
     listener.say(f"{target}: measuring on {device}")
     found = find_plan(model, sparsity, target, device, listener) if distributed.is_main() else None
     result: tuple[Sparsity, Prediction] = distributed.from_main(found)
-    plan = result[0].plan(wrap(model))
+    plan = schedule_for(wrap(model), result[0])
     listener.say(f"{target}: {result[0].label}, stages {','.join(map(str, plan.blocks))}")
     if few := plan.too_few:
         listener.say(few)

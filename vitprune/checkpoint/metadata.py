@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,9 @@ class Metadata(BaseModel):
     task: TaskName = Field("classification", description="what the model is for")
     num_patches: int = Field(ge=1, le=_MAX_NUMBER)
     keep: float | None = Field(gt=0, le=1, description="null where the stages' ratios were chosen freely")
+    keep_range: tuple[float, float] | None = Field(
+        None, description="the lowest and highest keep ratio it was trained for; it opens at keep"
+    )
     stages: list[Stage] = Field(max_length=_MAX_DEPTH)
     schedule: Literal["geometric", "late"] | None = "geometric"
     pruned: Literal["drop", "merge"] = "drop"
@@ -80,12 +84,30 @@ class Metadata(BaseModel):
             self.task = "embedding"
         return self
 
+    @model_validator(mode="after")
+    def _a_range_holds_its_ratio(self) -> Metadata:
+        """A model of a range is remade by its ratio alone."""
+        if self.keep_range is not None and not (
+            self.stages and self.keep and 0 < self.keep_range[0] <= self.keep <= self.keep_range[1] < 1
+        ):
+            raise ValueError(f"keep_range is {self.keep_range}, and keep {self.keep}")
+        return self
+
     @property
     def label(self) -> str:
         """How much is kept, for people: "keep 0.7" or "ratios 0.8,0.6,0.4", and "align 8"; or "dense"."""
         if not self.stages:
             return "dense"
         return plan_label(self.keep, [stage.ratio for stage in self.stages], self.align)
+
+    def at(self, keep: float | None, stages: Sequence[Stage]) -> Metadata:
+        """The same of another keep ratio of the range, with what was measured of that."""
+        if keep is None or keep == self.keep:
+            return self
+        rows = (self.accuracy or {}).get("keeps") or []
+        row = next((row for row in rows if row["keep"] == keep), None)
+        accuracy = row and {**(self.accuracy or {}), "sparse": row, "fidelity": row}
+        return self.model_copy(update={"keep": keep, "stages": list(stages), "accuracy": accuracy})
 
     @field_validator("model_args")
     @classmethod

@@ -81,7 +81,7 @@ def describe(
     schedule, asked = model.schedule, sparsity or model.sparsity
     free = bool(schedule.stages) and (asked is None or asked.tokens_left is not None)
     before = model.header.metadata if model.header else None
-    measured = before if before and model.header.sums == _sums(model) else None
+    measured = before.at(model.keep, schedule.stages) if before and model.header.sums == _sums(model) else None
     metadata = Metadata(
         model=re.sub(r"[^A-Za-z0-9_.-]+", "_", name or (before.model if before else architecture)),
         architecture=architecture,
@@ -89,6 +89,7 @@ def describe(
         task=model.task,
         num_patches=schedule.num_patches,
         keep=None if free else asked.keep if asked else 1.0,
+        keep_range=asked and asked.keep_range,
         schedule=None if free else asked.token_schedule if asked else "geometric",
         pruned=model.pruned,
         predictor=model.predictor,
@@ -239,6 +240,7 @@ def _asked_for(metadata: Metadata) -> Sparsity:
         beta=metadata.beta,
         predictor=metadata.predictor,
         similarity=metadata.similarity,
+        keep_range=metadata.keep_range,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vitprune.cli.options import PrecisionName, parse_numbers, parse_ratios
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.usage_errors import as_number
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from vitprune.budget.resolve import PlanRequest
     from vitprune.budget.speed import Prediction
+    from vitprune.loading.load import Loaded
     from vitprune.schedule import Sparsity
     from vitprune.training.recipe import Recipe
 
@@ -33,15 +35,27 @@ Align = Annotated[
 ]
 
 
+FileKeep = Annotated[
+    float | None,
+    typer.Option(
+        "--keep",
+        metavar="RATIO",
+        help="At which keep ratio, of a file that was trained for a range of them.",
+        show_default="the file's",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class KeepOptions:
     """How many tokens are kept."""
 
     keep: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             metavar="RATIO",
-            help="How many tokens stay, as DynamicViT's keep ratio and at its cost: 0.7 is 148/100/52 of 196.",
+            help="How many tokens stay, as DynamicViT's keep ratio and at its cost: 0.7 is 148/100/52 of 196; or one "
+            "training for a range: 0.5-0.9.",
             show_default="0.7",
         ),
     ] = None
@@ -106,6 +120,7 @@ class StageOptions:
         from vitprune.budget.resolve import PlanRequest
 
         given: dict[str, Any] = {**vars(self), **more}
+        given["keep"] = _keep(given.get("keep"))
         given["prune_at"] = parse_numbers(given["prune_at"], "--prune-at")
         given["tokens_left"] = parse_ratios(given.get("tokens_left"), "--tokens-left")
         given["precision"] = given.pop("target_precision", None)
@@ -179,6 +194,22 @@ class AllPlanOptions(SpeedOptions, MacsOptions):
     ] = None
 
 
+def _keep(text: str | float | None) -> float | list[float] | None:
+    """--keep: a ratio, or a range such as 0.5-0.9.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not isinstance(text, str):
+        return text  # of `bench` and `sweep`, which take several
+    try:
+        numbers = [float(part) for part in text.split("-")]
+    except ValueError:
+        way = as_number("--keep", text) or "--keep 0.7, or --keep 0.5-0.9 for a range"
+        raise UsageError(f"--keep is '{text}', expected a number in (0, 1], or a range", way) from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 def resolve_plan(request: PlanRequest, model: nn.Module, recipe: Recipe) -> tuple[Sparsity, Prediction | None]:
     """`vitprune.budget.resolve.resolve`, on the screen."""
     from vitprune.backbones import wrap
@@ -188,8 +219,20 @@ def resolve_plan(request: PlanRequest, model: nn.Module, recipe: Recipe) -> tupl
         return resolve(request, model, recipe.plan_for(wrap(model).depth), progress)
 
 
+def open_as_asked(loaded: Loaded, request: PlanRequest) -> None:
+    """A sparse file has its plan, in which the keep ratio can be chosen if it was trained for a range.
+
+    Raises:
+        UsageError: another one is asked for, which would do nothing.
+    """
+    if loaded.sparse is not None and loaded.sparse.keep_range and isinstance(request.keep, float):
+        loaded.open_at(request.keep)
+        request = replace(request, keep=None)
+    refuse_plan(loaded.spec, request)
+
+
 def refuse_plan(model: str, request: PlanRequest) -> None:
-    """A sparse file has its plan: an option that asks for another would do nothing.
+    """A file that is read as it is has its plan: an option that asks for another would do nothing.
 
     Raises:
         UsageError: one of the options was given.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def print_summary(report: Report, folder: Path) -> None:
     """Print what report.json says."""
-    from vitprune.report.tables import figure_rows, plain_figures, speed_rows, unreadable, verdict
+    from vitprune.report.tables import figure_rows, plain_figures, ratio_rows, speed_rows, unreadable, verdict
 
     fig = plain_figures(report)
     rows = figure_rows(report, fig, fidelity=False)
@@ -24,6 +24,10 @@ def print_summary(report: Report, folder: Path) -> None:
         rows.append([f"images/s at batch {batch_size}", dense_rate, sparse_rate, change])
     print_line(verdict(report))
     print_table(f"{report.model}, {report.label}", ["", "dense", "sparse", "change"], rows)
+    columns, ratios = ratio_rows(report, fig, str)
+    if ratios:
+        low, high = report.keep_range or (None, None)
+        print_table(f"one training, every keep ratio from {low} to {high}", columns, ratios)
     print_line(f"{fidelity_said(report)}; random baseline: {random_said(report)}")
     if report.coverage:
         shares = report.coverage

@@ -115,6 +115,13 @@ class RecipeOptions:
         return chosen_recipe(model, self.recipe or default_recipe(task), settings, self.changes)
 
 
+def untrained(recipe: Recipe) -> Recipe:
+    """A recipe that does not train, with the batches and workers of another."""
+    from vitprune.training.recipe import load_recipe
+
+    return load_recipe("none", batch_size=recipe.batch_size, num_workers=recipe.num_workers)
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How a run is kept and timed."""

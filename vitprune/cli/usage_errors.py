@@ -102,9 +102,12 @@ def _bad_value(error: Any, help_hint: str) -> tuple[str, str]:
         return f"{option} is {value}, expected {_BOUNDS[kind].format(**fault['ctx'])}", help_hint
     for start, what in _NUMBERS.items():
         if kind.startswith(start):
-            if share := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", str(value)):
-                help_hint = f"{share[1]} % is {float(share[1]) / 100:g}"
-            elif re.fullmatch(r"\d+,\d+", str(value)):
-                help_hint = f"try {option} {str(value).replace(',', '.')}"
-            return f"{option} is '{value}', expected {what}", help_hint
+            return f"{option} is '{value}', expected {what}", as_number(option, str(value)) or help_hint
     return f"{option}: {str(fault['msg']).removeprefix('Value error, ')}", help_hint
+
+
+def as_number(option: str, value: str) -> str | None:
+    """What to write for a text that people write for a number, "70%" or "0,7"; None where it is not known."""
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", value):
+        return f"{share[1]} % is {float(share[1]) / 100:g}"
+    return f"try {option} {value.replace(',', '.')}" if re.fullmatch(r"\d+,\d+", value) else None

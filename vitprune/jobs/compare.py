@@ -23,7 +23,7 @@ from vitprune.jobs.side_by_side import bench, evaluate, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, count_macs
 from vitprune.model import AttentionViT, SparseViT, TaskName, attach_as
-from vitprune.schedule import Sparsity
+from vitprune.schedule import Sparsity, schedule_for
 from vitprune.tasks import ClassVectors, Results, task_named
 from vitprune.tokens.predictor import NormPredictor
 from vitprune.training.recipe import Recipe, load_recipe
@@ -203,7 +203,7 @@ def _untrained(name: str, dense: nn.Module, planned: SparseViT, budget: int) -> 
         if name == "attention-merge":
             return attach_as(dense, Sparsity(keep, predictor="attention"))
         sparsity = Sparsity(keep, token_schedule="geometric")
-        schedule = sparsity.plan(backbone)
+        schedule = schedule_for(backbone, sparsity)
         predictors = [NormPredictor() for _ in schedule.stages]
         if name == "norm":
             return SparseViT(dense, schedule, predictors, "drop")

@@ -138,15 +138,17 @@ def measured(
     """
     device, precision, seconds = settings.device, settings.eval_precision, settings.bench_seconds
     models = {"dense": loaded.model, "random": random_baseline(loaded.model, student), "sparse": student}
+    ratios = at_ratios(student)
     task = task_named(student.task, loaded.class_vectors)
-    results = evaluate(models, data, recipe, device, precision, listener, task=task)
+    results = evaluate(models | ratios, data, recipe, device, precision, listener, task=task)
     if not distributed.is_main():
         return None
     coverage = object_coverage(models, data, device) if data.object_mask is not None else None
-    timed = {name: models[name] for name in ("dense", "sparse")}
+    timed = {name: models[name] for name in ("dense", "sparse")} | ratios
     return build_report(
         metadata=metadata,
         models=models,
+        ratios=ratios,
         results=results,
         task=task,
         timings=bench(timed, device, precision, seconds, listener, settings.bench_batch_sizes),
@@ -163,6 +165,16 @@ def measured(
         seconds=time.perf_counter() - started,
         commands=settings.commands,
     )
+
+
+def at_ratios(student: SparseViT) -> dict[str, SparseViT]:
+    """Of a student that is trained for a range, the keep ratios that a report shows beside its own, by label."""
+    if student.keep_range is None:
+        return {}
+    low, high = student.keep_range
+    number = min(4, max(1, round((high - low) / 0.1)))
+    shown = [round(low + (high - low) * index / number, 3) for index in range(number + 1)]
+    return {f"keep {keep:g}": student.at(keep) for keep in shown if keep != student.keep}
 
 
 def describe_run(student: SparseViT, loaded: Loaded, data: Data, recipe: Recipe, sparsity: Sparsity) -> Metadata:

@@ -24,7 +24,9 @@ from vitprune.jobs.sparsify import describe_run, new_student, num_bytes, run
 from vitprune.jobs.train_run import RunSettings
 from vitprune.loading.load import Loaded
 from vitprune.measure import describe_environment
+from vitprune.model import SparseViT
 from vitprune.report.runs import read_run
+from vitprune.report.schema import Report
 from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
 from vitprune.schedule import Sparsity
 from vitprune.tasks import Results, Task, task_named
@@ -77,6 +79,9 @@ def sweep(
     others: Mapping[str, Loaded],
     settings: RunSettings,
     listener: Listener,
+    *,
+    ratios: Sequence[float] = (),
+    trained: SparseViT | None = None,
 ) -> dict[str, Any]:
     """Train a sparse model for each plan, then measure all models together: writes the sweep's folder.
 
@@ -87,10 +92,12 @@ def sweep(
         loaded: the dense model.
         data: the images.
         recipe: of every run.
-        plans: one a run, the highest keep ratio first.
+        plans: one a run, the highest keep ratio first; none of a model that is trained already.
         others: dense models to compare with, by label.
         settings: of every run but for its plan and folder; `output` is the folder of the sweep.
         listener: hears how far it is.
+        ratios: of models that are trained for a range of keep ratios, those that are measured.
+        trained: such a model, instead of training.
 
     Returns:
         The content of sweep.json.
@@ -115,7 +122,12 @@ def sweep(
             check_same(kept.path, before, identity(loaded, data, recipe, plan))
     with settings.output.claimed(needed_bytes=2 * len(plans) * num_bytes(loaded.model)) as folder:
         forget_sweep(folder.path)
-        result = _runs(loaded, data, recipe, plans, others, settings, listener)
+        if trained is None:
+            result = _runs(loaded, data, recipe, plans, others, settings, listener, ratios)
+        else:
+            entries = {"dense": Entry("dense", loaded.model, loaded.name), **_entries(trained, loaded.name, ratios)}
+            entries |= _other_entries(others)
+            result = _measured(loaded, entries, data, recipe, settings, listener) | {"failed": []}
         write_sweep(folder.path, result)
     return result
 
@@ -128,11 +140,13 @@ def _runs(
     others: Mapping[str, Loaded],
     settings: RunSettings,
     listener: Listener,
+    ratios: Sequence[float],
 ) -> dict[str, Any]:
     folder, num_runs = settings.output.path, len(plans)
     runs = [replace(settings, sparsity=plan, output=RunFolder(folder / plan.slug)) for plan in plans]
     entries = {"dense": Entry("dense", loaded.model, loaded.name)}
     failed: dict[str, VitpruneError] = {}
+    num_complete = 0
     try:
         for number, each in enumerate(runs, start=1):
             label, complete = each.sparsity.label, each.resume and each.output.is_complete
@@ -142,17 +156,17 @@ def _runs(
                     run(loaded, data, recipe, each, listener)
                 sparse, _ = load_sparse(each.output.weights)
                 report = read_run(each.output.path).report
-                entries[label] = Entry("sparse", sparse, loaded.name, each.sparsity.keep, each.output.path.name, report)
+                entries |= _entries(sparse, loaded.name, ratios, each.output.path.name, report)
+                num_complete += 1
             except (Interrupted, Preempted, UsageError):
                 raise
             except VitpruneError as error:
                 failed[label] = error
         if len(failed) == num_runs:
             raise next(iter(failed.values()))
-        entries |= {label: Entry("other", other.model, other.name) for label, other in others.items()}
+        entries |= _other_entries(others)
         result = _measured(loaded, entries, data, recipe, settings, listener)
     except (Interrupted, KeyboardInterrupt, Preempted) as error:
-        num_complete = sum(entry.kind == "sparse" for entry in entries.values())
         stopped = stopped_error(error, "", None) if isinstance(error, KeyboardInterrupt) else error
         stopped.message += f"; {num_complete} of {num_runs} runs are complete"
         stopped.hint = _RESUME
@@ -164,6 +178,18 @@ def _runs(
         if plan.label in failed
     ]
     return result
+
+
+def _entries(
+    sparse: SparseViT, name: str, ratios: Sequence[float], run: str | None = None, report: Report | None = None
+) -> dict[str, Entry]:
+    """A model by its label; of one of a range one for each ratio."""
+    models = [sparse] if sparse.keep_range is None else [sparse.at(keep) for keep in ratios]
+    return {each.label: Entry("sparse", each, name, each.keep or 1.0, run, report) for each in models}
+
+
+def _other_entries(others: Mapping[str, Loaded]) -> dict[str, Entry]:
+    return {label: Entry("other", other.model, other.name) for label, other in others.items()}
 
 
 def _measured(
@@ -184,7 +210,7 @@ def _measured(
     )
     about = {
         "model": entries["dense"].name,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json") if recipe.trains else {},
         "data": {
             "name": data.name,
             "num_train_images": count_images(data.train),
@@ -197,7 +223,7 @@ def _measured(
         "commands": dict(settings.commands or {}),
         "precision": settings.eval_precision,
         "device": str(settings.device),
-        "seconds": sum(entry.report.seconds for entry in entries.values() if entry.report is not None)
+        "seconds": sum({entry.run: entry.report.seconds for entry in entries.values() if entry.report}.values())
         + time.perf_counter()
         - started,
         "environment": describe_environment(),

@@ -52,7 +52,9 @@ def fetch(repository: str, revision: str | None) -> Path | None:
         raise _hub_error(repository, error) from error
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", *, compile: bool = False) -> SparseViT:
+def load(
+    path: str | Path, device: str | torch.device = "cpu", *, keep: float | None = None, compile: bool = False
+) -> SparseViT:
     """Load a sparse model that vitprune wrote; of a file on this machine without any network.
 
     Example:
@@ -63,6 +65,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, compile: bool 
         path: model.safetensors, the run folder it is in, or `hf-hub:owner/name` (with `@revision`), which is downloaded
             once.
         device: where to put it: "cpu", "cuda", "cuda:N", "mps" or "auto".
+        keep: at which keep ratio it opens, of a model that was trained for a range; None for the one in the file. It
+            can be set later too: `sparse.keep = 0.6`.
         compile: whether calling it runs code of torch.compile: the whole pass, made at the first image and again at the
             first batch of several, about a minute each, which then serves batches of every size.
 
@@ -71,6 +75,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, compile: bool 
 
     Raises:
         CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
+        UsageError: the model was trained for one keep ratio, or for others than `keep`.
         DeviceError: there is no such device, or torch.compile does not work there.
         HubError: the repository cannot be had.
     """
@@ -93,6 +98,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, compile: bool 
     if compile:
         check_compiler(torch.device(where))
     model, _ = load_sparse(RunFolder.weights_in(folder))
+    if keep is not None:
+        model.keep = keep
     if compile:
         model.compile(fullgraph=True, dynamic=True)
     return model.to(where)

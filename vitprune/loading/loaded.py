@@ -49,6 +49,28 @@ class Loaded:
     class_vectors: ClassVectors | None = None
 
     @property
+    def keep(self) -> float | None:
+        """The keep ratio; of a dense model 1, None where shares were chosen freely."""
+        return 1.0 if self.metadata is None else self.metadata.keep
+
+    def open_at(self, keep: float | None) -> None:
+        """Set the keep ratio of a model that was trained for a range; None leaves the one it has.
+
+        Raises:
+            UsageError: it was not, or not for that ratio.
+        """
+        if keep is None or keep == self.keep:
+            return
+        if self.sparse is None or self.metadata is None:
+            what = "a dense model" if self.metadata is None else "an exported file, which has one keep ratio"
+            raise UsageError(
+                f"'{self.spec}' is {what}, and --keep {keep:g} is asked for",
+                "--keep goes with files that `vitprune sparsify --keep 0.5-0.9` wrote",
+            )
+        self.sparse.keep = keep
+        self.metadata = self.metadata.at(keep, self.sparse.schedule.stages)
+
+    @property
     def targets(self) -> ModelClasses | None:
         """What the labels of its images are; None where its task has none."""
         task = task_named(self.task, self.class_vectors)

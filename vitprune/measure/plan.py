@@ -18,14 +18,15 @@ def describe_plan(sparse: SparseViT, name: str) -> dict[str, Any]:
         name: of the dense model.
     """
     asked, plan, size = sparse.sparsity, sparse.schedule, input_size(sparse.model)
-    chosen = None if asked is None or asked.tokens_left is not None else asked
+    by_keep = asked is not None and asked.tokens_left is None
     models = {"dense": attach(sparse.model, keep=1.0), "sparse": sparse}
     macs = {side: count_macs(model, size) for side, model in models.items()}
     return {
         "model": name,
         "task": sparse.task,
-        "keep": chosen and chosen.keep,
-        "schedule": chosen and chosen.token_schedule,
+        "keep": sparse.keep if by_keep else None,
+        "keep_range": sparse.keep_range,
+        "schedule": asked.token_schedule if asked is not None and by_keep else None,
         "pruned": sparse.pruned,
         "align": plan.align,
         "input_size": list(size),

@@ -13,13 +13,13 @@ from vitprune.common.wrappers import how_wrapped, unwrapped
 from vitprune.errors import UsageError
 from vitprune.model.attention import AttentionViT
 from vitprune.model.sparse_vit import SparseViT
-from vitprune.schedule import PredictorName, Pruned, Schedule, ScheduleName, Similarity, Sparsity
+from vitprune.schedule import PredictorName, Pruned, Schedule, ScheduleName, Similarity, Sparsity, schedule_for
 
 
 @renamed(stages="prune_at", schedule="token_schedule", ratios="tokens_left")
 def attach(
     model: nn.Module,
-    keep: float | None = None,
+    keep: float | tuple[float, float] | None = None,
     prune_at: Sequence[int] | None = None,
     *,
     token_schedule: ScheduleName | None = None,
@@ -41,7 +41,8 @@ def attach(
     Args:
         model: a timm model of a supported family; used as it is, not copied, so training the sparse model trains it.
             In whichever mode, training or eval, it is, the sparse model is too.
-        keep: share of tokens one stage keeps, in (0, 1]; None for 0.7. At 1 the model stays dense.
+        keep: share of tokens one stage keeps, in (0, 1]; None for 0.7. At 1 the model stays dense. Of a range, (0.5,
+            0.9), the ratio can be set later: `sparse.keep = 0.6`.
         prune_at: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
         token_schedule: "late" or the paper's "geometric"; None for "late".
         tokens_left: shares of the original tokens left after each stage, instead of `keep` and
@@ -65,11 +66,22 @@ def attach(
     for name, value in (("keep", keep), ("token_schedule", token_schedule)):
         if value is not None and tokens_left is not None:
             raise UsageError(f"{name} and tokens_left are mutually exclusive", "give one of them")
-    keep = Sparsity.keep if keep is None else keep
+    how_many = Sparsity.asked(Sparsity.keep if keep is None else keep)
     token_schedule = Sparsity.token_schedule if token_schedule is None else token_schedule
     sparse = attach_as(
         model,
-        Sparsity(keep, prune_at, token_schedule, tokens_left, pruned, align, balance, beta, predictor, similarity),
+        Sparsity(
+            prune_at=prune_at,
+            token_schedule=token_schedule,
+            tokens_left=tokens_left,
+            pruned=pruned,
+            align=align,
+            balance=balance,
+            beta=beta,
+            predictor=predictor,
+            similarity=similarity,
+            **how_many,
+        ),
     )
     if few := sparse.schedule.too_few:
         warnings.warn(few, UserWarning, stacklevel=3)  # past the wrapper for old names
@@ -86,7 +98,7 @@ def attach_as(model: nn.Module, sparsity: Sparsity) -> SparseViT:
     if how := how_wrapped(model):
         hint = "attach first, to the model in it, and then do the same with the sparse one"
         raise UsageError(f"the {type(inner).__name__} is {how}", hint)
-    return build(model, sparsity.plan(wrap(model)), **sparsity.selection)
+    return build(model, schedule_for(wrap(model), sparsity), **sparsity.selection)
 
 
 def build(

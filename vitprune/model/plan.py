@@ -22,7 +22,8 @@ PLAN_KEY = "_extra_state"
 class Plan:
     """Where tokens are pruned, how many are left, how they are chosen and what becomes of the others.
 
-    `keep` and `schedule` are what was asked for, None where that is not known.
+    `keep` and `schedule` are what was asked for, None where that is not known; weights that were trained for all of
+    `keep_range` go with every plan in it.
     """
 
     stages: tuple[Stage, ...]
@@ -35,6 +36,7 @@ class Plan:
     keep: float | None
     schedule: ScheduleName | None
     similarity: Similarity = "features"  # of plans that do not say
+    keep_range: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         if not self.stages:
@@ -45,6 +47,8 @@ class Plan:
         asked = plan_label(self.keep, [stage.ratio for stage in self.stages], self.align)
         where = f"{tokens} of {self.num_patches} patch tokens left by stages before blocks {blocks}"
         shown = [asked if self.keep is None else f"{asked} ({self.schedule})", where, f"pruned='{self.pruned}'"]
+        if self.keep_range is not None:
+            shown.append("trained for keep {:g} to {:g}".format(*self.keep_range))
         if self.pruned == "merge":
             shown += [f"balance={self.balance}", f"beta={self.beta:g}"]
             shown += [f"similarity='{self.similarity}'"] if self.similarity != "features" else []
@@ -58,6 +62,8 @@ class Plan:
     def _decisive(self) -> tuple[Any, ...]:
         shares = tuple((stage.block, stage.ratio) for stage in self.stages)
         how = (self.align, self.pruned, self.balance, self.beta, self.predictor, self.similarity)
+        if self.keep_range is not None:
+            return tuple(stage.block for stage in self.stages), self.keep_range, self.schedule, how
         return shares and (shares, how)
 
 

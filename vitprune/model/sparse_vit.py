@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -14,7 +15,17 @@ from vitprune.errors import UsageError
 from vitprune.model.passes import Decide, MaskedOutput, Selection, TaskName, Tokens
 from vitprune.model.plan import Plan
 from vitprune.model.timm_module import TimmModule
-from vitprune.schedule import PredictorName, Pruned, Schedule, Similarity, Sparsity, Stage, known_pruned
+from vitprune.schedule import (
+    PredictorName,
+    Pruned,
+    Schedule,
+    Similarity,
+    Sparsity,
+    Stage,
+    known_pruned,
+    make_schedule,
+    plan_label,
+)
 from vitprune.tokens.filling import Grid, pruned_grid, rows_after_dropping, rows_after_merging
 from vitprune.tokens.masking import attention_bias, size_bias
 from vitprune.tokens.merging import merge_gains, merge_masked, merge_tokens
@@ -115,6 +126,53 @@ class SparseViT(TimmModule):
         return self._schedule.resized(self.backbone.num_patches, self.backbone.num_prefix_tokens)
 
     @property
+    def keep(self) -> float | None:
+        """The keep ratio; None where shares were chosen freely. Of a model trained for a range it can be set.
+
+        Example:
+            sparse = vitprune.load("model.safetensors")  # of vitprune sparsify --keep 0.5-0.9
+            sparse.keep = 0.6
+
+        Raises:
+            UsageError: the model was trained for one ratio, or for others than this.
+        """
+        asked = self.sparsity
+        if asked is None:
+            return None if self._schedule.stages else 1.0
+        return None if asked.tokens_left is not None else asked.keep
+
+    @keep.setter
+    def keep(self, keep: float) -> None:
+        if keep == self.keep:
+            return
+        if self.sparsity is None:
+            raise UsageError("what the model was trained for is not known, so its keep ratio cannot be set")
+        asked, now, backbone = self.sparsity.at(keep), self._schedule, self.backbone
+        self._schedule = make_schedule(now.depth, now.num_patches, asked, backbone.num_prefix_tokens)
+        self.sparsity = asked
+
+    @property
+    def keep_range(self) -> tuple[float, float] | None:
+        """The lowest and highest keep ratio that the model was trained for; None for `keep` alone."""
+        return self.sparsity.keep_range if self.sparsity else None
+
+    @property
+    def label(self) -> str:
+        """How much is kept, for people: "keep 0.7", or "ratios 0.8,0.6,0.4"; or "dense"."""
+        schedule = self.schedule
+        return plan_label(self.keep, schedule.ratios, schedule.align) if schedule.stages else "dense"
+
+    def at(self, keep: float) -> SparseViT:
+        """The same model at another keep ratio of its range: a view, whose weights are this one's.
+
+        Raises:
+            UsageError: as `keep`.
+        """
+        view = copy.copy(self)
+        view.keep = keep
+        return view
+
+    @property
     def plan(self) -> Plan:
         """Schedule and what becomes of pruned tokens in one, as a `state_dict` and `repr` hold it."""
         schedule, asked = self.schedule, self.sparsity
@@ -130,6 +188,7 @@ class SparseViT(TimmModule):
             by_keep.keep if by_keep else None,
             by_keep.token_schedule if by_keep else None,
             self.similarity,
+            self.keep_range,
         )
 
     @property

@@ -27,6 +27,7 @@ from vitprune.report.runs import read_run
 from vitprune.report.samples import choose_images
 from vitprune.report.schema import (
     Accuracy,
+    AtKeep,
     ClassRow,
     Correct,
     DataSummary,
@@ -43,6 +44,7 @@ def build_report(
     *,
     metadata: Metadata,
     models: Mapping[str, nn.Module],
+    ratios: Mapping[str, SparseViT],
     results: Mapping[str, Results],
     task: Task,
     timings: Sequence[Timing],
@@ -58,12 +60,14 @@ def build_report(
     """Everything that was measured, as one report.
 
     Models and results are "dense", "random" (the same number of tokens, at random) and "sparse", on the same
-    images; timings are of "dense" and "sparse", from one benchmark. `coverage` is that of the object in percent by
+    images; timings are of "dense" and "sparse", from one benchmark. `ratios` are those of a model of a range beside its
+    own, measured likewise. `coverage` is that of the object in percent by
     model, `target` a speed target, predicted and measured, `training` the recipe and what was done. Precision
     and device are those of accuracy and speed; `seconds` is the duration of the run so far, in seconds.
     """
     size = input_size(models["dense"])  # of LV-ViT, the sparse model does not say
     dense, sparse = (Side(**model_figures(name, models[name], size, results, timings)) for name in ("dense", "sparse"))
+    others = {name: Side(**model_figures(name, each, size, results, timings)) for name, each in ratios.items()}
     by_class = {"dense_top1_pct": results["dense"], "sparse_top1_pct": results["sparse"]}
     names = data.val.class_names | dict(enumerate(metadata.class_names or []))
     return Report(
@@ -72,6 +76,7 @@ def build_report(
         task=task.name,
         label=metadata.label,
         keep=metadata.keep,
+        keep_range=metadata.keep_range,
         schedule=metadata.schedule,
         pruned=metadata.pruned,
         align=metadata.align,
@@ -80,7 +85,11 @@ def build_report(
         dense=dense,
         sparse=sparse,
         random=Accuracy(**results["random"].summary() | results["random"].fidelity(results["dense"])),
-        delta=_delta(dense, sparse, results, task, timings),
+        delta=_delta("sparse", dense, sparse, results, task, timings),
+        keeps=[
+            AtKeep(keep=ratios[name].keep, side=side, delta=_delta(name, dense, side, results, task, timings))
+            for name, side in others.items()
+        ],
         correct=_correct(results["dense"], results["sparse"]),
         classes=[ClassRow(**row) for row in class_accuracy(names, **by_class)],
         coverage=None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
@@ -109,7 +118,10 @@ def accuracy_of(report: Report) -> dict[str, Any]:
     """What a file's header says of its accuracy; without paths, for the file may be published."""
     content = publishable(report.as_json())
     fidelity = {figure.key: content["delta"].get(figure.key) for figure in task_named(report.task).fidelity}
-    return {name: content[name] for name in ("dense", "sparse", "data")} | {"fidelity": fidelity}
+    accuracy = {name: content[name] for name in ("dense", "sparse", "data")} | {"fidelity": fidelity}
+    if report.keeps:
+        accuracy["keeps"] = [{"keep": row["keep"], **row["side"], **row["delta"]} for row in content["keeps"]]
+    return accuracy
 
 
 def write_results(
@@ -160,13 +172,15 @@ def model_figures(
     }
 
 
-def _delta(dense: Side, sparse: Side, results: Mapping[str, Results], task: Task, timings: Sequence[Timing]) -> Delta:
-    to_random = results["sparse"].change(results["random"])
+def _delta(
+    name: str, dense: Side, sparse: Side, results: Mapping[str, Results], task: Task, timings: Sequence[Timing]
+) -> Delta:
+    to_random = results[name].change(results["random"])
     if task.change is not None:
         key = task.change.key
         to_random = {f"{key}_over_random": to_random[key], f"{key}_over_random_ci95": to_random[f"{key}_ci95"]}
     return Delta(
-        **compared("sparse", results, timings),
+        **compared(name, results, timings),
         **to_random,
         gmacs_pct=100 * (sparse.gmacs / dense.gmacs - 1),
     )

@@ -30,6 +30,7 @@ from vitprune.report.tables import (
     likeness,
     plan_rows,
     plan_sentence,
+    ratio_rows,
     speed_rows,
     unreadable,
     verdict,
@@ -79,6 +80,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "figure_rows": figure_rows(report, fig),
         "speed_rows": speed_rows(report, fig),
         "speedup_remarks": [remark(row.slower, row.speedup_ci95) for row in report.delta.speedup],
+        "ratio_rows": ratio_rows(report, fig),
         "plan_rows": plan_rows(
             report, fig, report.num_patches or (None if maps is None else math.prod(maps.grid_size))
         ),

@@ -120,6 +120,14 @@ class Delta(_Fidelity):
     speedup: list[SpeedUp] = Field(min_length=1)
 
 
+class AtKeep(_Content):
+    """A model of a range at another keep ratio than the one it opens at."""
+
+    keep: float
+    side: Side
+    delta: Delta
+
+
 class Correct(_Content):
     """How many images each model got right."""
 
@@ -195,6 +203,7 @@ class Report(_Content):
     task: TaskName = "classification"
     label: str
     keep: float | None
+    keep_range: tuple[float, float] | None = None
     schedule: str | None = None
     pruned: str
     align: int = 1
@@ -204,6 +213,7 @@ class Report(_Content):
     sparse: Side
     random: Accuracy
     delta: Delta
+    keeps: list[AtKeep] = []
     correct: Correct | None = None
     classes: list[ClassRow] = []
     coverage: dict[str, float] | None = None

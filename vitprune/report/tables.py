@@ -88,6 +88,30 @@ def speed_rows(report: Report, fig: Figure, mark: Callable[[str], str] = emphasi
     return rows
 
 
+def ratio_rows(report: Report, fig: Figure, mark: Callable[[str], str] = emphasised) -> tuple[list[str], list[Row]]:
+    """Columns and, where one training was for a range, a row per keep ratio that was measured, the lowest first."""
+    found, batch = headline(report), len(report.delta.speedup) - 1
+    task = task_named(report.task)
+    columns = ["keep", *([found[1].text] if found else []), *(each.text for each in task.fidelity[:2])]
+    columns += ["GMACs", f"images/s at batch {report.delta.speedup[batch].batch_size}", "speed-up"]
+    places = [(each.keep, f"keeps.{index}.side", f"keeps.{index}.delta") for index, each in enumerate(report.keeps)]
+    rows: list[Row] = []
+    for keep, side, delta in sorted([*places, (report.keep or 0, "sparse", "delta")]) if places else []:
+        speedup = _value(report, delta).speedup[batch]
+        said = remark(speedup.slower, speedup.speedup_ci95)
+        rows.append(
+            [
+                f"{keep:g}",
+                *([fig(f"{delta}.{found[1].key}", found[1].digits, True)] if found else []),
+                *(fig(f"{delta}.{each.key}", each.digits) for each in task.fidelity[:2]),
+                fig(f"{side}.gmacs", 3),
+                fig(f"{side}.speed.{batch}.images_per_s", 1),
+                fig(f"{delta}.speedup.{batch}.speedup") + " x" + (" " + mark(said) if said else ""),
+            ]
+        )
+    return columns, rows
+
+
 def headline(report: Report) -> tuple[TaskFigure, Change] | None:
     """The figure against labels that a report is about, and its change; None where it has none."""
     known = [(each, _CHANGES[each.key]) for each in _accuracy_figures(report) if each.key in _CHANGES]

@@ -64,13 +64,14 @@ class Subject:
         return Legend(f"{self.loaded.name}, {about.label}", about.stages, merged, dense, truth)
 
 
-def load_subject(model: str, checkpoint: Path | None) -> Subject:
+def load_subject(model: str, checkpoint: Path | None, keep: float | None = None) -> Subject:
     """The sparse model `model` and what to compare it with: the dense model if its weights are in `checkpoint`.
 
     Raises:
-        UsageError: MODEL is dense, or keeps everything.
+        UsageError: MODEL is dense, or keeps everything, or was not trained for the keep ratio `keep`.
     """
     loaded = load_model(model)
+    loaded.open_at(keep)
     if loaded.sparse is None or loaded.metadata is None:
         raise UsageError(
             f"'{model}' is a dense model: all its tokens are kept, so there is nothing to show",

@@ -26,6 +26,7 @@ from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.tasks import Spread, task_named
 from vitprune.training.checkpoints import State
+from vitprune.training.elastic import own_keep, set_keep
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, set_trainable
 from vitprune.training.progress import Progress, StepRecord
@@ -91,7 +92,7 @@ def train(
     objective: Any = accelerator.prepare(Objective(student, teacher, recipe).to(device))
     if task_named(student.task).needs_spread:
         accelerator.unwrap_model(objective).spread = _spread(accelerator, teacher, images, recipe)
-    with compiled_blocks(student, teacher) if recipe.compile else nullcontext():
+    with own_keep(student), compiled_blocks(student, teacher) if recipe.compile else nullcontext():
         for number, steps in enumerate(plan):  # first the predictors alone, then predictors and backbone
             if resume is not None and number < resume.about["part"]:
                 continue
@@ -104,6 +105,8 @@ def train(
                 first, resume = resume.about["step"], None
             optimization.optimizer = accelerator.prepare(optimization.optimizer)
             objective.train()
+            if student.keep_range is not None:
+                student.keep = student.keep_range[1]  # which needs the most memory
             progress.num_microbatches = find_num_microbatches(accelerator, objective, images, steps)
             batches = training_batches(
                 images, recipe, faults, student.num_classes, first_step=progress.steps_done, device=device
@@ -113,6 +116,7 @@ def train(
                 phase, noise, trains_backbone = steps[index]
                 optimization.scheduler.step_update(index)
                 set_trainable(student, recipe, phase, trains_backbone)
+                set_keep(student, recipe.seed, progress.steps_done)
                 seed = recipe.seed, progress.steps_done
                 seed_all(*seed)  # mixup draws when a batch is taken: a resumed run draws the same
                 batch = next(batches)
@@ -135,6 +139,7 @@ def train(
                     total=total,
                     kept_ratios=tuple(loss.kept_ratios.tolist()),
                     target_ratios=student.schedule.ratios,
+                    keep=student.keep if student.keep_range else None,
                     lr=optimization.optimizer.param_groups[-1 if phase == "deployed" else 0]["lr"],
                     images_per_s=num_images / seconds,
                     skipped=not taken,
@@ -172,8 +177,10 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
     blocks: list[Any] = [block for model in models for block in getattr(model.backbone, "blocks", ())]
     device = next(models[0].parameters()).device
     check_compiler(device)
+    # Of a range of keep ratios every step may have other numbers of tokens.
+    dynamic = True if any(model.keep_range for model in models) else None
     for block in blocks:
-        block.compile()
+        block.compile(dynamic=dynamic)
     limits = {"recompile_limit": _VERSIONS, "accumulated_recompile_limit": _VERSIONS}
     try:
         with torch._dynamo.config.patch(limits), warnings.catch_warnings():
@@ -216,11 +223,11 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
     objective.eval()
     faults, seed = Faults(recipe.max_unreadable), derive_seed(recipe.seed, _RATE_BATCHES)
     batches = training_batches(images, recipe, faults, inner.student.num_classes, seed=seed, device=device)
+    divergences = []
     with torch.no_grad():
-        divergences = [
-            objective(batch.to(device), labels.to(device), "deployed").components[task.loss]
-            for batch, labels in islice(batches, _RATE_BATCHES)
-        ]
+        for number, (batch, labels) in enumerate(islice(batches, _RATE_BATCHES)):
+            set_keep(inner.student, recipe.seed, number)  # of a range, the mean over it
+            divergences.append(objective(batch.to(device), labels.to(device), "deployed").components[task.loss])
     loss = accelerator.reduce(torch.stack(divergences).mean(), "mean").item()
     reference = task.rate_reference or recipe.rate_reference_kl
     factor = loss / reference if math.isfinite(loss) else 1.0

@@ -33,6 +33,7 @@ class StepRecord:
         lr: of the predictors, or of the backbone where predictors do not train.
         images_per_s: of this step, data included.
         skipped: True if the loss or gradient was not finite and the weights were not changed.
+        keep: the step's keep ratio, where one training is for a range of them.
     """
 
     step: int
@@ -45,10 +46,13 @@ class StepRecord:
     lr: float
     images_per_s: float
     skipped: bool = False
+    keep: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The record for log.jsonl; a loss that is not finite becomes null."""
         record = asdict(self)
+        if self.keep is None:
+            del record["keep"]
         record["losses"] = {name: _finite(value) for name, value in self.losses.items()}
         record["total"] = _finite(self.total)
         return record

@@ -41,7 +41,9 @@ def bench(
     keep: Annotated[
         str | None,
         typer.Option(
-            metavar="RATIOS", help="Keep ratios for timm names.", show_default="0.7; 0.9,0.8,0.7 without MODEL"
+            metavar="RATIOS",
+            help="Keep ratios for timm names, and files of a range.",
+            show_default="0.7; 0.9,0.8,0.7 without MODEL",
         ),
     ] = None,
     device: Device = "auto",

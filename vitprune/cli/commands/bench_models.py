@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprune.cli.plan_options import refuse_plan, resolve_plan
+from vitprune.cli.plan_options import open_as_asked, refuse_plan, resolve_plan
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -92,17 +92,16 @@ def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]
 def _variants(spec: str, request: BenchRequest) -> Benchmark:
     """A dense model with the sparse ones to be made of it, or a sparse file with its dense backbone."""
     from vitprune.backbones import input_size
-    from vitprune.loading.load import sparse_file
     from vitprune.measure import BenchModel, with_bounds
     from vitprune.model import attach_as
 
-    if sparse_file(spec):
-        for plan in request.plans:
-            refuse_plan(spec, plan)
     loaded = request.structure.load(spec, weights="random")
     models = {"dense": BenchModel("dense", 1.0, loaded.model)}
     if loaded.sparse is not None and loaded.metadata is not None:
-        models[loaded.metadata.label] = BenchModel("sparse", loaded.metadata.keep, loaded.sparse)
+        for asked in request.plans:
+            open_as_asked(loaded, asked)
+            at_ratio = loaded.sparse if loaded.keep is None else loaded.sparse.at(loaded.keep)
+            models[loaded.metadata.label] = BenchModel("sparse", loaded.keep, at_ratio)
     else:
         for asked in request.plans:
             if asked.keep != 1:

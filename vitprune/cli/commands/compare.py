@@ -23,7 +23,7 @@ from vitprune.cli.options import (
     Workers,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, say, signed, waiting
-from vitprune.cli.plan_options import MacsOptions, refuse_plan, resolve_plan
+from vitprune.cli.plan_options import MacsOptions, open_as_asked, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import speedup_text
 from vitprune.cli.training_options import Settings, parse_settings
@@ -113,7 +113,7 @@ def compare(
         if loaded.sparse is None:
             subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
         else:
-            refuse_plan(model, request)
+            open_as_asked(loaded, request)
             trained = (loaded.metadata and loaded.metadata.training) or {}
             dense = weights.dense_of(loaded).model
             subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))

@@ -10,6 +10,7 @@ from vitprune.cli.limits import MinFidelity, check_goes_with, check_measured, fi
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageOptions, Model, Precision, Workers
 from vitprune.cli.output import Check, enforce, number, print_json, print_line, print_table, say, signed, waiting
+from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.errors import DataError, UsageError
@@ -25,6 +26,7 @@ def evaluate(
     weights: ModelOptions,
     images: ImageOptions,
     data: DataArgument = None,
+    keep: FileKeep = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = 64,
@@ -70,6 +72,7 @@ def evaluate(
         of_dense = weights.checkpoint is not None and (is_exported(model) or sparse_file(model) is not None)
         of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
         loaded = weights.load(model, exported=True, **of_model)
+        loaded.open_at(keep)
     task = task_named(loaded.task, loaded.class_vectors)
     check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
     if min_fidelity is not None and not of_dense:
@@ -108,7 +111,7 @@ def evaluate(
     result = {
         "model": loaded.name,
         "task": task.name,
-        "keep": loaded.metadata.keep if loaded.metadata else 1.0,
+        "keep": loaded.keep,
         "data": opened.name,
         **results.summary(),
         "num_unreadable": faults.count,

@@ -12,6 +12,7 @@ from vitprune.cli import completion
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, Limit, Model, TableOptions
 from vitprune.cli.output import print_json, print_line, say, waiting
+from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.errors import UsageError
@@ -28,6 +29,7 @@ _DEFAULT_LIMIT = 100
 def export(
     model: Model,
     weights: ModelOptions,
+    keep: FileKeep = None,
     kind: Annotated[
         Literal["onnx", "openvino", "pt2", "timm"],
         typer.Option("--format", "-f", help="ONNX, OpenVINO, torch.export, or a timm folder of the backbone alone."),
@@ -119,6 +121,7 @@ def export(
     if kind == "openvino":
         require_openvino()
     loaded = weights.load(model)
+    loaded.open_at(keep)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin

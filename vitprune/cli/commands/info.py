@@ -8,7 +8,7 @@ from typing import Any
 from vitprune.cli.model_options import StructureOptions
 from vitprune.cli.options import AsJson, Model, RecipeName
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import Align, MacsOptions, refuse_plan, resolve_plan
+from vitprune.cli.plan_options import Align, MacsOptions, open_as_asked, resolve_plan
 from vitprune.schedule import keep_in_words
 
 
@@ -36,7 +36,7 @@ def info(
     request = plan.request(align=align)
     loaded = structure.load(model, weights="none")
     if loaded.sparse:
-        refuse_plan(model, request)
+        open_as_asked(loaded, request)
         sparse = loaded.sparse
     else:
         sparsity, _ = resolve_plan(request, loaded.model, settings)

@@ -13,6 +13,7 @@ import typer
 from vitprune.cli.model_options import ModelOptions
 from vitprune.cli.options import AsJson, BatchSize, Device, Model, Precision, Workers
 from vitprune.cli.output import number, print_json, print_line, print_table, say, waiting
+from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.common.files import check_new_file, replacing, write_text
@@ -32,6 +33,7 @@ def predict(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.", show_default=False)
     ],
+    keep: FileKeep = None,
     topk: Annotated[
         int | None,
         typer.Option(
@@ -83,9 +85,11 @@ def predict(
     with waiting(f"loading {model}"):
         if weights.checkpoint is not None and sparse_file(model):
             loaded = weights.load(model, checkpoint=None, checkpoint_key=None)
+            loaded.open_at(keep)
             models = {"dense": weights.dense_of(loaded).model, "sparse": loaded.sparse or loaded.model}
         else:
             loaded = weights.load(model, exported=True)
+            loaded.open_at(keep)
             is_sparse = loaded.sparse is not None or (loaded.metadata is not None and bool(loaded.metadata.stages))
             models = {"sparse" if is_sparse else "dense": loaded.sparse or loaded.model}
     task = task_named(loaded.task)
@@ -112,7 +116,7 @@ def predict(
     result: dict[str, Any] = {
         "model": loaded.name,
         "task": task.name,
-        "keep": loaded.metadata.keep if loaded.metadata else 1.0,
+        "keep": loaded.keep,
         "num_images": len(rows),
         "num_unreadable": faults.count,
         "unreadable": faults.names,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from vitprune.cli.training_options import (
     load_dense_model,
     training_device,
     training_images,
+    untrained,
 )
 from vitprune.common import distributed
 from vitprune.common.files import check_writable
@@ -40,7 +42,17 @@ def sweep(
     weights: ModelOptions,
     images: ImageOptions,
     running: RunOptions,
-    keep: Annotated[str, typer.Option(metavar="RATIOS", help="Keep ratios, a run each, in (0, 1).")] = ".9,.8,.7,.6,.5",
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIOS",
+            help="Keep ratios in (0, 1), a run each; of a file that was trained for a range, without any training.",
+            show_default=".9,.8,.7,.6,.5",
+        ),
+    ] = None,
+    elastic: Annotated[
+        bool, typer.Option("--elastic", help="One run for the whole range of --keep instead of one for each.")
+    ] = False,
     also: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +85,7 @@ def sweep(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """One sparsify run after another, then all of them beside the dense model and smaller dense ones.
+    """One sparsify run after another, or one for all, then all of them beside the dense model and smaller dense ones.
 
     All models see the same images and are timed interleaved. Writes a run folder for each ratio, and sweep.html
     and sweep.json: accuracy and speed of each, and the Pareto front. Other settings of training: --set, or a YAML
@@ -83,6 +95,10 @@ def sweep(
 
       vitprune sweep demo --keep .8,.6,.4
 
+      vitprune sweep deit_small path/to/imagenet --elastic
+
+      vitprune sweep runs/deit_small_patch16_224-keep0.5-0.9 path/to/imagenet --keep .9,.7,.5
+
       vitprune sweep deit_small path/to/imagenet --keep .9,.7,.5 --also deit_tiny
 
       vitprune sweep deit_small path/to/folder --checkpoint small.safetensors --also deit_tiny=tiny.safetensors
@@ -91,25 +107,35 @@ def sweep(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite are mutually exclusive", "give one of them")
     check_writable(output or RUNS)
-    ratios = _ratios(keep)
+    ratios = _ratios(keep or ".9,.8,.7,.6,.5")
+    if elastic and len(ratios) < 2:
+        raise UsageError(f"--elastic trains for a range, and --keep is '{keep}'", "give its ends: --keep .9,.5")
     named = _named(also)
     plan = recipe.chosen(model, weights.task)
-    requests = [stages.request(keep=ratio) for ratio in ratios]
+    asked = [(ratios[-1], ratios[0])] if elastic else ratios
+    requests = [stages.request(keep=each) for each in asked]
     where = training_device(device, plan)
     options, timing = images.parsed(), running.timing(where)
-    loaded = load_dense_model(model, weights)
-    plans = [resolve_plan(each, loaded.model, plan)[0] for each in requests]
+    trained = _trained(model, weights)
+    if trained is None:
+        loaded = load_dense_model(model, weights)
+        plans = [resolve_plan(each, loaded.model, plan)[0] for each in requests]
+    else:
+        _refuse_training(model, recipe, stages, elastic=elastic)
+        loaded, plans, plan = weights.dense_of(trained), [], untrained(plan)
+        ratios = _within(trained, ratios, keep)
     others = _others(loaded, named, weights.img_size)
 
     from vitprune.jobs.sweep import sweep as run
     from vitprune.jobs.train_run import RunSettings
     from vitprune.report.publishable import command_line
+    from vitprune.schedule import Sparsity
 
     folder = RunFolder.choose(output, f"{loaded.short_name}-sweep", overwrite=overwrite, resume=resume)
     keeps = f"keep {', '.join(f'{ratio:g}' for ratio in ratios)}"
     opened = training_images(loaded, images.spec(data, loaded), options, plan, keeps, where)
     common = RunSettings(
-        plans[0],
+        plans[0] if plans else Sparsity(),
         where,
         folder,
         resume=resume,
@@ -118,7 +144,8 @@ def sweep(
         commands={"sweep": command_line(context.obj)},
     )
     with RunProgress() as progress:
-        result = run(loaded, opened, plan, plans, others, common, progress)
+        sparse = trained.sparse if trained else None
+        result = run(loaded, opened, plan, plans, others, common, progress, ratios=ratios, trained=sparse)
     if as_json:
         print_json(result)
     else:
@@ -127,6 +154,44 @@ def sweep(
         say(f"{row['label']} failed: {row['error']}; the same command with --resume tries it again")
     if result["failed"]:
         raise typer.Exit(_EXIT_FAILED)
+
+
+def _trained(model: str, weights: ModelOptions) -> Loaded | None:
+    """A file of ours that was trained for a range of keep ratios.
+
+    Raises:
+        UsageError: it was trained for one.
+    """
+    from vitprune.loading.load import sparse_file
+
+    if sparse_file(model) is None:
+        return None
+    loaded = weights.load(model, checkpoint=None, checkpoint_key=None)
+    if loaded.sparse is None or loaded.sparse.keep_range is None:
+        raise UsageError(
+            f"'{model}' was trained for one keep ratio",
+            "sweep the dense model, or a file that was trained for a range: vitprune sparsify MODEL --keep 0.5-0.9",
+        )
+    return loaded
+
+
+def _refuse_training(model: str, recipe: RecipeOptions, stages: StageOptions, *, elastic: bool) -> None:
+    """Options that say how to train, of a file that is trained already.
+
+    Raises:
+        UsageError: one is given.
+    """
+    if elastic or stages != StageOptions() or replace(recipe, batch_size=None, workers=None) != RecipeOptions():
+        raise UsageError(
+            f"'{model}' is trained already: its keep ratios are measured, and options of training would do nothing",
+            "leave them out",
+        )
+
+
+def _within(trained: Loaded, ratios: list[float], asked: str | None) -> list[float]:
+    """The ratios to measure: those asked for, else those of the default that lie in the file's range."""
+    low, high = (trained.sparse.keep_range if trained.sparse else None) or (0.0, 1.0)
+    return ratios if asked else [ratio for ratio in ratios if low <= ratio <= high] or [low, high]
 
 
 def _ratios(text: str) -> list[float]:

@@ -11,6 +11,7 @@ from vitprune.cli import completion
 from vitprune.cli.model_options import told
 from vitprune.cli.options import AsJson, Device, TableOptions
 from vitprune.cli.output import number, print_json, print_line, print_table, say, waiting
+from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
 from vitprune.common.files import check_writable
@@ -35,6 +36,7 @@ def visualize(
             metavar="IMAGE", help="Image files, or folders of them.", show_default="of a demo model: --data demo"
         ),
     ] = None,
+    keep: FileKeep = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +105,7 @@ def visualize(
     if mean and heatmap:
         raise UsageError("--mean counts how often positions are kept, without heat maps", "leave out one")
     where = pick_device(device)
-    subject = load_subject(model, checkpoint)
+    subject = load_subject(model, checkpoint, keep)
     told(subject.loaded)
     subject.sparse.to(where)
     found, many = open_images(subject, images or [], data, tables.parsed())
