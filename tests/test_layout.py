@@ -15,7 +15,7 @@ FLOORS = (  # lowest first; rooms of one bound do not import each other
     {"tasks"},
     {"measure"},
     {"evaluation"},
-    {"training", "budget", "baselines", "export"},
+    {"training", "budget", "baselines", "export", "adaptive"},
     {"loading"},
     {"report"},
     {"jobs"},

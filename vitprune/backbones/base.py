@@ -168,6 +168,13 @@ class Backbone:
         """
         return self._run(self.blocks[index], x, attn_mask)
 
+    def embed_up_to(self, images: Tensor, first_block: int) -> Tensor:
+        """Images (B, in_chans, H, W) to all tokens (B, P + N, C) as block `first_block` sees them."""
+        x, positions = self.embed(images), self.positions_of()
+        for index in range(first_block):
+            x = self.block(index, x, positions=positions)
+        return x
+
     def positions_of(self, present: Tensor | None = None) -> Any:
         """What `block` needs to know of where tokens sit; None in models whose tokens carry it themselves.
 

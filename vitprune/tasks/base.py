@@ -145,6 +145,15 @@ class Results(ABC):
     def distances(self, dense: Any) -> Tensor:
         """How far it is from the dense model, of each image, (num_images,); 0 is the same."""
 
+    @property
+    def confidence(self) -> Tensor | None:
+        """How sure the model is of each image, (num_images,) in [0, 1], see `Task.confidence`; None where not known."""
+        return None
+
+    def same(self, dense: Any) -> Tensor | None:
+        """Whether each image's answer is the dense model's, (num_images,) of bool; None of a task without answers."""
+        return None
+
     def nearest(self) -> Tensor | None:
         """Of each image the rows of those that are most like it, nearest first, (num_images, some); None of a task
         that says nothing of that.
@@ -274,6 +283,10 @@ class Task(ABC):
         """How far outputs (N, ...) are from deciding otherwise, in units of how far they lie apart and in the shape of
         `decisions`.
         """
+        return None
+
+    def confidence(self, output: Tensor) -> Tensor | None:
+        """How sure a model is of outputs (N, ...), (N,) in [0, 1]; None where they do not say."""
         return None
 
     def differences(self, output: Tensor, reference: Tensor) -> Tensor:

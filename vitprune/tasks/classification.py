@@ -68,11 +68,15 @@ class Predictions(Results):
 
     def agreement_pct(self, other: Predictions) -> float:
         """Share of images on which both models give the same class, in percent."""
-        return percent(self.top[:, 0] == other.top[:, 0])
+        return percent(self.same(other))
 
     def accuracy(self) -> dict[str, Any]:
         """Top-1 and top-5 accuracy."""
         return {"top1_pct": self.top1_pct, "top5_pct": self.top5_pct}
+
+    def same(self, dense: Predictions) -> Tensor:
+        """Whether the likeliest class is the same."""
+        return self.top[:, 0] == dense.top[:, 0]
 
     def fidelity(self, dense: Predictions) -> dict[str, Any]:
         """Same class as dense, and mean KL divergence from it."""
@@ -115,13 +119,17 @@ class Classification(Task):
         """Likeliest classes, confidence and divergence of logits (B, num_classes)."""
         record = {
             "top": output.topk(min(_TOP, output.shape[-1]), dim=-1).indices.cpu(),
-            "confidence": output.softmax(dim=-1).amax(dim=-1).cpu(),
+            "confidence": self.confidence(output).cpu(),
         }
         return record if reference is None else record | {"kl": divergence(output, reference).cpu()}
 
     def decisions(self, output: Tensor) -> Tensor:
         """The likeliest class, (N, num_classes) to (N,)."""
         return output.argmax(dim=1)
+
+    def confidence(self, output: Tensor) -> Tensor:
+        """Probability of the likeliest class, (N, num_classes) to (N,)."""
+        return output.float().softmax(dim=-1).amax(dim=-1)
 
     def margins(self, output: Tensor) -> Tensor:
         """The likeliest class' logit less the next one's, (N, num_classes) to (N,)."""

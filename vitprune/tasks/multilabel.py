@@ -59,6 +59,15 @@ class Decisions(Results):
             "f1_pct": 100 * found / total if total else 100.0,
         }
 
+    @property
+    def confidence(self) -> Tensor:
+        """As the task has it, (num_images,)."""
+        return MultiLabel().confidence(self.logits)
+
+    def same(self, dense: Decisions) -> Tensor:
+        """Whether all labels are the same."""
+        return ((self.logits > 0) == (dense.logits > 0)).all(dim=1)
+
     def fidelity(self, dense: Decisions) -> dict[str, Any]:
         """Same decisions as dense, of all labels of all images, and mean KL divergence from it."""
         same = percent((self.logits > 0) == (dense.logits > 0))
@@ -130,6 +139,10 @@ class MultiLabel(Task):
     def decisions(self, output: Tensor) -> Tensor:
         """Whether each label is given, (N, num_labels)."""
         return output > 0
+
+    def confidence(self, output: Tensor) -> Tensor:
+        """Probability of the outcome of the label that is least sure, from 0.5 to 1, (N, num_labels) to (N,)."""
+        return output.float().abs().amin(dim=-1).sigmoid()
 
     def margins(self, output: Tensor) -> Tensor:
         """How far each logit is from 0, (N, num_labels)."""

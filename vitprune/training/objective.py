@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitprune.backbones import Backbone
 from vitprune.common.own_members import PublicModule
 from vitprune.common.wrappers import how_wrapped
 from vitprune.errors import UsageError
@@ -136,10 +135,11 @@ class Objective(PublicModule):
         """
         self._check(phase, labels)
         with torch.no_grad():
-            trunk = self._trunk(self.teacher.backbone, images)
+            trunk = self.teacher.backbone.embed_up_to(images, self.first_block)
         if phase == "pretraining":
             with torch.no_grad():
-                own = trunk if self.shares_trunk else self._trunk(self.student.backbone, images)
+                shared = self.shares_trunk
+                own = trunk if shared else self.student.backbone.embed_up_to(images, self.first_block)
             return self._pretraining(trunk, own)
         with torch.no_grad():
             teacher = self.teacher.select_from(trunk, self.first_block)
@@ -189,14 +189,6 @@ class Objective(PublicModule):
     @property
     def _uses_labels(self) -> bool:
         return self.recipe.labels and self.recipe.weights.ce > 0
-
-    def _trunk(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Tokens up to the first stage."""
-        x = backbone.embed(images)
-        positions = backbone.positions_of()
-        for index in range(self.first_block):
-            x = backbone.block(index, x, positions=positions)
-        return x
 
     def _pretraining(self, trunk: Tensor, own: Tensor) -> StepLoss:
         """Of the teacher's tokens and the student's at the first stage."""

@@ -12,6 +12,7 @@ from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageO
 from vitprune.cli.output import Check, enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.promise_options import PromiseOptions, check_promised, print_promise
 from vitprune.common import distributed
 from vitprune.errors import DataError, UsageError
 
@@ -25,6 +26,7 @@ def evaluate(
     model: Model,
     weights: ModelOptions,
     images: ImageOptions,
+    promised: PromiseOptions,
     data: DataArgument = None,
     keep: FileKeep = None,
     device: Device = "auto",
@@ -47,6 +49,9 @@ def evaluate(
     compared. Images without labels are enough for that. MODEL may also be an ONNX file that vitprune export wrote,
     which runs on the CPU.
 
+    --fidelity 99 promises the dense model's answer on 99 % of such images: those that the sparse model is not sure of
+    go on, from the blocks that both share, through the dense one.
+
     Examples:
 
       vitprune eval runs/deit_small_patch16_224-keep0.7/model.safetensors imagenet
@@ -54,6 +59,8 @@ def evaluate(
       vitprune eval deit_small path/to/imagenet --checkpoint my.safetensors
 
       vitprune eval model.onnx path/to/imagenet
+
+      vitprune eval runs/deit_small_patch16_224-keep0.5 path/to/images --fidelity 99
     """
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
@@ -65,6 +72,7 @@ def evaluate(
         from vitprune.tasks import class_accuracy, task_named
         from vitprune.training.recipe import Recipe
 
+    asked = promised.asked()
     where = pick_device(device_for(model, device, precision))
     distributed.start(where)
     number_format = pick_precision(precision, where, training=False)
@@ -73,6 +81,8 @@ def evaluate(
         of_model = {"checkpoint": None, "checkpoint_key": None} if of_dense else {}
         loaded = weights.load(model, exported=True, **of_model)
         loaded.open_at(keep)
+        if asked is not None:
+            check_promised(loaded)
     task = task_named(loaded.task, loaded.class_vectors)
     check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
     if min_fidelity is not None and not of_dense:
@@ -81,7 +91,7 @@ def evaluate(
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
         opened = _open(spec, images.parsed(), loaded, task, alone=loaded.sparse is None and not of_dense)
-        compares = of_dense or not has_accuracy(task, opened)
+        compares = of_dense or asked is not None or not has_accuracy(task, opened)
         check_measured(task, opened, min_top1=min_top1)
         models = {"dense": weights.dense_of(loaded).model} if compares else {}
     val, gallery, transform = opened.val, gallery_of(opened, task), eval_transform(loaded.model)
@@ -91,6 +101,10 @@ def evaluate(
     for line in opened.understood:
         say(line)
     workers = Recipe(num_workers=workers).workers()
+    if asked is not None:
+        how = promised.how(where, number_format, batch_size, workers, skip_unreadable=skip_unreadable)
+        print_promise(loaded, models["dense"], opened, task, asked, how, as_json=as_json)
+        return
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
         found, faults = predict(

@@ -1,0 +1,139 @@
+"""Images that a cheap pass is sure of stop there; the others go on, from the blocks that all passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vitprune.errors import UsageError
+from vitprune.measure import count_macs
+from vitprune.model import SparseViT, attach
+from vitprune.tasks import task_named
+
+
+class AdaptiveViT(nn.Module):
+    """A cascade of passes of rising cost over one trunk: the blocks before the first stage, which run once.
+
+    The first pass sees every image. Of those whose confidence is below the threshold the next one, at a higher keep
+    ratio or dense, decides instead. Batches are split and put together again by index, so that every pass runs over a
+    rectangular batch, and static shapes and kernels hold inside each.
+
+    Example:
+        sparse = vitprune.load("model.safetensors", keep=0.5)
+        adaptive = AdaptiveViT([sparse, dense_model], threshold=0.4)
+        logits = adaptive(images)
+
+    Args:
+        passes: cheapest first: sparse models of one plan but for the ratio, then possibly the dense timm model that
+            they were made from, or another. Their trunks must be the same.
+        threshold: images of at least this confidence stop, 0 or more; the task says what it is, at most 1.
+
+    Raises:
+        UsageError: fewer than two passes, trunks that differ, a task that knows no confidence, or a threshold
+            below 0.
+
+    Attributes:
+        threshold: as above; it can be set.
+        ended: of each image since it was set to a list, the number of the pass that decided; None to keep no account.
+    """
+
+    def __init__(self, passes: Sequence[SparseViT | nn.Module], threshold: float) -> None:
+        super().__init__()
+        if len(passes) < 2 or not isinstance(passes[0], SparseViT) or not passes[0].schedule.stages:
+            raise UsageError("an adaptive model needs two passes or more, of which the first prunes")
+        models = [each if isinstance(each, SparseViT) else attach(each, keep=1.0) for each in passes]
+        self.passes = nn.ModuleList(models)
+        # What prunes by its attention reads that of the block before the stage.
+        stages = [block - (each.predictor == "attention") for each in models for block in each.schedule.blocks]
+        self.first_block = min(stages)
+        self.task = models[0].task
+        if task_named(self.task).confidence(torch.zeros(1, 2)) is None:
+            raise UsageError(
+                f"the task is {self.task}, whose outputs do not say how sure a model is",
+                "adaptive passes are for classification and multilabel",
+            )
+        self.threshold = threshold
+        self.ended: list[int] | None = None
+        self._check_trunks(models)
+
+    @property
+    def threshold(self) -> float:
+        """The confidence from which on an image stops."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if not value >= 0:  # above 1 no image stops before the last pass
+            raise UsageError(f"the threshold is {value:g}, expected 0 or more", "confidences lie in [0, 1]")
+        self._threshold = float(value)
+
+    @property
+    def pretrained_cfg(self) -> dict[str, object]:
+        """How images are prepared, as timm says it."""
+        return dict(self._passes()[0].pretrained_cfg)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to the outputs of the pass that decided each, (B, num_classes)."""
+        return self.route(images)[0]
+
+    def route(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, and of each image the number of the pass that decided, (B,)."""
+        first, *others = self._passes()
+        tokens = first.backbone.embed_up_to(images, self.first_block)
+        outputs = first.select_from(tokens, self.first_block).logits
+        ended = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        unsure = self._unsure(outputs).nonzero().flatten()
+        for number, each in enumerate(others, start=1):
+            if not len(unsure):
+                break
+            again = each.select_from(tokens[unsure], self.first_block).logits
+            outputs, ended = outputs.index_copy(0, unsure, again), ended.index_fill(0, unsure, number)
+            unsure = unsure[self._unsure(again)]
+        if self.ended is not None:
+            self.ended += ended.tolist()
+        return outputs, ended
+
+    def costs(self, input_size: tuple[int, int, int]) -> list[int]:
+        """Multiply-accumulates of an image that ends in each pass: the trunk once, and all passes up to that one.
+
+        Args:
+            input_size: (C, H, W).
+        """
+        trunk = count_macs(_Trunk(self._passes()[0], self.first_block), input_size)
+        tails = [count_macs(each, input_size) - trunk for each in self._passes()]
+        return [trunk + sum(tails[: number + 1]) for number in range(len(tails))]
+
+    def _passes(self) -> list[SparseViT]:
+        return list(self.passes)  # type: ignore[arg-type]
+
+    def _unsure(self, outputs: Tensor) -> Tensor:
+        confidence = task_named(self.task).confidence(outputs.float())
+        assert confidence is not None
+        return confidence < self.threshold
+
+    def _check_trunks(self, models: Sequence[SparseViT]) -> None:
+        first, *others = (each.backbone.trunk(self.first_block) for each in models)
+        for number, trunk in enumerate(others, start=2):
+            differ = [
+                name
+                for name in first.keys() | trunk.keys()
+                if name not in first or name not in trunk or not torch.equal(first[name], trunk[name].to(first[name]))
+            ]
+            if differ:
+                raise UsageError(
+                    f"passes 1 and {number} are no models of one trunk: '{min(differ)}' differs",
+                    "adaptive passes share the blocks before the first stage, which the default recipe does not train",
+                )
+
+
+class _Trunk(nn.Module):
+    """The blocks that all passes share."""
+
+    def __init__(self, model: SparseViT, first_block: int) -> None:
+        super().__init__()
+        self.model, self.first_block = model, first_block
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.backbone.embed_up_to(images, self.first_block)
