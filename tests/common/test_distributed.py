@@ -1,13 +1,17 @@
 """Two processes do together what one does alone."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 from agreement import assert_trained_alike
 from safetensors.torch import load_file
+
+from vitprune.cli.app import run as cli
 
 pytestmark = pytest.mark.slow
 
@@ -15,9 +19,13 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 
 def run(count, *arguments, cwd):
-    """A vitprune command in `count` processes: exit code, stdout, stderr."""
-    launcher = [*LAUNCH, str(count)] if count > 1 else [sys.executable]
-    command = [*launcher, "-m", "vitprune", *arguments]
+    """A vitprune command in `count` processes: exit code, stdout, stderr. One alone is this one: they start slowly."""
+    if count == 1:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(cwd)
+            return cli(list(arguments)), out.getvalue(), err.getvalue()
+    command = [*LAUNCH, str(count), "-m", "vitprune", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
     return done.returncode, done.stdout, done.stderr
@@ -62,16 +70,16 @@ def test_every_image_counts_once_in_eval(weights_file, image_folder, tmp_path):
     """Also where the last process has fewer."""
     command = f"eval test_vit {image_folder} --checkpoint {weights_file} --device cpu -j 0 --limit 5 --json".split()
     results = []
-    for count in (1, 2, 3):
+    for count in (1, 3):
         code, out, err = run(count, *command, cwd=tmp_path)
         assert code == 0, err
         result = json.loads(out)
         results.append((result["num_images"], result["top1_pct"], result["classes"]))
     assert results[0][0] == 5
-    assert results[0] == results[1] == results[2]
+    assert results[0] == results[1]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
-    code, _, err = run(3, *training, "-o", "run", cwd=tmp_path)
+    code, _, err = run(2, *training, "-b", "5", "-o", "run", cwd=tmp_path)
     assert code != 0
-    assert "a batch of 4 images cannot be shared by 3 processes" in err
+    assert "a batch of 5 images cannot be shared by 2 processes" in err
