@@ -7,7 +7,8 @@
 
 The jobs: sparsify, evaluate, predict, benchmark, visualize, export_model, save, load, list_models.
 For a training loop of your own: attach, Objective, Recipe, LossWeights, Augmentation; Sparsity, Schedule and Stage are
-the plan, and Selection, MaskedOutput and StepLoss what passes give. count_macs says what a model costs.
+the plan, and Selection, MaskedOutput and StepLoss what passes give. AdaptiveViT gives each image as many tokens as it
+needs; count_macs says what a model costs.
 Every error that vitprune raises on purpose is a VitpruneError; vitprune.errors lists the kinds.
 """
 
@@ -20,6 +21,7 @@ from vitprune._version import __version__ as __version__
 
 if TYPE_CHECKING:  # for type checkers; a test holds that these are the names below
     from vitprune import errors as errors
+    from vitprune.adaptive import AdaptiveViT as AdaptiveViT
     from vitprune.api.exporting import export_model as export_model
     from vitprune.api.inspecting import benchmark as benchmark
     from vitprune.api.inspecting import evaluate as evaluate
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
 
 # Imported when first used, so that `vitprune --help` does not wait for torch.
 _NAMES = {
+    "adaptive": ("AdaptiveViT",),
     "api.exporting": ("export_model",),
     "api.inspecting": ("benchmark", "evaluate", "predict", "save", "visualize"),
     "api.listing": ("list_models",),

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vitprune.common.own_members import PublicModule
 from vitprune.errors import UsageError
 from vitprune.measure import count_macs
 from vitprune.model import SparseViT, attach
 from vitprune.tasks import task_named
 
 
-class AdaptiveViT(nn.Module):
+class AdaptiveViT(PublicModule):
     """A cascade of passes of rising cost over one trunk: the blocks before the first stage, which run once.
 
     The first pass sees every image. Of those whose confidence is below the threshold the next one, at a higher keep
@@ -21,8 +22,8 @@ class AdaptiveViT(nn.Module):
     rectangular batch, and static shapes and kernels hold inside each.
 
     Example:
-        sparse = vitprune.load("model.safetensors", keep=0.5)
-        adaptive = AdaptiveViT([sparse, dense_model], threshold=0.4)
+        sparse = vitprune.load("model.safetensors")
+        adaptive = vitprune.AdaptiveViT([sparse, model], threshold=0.4)
         logits = adaptive(images)
 
     Args:
