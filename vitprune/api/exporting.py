@@ -88,9 +88,7 @@ def export_model(
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
     metadata = metadata.model_copy(update={"task": loaded.task})
     metadata = with_features(metadata, kind) if features else metadata
-    check_output(output, kind, precision, overwrite=overwrite)
-    if precision == "int8" and data is None:
-        raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
+    check_output(output, kind, precision, calibrated=data is not None, overwrite=overwrite)
     sparse = copy.deepcopy(sparse).to("cpu", torch.float32).eval()
     if data is None:
         return export(sparse, metadata, output, kind, precision, target)

@@ -89,15 +89,17 @@ def known_target(kind: Format, batch: int | None, opset: int | None) -> Target:
     return Target(batch, opset or OPSET)
 
 
-def check_output(output: Path, kind: Format, precision: ExportPrecision, *, overwrite: bool) -> None:
-    """Make sure, before the work, that `output` may be written.
+def check_output(output: Path, kind: Format, precision: ExportPrecision, *, calibrated: bool, overwrite: bool) -> None:
+    """Make sure, before the work, that `output` may be written; `calibrated` says whether there are images for INT8.
 
     Raises:
-        UsageError: a timm folder in less than fp32, or INT8 of another format than ONNX.
+        UsageError: a timm folder in less than fp32, or INT8 without images or as torch.export's program.
         OutputError: it has the wrong suffix, its folder is missing, or it exists and may not be overwritten.
     """
     if kind == "pt2" and precision == "int8":
         raise UsageError("--precision int8 goes with --format onnx, not pt2", "leave out --format")
+    if precision == "int8" and not calibrated:
+        raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
     if kind == "timm" and precision != "fp32":
         raise UsageError(
             f"a timm folder is written in fp32, not in {precision}",

@@ -103,7 +103,7 @@ def export(
     """
     distributed.refuse_several("export")
     weights.refuse_class_embeddings("export")
-    precision = _precision(precision, half, data, calibrate is not None or min_agreement is not None)
+    precision = _precision(precision, half, calibrate is not None or min_agreement is not None)
     if data is None and limit is not None:
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
@@ -130,7 +130,7 @@ def export(
         metadata.task = loaded.task
     metadata = with_features(metadata, kind) if features else metadata
     output = output or _default_output(loaded, kind, precision)
-    check_output(output, kind, precision, overwrite=overwrite)
+    check_output(output, kind, precision, calibrated=data is not None, overwrite=overwrite)
     images: tuple[Iterable[Tensor], int | None] = ((), 0)
     if data is not None:
         options = TableOptions().parsed(limit or _DEFAULT_LIMIT)
@@ -167,17 +167,15 @@ def export(
 
 
 def _precision(
-    asked: Literal["fp32", "fp16", "int8"] | None, half: bool, data: str | None, quantising: bool
+    asked: Literal["fp32", "fp16", "int8"] | None, half: bool, quantising: bool
 ) -> Literal["fp32", "fp16", "int8"]:
     """The precision meant.
 
     Raises:
-        UsageError: options contradict each other, or int8 has no images.
+        UsageError: options contradict each other.
     """
     if half and asked not in (None, "fp16"):
         raise UsageError(f"--half and --precision {asked} contradict each other", "leave one out")
-    if asked == "int8" and data is None:
-        raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
     if asked != "int8" and quantising:
         raise UsageError("--calibrate and --min-agreement are of --precision int8", "leave them out, or add it")
     return "fp16" if half else asked or "fp32"
