@@ -268,3 +268,22 @@ def test_a_loss_is_the_mean_over_images_whatever_they_are_dealt_with(name):
         for part in (slice(0, 30), slice(30, NUM_IMAGES))
     ]
     torch.testing.assert_close((30 * halves[0] + 90 * halves[1]) / NUM_IMAGES, whole)
+
+
+def test_how_sure_a_model_is_and_whether_it_answers_the_same():
+    logits = torch.tensor([[4.0, 0.0, 0.0], [1.0, 0.9, 0.0]])
+    other = torch.tensor([[3.0, 0.0, 0.0], [0.9, 1.0, 0.0]])
+    targets = torch.tensor([0, 0])
+    classes, labels = task_named("classification"), task_named("multilabel")
+    torch.testing.assert_close(classes.confidence(logits), logits.softmax(dim=1).amax(dim=1))
+    one, two = (classes.results(classes.record(each), targets) for each in (logits, other))
+    assert one.same(two).tolist() == [True, False]
+    assert torch.equal(one.confidence, classes.confidence(logits))
+
+    logits, other = torch.tensor([[4.0, -3.0], [0.5, -8.0]]), torch.tensor([[1.0, -1.0], [-0.1, -8.0]])
+    torch.testing.assert_close(labels.confidence(logits), torch.tensor([3.0, 0.5]).sigmoid())
+    one, two = (labels.results(labels.record(each), targets) for each in (logits, other))
+    assert one.same(two).tolist() == [True, False]
+    torch.testing.assert_close(one.confidence, labels.confidence(logits))
+    for name in ("regression", "embedding", "dense"):
+        assert task_named(name).confidence(logits) is None, "they do not say how sure they are"
