@@ -1,17 +1,21 @@
 """Examples cannot drift: they run."""
 
+import http.client
 import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import timm
 import torch
+import uvicorn
 from PIL import Image
 from python_calls import check_calls
 from safetensors.torch import load_file, save_file
@@ -201,6 +205,49 @@ def test_every_engine_opens_and_answers_as_pytorch(tmp_path):
     ]
     assert all(float(row[2]) < 1e-3 for row in rows)
     assert all(float(row[4].split()[0].replace(",", "")) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_images_are_answered_over_http_with_names_and_in_batches(tmp_path, image_folder, make_vit):
+    example = runpy.run_path(str(EXAMPLES / "serve.py"))
+    sparse = vitprune.attach(make_vit(num_classes=2), 0.5)
+    file = str(vitprune.export_model(sparse, tmp_path / "m.onnx", class_names=["cat", "dog"]).output)
+    server = example["Server"](file, 4)
+    web = uvicorn.Server(uvicorn.Config(example["application"](server), port=0, log_level="warning"))
+    thread = threading.Thread(target=web.run, daemon=True)
+    thread.start()
+    while not web.started:
+        time.sleep(0.05)
+    port = web.servers[0].sockets[0].getsockname()[1]
+    picture = image_folder / "val" / "cat" / "0.png"
+
+    def ask(body):
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("POST", "/predict", body=body)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    status, said = ask(picture.read_bytes())
+    (expected,) = vitprune.predict(sparse, picture, device="cpu", progress=False)
+    (expected,) = expected.classes.values()
+    assert status == 200
+    assert {each["name"] for each in said["answer"]} == {"cat", "dog"}
+    assert [each["index"] for each in said["answer"]] == [each.index for each in expected]
+    shares = [each["probability_pct"] for each in said["answer"]]
+    assert shares == pytest.approx([each.probability_pct for each in expected], abs=0.01)
+    assert ask(b"no image") == (422, {"detail": "8 bytes that are no image: UnidentifiedImageError"})
+    assert ask(picture.read_bytes())[0] == 200, "it goes on"
+    taken = example["load"](port, [picture.read_bytes()], 4, 1.0)
+    assert len(taken) == server.num_images - 2 > 4
+    assert server.num_batches < server.num_images, "what came meanwhile went together"
+    web.should_exit = True
+    thread.join(timeout=10)
+    table = _run(
+        *("serve.py", file, file, "--load", str(image_folder / "val"), "--clients", "2", "--seconds", "0.5"),
+        *("--rounds", "1", "--port", str(port)),
+        cwd=tmp_path,
+    )
+    assert len(table.splitlines()) == 4
 
 
 @pytest.mark.slow
