@@ -166,11 +166,16 @@ def test_the_table_of_architectures_says_what_building_says(classes):
     if table.timm != version("timm"):
         pytest.skip(f"the table is of timm {table.timm}, installed is {version('timm')}")
     assert list(table.rows) == list(classes)
+    ours: dict[str, list[str]] = {}
     for name, cls in classes.items():
         row = table.rows[name]
         if cls not in ADAPTERS:
             assert (row["family"], row["reason"]) == (family(cls), NO_SEQUENCE), name
             continue
-        assert row == describe_architecture(name, plan), name
+        ours.setdefault(row["family"], []).append(name)
         if row["reason"] is None:
             assert 0.4 * row["dense"]["gmacs"] < row["sparse"]["gmacs"] < 0.95 * row["dense"]["gmacs"], name
+    # Each takes a second or more at its full size: of every family the first, and of all every twentieth.
+    again = {*(names[0] for names in ours.values()), *sorted(name for names in ours.values() for name in names)[::20]}
+    for name in sorted(again):
+        assert table.rows[name] == describe_architecture(name, plan), name
