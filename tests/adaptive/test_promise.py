@@ -35,7 +35,7 @@ def test_what_is_promised_holds_for_nine_of_ten_samples():
     broken = 0
     for seed in range(200):
         rows = np.random.default_rng(seed).choice(200_000, 600, replace=False)
-        sample = [Watched(each.confidence[rows], each.loss[rows], each.macs) for each in population]
+        sample = [Watched(each.certainty[rows], each.loss[rows], each.macs) for each in population]
         threshold = promise(sample, 0.02, confidence=0.9).threshold
         broken += np.choose(ended(population, threshold), [each.loss for each in population]).mean() > 0.02
     assert broken <= 200 * 0.1 + 3 * (200 * 0.1 * 0.9) ** 0.5
@@ -53,7 +53,7 @@ def test_too_few_images_and_a_last_pass_that_loses_are_said():
         promise(watched(298), 0.01)
     first, last = watched(600)
     with pytest.raises(UsageError, match="with all images in the last pass the loss may be"):
-        promise([first, Watched(last.confidence, np.full(600, 0.02), last.macs)], 0.01)
+        promise([first, Watched(last.certainty, np.full(600, 0.02), last.macs)], 0.01)
 
 
 def test_mean_divergence_is_promised_too():

@@ -275,15 +275,16 @@ def test_how_sure_a_model_is_and_whether_it_answers_the_same():
     other = torch.tensor([[3.0, 0.0, 0.0], [0.9, 1.0, 0.0]])
     targets = torch.tensor([0, 0])
     classes, labels = task_named("classification"), task_named("multilabel")
-    torch.testing.assert_close(classes.confidence(logits), logits.softmax(dim=1).amax(dim=1))
+    best = logits.softmax(dim=1).sort(dim=1, descending=True).values
+    torch.testing.assert_close(classes.certainty(logits), best[:, 0] - best[:, 1])
     one, two = (classes.results(classes.record(each), targets) for each in (logits, other))
     assert one.same(two).tolist() == [True, False]
-    assert torch.equal(one.confidence, classes.confidence(logits))
+    assert torch.equal(one.certainty, classes.certainty(logits))
 
     logits, other = torch.tensor([[4.0, -3.0], [0.5, -8.0]]), torch.tensor([[1.0, -1.0], [-0.1, -8.0]])
-    torch.testing.assert_close(labels.confidence(logits), torch.tensor([3.0, 0.5]).sigmoid())
+    torch.testing.assert_close(labels.certainty(logits), 2 * torch.tensor([3.0, 0.5]).sigmoid() - 1)
     one, two = (labels.results(labels.record(each), targets) for each in (logits, other))
     assert one.same(two).tolist() == [True, False]
-    torch.testing.assert_close(one.confidence, labels.confidence(logits))
+    torch.testing.assert_close(one.certainty, labels.certainty(logits))
     for name in ("regression", "embedding", "dense"):
-        assert task_named(name).confidence(logits) is None, "they do not say how sure they are"
+        assert task_named(name).certainty(logits) is None, "they do not say how sure they are"

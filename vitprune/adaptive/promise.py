@@ -15,12 +15,12 @@ class Watched(NamedTuple):
     """What one pass gave for every image.
 
     Attributes:
-        confidence: how sure it was, in [0, 1], (n,).
+        certainty: how sure it was, in [0, 1], (n,).
         loss: what it loses against the dense model, in [0, 1], (n,): 1 for another answer, or the KL divergence.
         macs: multiply-accumulates of an image that ends there.
     """
 
-    confidence: np.ndarray[Any, Any]
+    certainty: np.ndarray[Any, Any]
     loss: np.ndarray[Any, Any]
     macs: int
 
@@ -29,7 +29,7 @@ class Promise(NamedTuple):
     """A threshold and what holds with it.
 
     Attributes:
-        threshold: images of at least this confidence stop.
+        threshold: images of at least this certainty stop.
         loss: mean over the calibration images.
         bound: on the mean loss of all images like these.
         confidence: with which the bound holds, over samples of calibration images.
@@ -93,11 +93,11 @@ def ended(passes: Sequence[Watched], threshold: float) -> np.ndarray[Any, Any]:
     """The pass in which each image ends, (n,)."""
     found = np.full(len(passes[0].loss), len(passes) - 1)
     for number in reversed(range(len(passes) - 1)):
-        found[passes[number].confidence >= threshold] = number
+        found[passes[number].certainty >= threshold] = number
     return found
 
 
 def _thresholds(passes: Sequence[Watched]) -> list[float]:
     """All that make a difference, the highest first: above 1 no image stops early."""
-    seen = np.unique(np.concatenate([each.confidence for each in passes[:-1]]))
+    seen = np.unique(np.concatenate([each.certainty for each in passes[:-1]]))
     return [2.0, *seen[::-1].tolist()]

@@ -17,9 +17,10 @@ from vitprune.tasks import task_named
 class AdaptiveViT(PublicModule):
     """A cascade of passes of rising cost over one trunk: the blocks before the first stage, which run once.
 
-    The first pass sees every image. Of those whose confidence is below the threshold the next one, at a higher keep
-    ratio or dense, decides instead. Batches are split and put together again by index, so that every pass runs over a
-    rectangular batch, and static shapes and kernels hold inside each.
+    The first pass sees every image. Of those whose certainty is below the threshold the next one, at a higher keep ratio
+    or dense, decides instead. Certainty is the task's: of a classifier the probability of the likeliest class less that
+    of the next one. Batches are split and put together again by index, so that every pass runs over a rectangular
+    batch, and static shapes and kernels hold inside each.
 
     Example:
         sparse = vitprune.load("model.safetensors")
@@ -29,10 +30,10 @@ class AdaptiveViT(PublicModule):
     Args:
         passes: cheapest first: sparse models of one plan but for the ratio, then possibly the dense timm model that
             they were made from, or another. Their trunks must be the same.
-        threshold: images of at least this confidence stop, 0 or more; the task says what it is, at most 1.
+        threshold: images of at least this certainty stop, 0 or more; it is at most 1.
 
     Raises:
-        UsageError: fewer than two passes, trunks that differ, a task that knows no confidence, or a threshold
+        UsageError: fewer than two passes, trunks that differ, a task that knows no certainty, or a threshold
             below 0.
 
     Attributes:
@@ -50,7 +51,7 @@ class AdaptiveViT(PublicModule):
         stages = [block - (each.predictor == "attention") for each in models for block in each.schedule.blocks]
         self.first_block = min(stages)
         self.task = models[0].task
-        if task_named(self.task).confidence(torch.zeros(1, 2)) is None:
+        if task_named(self.task).certainty(torch.zeros(1, 2)) is None:
             raise UsageError(
                 f"the task is {self.task}, whose outputs do not say how sure a model is",
                 "adaptive passes are for classification and multilabel",
@@ -61,13 +62,13 @@ class AdaptiveViT(PublicModule):
 
     @property
     def threshold(self) -> float:
-        """The confidence from which on an image stops."""
+        """The certainty from which on an image stops."""
         return self._threshold
 
     @threshold.setter
     def threshold(self, value: float) -> None:
         if not value >= 0:  # above 1 no image stops before the last pass
-            raise UsageError(f"the threshold is {value:g}, expected 0 or more", "confidences lie in [0, 1]")
+            raise UsageError(f"the threshold is {value:g}, expected 0 or more", "certainties lie in [0, 1]")
         self._threshold = float(value)
 
     @property
@@ -110,9 +111,9 @@ class AdaptiveViT(PublicModule):
         return list(self.passes)  # type: ignore[arg-type]
 
     def _unsure(self, outputs: Tensor) -> Tensor:
-        confidence = task_named(self.task).confidence(outputs.float())
-        assert confidence is not None
-        return confidence < self.threshold
+        certainty = task_named(self.task).certainty(outputs.float())
+        assert certainty is not None
+        return certainty < self.threshold
 
     def _check_trunks(self, models: Sequence[SparseViT]) -> None:
         first, *others = (each.backbone.trunk(self.first_block) for each in models)

@@ -155,7 +155,7 @@ def _print(result: dict[str, Any], task: Task) -> None:
         promised = f"a mean KL divergence from the dense model of at most {asked['max_kl']:g}, counted to 1"
         bound, measured = f"{calibration['bound']:.4f} or less", f"{result['loss']:.4f}"
     threshold = result["threshold"]
-    rule = "all images go on" if threshold is None else f"images of a confidence below {threshold:.3f} go on"
+    rule = "all images go on" if threshold is None else f"images whose answer leads by less than {threshold:.3f} go on"
     print_line(
         f"promised, with {percent:g} % confidence: {promised}; by {calibration['num_images']} images {bound}: {rule}"
     )

@@ -107,7 +107,7 @@ def keep_promise(
     listener.begin("choosing the threshold", len(chosen_by))
     models = {"dense": dense, "sparse": sparse}
     found, faults = _predicted(models, chosen_by, task, how, listener)
-    sure = found["sparse"].confidence
+    sure = found["sparse"].certainty
     assert sure is not None
     nothing = np.zeros(found["dense"].num_images)
     passes = [

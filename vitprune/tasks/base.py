@@ -146,8 +146,8 @@ class Results(ABC):
         """How far it is from the dense model, of each image, (num_images,); 0 is the same."""
 
     @property
-    def confidence(self) -> Tensor | None:
-        """How sure the model is of each image, (num_images,) in [0, 1], see `Task.confidence`; None where not known."""
+    def certainty(self) -> Tensor | None:
+        """How sure the model is of each image, (num_images,) in [0, 1], see `Task.certainty`; None where not known."""
         return None
 
     def same(self, dense: Any) -> Tensor | None:
@@ -285,8 +285,8 @@ class Task(ABC):
         """
         return None
 
-    def confidence(self, output: Tensor) -> Tensor | None:
-        """How sure a model is of outputs (N, ...), (N,) in [0, 1]; None where they do not say."""
+    def certainty(self, output: Tensor) -> Tensor | None:
+        """How far outputs (N, ...) are from another answer, (N,) in [0, 1]; None where they do not say."""
         return None
 
     def differences(self, output: Tensor, reference: Tensor) -> Tensor:

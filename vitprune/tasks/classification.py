@@ -40,11 +40,13 @@ class Predictions(Results):
             one itself, or without one. It needs no labels, and distinguishes models on far fewer images than
             accuracy does.
         confidence: probability of the likeliest class, (num_images,); None where not known.
+        certainty: that less the next class', likewise.
     """
 
     top: Tensor
     kl: Tensor | None = None
     confidence: Tensor | None = None
+    certainty: Tensor | None = None
 
     @property
     def correct(self) -> Tensor:
@@ -119,7 +121,8 @@ class Classification(Task):
         """Likeliest classes, confidence and divergence of logits (B, num_classes)."""
         record = {
             "top": output.topk(min(_TOP, output.shape[-1]), dim=-1).indices.cpu(),
-            "confidence": self.confidence(output).cpu(),
+            "confidence": output.softmax(dim=-1).amax(dim=-1).cpu(),
+            "certainty": self.certainty(output).cpu(),
         }
         return record if reference is None else record | {"kl": divergence(output, reference).cpu()}
 
@@ -127,9 +130,10 @@ class Classification(Task):
         """The likeliest class, (N, num_classes) to (N,)."""
         return output.argmax(dim=1)
 
-    def confidence(self, output: Tensor) -> Tensor:
-        """Probability of the likeliest class, (N, num_classes) to (N,)."""
-        return output.float().softmax(dim=-1).amax(dim=-1)
+    def certainty(self, output: Tensor) -> Tensor:
+        """Probability of the likeliest class less that of the next one, (N, num_classes) to (N,)."""
+        best = output.float().softmax(dim=-1).topk(min(2, output.shape[-1]), dim=-1).values
+        return best[:, 0] - best[:, -1]
 
     def margins(self, output: Tensor) -> Tensor:
         """The likeliest class' logit less the next one's, (N, num_classes) to (N,)."""
@@ -142,7 +146,7 @@ class Classification(Task):
 
     def results(self, record: Record, targets: Tensor) -> Predictions:
         """As `Task.results`."""
-        return Predictions(targets, record["top"], record.get("kl"), record["confidence"])
+        return Predictions(targets, record["top"], record.get("kl"), record["confidence"], record["certainty"])
 
 
 def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[NamedClass]:

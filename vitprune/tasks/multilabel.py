@@ -60,9 +60,9 @@ class Decisions(Results):
         }
 
     @property
-    def confidence(self) -> Tensor:
+    def certainty(self) -> Tensor:
         """As the task has it, (num_images,)."""
-        return MultiLabel().confidence(self.logits)
+        return MultiLabel().certainty(self.logits)
 
     def same(self, dense: Decisions) -> Tensor:
         """Whether all labels are the same."""
@@ -140,9 +140,9 @@ class MultiLabel(Task):
         """Whether each label is given, (N, num_labels)."""
         return output > 0
 
-    def confidence(self, output: Tensor) -> Tensor:
-        """Probability of the outcome of the label that is least sure, from 0.5 to 1, (N, num_labels) to (N,)."""
-        return output.float().abs().amin(dim=-1).sigmoid()
+    def certainty(self, output: Tensor) -> Tensor:
+        """Of the label that is least sure the probability of its outcome less that of the other, (N, L) to (N,)."""
+        return (output.float().abs().amin(dim=-1) / 2).tanh()
 
     def margins(self, output: Tensor) -> Tensor:
         """How far each logit is from 0, (N, num_labels)."""
