@@ -17,10 +17,10 @@ from vitprune.tasks import task_named
 class AdaptiveViT(PublicModule):
     """A cascade of passes of rising cost over one trunk: the blocks before the first stage, which run once.
 
-    The first pass sees every image. Of those whose certainty is below the threshold the next one, at a higher keep ratio
-    or dense, decides instead. Certainty is the task's: of a classifier the probability of the likeliest class less that
-    of the next one. Batches are split and put together again by index, so that every pass runs over a rectangular
-    batch, and static shapes and kernels hold inside each.
+    The first pass sees every image. Of those whose certainty is below the threshold the next one, at a higher keep
+    ratio or dense, decides instead. Certainty is the task's: of a classifier the probability of the likeliest class
+    less that of the next one. Batches are split and put together again by index, so that every pass runs over a
+    rectangular batch, and static shapes and kernels hold inside each.
 
     Example:
         sparse = vitprune.load("model.safetensors")
