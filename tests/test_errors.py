@@ -49,7 +49,6 @@ ELSEWHERE = {
     "calibrate",
     "fidelity",
     "max_kl",
-    "bench_batch_sizes",
 }
 """Of checks that Python cannot meet: of the sweep, of trackers, of a promise, of a command in a report."""
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vitprune
 from vitprune.cli.app import run
 
 
@@ -22,6 +23,15 @@ def many(finished, tmp_path):
         return str(tmp_path / "images")
 
     return make
+
+
+def test_of_shares_that_were_chosen_freely(finished, many, make_vit, tmp_path, capsys):
+    sparse = vitprune.attach(make_vit(num_classes=2), tokens_left=[0.7, 0.5], prune_at=[2, 3])
+    vitprune.save(sparse, tmp_path / "free")
+    arguments = ["--checkpoint", str(finished.root / "weights.safetensors"), "--device", "cpu", "-j", "0"]
+    quick = ["--calibrate", "40", "--bench-batch-sizes", "1,16", "--bench-seconds", "0.02"]  # of ten others
+    assert run(["eval", str(tmp_path / "free"), many(50), *arguments, "--fidelity", "90", *quick]) == 0
+    assert "ratios 0.7,0.5, beside dense" in capsys.readouterr().out
 
 
 def test_from_the_command_line(finished, many, capsys):
@@ -48,6 +58,8 @@ def test_from_the_command_line(finished, many, capsys):
         (("--fidelity", "90", "--calibrate", "60"), "there are 60 images; 60 choose the threshold"),
         (("--calibrate", "40"), "--calibrate is of a promise, and none is asked for"),
         (("--fidelity", "99", "--max-kl", "0.1"), "mutually exclusive"),
+        (("--fidelity", "90", "--min-top1", "50"), "--min-top1 does not go with a promise"),
+        (("--fidelity", "90", "--per-class"), "--per-class does not go with a promise"),
         (("--fidelity", "90", "--confidence", "95"), "--confidence is 95, expected a share"),
     ):
         assert run([*start, *options]) == 2

@@ -71,11 +71,6 @@ class AdaptiveViT(PublicModule):
             raise UsageError(f"the threshold is {value:g}, expected 0 or more", "certainties lie in [0, 1]")
         self._threshold = float(value)
 
-    @property
-    def pretrained_cfg(self) -> dict[str, object]:
-        """How images are prepared, as timm says it."""
-        return dict(self._passes()[0].pretrained_cfg)
-
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to the outputs of the pass that decided each, (B, num_classes)."""
         return self.route(images)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,12 +107,18 @@ class PromiseOptions:
         return How(device, precision, batch_size, workers, 1.0 if skip_unreadable else 0.0, sizes, seconds)
 
 
-def check_promised(loaded: Loaded) -> None:
+def check_promised(loaded: Loaded, others: Mapping[str, object]) -> None:
     """Make sure that MODEL has a dense model to go on with.
 
+    Args:
+        loaded: MODEL.
+        others: options of `eval` that a promise has no use for, and their values.
+
     Raises:
-        UsageError: it is no sparse file.
+        UsageError: it is no sparse file, or one of these is given.
     """
+    if idle := next((name for name, value in others.items() if value), None):
+        raise UsageError(f"{idle} does not go with a promise, which measures fidelity and cost", f"leave out {idle}")
     if loaded.sparse is None or not loaded.sparse.schedule.stages:
         raise UsageError(
             f"'{loaded.spec}' is no sparse file, and --fidelity promises something of one and its dense model together",
@@ -140,10 +147,10 @@ def print_promise(
     if as_json:
         print_json(result)
         return
-    _print(result, task)
+    _print(result, loaded.sparse.label, task)
 
 
-def _print(result: dict[str, Any], task: Task) -> None:
+def _print(result: dict[str, Any], label: str, task: Task) -> None:
     calibration, asked = result["calibration"], result["asked"]
     of = f"the {'class' if task.decides == 'class' else 'labels'} of the dense model"
     percent = 100 * asked["confidence"]
@@ -165,9 +172,11 @@ def _print(result: dict[str, Any], task: Task) -> None:
         f"{result['gmacs_worst']:.3f} at worst, dense {result['gmacs_dense']:.3f}"
     )
     rows = []
-    for kind, row in (("sparse alone", result["fixed"]), ("adaptive", result["delta"])):
-        gmacs = result["gmacs_sparse" if kind == "sparse alone" else "gmacs_mean"]
-        first = task.fidelity[0]
+    first = task.fidelity[0]
+    for kind, row, gmacs in (
+        ("sparse alone", result["fixed"], result["gmacs_sparse"]),
+        ("adaptive", result["delta"], result["gmacs_mean"]),
+    ):
         rows.append(
             [
                 kind,
@@ -178,7 +187,7 @@ def _print(result: dict[str, Any], task: Task) -> None:
             ]
         )
     sizes = [f"batch {row['batch_size']}" for row in result["delta"]["speedup"]]
-    columns = ["", task.fidelity[0].text, task.finest.text, "GMACs", *sizes]
-    print_table(f"{result['model']}, keep {result['keep']:g}, beside dense", columns, rows)
+    columns = ["", first.text, task.finest.text, "GMACs", *sizes]
+    print_table(f"{result['model']}, {label}, beside dense", columns, rows)
     for remark in result["remarks"]:
         print_line(remark)

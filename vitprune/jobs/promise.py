@@ -15,7 +15,7 @@ from vitprune.backbones import input_size
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
 from vitprune.data import Faults, Images, ImageSet, batches, eval_transform, make_loader
-from vitprune.errors import DataError, UsageError
+from vitprune.errors import UsageError
 from vitprune.evaluation import compared, predict
 from vitprune.measure import benchmark, count_macs
 from vitprune.model import SparseViT
@@ -58,9 +58,9 @@ class Asked:
 
     def losses(self, model: Results, dense: Results) -> np.ndarray[Any, Any]:
         """Of each image, in [0, 1]."""
-        same = model.same(dense)
         if self.max_kl is not None:
             return model.distances(dense).double().clamp(0, 1).numpy()
+        same = model.same(dense)
         assert same is not None
         return (~same).double().numpy()
 
@@ -232,15 +232,12 @@ class _OfImages(nn.Module):
 
 
 def _over(images: ImageSet, models: Mapping[str, nn.Module], at_least: int) -> dict[str, nn.Module]:
-    """The models over the same real images, at least so many, which are read once."""
+    """The models over the same real images, which are read once; where they are fewer than `at_least`, in turns."""
     loader, read = make_loader(images, 64, num_workers=0), list[Tensor]()
     for batch, _ in batches(loader, Faults(1.0)):
         read.append(batch)
         if sum(map(len, read)) >= max(256, at_least):
             break
     real = torch.cat(read)
-    if len(real) < at_least:
-        raise DataError(
-            f"there are {len(real)} images to time batches of {at_least} on", f"--bench-batch-sizes 1,{len(real)}"
-        )
+    real = real.repeat(-(-at_least // len(real)), 1, 1, 1)
     return {name: _OfImages(model, real) for name, model in models.items()}

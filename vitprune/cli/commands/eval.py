@@ -82,7 +82,8 @@ def evaluate(
         loaded = weights.load(model, exported=True, **of_model)
         loaded.open_at(keep)
         if asked is not None:
-            check_promised(loaded)
+            idle = {"--min-top1": min_top1, "--min-fidelity": min_fidelity, "--per-class": per_class}
+            check_promised(loaded, idle)
     task = task_named(loaded.task, loaded.class_vectors)
     check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
     if min_fidelity is not None and not of_dense:
