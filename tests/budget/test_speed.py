@@ -1,6 +1,8 @@
 """A plan for a speed: found by trial on a clock that is known, so that the best plan is known too."""
 
-from dataclasses import replace
+import math
+import random
+import statistics
 
 import pytest
 import torch
@@ -16,18 +18,25 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """Stands in for `benchmark`: a pass takes a millisecond per block with all tokens, and `stage_ms` per choice."""
+    """Stands in for `benchmark`: a pass takes a millisecond per block with all tokens, and `stage_ms` per choice.
 
-    def __init__(self, stage_ms=0.0, drift=1.0):
-        self.stage_ms, self.drift, self.num_trials = stage_ms, drift, 0
+    From trial to trial all become slower by `drift`, and each is off by chance, by `noise`.
+    """
+
+    def __init__(self, stage_ms=0.0, drift=1.0, noise=0.0, seed=0):
+        self.stage_ms, self.drift, self.noise, self.num_trials = stage_ms, drift, noise, 0
+        self.chance = random.Random(seed)
 
     def __call__(self, models, input_size, batch_sizes, *, device, precision, rounds, min_seconds):
         self.num_trials += 1
         speed = self.drift**self.num_trials
         return [
-            Timing(name, batch_sizes[0], speed * self.milliseconds(model), 0, 0, 1, None, 1)
+            Timing(name, batch_sizes[0], speed * self.milliseconds(model) * self.luck(), 0, 0, 1, None, 1)
             for name, model in models.items()
         ]
+
+    def luck(self):
+        return math.exp(self.chance.gauss(0, self.noise))
 
     def milliseconds(self, model):
         if not isinstance(model, SparseViT):
@@ -68,7 +77,7 @@ def test_it_keeps_what_fits_and_hardly_less(vit, find, target, stage_ms, pruned)
     clock = Clock(stage_ms)
     found, prediction = find(clock, Sparsity(token_schedule="late", pruned=pruned), **target)
     assert prediction.speed.sparse_ms <= 8.0
-    assert prediction.speed.sparse_ms == pytest.approx(clock.milliseconds(attach_as(vit, found)))
+    assert prediction.speed.sparse_ms == pytest.approx(clock.milliseconds(attach_as(vit, found)), rel=0.01)
     assert found.keep == pytest.approx(best_keep(vit, clock, 8.0, token_schedule="late"), abs=0.03)
     assert (found.token_schedule, found.pruned) == ("late", pruned)
     assert attach_as(vit, found).schedule.blocks == (3, 6, 9)
@@ -92,17 +101,15 @@ def test_a_machine_that_becomes_slower_misleads_nobody(vit, find):
 
 
 def test_the_prediction_is_not_the_luck_of_a_trial(vit, find):
-    class Lucky(Clock):
-        """The sparse model is a tenth faster than it is while plans are tried."""
-
-        def __call__(self, models, *args, min_seconds, **kwargs):
-            luck = 0.9 if min_seconds < 2 else 1.0
-            timings = super().__call__(models, *args, min_seconds=min_seconds, **kwargs)
-            return [replace(t, latency_ms_p50=t.latency_ms_p50 * (luck if t.model == "sparse" else 1)) for t in timings]
-
-    found, prediction = find(Lucky(), speedup=1.5)
-    assert prediction.speed.sparse_ms == pytest.approx(Clock().milliseconds(attach_as(vit, found)))
-    assert prediction.speed.speedup < 1.5
+    """A quotient of two times that are each off by 4 % is off by 5.7 %; the prediction of a whole search by half."""
+    off = []
+    for seed in range(16):
+        clock = Clock(stage_ms=0.1, noise=0.04, seed=seed)
+        found, prediction = find(clock, Sparsity(prune_at=[3, 6, 9]), speedup=1.5)
+        off.append(prediction.speed.speedup / (12 / clock.milliseconds(attach_as(vit, found))) - 1)
+        assert prediction.speed.speedup == pytest.approx(1.5 / 0.99, rel=0.02), "the plan is the one that it meets"
+    assert statistics.fmean(error**2 for error in off) ** 0.5 < 0.035
+    assert abs(statistics.fmean(off)) < 0.02, "nor is it off to one side"
 
 
 def test_an_impossible_target_is_refused_with_what_is_possible(find):

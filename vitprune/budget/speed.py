@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,14 +19,16 @@ from vitprune.errors import UsageError
 from vitprune.measure.bound import ZeroOverheadViT
 from vitprune.measure.throughput import benchmark
 from vitprune.model import SparseViT, attach_as
-from vitprune.schedule import NUM_STAGES, Sparsity, default_stages
+from vitprune.schedule import NUM_STAGES, Sparsity, default_stages, schedule_for
 
 _KEEP_STEPS = 200
 """Keep ratios are tried in steps of half a percent: finer ones are noise on the clock."""
 _MARGIN = 0.01
-"""How much faster than the target a plan must be, for the next measurement differs by about as much."""
-_NEAR_ENOUGH = 0.03
-_LAST_LOOK_S = 3.0
+"""How much faster than the target a plan is to be, for the next measurement differs by about as much."""
+_FEWEST, _MOST = 2, 10
+"""Trials near the target before their mean may be believed, and trials in all."""
+_NEAR = 0.1
+"""Trials whose share of the tokens differs by more than this from the wanted one say little of the level there."""
 _WORTH_A_STAGE = 0.04
 """How many more tokens, of those of all blocks of the dense model, two stages must keep to be better than three.
 
@@ -107,14 +113,12 @@ class _Trial:
         sparsity: the plan.
         model: its untrained model.
         speed: what was measured.
-        used: its time as a share of what the target allows.
         tokens_share: tokens that all blocks together see, as a share of the dense model's.
     """
 
     sparsity: Sparsity
     model: SparseViT
     speed: Speed
-    used: float
     tokens_share: float
 
     def __str__(self) -> str:
@@ -135,7 +139,10 @@ def measure_speed(
 def find_plan(
     model: nn.Module, sparsity: Sparsity, target: SpeedTarget, device: torch.device, listener: Listener
 ) -> tuple[Sparsity, Prediction]:
-    """The plan that keeps most and is as fast as the target: keep ratios are bisected, each measured beside dense.
+    """The plan that keeps most and is as fast as the target, by plans that are measured beside dense.
+
+    Single measurements differ by several percent where other programs run, so none decides: time is taken to rise with
+    the tokens along a line through all of them, and the next plan tried is where that line meets the target.
 
     Fewer stages are tried where choosing the tokens takes so long that it would rather keep tokens, unless the stages
     are given.
@@ -148,8 +155,7 @@ def find_plan(
         listener: hears of each trial.
 
     Returns:
-        The plan, and how fast its untrained model ran when measured once more; on a restless machine that may be
-        slower than the target.
+        The plan, and how fast its untrained model is by all measurements together.
 
     Raises:
         UsageError: the dense model is as fast already, or no plan is.
@@ -161,7 +167,7 @@ def find_plan(
     for stages in dict.fromkeys(fewer) if sparsity.prune_at is None else [tuple(sparsity.prune_at)]:
         if best is not None and (len(stages) == 1 or search.overhead_share(best) / len(stages) <= _WORTH_A_STAGE):
             break
-        found = search.bisect(replace(sparsity, prune_at=stages))
+        found = search.find(replace(sparsity, prune_at=stages))
         if found is not None and (best is None or found.tokens_share > best.tokens_share + _WORTH_A_STAGE):
             best = found
     if best is None:
@@ -170,9 +176,7 @@ def find_plan(
             f"{target} cannot be reached on {device}; the fastest plan is {fastest}",
             "ask for less, drop tokens earlier with --prune-at, or take a smaller model",
         )
-    # The plan was chosen for having been fast in its trial, which luck helps: the prediction is measured anew.
-    best = replace(best, speed=measure_speed(model, best.model, target, device, _LAST_LOOK_S))
-    listener.say(f"once more: {best}")
+    listener.say(f"all {len(search.trials)} trials together: {best}")
     return best.sparsity, Prediction(target, best.speed)
 
 
@@ -181,36 +185,57 @@ class _Search:
 
     def __init__(self, model: nn.Module, target: SpeedTarget, device: torch.device, listener: Listener) -> None:
         self.model, self.target, self.device, self.listener = model, target, device, listener
+        self.backbone = wrap(model)
         self.trials: list[_Trial] = []
 
-    def bisect(self, sparsity: Sparsity) -> _Trial | None:
-        """The plan with these stages that keeps most and meets the target; None if none does."""
-        low, high, step = 1, _KEEP_STEPS - 1, 1  # the fastest plan first: can the target be met at all?
-        best = None
-        while low <= high:
-            trial = self.measure(replace(sparsity, keep=step / _KEEP_STEPS))
-            if trial.used > 1 - _MARGIN:
-                high = step - 1
-            else:
-                best, low = trial, step + 1
-                if trial.used >= 1 - _NEAR_ENOUGH:
-                    break
+    def find(self, sparsity: Sparsity) -> _Trial | None:
+        """The plan with these stages that keeps most and meets the target, as fast as a line through trials says.
+
+        None if no plan meets it.
+        """
+        trials = [self.measure(replace(sparsity, keep=1 / _KEEP_STEPS))]  # the fastest: can the target be met at all?
+        if trials[0].speed.sparse_ms > self._allowed_ms(trials):
+            return None
+        while True:
+            line = _Line([(each.tokens_share, 1 / each.speed.speedup) for each in trials])
+            dense_ms = median(each.speed.dense_ms for each in trials)
+            step = self._most_that_fits(sparsity, line, self._allowed_ms(trials) / dense_ms)
+            chosen = replace(sparsity, keep=step / _KEEP_STEPS)
+            share = self._tokens_share(chosen)
+            if len(trials) >= _MOST or (len(trials) > _FEWEST and line.doubt(share) < _MARGIN):
+                speed = Speed(dense_ms, dense_ms * line.at(share))
+                return _Trial(chosen, attach_as(self.model, chosen), speed, share)
+            trials.append(self.measure(chosen))
+
+    def _allowed_ms(self, trials: Sequence[_Trial]) -> float:
+        dense_ms = median(each.speed.dense_ms for each in trials)
+        return (1 - _MARGIN) * self.target.allowed_share(dense_ms) * dense_ms
+
+    def _most_that_fits(self, sparsity: Sparsity, line: _Line, share: float) -> int:
+        """The highest keep ratio that takes at most this share of the dense model's time, in steps."""
+        low, high = 1, _KEEP_STEPS - 1
+        while low < high:
             step = (low + high + 1) // 2
-        return best
+            if line.at(self._tokens_share(replace(sparsity, keep=step / _KEEP_STEPS))) <= share:
+                low = step
+            else:
+                high = step - 1
+        return low
+
+    def _tokens_share(self, sparsity: Sparsity) -> float:
+        schedule = schedule_for(self.backbone, sparsity)
+        return sum(schedule.tokens_per_block()) / (schedule.num_patches * schedule.depth)
 
     def measure(self, sparsity: Sparsity) -> _Trial:
         """Time a plan beside the dense model."""
         sparse = attach_as(self.model, sparsity)
         speed = measure_speed(self.model, sparse, self.target, self.device)
-        allowed = self.target.allowed_share(speed.dense_ms)
-        if allowed >= 1:
+        if self.target.allowed_share(speed.dense_ms) >= 1:
             raise UsageError(
                 f"{self.target} is what the dense model reaches already: {speed.dense_ms:.3g} ms",
                 "ask for more, or use the model as it is",
             )
-        schedule = sparse.schedule
-        tokens_share = sum(schedule.tokens_per_block()) / (schedule.num_patches * schedule.depth)
-        trial = _Trial(sparsity, sparse, speed, 1 / speed.speedup / allowed, tokens_share)
+        trial = _Trial(sparsity, sparse, speed, self._tokens_share(sparsity))
         self.trials.append(trial)
         self.listener.say(str(trial))
         return trial
@@ -220,6 +245,37 @@ class _Search:
         models = {"dense": self.model, "sparse": trial.model, "bound": ZeroOverheadViT(trial.model)}
         timings = _bench(models, self.target, self.device, 1.0)
         return (timings["sparse"] - timings["bound"]) / timings["dense"]
+
+
+class _Line:
+    """Time over tokens, both as shares of the dense model's: a line through trials.
+
+    Those near the point that is asked for say how high it lies there, the others how steep it is. While there are no
+    three, the dense model is one more; later it would mislead, for it chooses no tokens.
+    """
+
+    def __init__(self, trials: Sequence[tuple[float, float]]) -> None:
+        dense = [(1.0, 1.0)] if len(trials) < 3 else []
+        self.x, self.y = (np.array(values) for values in zip(*trials, *dense, strict=True))
+
+    def at(self, x: float) -> float:
+        """The share of the time that a share of the tokens takes."""
+        weights = self._weights(x)
+        x_mean, y_mean = np.average(self.x, weights=weights), np.average(self.y, weights=weights)
+        spread = weights * (self.x - x_mean)
+        slope = spread @ (self.y - y_mean) / (spread @ (self.x - x_mean))
+        return float(y_mean + slope * (x - x_mean))
+
+    def doubt(self, x: float) -> float:
+        """The standard error there, as a share of the value, by how far trials near it lie from the line."""
+        near = np.abs(self.x - x) < _NEAR
+        if near.sum() < _FEWEST:
+            return math.inf
+        off = [y / self.at(own) - 1 for own, y in zip(self.x[near], self.y[near], strict=True)]
+        return float(np.sqrt(np.square(off).sum() / (near.sum() - 1) / near.sum()))
+
+    def _weights(self, x: float) -> np.ndarray[Any, Any]:
+        return 1 / (1 + np.square((self.x - x) / _NEAR))
 
 
 def _bench(models: dict[str, nn.Module], target: SpeedTarget, device: torch.device, seconds: float) -> dict[str, float]:
