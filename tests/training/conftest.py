@@ -59,7 +59,7 @@ def run_training(make_vit, image_folder):
         for record, state, _ in steps:
             trained.records.append(record)
             if record.step == stop_after:
-                trained.state = state()
+                trained.state = copy.deepcopy(state())  # its tensors are the student's
                 steps.close()
         return trained
 

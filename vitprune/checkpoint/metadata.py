@@ -62,6 +62,7 @@ class Metadata(BaseModel):
     keep_range: tuple[float, float] | None = Field(
         None, description="the lowest and highest keep ratio it was trained for; it opens at keep"
     )
+    blended: bool = Field(False, description="whether the dense weights are in the file too, see Blend")
     stages: list[Stage] = Field(max_length=_MAX_DEPTH)
     schedule: Literal["geometric", "late"] | None = "geometric"
     pruned: Literal["drop", "merge"] = "drop"

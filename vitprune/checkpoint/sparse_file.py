@@ -22,6 +22,7 @@ from vitprune.common.files import replacing, write_json
 from vitprune.common.run_folder import CONFIG
 from vitprune.errors import CheckpointError, UsageError
 from vitprune.model import SparseViT, build
+from vitprune.model.blend import Blend, tail_parameters
 from vitprune.schedule import Schedule, Sparsity
 
 _Shapes = dict[str, tuple[int, ...]]
@@ -90,6 +91,7 @@ def describe(
         num_patches=schedule.num_patches,
         keep=None if free else asked.keep if asked else 1.0,
         keep_range=asked and asked.keep_range,
+        blended=model.blend is not None,
         schedule=None if free else asked.token_schedule if asked else "geometric",
         pruned=model.pruned,
         predictor=model.predictor,
@@ -113,11 +115,13 @@ def describe(
 def save(model: SparseViT, path: Path, metadata: Metadata) -> None:
     """Write model.safetensors and, beside it, config.json with the same metadata; whole or not at all.
 
-    Backbone tensors carry timm's own names; `predictors.<stage>.*` stand beside them.
+    Backbone tensors carry timm's own names; `predictors.<stage>.*` stand beside them, and of a model with a blend
+    `dense.*`: timm's names then have the weights for the lowest keep ratio.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
+    metadata.blended = model.blend is not None  # only training tells
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _flatten(model).items()}
     header = {"format": "pt", METADATA_KEY: metadata.model_dump_json()}
     with replacing(path) as temporary:
@@ -155,9 +159,15 @@ def fill(model: SparseViT, tensors: dict[str, Tensor], what: str, against: str) 
         CheckpointError: one is missing, unexpected or of another shape; names it.
     """
     _check_shapes(model, _shapes(tensors), what, against)
-    own = {name.removeprefix("predictors."): tensors[name] for name in tensors if name.startswith("predictors.")}
-    model.predictors.load_state_dict(own)
-    model.model.load_state_dict({name: tensors[name] for name in tensors if not name.startswith("predictors.")})
+    parts: dict[str, dict[str, Tensor]] = {"predictors": {}, **({"dense": {}} if model.blend else {}), "": {}}
+    for name, tensor in tensors.items():
+        part = next(part for part in parts if not part or name.startswith(f"{part}."))
+        parts[part][name.removeprefix(f"{part}.")] = tensor
+    model.predictors.load_state_dict(parts["predictors"])
+    model.model.load_state_dict(parts[""])
+    if model.blend is not None:
+        model.blend = Blend(parts["dense"], {name: parts[""][name] for name in parts["dense"]}, model.blend.lowest)
+        model.blend.fill(model.model, model.keep or 1.0)
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -210,6 +220,11 @@ def rebuild(metadata: Metadata, device: str) -> SparseViT:
             sparse = build(model, schedule, *selection)
             sparse.class_names = tuple(metadata.class_names) if metadata.class_names else None
             sparse.task = metadata.task
+            if metadata.blended:
+                if metadata.keep_range is None:
+                    raise ValueError("blended, but made for one keep ratio")
+                tail = tail_parameters(backbone, stages[0].block)
+                sparse.blend = Blend(tail, tail, metadata.keep_range[0])
             return sparse
     except Exception as error:  # arguments of a file from anywhere: timm may stumble over them in any way
         raise CheckpointError(
@@ -286,4 +301,6 @@ def _read_shapes(path: Path) -> _Shapes:
 def _flatten(model: SparseViT) -> dict[str, Tensor]:
     """Tensors under the names of the file: timm's own, and `predictors.*`. The plan is not there: the header has it."""
     tensors: dict[str, Tensor] = model.model.state_dict()
+    if model.blend is not None:
+        tensors |= model.blend.tuned | {f"dense.{name}": tensor for name, tensor in model.blend.dense.items()}
     return tensors | model.predictors.state_dict(prefix="predictors.")

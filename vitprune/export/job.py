@@ -26,6 +26,7 @@ from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import Agreement, batch_sizes, compare, in_batches, random_images
 from vitprune.export.formats import ANY, ENDINGS, FORMATS, OPSET, OPSETS, TIMM_FILES, Format, Target
 from vitprune.model import SparseViT, TokenFeatures
+from vitprune.model.blend import with_child
 from vitprune.tasks import TaskName, task_named
 
 _OF_ONNX: tuple[Format, ...] = ("onnx", "openvino")
@@ -154,6 +155,7 @@ def export(
         OutputError: the output cannot be written.
     """
     task = task_named(metadata.task)
+    sparse = with_child(sparse, "blend", None)  # a program is of one keep ratio
     model: nn.Module = sparse.model if kind == "timm" else TokenFeatures(sparse) if task.filled else sparse
     if kind == "timm" and task.filled:
         task = task_named("classification" if sparse.num_classes else "embedding")

@@ -295,7 +295,9 @@ _SOURCES: tuple[tuple[Callable[[str], bool], Callable[[str, _Options], Loaded]],
 
 
 def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) -> Loaded:
-    """The dense model that a sparse file was made from, at the file's image size; without `checkpoint` by its name.
+    """The dense model that a sparse file was made from, at the file's image size.
+
+    Without `checkpoint` it is in the file, if that was trained for a range of keep ratios, or else found by its name.
 
     Of several sets of weights in `checkpoint` it is the one of `key`, or the one that the file was made from.
 
@@ -322,6 +324,9 @@ def load_dense(sparse: Loaded, checkpoint: Path | None, key: str | None = None) 
             check_made_from(sparse.model, dense.model, str(checkpoint), sparse.spec)
         _prepare_images(dense.model, metadata.preprocessing.model_dump(exclude={"input_size"}))
         return dense
+    if sparse.sparse is not None and (blend := sparse.sparse.blend) is not None:
+        model, names = blend.dense_model(sparse.model), sparse.class_names
+        return Loaded(sparse.spec, metadata.model, model, None, names, sparse.origin, task=metadata.task)
     if metadata.model == "demo":
         return load_model(metadata.model, task=metadata.task)
     _, height, width = input_size(sparse.model)

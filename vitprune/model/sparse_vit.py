@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from vitprune.backbones import Backbone, wrap
 from vitprune.common.wrappers import how_wrapped
 from vitprune.errors import UsageError
+from vitprune.model.blend import Blend, with_child
 from vitprune.model.passes import Decide, MaskedOutput, Selection, TaskName, Tokens
 from vitprune.model.plan import Plan
 from vitprune.model.timm_module import TimmModule
@@ -69,6 +69,8 @@ class SparseViT(TimmModule):
         task: what it is for: by default an embedding where there is no classifier.
         class_names: in output order, where known; `vitprune.save` stores them.
         report: what training cost and gained, of a model from `vitprune.sparsify`; else None.
+        blend: of a model trained for a range of keep ratios, the dense weights and those for the lowest ratio; those
+            of `model` lie between them. None where all ratios have the same weights.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class SparseViT(TimmModule):
         self.class_names: tuple[str, ...] | None = None
         self.report: Any = None  # a `vitprune.report.Report`, which stands above this module
         self.sparsity = schedule.sparsity  # what was asked for
+        self.blend: Blend | None = None
         self.header: Any = None  # a `vitprune.checkpoint.sparse_file.Header`: of the file it is from, or was saved to
         self._backbone = wrap(model)
         if schedule.depth != self.backbone.depth:
@@ -109,6 +112,7 @@ class SparseViT(TimmModule):
         self.task: TaskName = "classification" if self.num_classes else "embedding"
         self.training = model.training
         self.predictors.train(model.training)
+        self.register_load_state_dict_post_hook(_take_blended)  # type: ignore[no-untyped-call]
 
     @property
     def backbone(self) -> Backbone:
@@ -150,6 +154,8 @@ class SparseViT(TimmModule):
         asked, now, backbone = self.sparsity.at(keep), self._schedule, self.backbone
         self._schedule = make_schedule(now.depth, now.num_patches, asked, backbone.num_prefix_tokens)
         self.sparsity = asked
+        if self.blend is not None:
+            self.blend.fill(self.model, keep)
 
     @property
     def keep_range(self) -> tuple[float, float] | None:
@@ -163,12 +169,13 @@ class SparseViT(TimmModule):
         return plan_label(self.keep, schedule.ratios, schedule.align) if schedule.stages else "dense"
 
     def at(self, keep: float) -> SparseViT:
-        """The same model at another keep ratio of its range: a view, whose weights are this one's.
+        """The same model at another keep ratio of its range: a view, whose weights are this one's but for a `blend`'s.
 
         Raises:
             UsageError: as `keep`.
         """
-        view = copy.copy(self)
+        own = self.model if self.blend is None else self.blend.own_tail(self.model)
+        view: SparseViT = with_child(self, "model", own)
         view.keep = keep
         return view
 
@@ -364,3 +371,9 @@ class SparseViT(TimmModule):
         """Model and plan."""
         name = self.pretrained_cfg.get("architecture") or type(self.model).__name__
         return f"{name}: {self.plan}"
+
+
+def _take_blended(model: SparseViT, _: Any) -> None:
+    """A `state_dict` may be of another keep ratio of the range."""
+    if model.blend is not None:
+        model.blend.fill(model.model, model.keep or 1.0)

@@ -1,4 +1,8 @@
-"""One training for a range of keep ratios: every step takes one of a grid over it, each equally often."""
+"""One training for a range of keep ratios: every step takes one of a grid over it, each equally often.
+
+What is trained are the weights for the lowest ratio; a step at a milder one runs with weights between those and the
+dense model's, and its gradient counts by how far these are from the dense ones: see `vitprune.model.blend`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,12 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+from torch.nn import Parameter
+
 from vitprune.common.seeding import derive_seed
 from vitprune.model import SparseViT
+from vitprune.model.blend import Blend, share_of_tuned, tail_parameters
 
 SPACING = 0.05
 """Of the grid, about: a stage's token counts differ little in between, and compiled code has few to be made for."""
@@ -36,15 +44,60 @@ def keep_of_step(low: float, high: float, seed: int, step: int) -> float:
     return order[place]
 
 
-@contextmanager
-def own_keep(student: SparseViT) -> Iterator[None]:
-    """After the with statement the student has the keep ratio that it had before."""
-    before = student.keep
-    try:
-        yield
-    finally:
-        if before is not None:
-            student.keep = before
+class Range:
+    """Of a student that is trained for a range: the ratio that a step takes, and the weights that go with it.
+
+    Of one that is trained for a single ratio nothing here does anything.
+
+    Args:
+        student: the sparse model.
+        teacher: the dense one.
+        blends: whether mild ratios are to have weights nearer to the teacher's; not where the trunk trains too.
+    """
+
+    def __init__(self, student: SparseViT, teacher: SparseViT, *, blends: bool) -> None:
+        self.student, self.teacher = student, teacher
+        self.lowest = student.keep_range[0] if blends and student.keep_range else None
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """After the with statement the student has the keep ratio that it had before, and its weights."""
+        before = self.student.keep
+        try:
+            yield
+        finally:
+            if before is not None:
+                self.student.keep = before
+            if self.lowest is not None:
+                dense, tuned = self._ends()
+                if any(not torch.equal(dense[name], tuned[name]) for name in dense):
+                    self.student.blend = Blend(dense, tuned, self.lowest)
+                    self.student.blend.fill(self.student.model, self.student.keep or 1.0)
+
+    @contextmanager
+    def blended(self) -> Iterator[None]:
+        """Inside the with statement, where gradients are made, the weights are those of the student's ratio."""
+        if self.lowest is None:
+            yield
+            return
+        share = share_of_tuned(self.student.keep or 1.0, self.lowest)
+        dense, tuned = self._ends()
+        before = {name: parameter.detach().clone() for name, parameter in tuned.items()}
+        with torch.no_grad():
+            for name, parameter in tuned.items():
+                parameter.lerp_(dense[name], 1 - share)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in tuned.items():
+                    parameter.copy_(before[name])
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(share)
+
+    def _ends(self) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
+        first_block = self.student.schedule.blocks[0]
+        return tail_parameters(self.teacher.backbone, first_block), tail_parameters(self.student.backbone, first_block)
 
 
 def set_keep(student: SparseViT, seed: int, step: int) -> None:

@@ -26,7 +26,7 @@ from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.tasks import Spread, task_named
 from vitprune.training.checkpoints import State
-from vitprune.training.elastic import own_keep, set_keep
+from vitprune.training.elastic import Range, set_keep
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, set_trainable
 from vitprune.training.progress import Progress, StepRecord
@@ -92,7 +92,8 @@ def train(
     objective: Any = accelerator.prepare(Objective(student, teacher, recipe).to(device))
     if task_named(student.task).needs_spread:
         accelerator.unwrap_model(objective).spread = _spread(accelerator, teacher, images, recipe)
-    with own_keep(student), compiled_blocks(student, teacher) if recipe.compile else nullcontext():
+    ratios = Range(student, teacher, blends=not recipe.train_trunk)
+    with ratios.training(), compiled_blocks(student, teacher) if recipe.compile else nullcontext():
         for number, steps in enumerate(plan):  # first the predictors alone, then predictors and backbone
             if resume is not None and number < resume.about["part"]:
                 continue
@@ -124,7 +125,8 @@ def train(
 
                 optimization.optimizer.zero_grad()
                 with _memory_advice(recipe, device, progress.num_microbatches):
-                    loss = backward(accelerator, objective, batch, phase, noise, seed, progress.num_microbatches)
+                    with ratios.blended():
+                        loss = backward(accelerator, objective, batch, phase, noise, seed, progress.num_microbatches)
                     taken = update(accelerator, optimization.optimizer, student, recipe.clip_grad)
                 if optimization.average is not None:
                     optimization.average.update(student, step=index)
@@ -224,9 +226,10 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
     faults, seed = Faults(recipe.max_unreadable), derive_seed(recipe.seed, _RATE_BATCHES)
     batches = training_batches(images, recipe, faults, inner.student.num_classes, seed=seed, device=device)
     divergences = []
+    if inner.student.keep_range is not None:
+        inner.student.keep = inner.student.keep_range[0]  # whose weights are trained
     with torch.no_grad():
-        for number, (batch, labels) in enumerate(islice(batches, _RATE_BATCHES)):
-            set_keep(inner.student, recipe.seed, number)  # of a range, the mean over it
+        for batch, labels in islice(batches, _RATE_BATCHES):
             divergences.append(objective(batch.to(device), labels.to(device), "deployed").components[task.loss])
     loss = accelerator.reduce(torch.stack(divergences).mean(), "mean").item()
     reference = task.rate_reference or recipe.rate_reference_kl

@@ -80,6 +80,11 @@ class Objective(PublicModule):
                 raise UsageError(
                     f"the {name} is a {type(model).__name__}, not a SparseViT", f"vitprune.attach(model, {way})"
                 )
+        if student.blend is not None:
+            raise UsageError(
+                "the student was trained for a range of keep ratios, and its weights lie between two ends",
+                "set student.blend = None to train it further for its ratio alone",
+            )
         if student.model is teacher.model:
             raise UsageError(
                 "student and teacher share a backbone, which the teacher freezes",
