@@ -237,8 +237,13 @@ def test_images_are_answered_over_http_with_names_and_in_batches(tmp_path, image
     assert shares == pytest.approx([each.probability_pct for each in expected], abs=0.01)
     assert ask(b"no image") == (422, {"detail": "8 bytes that are no image: UnidentifiedImageError"})
     assert ask(picture.read_bytes())[0] == 200, "it goes on"
-    taken = example["load"](port, [picture.read_bytes()], 4, 1.0)
-    assert len(taken) == server.num_images - 2 > 4
+    other = image_folder / "val" / "dog" / "0.png"
+    taken, wrong = example["load"](port, [picture.read_bytes(), other.read_bytes()], 4, 1.0)
+    assert (len(taken), wrong) == (server.num_images - 4, 0)
+    assert len(taken) > 4
+    first = said["answer"][0]
+    assert not example["same"](first, first | {"name": "cow"})
+    assert not example["same"](first, first | {"probability_pct": first["probability_pct"] + 1})
     assert server.num_batches < server.num_images, "what came meanwhile went together"
     web.should_exit = True
     thread.join(timeout=10)
