@@ -65,7 +65,10 @@ def test_what_was_done_is_counted(tmp_path, make_vit):
         "1 image(s) with an EXIF orientation, not turned (--exif turns it)",
         "1 image(s) of more than 8 bits, scaled to 8",
     ]
+    assert faults.rows == [3]
+    assert Faults.merged([faults]).rows == [3]
     assert Faults.merged([faults, faults]).remarks[1].startswith("2 image(s)")
+    assert Faults.merged([faults, faults]).rows == [], "of several processes it is not known which are meant"
 
 
 def test_exif_orientation_is_applied_where_the_preprocessing_says_so(tmp_path, make_vit):

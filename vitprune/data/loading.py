@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) classes, groups or UNLABELLED; (B, outputs) labels or values
     unreadable: tuple[Unreadable, ...]
     notes: tuple[str, ...] = ()  # on those that could be read
+    gaps: tuple[int, ...] = ()  # where in the batch the unreadable ones would be
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Faults:
         seen: images asked for so far.
         reason: why the first one could not be read.
         notes: on images that could be read, how often, such as that they were scaled to 8 bits.
+        rows: the numbers of those that could not be read, in the order of reading; of one process.
     """
 
     allowed_share: float = 0.0
@@ -55,6 +57,7 @@ class Faults:
     seen: int = 0
     reason: str = ""
     notes: Counter[str] = field(default_factory=Counter)
+    rows: list[int] = field(default_factory=list)
 
     @classmethod
     def merged(cls, parts: Sequence[Faults]) -> Faults:
@@ -62,7 +65,8 @@ class Faults:
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         counts = sum(part.count for part in parts), sum(part.seen for part in parts)
         reason = next((part.reason for part in parts if part.names), "")
-        return cls(parts[0].allowed_share, names, *counts, reason, sum((part.notes for part in parts), Counter()))
+        rows = parts[0].rows if len(parts) == 1 else []
+        return cls(parts[0].allowed_share, names, *counts, reason, sum((part.notes for part in parts), Counter()), rows)
 
     @property
     def remarks(self) -> list[str]:
@@ -80,6 +84,7 @@ class Faults:
         Raises:
             DataError: too many images could not be read; names the first of this batch.
         """
+        self.rows += [self.seen + gap for gap in batch.gaps]
         self.seen += len(batch.labels) + len(batch.unreadable)
         self.count += len(batch.unreadable)
         self.notes.update(batch.notes)
@@ -250,7 +255,8 @@ def collate(samples: list[Sample | Unreadable]) -> Batch:
     """Stack what could be read."""
     readable = [sample for sample in samples if not isinstance(sample, Unreadable)]
     unreadable = tuple(sample for sample in samples if isinstance(sample, Unreadable))
+    gaps = tuple(place for place, sample in enumerate(samples) if isinstance(sample, Unreadable))
     if not readable:
-        return Batch(None, torch.empty(0, dtype=torch.long), unreadable)
+        return Batch(None, torch.empty(0, dtype=torch.long), unreadable, gaps=gaps)
     images, labels = default_collate(readable)
-    return Batch(images, labels, unreadable, tuple(sample.note for sample in readable if sample.note))
+    return Batch(images, labels, unreadable, tuple(sample.note for sample in readable if sample.note), gaps)
