@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitprune.cli.options import parse_numbers
-from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.output import print_json, print_line, print_table, say
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.tables import speedup_text
 from vitprune.common import distributed
+from vitprune.common.files import check_new_file, write_text
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,6 +76,21 @@ class PromiseOptions:
         float | None,
         typer.Option(metavar="S", help="How long each is timed.", show_default="2", min=0, rich_help_panel=_PANEL),
     ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Page to write, HTML: fidelity against cost at every threshold, and images that went on.",
+            show_default=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Write over an --output that exists.", rich_help_panel=_PANEL),
+    ] = False
 
     def asked(self) -> Asked | None:
         """The promise; None where none is asked for.
@@ -83,7 +99,7 @@ class PromiseOptions:
             UsageError: options that do not go together, or a number out of range.
         """
         if self.fidelity is None and self.max_kl is None:
-            idle = next((name for name, value in vars(self).items() if value is not None), None)
+            idle = next((name for name, value in vars(self).items() if not (value is None or value is False)), None)
             if idle is not None:
                 option = "--" + idle.replace("_", "-")
                 raise UsageError(f"{option} is of a promise, and none is asked for", "add --fidelity 99")
@@ -93,6 +109,13 @@ class PromiseOptions:
 
         if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise UsageError(f"--confidence is {self.confidence:g}, expected a share from 0.5 to below 1", "try 0.95")
+        if self.output is not None:
+            if self.output.suffix.lower() not in (".html", ".htm"):
+                raise UsageError(
+                    f"--output is '{self.output}', and what is written is a page",
+                    "name it .html; --json prints the figures",
+                )
+            check_new_file(self.output, overwrite=self.overwrite)
         confidence = Asked.confidence if self.confidence is None else self.confidence
         return Asked(self.fidelity, self.max_kl, confidence, self.calibrate or Asked.num_images)
 
@@ -127,16 +150,29 @@ def check_promised(loaded: Loaded, others: Mapping[str, object]) -> None:
 
 
 def print_promise(
-    loaded: Loaded, dense: nn.Module, data: Data, task: Task, asked: Asked, how: How, *, as_json: bool
+    loaded: Loaded,
+    dense: nn.Module,
+    data: Data,
+    task: Task,
+    asked: Asked,
+    how: How,
+    page: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
-    """Keep the promise on the images of `data`, and print what came of it."""
+    """Keep the promise on the images of `data`, print what came of it, and write the page that is asked for."""
+    from vitprune.data.classes import readable_names
     from vitprune.jobs.promise import keep_promise
+    from vitprune.report.promise_page import promise_rows, promise_sentences, render_promise_page
+    from vitprune.report.samples import choose_routed
 
-    assert loaded.sparse is not None
+    sparse = loaded.sparse
+    assert sparse is not None
     with RunProgress() as progress:
-        found = keep_promise(loaded.sparse, dense, data.val, task, asked, how, progress)
+        found, routed = keep_promise(sparse, dense, data.val, task, asked, how, progress)
     result = {
         "model": loaded.name,
+        "label": sparse.label,
         "task": task.name,
         "keep": loaded.keep,
         "data": data.name,
@@ -144,50 +180,15 @@ def print_promise(
         "device": str(how.device),
         **found,
     }
+    if page is not None:
+        names = readable_names(data.val.class_names | dict(enumerate(loaded.class_names or ())), sparse.num_classes)
+        write_text(page, render_promise_page(result, choose_routed(sparse, dense, routed, names, how.device)))
+        say(f"written to {page}")
     if as_json:
         print_json(result)
         return
-    _print(result, loaded.sparse.label, task)
-
-
-def _print(result: dict[str, Any], label: str, task: Task) -> None:
-    calibration, asked = result["calibration"], result["asked"]
-    of = f"the {'class' if task.decides == 'class' else 'labels'} of the dense model"
-    percent = 100 * asked["confidence"]
-    if asked["fidelity_pct"] is not None:
-        promised = f"{of} on at least {asked['fidelity_pct']:g} % of images like these"
-        bound = f"on {100 * (1 - calibration['bound']):.2f} % or more"
-        measured = f"on {100 * (1 - result['loss']):.2f} %"
-    else:
-        promised = f"a mean KL divergence from the dense model of at most {asked['max_kl']:g}, counted to 1"
-        bound, measured = f"{calibration['bound']:.4f} or less", f"{result['loss']:.4f}"
-    threshold = result["threshold"]
-    rule = "all images go on" if threshold is None else f"images whose answer leads by less than {threshold:.3f} go on"
-    print_line(
-        f"promised, with {percent:g} % confidence: {promised}; by {calibration['num_images']} images {bound}: {rule}"
-    )
-    print_line(f"measured on {result['num_images']} other images: {measured}")
-    print_line(
-        f"{result['went_on_pct']:.1f} % of them went on; GMACs {result['gmacs_mean']:.3f} on average and "
-        f"{result['gmacs_worst']:.3f} at worst, dense {result['gmacs_dense']:.3f}"
-    )
-    rows = []
-    first = task.fidelity[0]
-    for kind, row, gmacs in (
-        ("sparse alone", result["fixed"], result["gmacs_sparse"]),
-        ("adaptive", result["delta"], result["gmacs_mean"]),
-    ):
-        rows.append(
-            [
-                kind,
-                number(row[first.key], first.digits),
-                number(row[task.finest.key], task.finest.digits),
-                number(gmacs, 3),
-                *map(speedup_text, row["speedup"]),
-            ]
-        )
-    sizes = [f"batch {row['batch_size']}" for row in result["delta"]["speedup"]]
-    columns = ["", first.text, task.finest.text, "GMACs", *sizes]
-    print_table(f"{result['model']}, {label}, beside dense", columns, rows)
+    for sentence in promise_sentences(result, task):
+        print_line(sentence)
+    print_table(f"{result['model']}, {sparse.label}, beside dense", *promise_rows(result, task, str))
     for remark in result["remarks"]:
         print_line(remark)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitprune.adaptive import AdaptiveViT, Watched, images_needed, promise
+from vitprune.adaptive import AdaptiveViT, Watched, curve, images_needed, promise
 from vitprune.backbones import input_size
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
@@ -19,6 +19,7 @@ from vitprune.errors import UsageError
 from vitprune.evaluation import compared, predict
 from vitprune.measure import benchmark, count_macs
 from vitprune.model import SparseViT
+from vitprune.report.samples import Routed
 from vitprune.tasks import Results, Task
 
 
@@ -80,7 +81,7 @@ class How:
 
 def keep_promise(
     sparse: SparseViT, dense: nn.Module, images: Images, task: Task, asked: Asked, how: How, listener: Listener
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Routed]:
     """Choose the threshold on a random part of the images, measure fidelity, cost and speed on the others.
 
     Args:
@@ -93,7 +94,7 @@ def keep_promise(
         listener: shows how far it is.
 
     Returns:
-        What was promised and measured, for JSON.
+        What was promised and measured, for JSON; and the images that measured it.
 
     Raises:
         UsageError: too few images, a stream of them, or passes that do not go together.
@@ -107,19 +108,13 @@ def keep_promise(
     listener.begin("choosing the threshold", len(chosen_by))
     models = {"dense": dense, "sparse": sparse}
     found, faults = _predicted(models, chosen_by, task, how, listener)
-    sure = found["sparse"].certainty
-    assert sure is not None
-    nothing = np.zeros(found["dense"].num_images)
-    passes = [
-        Watched(sure.double().numpy(), asked.losses(found["sparse"], found["dense"]), macs[0]),
-        Watched(nothing, nothing, macs[1]),
-    ]
-    made = promise(passes, asked.risk, asked.confidence)
+    made = promise(_watched(found, asked, macs), asked.risk, asked.confidence)
     adaptive.threshold, adaptive.ended = made.threshold, []
     listener.begin("measuring on other images", len(others))
     found, more_faults = _predicted({**models, "adaptive": adaptive}, others, task, how, listener)
     ended, adaptive.ended = np.array(adaptive.ended), None
     spent = np.array(macs)[ended] / 1e9
+    routed = _routed(others, more_faults, found, ended > 0)
     listener.begin("measuring speed", 3 * len(how.batch_sizes))
     timings = benchmark(
         _over(others, {**models, "adaptive": adaptive}, max(how.batch_sizes)),
@@ -133,7 +128,7 @@ def keep_promise(
     delta = compared("adaptive", found, timings)
     at_fixed = compared("sparse", found, timings)
     faulty = Faults.merged([faults, more_faults])
-    return {
+    result = {
         "asked": {"fidelity_pct": asked.fidelity_pct, "max_kl": asked.max_kl, "confidence": asked.confidence},
         "threshold": made.threshold if made.threshold <= 1 else None,
         "calibration": {
@@ -147,7 +142,12 @@ def keep_promise(
         **found["adaptive"].fidelity(found["dense"]),
         "loss": float(asked.losses(found["adaptive"], found["dense"]).mean()),
         "went_on_pct": 100 * float((ended > 0).mean()),
-        "went_on": _names(others, ended, faulty),
+        "went_on": [routed.images.name(routed.images.items[row]) for row in np.flatnonzero(routed.went_on).tolist()],
+        "costs": [
+            {"gmacs": float(gmacs), "num_images": int(count)}
+            for gmacs, count in zip(*np.unique(spent, return_counts=True), strict=True)
+        ],
+        "curve": [each._asdict() for each in curve(_watched(found, asked, macs), sparse.label)],
         "gmacs_mean": float(spent.mean()),
         "gmacs_worst": macs[-1] / 1e9,
         "gmacs_sparse": count_macs(sparse, size) / 1e9,
@@ -161,6 +161,7 @@ def keep_promise(
         "unreadable": faulty.names,
         "remarks": faulty.remarks,
     }
+    return result, routed
 
 
 def _parts(images: Images, asked: Asked) -> tuple[ImageSet, ImageSet]:
@@ -208,11 +209,24 @@ def _predicted(
     )
 
 
-def _names(images: ImageSet, ended: np.ndarray[Any, Any], faults: Faults) -> list[str]:
-    """The images that went on; none where it is not known which of them could be read."""
-    if faults.count or len(ended) != len(images):
-        return []
-    return [images.name(images.items[row]) for row in np.flatnonzero(ended).tolist()]
+def _watched(found: Mapping[str, Results], asked: Asked, macs: Sequence[int]) -> list[Watched]:
+    """What the sparse and the dense model gave for every image."""
+    sure = found["sparse"].certainty
+    assert sure is not None
+    nothing = np.zeros(found["dense"].num_images)
+    return [
+        Watched(sure.double().numpy(), asked.losses(found["sparse"], found["dense"]), macs[0]),
+        Watched(nothing, nothing, macs[1]),
+    ]
+
+
+def _routed(images: ImageSet, faults: Faults, found: Mapping[str, Results], went_on: np.ndarray[Any, Any]) -> Routed:
+    """Which image is which, of those that could be read."""
+    readable = images.subset(sorted({*range(len(images))}.difference(faults.rows)))
+    sure, same = found["sparse"].certainty, found["sparse"].same(found["dense"])
+    assert sure is not None
+    assert same is not None
+    return Routed(readable, sure.numpy(), same.numpy(), went_on)
 
 
 class _OfImages(nn.Module):

@@ -139,15 +139,19 @@ def models_chart(
     level: tuple[str, float] | None = None,
     left: float | None = None,
     percent: bool = True,
+    curve: Sequence[tuple[float, float]] = (),
 ) -> Chart:
     """Models by cost or speed, from `left` on, and accuracy, in `percent` or not; a dashed line joins the front.
 
-    `level` is name and accuracy of what is drawn as a line across. The description is as in `line_chart`.
+    `level` is name and accuracy of what is drawn as a line across, `curve` what one model could be, x rising. The
+    description is as in `line_chart`.
     """
 
     def paint(axes: Any) -> None:
         front = sorted((point.x, point.y) for point in points if point.on_front)
         axes.plot(*zip(*front, strict=True), color=_SOFT, linewidth=1, linestyle=_DOTS)
+        if curve:
+            axes.plot(*zip(*curve, strict=True), color=_SERIES[3])
         for point in points:
             if point.low is not None:
                 axes.plot([point.x, point.x], [point.low, point.high], color=_SOFT, linewidth=1)
@@ -161,7 +165,7 @@ def models_chart(
         axes.set_xlim(left=left)
         if percent and axes.get_ylim()[1] > 100:
             axes.set_ylim(top=100.5)
-        _name(axes, points)
+        _name(axes, points, curve)
         if level is not None:
             height = axes.transData.transform((0, level[1]))[1]
             axes.annotate(level[0], (_LEFT + 6, height + 5), xycoords=_POINTS, color=_SERIES[2], fontsize=_SMALL)
@@ -229,12 +233,13 @@ def _spread(heights: Sequence[float]) -> list[float]:
     return result
 
 
-def _name(axes: Any, points: Sequence[ChartPoint]) -> None:
-    """Write each name beside its point, where it covers least of other names and points."""
+def _name(axes: Any, points: Sequence[ChartPoint], curve: Sequence[tuple[float, float]]) -> None:
+    """Write each name beside its point, where it covers least of other names, points and the curve."""
     from matplotlib.transforms import Bbox
 
     places = axes.transData.transform([(point.x, point.y) for point in points])
     taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in places]
+    taken += [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in (axes.transData.transform(curve) if curve else ())]
     plot = Bbox.from_extents(_LEFT, _BOTTOM, _WIDTH, _HEIGHT)
 
     def common(one: Any, other: Any) -> float:

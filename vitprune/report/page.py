@@ -18,8 +18,7 @@ from vitprune.measure import remark
 from vitprune.report.charts import Chart, ChartPoint, Series, line_chart, models_chart
 from vitprune.report.drawing import mean_colours
 from vitprune.report.runs import FinishedRun
-from vitprune.report.samples import GROUPS
-from vitprune.report.schema import ImageRow, Report, Step
+from vitprune.report.schema import ImageRow, KeepMaps, Report, Step
 from vitprune.report.tables import (
     Figure,
     class_rows,
@@ -64,7 +63,6 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "plan": plan_sentence(report),
         "verdict": verdict(report),
         "fig": fig,
-        "in_words": _in_words,
         "task": task_named(report.task),
         "headline": _headline(report, fig),
         "likeness": likeness(report, fig),
@@ -72,7 +70,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "random": _random(report, fig),
         "explanation": task_named(report.task).explanation(report.sparse.as_json()),
         "thumbnails": [] if shown is None else shown.thumbnails,
-        "groups": [] if shown is None else _groups(shown.images, shown.grid_size),
+        "groups": [] if shown is None else groups(shown),
         "num_seen": 0 if shown is None else shown.num_seen,
         "speed_chart": _speed_chart(report),
         "kept_chart": _kept_chart(run.steps, report),
@@ -103,18 +101,16 @@ def templates() -> Environment:
         undefined=StrictUndefined,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "plain": plain}
+    environment.filters |= {"number": number, "signed": signed, "plain": plain, "in_words": _in_words}
     return environment
 
 
-def _groups(images: list[ImageRow], grid_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """The images by who was right, with what covers the patches that have left."""
-    found = []
-    for group in GROUPS:
-        rows = [(index, row) for index, row in enumerate(images) if row.group == group]
-        if rows:
-            found.append({"name": group, "images": [_image(i, row, grid_size) for i, row in rows]})
-    return found
+def groups(maps: KeepMaps) -> list[dict[str, Any]]:
+    """The images by their group, with what covers the patches that have left."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for index, row in enumerate(maps.images):
+        found.setdefault(row.group, []).append(_image(index, row, maps.grid_size))
+    return [{"name": plain(name), "images": images} for name, images in found.items()]
 
 
 def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, Any]:

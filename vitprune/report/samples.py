@@ -6,12 +6,14 @@ import base64
 import io
 import math
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from vitprune.data import Data, Faults, batches, make_loader
+from vitprune.data import Data, Faults, ImageSet, batches, make_loader
 from vitprune.model import SparseViT
 from vitprune.report.keepmaps import NUM_NEIGHBOURS, KeepMap, keep_maps, relations
 from vitprune.report.schema import ImageRow, KeepMaps
@@ -29,6 +31,12 @@ GROUPS = {
     "evaluated images": 6,
 }
 """How many images of each group are shown, in this order."""
+ROUTED = {
+    "went on, and the answer changed": 4,
+    "went on, and the answer stayed": 4,
+    "stopped with another answer than dense": 4,
+}
+"""Likewise of images of which some went on from the sparse to the dense model."""
 _OF_ALL = "evaluated images"
 _THUMBNAIL = 72
 """Longest side, in pixels, of an image that is shown as a neighbour."""
@@ -83,6 +91,44 @@ def choose_images(
     num_seen = sum(map(len, groups.values()))
     kept = [_small(seen[number]) for number in numbers]
     return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=num_seen, images=rows, thumbnails=kept)
+
+
+class Routed(NamedTuple):
+    """Images of which some went on from the sparse model to another.
+
+    Attributes:
+        images: those that could be read, their transform set.
+        certainty: of the sparse model, (n,).
+        same: whether its answer is the dense model's, (n,) of bool.
+        went_on: likewise.
+    """
+
+    images: ImageSet
+    certainty: np.ndarray[Any, Any]
+    same: np.ndarray[Any, Any]
+    went_on: np.ndarray[Any, Any]
+
+
+def choose_routed(
+    sparse: SparseViT, dense: nn.Module, routed: Routed, names: Mapping[int, str], device: torch.device
+) -> KeepMaps:
+    """Some images of each group of `ROUTED`, small, from the least to the most certain; both models run on these."""
+    sparse.to(device).eval()
+    dense.to(device).eval()
+    members = (routed.went_on & ~routed.same, routed.went_on & routed.same, ~routed.went_on & ~routed.same)
+    rows: list[ImageRow] = []
+    for (group, most), chosen in zip(ROUTED.items(), members, strict=True):
+        order = np.flatnonzero(chosen)
+        order = order[np.argsort(routed.certainty[order], kind="stable")]
+        places = np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))
+        numbers = order[places].tolist()
+        said = f"{group}: {len(order)} of {len(chosen)}"
+        for images, labels in batches(make_loader(routed.images.subset(numbers), _BATCH_SIZE)) if numbers else ():
+            found, _ = keep_maps(sparse, dense, images, labels, names)
+            for number, keep_map in zip(numbers, found, strict=True):
+                keep_map.image.thumbnail((_SIDE, _SIDE))
+                rows.append(_row(said, f"certainty {routed.certainty[number]:.3f}", keep_map))
+    return KeepMaps(grid_size=sparse.backbone.grid_size, num_seen=len(routed.certainty), images=rows)
 
 
 def _small(keep_map: KeepMap) -> str:

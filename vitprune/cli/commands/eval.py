@@ -60,7 +60,7 @@ def evaluate(
 
       vitprune eval model.onnx path/to/imagenet
 
-      vitprune eval runs/deit_small_patch16_224-keep0.5 path/to/images --fidelity 99
+      vitprune eval runs/deit_small_patch16_224-keep0.5 path/to/images --fidelity 99 -o promise.html
     """
     with waiting("loading PyTorch"):
         from vitprune.common.devices import pick_device, pick_precision
@@ -104,7 +104,7 @@ def evaluate(
     workers = Recipe(num_workers=workers).workers()
     if asked is not None:
         how = promised.how(where, number_format, batch_size, workers, skip_unreadable=skip_unreadable)
-        print_promise(loaded, models["dense"], opened, task, asked, how, as_json=as_json)
+        print_promise(loaded, models["dense"], opened, task, asked, how, promised.output, as_json=as_json)
         return
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
