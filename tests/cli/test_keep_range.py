@@ -103,6 +103,16 @@ def test_a_sweep_of_the_file_trains_nothing(asked, images, finished, tmp_path):
     assert [row["label"] for row in result["rows"]] == ["dense", "keep 0.8", "keep 0.6"]
     assert sorted(path.name for path in out.iterdir()) == ["sweep.html", "sweep.json"]
     assert (result["failed"], result["recipe"]) == ([], {})
+    costs = {row["label"]: row["gmacs"] for row in result["rows"]}
+    agreed = {row["label"]: row["delta"]["agreement_pct"] for row in result["rows"]}
+    fixed, curve = result["adaptive"]["fixed"], result["adaptive"]["curve"]
+    assert [each["first"] for each in fixed] == ["keep 0.8", "keep 0.6"]
+    for each in fixed:
+        assert each["gmacs_mean"] == pytest.approx(costs[each["first"]])
+        assert 100 * (1 - each["loss"]) == pytest.approx(agreed[each["first"]])
+    assert curve[0]["gmacs_mean"] == pytest.approx(costs["keep 0.6"])
+    assert curve[-1]["loss"] == 0
+    assert "Same answer as dense" in (out / "sweep.html").read_text()
     for options, words in (
         (("--steps", 3), "is trained already"),
         (("--elastic",), "is trained already"),

@@ -7,8 +7,9 @@ import re
 import pytest
 from html_page import Page
 
+from vitprune.adaptive import Reached
 from vitprune.cli.app import run
-from vitprune.report.sweep import dominated_by, verdict, write_sweep
+from vitprune.report.sweep import adaptive_said, dominated_by, verdict, write_sweep
 from vitprune.report.sweep_page import judged_by, render_sweep_page
 
 TOP1, AGREEMENT = (judged_by({"accuracy": key}) for key in ("top1_pct", "agreement_pct"))
@@ -72,6 +73,7 @@ def result():
         "accuracy": "top1_pct",
         "verdict": verdict(rows, TOP1, 32),
         "rows": rows,
+        "adaptive": {"fixed": [], "curve": []},
         "model": "deit_small",
         "failed": [{"label": "keep 0.7", "keep": 0.7, "error": "out of <memory>"}],
         "recipe": {"name": "short"},
@@ -158,3 +160,24 @@ def test_the_page_is_written_whole(result, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.html", "sweep.json"]
     assert json.loads((tmp_path / "sweep.json").read_text()) == result
     assert run(["report", str(tmp_path)]) == 2, "a sweep is no run"
+
+
+def test_keep_ratios_with_dense_behind_are_drawn_and_said(result):
+    points = [Reached(0.1, 0, 0.2, 2.3, "keep 0.5"), Reached(0.4, 31.25, 0.009, 3.6, "keep 0.5"), Reached(2, 100, 0, 6)]
+    fixed = [points[0], Reached(0.1, 0, 0.05, 4.0, "keep 0.9")]
+    assert adaptive_said(points, 4.6) == [
+        "keep 0.5 with dense behind it for the 31.2 % of which it is least sure has dense's answer on 99.1 % of these "
+        "images at 3.600 GMACs on average, dense 4.600; vitprune eval --fidelity 99 promises it."
+    ]
+    assert "saves nothing at 99 % fidelity" in adaptive_said(points, 3.5)[0]
+    assert adaptive_said(points[:1], 4.6) == adaptive_said([], 4.6) == []
+    result["adaptive"] = {"fixed": [each._asdict() for each in fixed], "curve": [each._asdict() for each in points]}
+    page = Page(render_sweep_page(result))
+    (label,) = [each["aria-label"] for each in page.all("svg") if "Same answer" in each["aria-label"]]
+    for words in (
+        "Same answer as dense (%) against mean GMACs. dense: 100.00 at 4.600 mean GMACs",
+        "keep 0.5: 80.00 at 2.300",
+        "keep 0.9: 95.00 at 4.000",
+        "from 80.00 at 2.300 to 100.00 at 6.000",
+    ):
+        assert words in label

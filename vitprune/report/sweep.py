@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
+from vitprune.adaptive import AdaptiveViT, Reached, Watched, curve, worthwhile
 from vitprune.backbones import input_size
 from vitprune.common.files import write_json, write_text
 from vitprune.common.formatting import number, signed
 from vitprune.common.json_version import SCHEMA_VERSION
+from vitprune.errors import UsageError
 from vitprune.evaluation import compared
 from vitprune.measure import Timing
 from vitprune.report.build import model_figures
@@ -23,6 +26,8 @@ from vitprune.tasks import Change, Results, Task
 SWEEP, SWEEP_PAGE = "sweep.json", "sweep.html"
 WITHIN_POINTS = 1.0
 """The verdict names the fastest model that loses no more than this."""
+FIDELITY_PCT = 99
+"""And what it costs to have so much of the dense model's answers with the dense model behind."""
 _OF_TRAINING = {"steps_done", "num_images", "seconds", "num_skipped"}
 
 Kind = Literal["dense", "sparse", "other"]
@@ -74,12 +79,15 @@ def build_sweep(
         for label, row in rows.items():
             rivals = [_against(rows[rival], row, judged, results) for rival in found[label]]
             row[key] = {"on_front": not rivals, "dominated_by": rivals}
+    fixed, line = _adaptive(entries, results, size)
+    sentences = verdict(list(rows.values()), judged, rows["dense"]["speed"][-1]["batch_size"])
     return {
         "schema_version": SCHEMA_VERSION,
         "task": task.name,
         "accuracy": judged.figure.key,
-        "verdict": verdict(list(rows.values()), judged, rows["dense"]["speed"][-1]["batch_size"]),
+        "verdict": [*sentences, *adaptive_said(line, rows["dense"]["gmacs"])],
         "rows": list(rows.values()),
+        "adaptive": {"fixed": [each._asdict() for each in fixed], "curve": [each._asdict() for each in line]},
         **about,
     }
 
@@ -99,6 +107,46 @@ def _against(
         "speed_ratio": _throughput(rival) / _throughput(row),
         "gmacs_ratio": rival["gmacs"] / row["gmacs"],
     }
+
+
+def _adaptive(
+    entries: Mapping[str, Entry], results: Mapping[str, Results], size: tuple[int, int, int]
+) -> tuple[list[Reached], list[Reached]]:
+    """What each keep ratio gives alone, and the best of what each gives with the dense model behind it.
+
+    From what is known of these images, at every threshold. Nothing of a task that knows no certainty, nor of models
+    whose trunk was trained.
+    """
+    dense, fixed, found = results["dense"], list[Reached](), list[Reached]()
+    for label, entry in entries.items():
+        certainty, same = results[label].certainty, results[label].same(dense)
+        if entry.kind != "sparse" or certainty is None or same is None:
+            continue
+        try:
+            costs = AdaptiveViT([entry.model, entries["dense"].model], threshold=0.0).costs(size)
+        except UsageError:  # they share no blocks
+            continue
+        nothing = np.zeros(len(same))
+        passes = [Watched(certainty.numpy(), (~same).numpy(), costs[0]), Watched(nothing, nothing, costs[1])]
+        points = curve(passes, label)
+        fixed.append(points[0])
+        found += points
+    return fixed, worthwhile(found)
+
+
+def adaptive_said(line: Sequence[Reached], dense_gmacs: float) -> list[str]:
+    """A sentence on the cheapest way to most of the dense model's answers, where there is one."""
+    enough = next((each for each in line if 100 * (1 - each.loss) >= FIDELITY_PCT), None)
+    if enough is None:
+        return []
+    if enough.gmacs_mean >= dense_gmacs:
+        return [f"Sending images that a keep ratio is not sure of to dense saves nothing at {FIDELITY_PCT} % fidelity."]
+    behind = f"with dense behind it for the {number(enough.went_on_pct, 1)} % of which it is least sure"
+    return [
+        f"{enough.first} {behind if enough.went_on_pct else 'alone'} has dense's answer on "
+        f"{number(100 * (1 - enough.loss), 1)} % of these images at {number(enough.gmacs_mean, 3)} GMACs on average, "
+        f"dense {number(dense_gmacs, 3)}; vitprune eval --fidelity {FIDELITY_PCT} promises it."
+    ]
 
 
 def dominated_by(points: Mapping[str, tuple[float, float]]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from vitprune.common.formatting import number, plain, signed
 from vitprune.measure import remark
 from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
+from vitprune.report.promise_page import fidelity_chart
 from vitprune.report.publishable import publishable
 from vitprune.report.tables import emphasised, flat
 from vitprune.tasks import Change, Figure, Task, task_named, zero_shot_task
@@ -68,6 +69,7 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
             _chart(rows, "by_throughput", f"images/s at batch {sizes[-1]}", judged),
             _chart(rows, "by_gmacs", "GMACs", judged),
         ],
+        "fidelity_chart": _fidelity_chart(rows, result["adaptive"]),
         "columns": [
             *(
                 ["", judged.figure.text, judged.change.unit or "change", "95 %"]
@@ -121,6 +123,17 @@ def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, judged: Ju
     text = judged.figure.text
     title = f"{text[0].upper()}{text[1:]} against {x_label}"
     return models_chart(title, "; ".join(sentences), points, x_label, percent=judged.figure.in_percent)
+
+
+def _fidelity_chart(rows: Sequence[Mapping[str, Any]], adaptive: Mapping[str, Any]) -> Chart | None:
+    """Keep ratios alone beside what they give with the dense model behind; None where that is not known."""
+
+    def place(point: Mapping[str, Any]) -> tuple[float, float]:
+        return point["gmacs_mean"], 100 * (1 - point["loss"])
+
+    points = [ChartPoint(plain(each["first"]), *place(each), 1) for each in adaptive["fixed"]]
+    dense = ChartPoint("dense", rows[0]["gmacs"], 100.0)
+    return fidelity_chart("mean GMACs", [dense, *points], [*map(place, adaptive["curve"])]) if points else None
 
 
 def _standing(row: Mapping[str, Any], key: str) -> str:
