@@ -73,6 +73,7 @@ def make_report(**changes):
                 zip(CLASSES, (100.0, 200 / 3, 100 / 3), (100.0, 100 / 3, 200 / 3), strict=True)
             )
         ],
+        "rare": None,
         "coverage": None,
         "target": None,
         "training": {

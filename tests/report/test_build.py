@@ -1,7 +1,7 @@
 """The report: built from predictions and timings, written, and read back, also as older versions wrote it."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from vitprune.checkpoint.sparse_file import describe
 from vitprune.data import Data, ImageSet
 from vitprune.measure import Timing
 from vitprune.report import Report, accuracy_of, build_report
+from vitprune.report.tables import figure_rows, plain_figures, verdict
 from vitprune.tasks import Predictions, task_named
 from vitprune.training.progress import Progress
 from vitprune.training.recipe import Recipe
@@ -26,7 +27,8 @@ def _timing(model, batch_size, rate):
 
 
 @pytest.fixture(scope="module")
-def report(make_sparse):
+def build(make_sparse):
+    """`build(**changes)`: a report of four images."""
     sparse = make_sparse(num_classes=2, keep=0.5)
     images = ImageSet(["/home/me/images/a.png"] * 4, [0, 0, 1, 1], open, class_names={0: "cat", 1: "dog"})
     predictions = {
@@ -35,22 +37,28 @@ def report(make_sparse):
         "random": _predictions([1, 1, 1, 1], kl=0.75),
     }
     rates = {("dense", 1): 10.0, ("dense", 32): 20.0, ("sparse", 1): 5.0, ("sparse", 32): 30.0}
-    return build_report(
-        metadata=describe(sparse),
-        models={"dense": sparse.model, "random": sparse, "sparse": sparse},
-        ratios={},
-        results=predictions,
-        task=task_named("classification"),
-        timings=[_timing(*key, rate) for key, rate in rates.items()],
-        coverage={"sparse": 90.0, "random": 50.0},
-        target=make_report()["target"],
-        training={"recipe": Recipe().model_dump(mode="json")} | vars(Progress(num_images=8)),
-        data=Data("/home/me/images", images, images),
-        precision="fp32",
-        device="cpu",
-        seconds=1.5,
-        commands={"sparsify": "vitprune sparsify test_vit"},
-    )
+    common = {
+        "metadata": describe(sparse),
+        "models": {"dense": sparse.model, "random": sparse, "sparse": sparse},
+        "ratios": {},
+        "results": predictions,
+        "task": task_named("classification"),
+        "timings": [_timing(*key, rate) for key, rate in rates.items()],
+        "coverage": {"sparse": 90.0, "random": 50.0},
+        "target": make_report()["target"],
+        "training": {"recipe": Recipe().model_dump(mode="json")} | vars(Progress(num_images=8)),
+        "data": Data("/home/me/images", images, images),
+        "precision": "fp32",
+        "device": "cpu",
+        "seconds": 1.5,
+        "commands": {"sparsify": "vitprune sparsify test_vit"},
+    }
+    return lambda **changes: build_report(**common | changes)
+
+
+@pytest.fixture(scope="module")
+def report(build):
+    return build()
 
 
 def test_figures_are_those_of_predictions_and_timings(report):
@@ -75,7 +83,7 @@ def test_it_is_written_with_all_keys_and_read_back_equal(report):
         for row in content[side]["speed"]:
             assert row.keys() == {field.name for field in fields(Timing)} - {"model"}
         del content[side]["speed"], expected[side]["speed"]
-    assert content["training"].keys() == vars(Progress()).keys() | {"recipe"}
+    assert content["training"].keys() == vars(Progress()).keys() - {"shown"} | {"recipe"}
     assert content.keys() == expected.keys()
     for part in ("dense", "sparse", "random", "delta", "correct", "data"):
         assert content[part].keys() == expected[part].keys()
@@ -95,7 +103,7 @@ def test_a_report_of_version_1_keeps_its_keys():
     old = make_report()
     for key in ("task", "schedule", "align", "num_patches", "correct", "classes", "coverage", "target", "commands"):
         del old[key]
-    del old["environment"]
+    del old["environment"], old["rare"]
     for key in set(old["training"]) - {"recipe", "steps_done", "num_steps", "num_images", "seconds"}:
         del old["training"][key]
     for key in ("num_unreadable_val", "unreadable_val", "note"):
@@ -110,3 +118,37 @@ def test_a_report_of_version_1_keeps_its_keys():
     report = Report.model_validate(old)
     assert report.training.num_unreadable == 0
     assert report.as_json() == old
+
+
+@pytest.mark.parametrize(
+    ("train", "shown", "labelled", "expected"),
+    [
+        ([0] * 5 + [1] * 4, (), True, ("labels", 2, 50.0, 100.0, 50.0)),  # dogs: one more is right
+        ([0] * 5 + [1] * 4, (), False, ("labels", 1, None, None, None)),  # what dense calls a dog
+        ([-1] * 20, [55, 5], True, ("predictions", 2, 50.0, 100.0, 50.0)),  # each image three times: under two dogs
+        ([-1] * 20, [45, 15], True, None),
+        ([0] * 5 + [1] * 5, (), True, None),
+        ([0] * 4 + [1] * 4, (), True, None),  # all are: nothing to tell apart
+        ([-1] * 20, (), True, None),
+    ],
+)
+def test_classes_that_training_hardly_shows_are_told_apart(build, report, train, shown, labelled, expected):
+    predictions = {"dense": [0, 0, 1, 0], "sparse": [0, 1, 1, 1], "random": [1, 1, 1, 1]}
+    results = {name: _predictions(classes, kl=0.5) for name, classes in predictions.items()}
+    if not labelled:
+        results = {name: replace(each, targets=torch.full((4,), -1)) for name, each in results.items()}
+    images = [ImageSet(["a.png"] * len(labels), labels, open) for labels in (train, [0, 0, 1, 1])]
+    training = report.training.as_json() | {"shown": list(shown)}
+    found = build(results=results, data=Data("images", *images), training=training)
+    assert not found.training.model_extra
+    rare = found.rare
+    got = rare and (rare.counted_by, rare.num_images, rare.dense_top1_pct, rare.sparse_top1_pct, rare.top1_points)
+    assert got == expected
+    said = verdict(found)
+    assert ("classes with fewer than 5 training images" in said) == (expected is not None)
+    if expected is not None:
+        assert ("by the dense model's predictions" in said) == (expected[0] == "predictions")
+        assert ("by +50.00 points (95 %: " in said) == labelled
+        assert labelled or said.endswith("training images on 100.0 %.")
+    rows = [row[0] for row in figure_rows(found, plain_figures(found))]
+    assert ("top-1 (%) of rare classes" in rows) == (expected is not None and labelled)

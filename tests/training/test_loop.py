@@ -20,6 +20,7 @@ def test_phases_run_in_order_and_are_counted(run_training, monkeypatch):
     assert progress.steps_done == progress.num_steps == 11
     assert progress.phases == {"pretraining": 3, "sampled": 4, "deployed": 4}
     assert progress.num_images == 44
+    assert sum(progress.shown) == 32, "in pretraining the teacher is not asked"
     assert set(progress.seconds_split) == {"data", "compute"}
     assert all(seconds > 0 for seconds in progress.seconds_split.values())
     assert sum(progress.seconds_split.values()) == pytest.approx(progress.seconds)

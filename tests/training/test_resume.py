@@ -44,7 +44,17 @@ def test_a_run_that_was_cut_ends_at_the_same_bits(run_training, checkpoints, sam
             resume = checkpoints.latest()
     assert same_weights(part.student, whole.student)
     assert [(record.step, record.total) for record in records] == [(each.step, each.total) for each in whole.records]
-    for name in ("steps_done", "num_images", "phases", "backbone_lr", "num_steps", "num_unreadable", "unreadable"):
+    counted = (
+        "steps_done",
+        "num_images",
+        "phases",
+        "backbone_lr",
+        "num_steps",
+        "num_unreadable",
+        "unreadable",
+        "shown",
+    )
+    for name in counted:
         assert getattr(part.progress, name) == getattr(whole.progress, name), name
     assert part.progress.num_unreadable > 0
 

@@ -6,7 +6,7 @@ from vitprune.data.folder import Unlabelled, read_folder
 from vitprune.data.images import ImageSet, Unreadable, open_image, to_rgb
 from vitprune.data.loading import Faults, batches, explain_worker_crash, make_loader, training_loader
 from vitprune.data.options import DataOptions
-from vitprune.data.source import Data, count_images, open_data, open_torch
+from vitprune.data.source import Data, count_classes, count_images, open_data, open_torch
 from vitprune.data.tables import Images, ImageStream
 from vitprune.data.targets import UNLABELLED, OtherTask
 from vitprune.data.transforms import Augmentation, eval_transform, train_transform
@@ -26,6 +26,7 @@ __all__ = [
     "Unlabelled",
     "Unreadable",
     "batches",
+    "count_classes",
     "count_images",
     "eval_transform",
     "explain_worker_crash",

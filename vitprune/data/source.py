@@ -26,7 +26,7 @@ from vitprune.data.options import NO_OPTIONS, DataOptions
 from vitprune.data.splits import find_splits
 from vitprune.data.tables import Images, ImageStream
 from vitprune.data.targets import FOR_CLASSES, UNLABELLED, OtherTask
-from vitprune.data.torch_data import torch_images
+from vitprune.data.torch_data import TorchImages, torch_images
 from vitprune.errors import DataError
 
 HELD_OUT = 0.1
@@ -81,6 +81,13 @@ class Data:
 def count_images(images: Images | None) -> int | None:
     """How many there are; None of a stream, or of nothing."""
     return len(images) if isinstance(images, ImageSet) else None
+
+
+def count_classes(images: Images | None) -> Counter[int] | None:
+    """How many images each class has; None where that is not known before they are read, or not at all."""
+    if not isinstance(images, ImageSet) or isinstance(images, TorchImages):
+        return None
+    return Counter(map(int, images.labels)) if images.kind == "class" and images.labelled else None
 
 
 def open_data(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from vitprune.common.files import write_json, write_text
 from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
-from vitprune.data import Data, count_images, readable_names
+from vitprune.data import Data, count_classes, count_images, readable_names
 from vitprune.evaluation import compared
 from vitprune.measure import Timing, count_macs, count_params, describe_environment
 from vitprune.model import SparseViT
@@ -32,12 +33,16 @@ from vitprune.report.schema import (
     Correct,
     DataSummary,
     Delta,
+    Rare,
     Report,
     Side,
     Target,
     Training,
 )
-from vitprune.tasks import Predictions, Results, Task, class_accuracy, task_named
+from vitprune.tasks import Predictions, Results, Task, class_accuracy, on_rare_classes, task_named
+
+_HARDLY = 5
+"""A class of fewer training images is rare."""
 
 
 def build_report(
@@ -92,9 +97,10 @@ def build_report(
         ],
         correct=_correct(results["dense"], results["sparse"]),
         classes=[ClassRow(**row) for row in class_accuracy(names, **by_class)],
+        rare=_rare(data, training.get("shown", ()), results["dense"], results["sparse"]),
         coverage=None if coverage is None else {f"{name}_pct": share for name, share in coverage.items()},
         target=None if target is None else Target(**target),
-        training=Training(**training),
+        training=Training(**{key: value for key, value in training.items() if key != "shown"}),
         data=DataSummary(
             name=data.name,
             num_train_images=count_images(data.train),
@@ -196,3 +202,14 @@ def _correct(dense: Results, sparse: Results) -> Correct | None:
         sparse_only=int((~dense.correct & sparse.correct).sum()),
         neither=int((~dense.correct & ~sparse.correct).sum()),
     )
+
+
+def _rare(data: Data, shown: Sequence[int], dense: Results, sparse: Results) -> Rare | None:
+    """Of classes that the training images hardly show, by their labels or else by what the dense model saw there."""
+    counts: Mapping[int, float] | None = count_classes(data.train)
+    by = "labels" if counts is not None else "predictions"
+    if counts is None:
+        repeats = max(1.0, sum(shown) / (count_images(data.train) or math.inf))
+        counts = {index: number / repeats for index, number in enumerate(shown)}
+    found = on_rare_classes(counts, _HARDLY, dense, sparse)
+    return None if found is None else Rare(fewer_than=_HARDLY, counted_by=by, **found)

@@ -147,6 +147,23 @@ class ClassRow(_Content):
     sparse_top1_pct: float
 
 
+class Rare(_Content):
+    """Sparse against dense on the images of classes that training hardly shows; see `tasks.on_rare_classes`.
+
+    `counted_by` says what the training images' classes are from: their labels, or what the dense model predicts.
+    """
+
+    fewer_than: int
+    counted_by: Literal["labels", "predictions"]
+    num_images: int
+    dense_top1_pct: float | None
+    sparse_top1_pct: float | None
+    top1_points: float | None
+    top1_points_ci95: tuple[float, float] | None
+    agreement_pct: float
+    kl: float | None
+
+
 class Target(_Content):
     """A speed asked for (by one of two measures), predicted before training, and measured after it."""
 
@@ -216,6 +233,7 @@ class Report(_Content):
     keeps: list[AtKeep] = []
     correct: Correct | None = None
     classes: list[ClassRow] = []
+    rare: Rare | None = None
     coverage: dict[str, float] | None = None
     target: Target | None = None
     training: Training

@@ -68,6 +68,9 @@ def figure_rows(report: Report, fig: Figure, *, fidelity: bool = True) -> list[R
         change = _CHANGES.get(each.key)
         cells = [fig(f"{side}.{each.key}", each.digits) for side in ("dense", "sparse")]
         rows.append([each.text, *cells, fig(f"delta.{change.key}", change.digits, True) if change else ""])
+    if report.rare is not None and report.rare.top1_points is not None:
+        cells = [fig(f"rare.{side}_top1_pct") for side in ("dense", "sparse")]
+        rows.append(["top-1 (%) of rare classes", *cells, fig("rare.top1_points", 2, True)])
     rows += [[each.text, "", fig(f"delta.{each.key}", each.digits), ""] for each in task.fidelity if fidelity]
     return [
         *rows,
@@ -185,7 +188,7 @@ def flat(settings: Mapping[str, Any]) -> list[Row]:
 
 def verdict(report: Report) -> str:
     """What was lost and what was gained."""
-    return f"{_speed_said(report)}; {_accuracy_said(report)}{_beside_random(report)}."
+    return f"{_speed_said(report)}; {_accuracy_said(report)}{_rare_said(report)}{_beside_random(report)}."
 
 
 def _speed_said(report: Report) -> str:
@@ -241,6 +244,19 @@ def _accuracy_said(report: Report) -> str:
     if low <= 0 <= high:
         return f"{said}, neither a loss nor a gain beyond chance"
     return f"{said}, a gain" if (low > 0) == change.higher_is_better else f"{said}, a loss"
+
+
+def _rare_said(report: Report) -> str:
+    """What the mean hides where some classes have many training images and others hardly any."""
+    rare = report.rare
+    if rare is None:
+        return ""
+    by = "" if rare.counted_by == "labels" else ", by the dense model's predictions"
+    where = f"on the {rare.num_images} images of classes with fewer than {rare.fewer_than} training images{by}"
+    if rare.top1_points is None or rare.top1_points_ci95 is None:
+        return f"; {where} on {number(rare.agreement_pct, 1)} %"
+    low, high = rare.top1_points_ci95
+    return f"; {where} by {signed(rare.top1_points)} points (95 %: {signed(low)} to {signed(high)})"
 
 
 def _value(report: Report, place: str) -> Any:

@@ -3,7 +3,7 @@
 from vitprune.model import TaskName
 from vitprune.tasks.base import Answer, Change, Figure, NamedClass, Record, Results, Spread, Task, in_words, joined
 from vitprune.tasks.class_vectors import ClassVectors, read_class_vectors
-from vitprune.tasks.classification import Classification, Predictions, class_accuracy, likeliest
+from vitprune.tasks.classification import Classification, Predictions, class_accuracy, likeliest, on_rare_classes
 from vitprune.tasks.dense import Dense
 from vitprune.tasks.embedding import Embedding, Embeddings
 from vitprune.tasks.multilabel import MultiLabel
@@ -44,6 +44,7 @@ __all__ = [
     "in_words",
     "joined",
     "likeliest",
+    "on_rare_classes",
     "read_class_vectors",
     "task_named",
     "zero_shot_task",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -88,6 +89,11 @@ class Predictions(Results):
         """Of top-1."""
         labelled = self.labelled and other.labelled
         return changed("top1_points", paired_shares(self.correct, other.correct) if labelled else None)
+
+    def only(self, chosen: Tensor) -> Predictions:
+        """Of some images, by a mask (num_images,)."""
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        return replace(self, **{name: value[chosen] for name, value in known.items() if value is not None})
 
     def distances(self, dense: Predictions) -> Tensor:
         """KL divergence, in nats."""
@@ -189,3 +195,33 @@ def class_accuracy(names: Mapping[int, str], **models: Results) -> list[dict[str
         shares = {key: percent(model.correct[members]) for key, model in known.items()}
         rows.append({"index": index, "name": names.get(index), "num_images": int(members.sum()), **shares})
     return rows
+
+
+def on_rare_classes(
+    shown: Mapping[int, float], fewer_than: float, dense: Results, sparse: Results
+) -> dict[str, Any] | None:
+    """Sparse against dense on images of the classes that training hardly shows, for JSON.
+
+    Of images without labels the dense model says the class. None where no image is of such a class, or all are, and
+    where the task is another.
+
+    Args:
+        shown: how many training images there are of each class, by index; none of those that are not in it.
+        fewer_than: as many are hardly any.
+        dense: of the dense model.
+        sparse: of the sparse one, on the same images.
+    """
+    if not (isinstance(dense, Predictions) and isinstance(sparse, Predictions)):
+        return None
+    classes = (dense.targets if dense.labelled else dense.top[:, 0]).tolist()
+    rare = torch.tensor([shown.get(index, 0) < fewer_than for index in classes])
+    if not rare.any() or rare.all():
+        return None
+    before, after = dense.only(rare), sparse.only(rare)
+    return {
+        "num_images": int(rare.sum()),
+        "dense_top1_pct": before.top1_pct,
+        "sparse_top1_pct": after.top1_pct,
+        **after.change(before),
+        **after.fidelity(before),
+    }

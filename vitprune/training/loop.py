@@ -132,6 +132,7 @@ def train(
                     optimization.average.update(student, step=index)
 
                 losses, total, num_unreadable, stop = _over_processes(accelerator, loss, faults.count, stops())
+                shown = _shown(accelerator, loss, student.num_classes)
                 num_images, seconds = len(batch[0]) * world_size(), time.perf_counter() - started
                 record = StepRecord(
                     step=progress.steps_done + 1,
@@ -147,7 +148,7 @@ def train(
                     skipped=not taken,
                 )
                 progress.num_unreadable = unreadable_before + num_unreadable
-                progress.add(record, num_images, seconds, waited)
+                progress.add(record, num_images, seconds, waited, shown)
                 yield TrainedStep(record, partial(_state, optimization, progress, number, index + 1), stop)
 
                 skipped_in_a_row = 0 if taken else skipped_in_a_row + 1
@@ -245,6 +246,14 @@ def _over_processes(
     *sums, unreadable, stopping = accelerator.reduce(torch.stack(own), "sum").tolist()
     *losses, total = (value / world_size() for value in sums)
     return dict(zip(loss.components, losses, strict=True)), total, int(unreadable), stopping > 0
+
+
+def _shown(accelerator: Accelerator, loss: StepLoss, num_classes: int) -> list[int]:
+    """How many images of all processes the teacher gave each class; nothing where it names none."""
+    if loss.classes is None:
+        return []
+    counts: Tensor = accelerator.reduce(loss.classes.bincount(minlength=num_classes), "sum")
+    return [int(count) for count in counts.tolist()]
 
 
 def _state(optimization: Optimization, progress: Progress, number: int, num_steps: int) -> State:

@@ -31,11 +31,13 @@ class StepLoss(NamedTuple):
         total: weighted sum, a scalar with gradient.
         components: the unweighted losses by name, detached scalars.
         kept_ratios: share of the original tokens kept after each stage, (num_stages,), detached.
+        classes: the teacher's, of each image, (B,); None where it was not asked, or names none.
     """
 
     total: Tensor
     components: dict[str, Tensor]
     kept_ratios: Tensor
+    classes: Tensor | None = None
 
 
 Rows = tuple[int, int]
@@ -156,8 +158,10 @@ class Objective(PublicModule):
             x, first = self.student.backbone.embed(images), 0
         if phase == "sampled":
             decide = self._decide(noise, rows or (0, len(images)))
-            return self._sampled(self.student.forward_masked_from(x, first, decide), labels, teacher)
-        return self._deployed(self.student.select_from(x, first, self._task.filled), labels, teacher)
+            loss = self._sampled(self.student.forward_masked_from(x, first, decide), labels, teacher)
+        else:
+            loss = self._deployed(self.student.select_from(x, first, self._task.filled), labels, teacher)
+        return loss._replace(classes=teacher.logits.argmax(dim=-1)) if self._task.decides == "class" else loss
 
     @property
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds decides what runs

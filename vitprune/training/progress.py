@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Progress:
         phases: steps done by phase.
         sampled_ratios: share of the original tokens kept after each stage at the last sampled step.
         backbone_lr: peak rate of the backbone, see `Recipe.rate_reference_kl`.
+        shown: how many images the teacher gave each class, repeats counted; empty where it was not asked.
     """
 
     steps_done: int = 0
@@ -89,13 +91,16 @@ class Progress:
     phases: dict[str, int] = field(default_factory=dict)
     sampled_ratios: tuple[float, ...] | None = None
     backbone_lr: float | None = None
+    shown: list[int] = field(default_factory=list)
 
     @classmethod
     def restored(cls, content: Mapping[str, Any]) -> Progress:
         """From a checkpoint; what other versions of vitprune counted besides is ignored."""
         return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
 
-    def add(self, record: StepRecord, num_images: int, seconds: float, waited: float) -> None:
+    def add(
+        self, record: StepRecord, num_images: int, seconds: float, waited: float, shown: Sequence[int] = ()
+    ) -> None:
         """Count a step on `num_images` images that took `seconds`, `waited` of them for its images."""
         self.steps_done += 1
         self.num_skipped += record.skipped
@@ -106,6 +111,8 @@ class Progress:
         for name, spent in (("data", waited), ("compute", seconds - waited)):
             self.seconds_split[name] = self.seconds_split.get(name, 0.0) + spent
         self.phases[record.phase] = self.phases.get(record.phase, 0) + 1
+        if shown:
+            self.shown = [sum(pair) for pair in zip_longest(self.shown, shown, fillvalue=0)]
 
 
 @contextmanager

@@ -216,8 +216,10 @@ def _weighted_sum(losses: Sequence[StepLoss], weights: Sequence[float]) -> StepL
     def summed(values: Sequence[Tensor]) -> Tensor:
         return torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum(dim=0)
 
+    classes = [loss.classes for loss in losses if loss.classes is not None]
     return StepLoss(
         summed([loss.total.detach() for loss in losses]),
         {name: summed([loss.components[name] for loss in losses]) for name in losses[0].components},
         summed([loss.kept_ratios for loss in losses]),
+        torch.cat(classes) if classes else None,
     )
