@@ -66,9 +66,9 @@ def build_report(
 
     Models and results are "dense", "random" (the same number of tokens, at random) and "sparse", on the same
     images; timings are of "dense" and "sparse", from one benchmark. `ratios` are those of a model of a range beside its
-    own, measured likewise. `coverage` is that of the object in percent by
-    model, `target` a speed target, predicted and measured, `training` the recipe and what was done. Precision
-    and device are those of accuracy and speed; `seconds` is the duration of the run so far, in seconds.
+    own, measured likewise. `coverage` is that of the object in percent by model, `target` a speed target, predicted and
+    measured, `training` the recipe and what was done, see `vitprune.training.Progress`. Precision and device are those
+    of accuracy and speed; `seconds` is the duration of the run so far, in seconds.
     """
     size = input_size(models["dense"])  # of LV-ViT, the sparse model does not say
     dense, sparse = (Side(**model_figures(name, models[name], size, results, timings)) for name in ("dense", "sparse"))
