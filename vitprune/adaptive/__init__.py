@@ -1,7 +1,19 @@
 """Each image as many tokens as it needs: passes that share their first blocks, and what can be promised of them."""
 
-from vitprune.adaptive.bounds import images_needed
-from vitprune.adaptive.promise import Promise, Watched, promise
-from vitprune.adaptive.vit import AdaptiveViT
+from vitprune.adaptive.program import AdaptiveHeader, AdaptiveProgram, read_adaptive
+from vitprune.adaptive.promise import Promise, Watched, cheapest_promise, check_enough, promise
+from vitprune.adaptive.vit import AdaptiveViT, Tail, Trunk
 
-__all__ = ["AdaptiveViT", "Promise", "Watched", "images_needed", "promise"]
+__all__ = [
+    "AdaptiveHeader",
+    "AdaptiveProgram",
+    "AdaptiveViT",
+    "Promise",
+    "Tail",
+    "Trunk",
+    "Watched",
+    "cheapest_promise",
+    "check_enough",
+    "promise",
+    "read_adaptive",
+]

@@ -1,24 +1,29 @@
-"""`eval --fidelity` and `--max-kl`: what is promised, and what came of it on the screen."""
+"""`eval --fidelity` and `--max-kl`: what is promised, what came of it on the screen, and `export --adaptive` of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vitprune.cli.options import parse_numbers
-from vitprune.cli.output import number, print_json, print_line, print_table
+from vitprune.cli.output import number, print_json, print_line, print_table, say
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import speedup_text
 from vitprune.common import distributed
+from vitprune.common.files import check_new_file, write_json
+from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vitprune.adaptive import AdaptiveViT
+    from vitprune.cli.model_options import ModelOptions
     from vitprune.common.devices import Precision
     from vitprune.data import Data
     from vitprune.jobs.promise import Asked, How
@@ -59,7 +64,7 @@ class PromiseOptions:
         int | None,
         typer.Option(
             metavar="N",
-            help="Images, chosen at random, to choose the threshold by; the others measure.",
+            help="Images, chosen at random, to choose passes and threshold by; the others measure.",
             show_default="600",
             min=1,
             rich_help_panel=_PANEL,
@@ -76,14 +81,30 @@ class PromiseOptions:
         typer.Option(metavar="S", help="How long each is timed.", show_default="2", min=0, rich_help_panel=_PANEL),
     ] = None
 
-    def asked(self) -> Asked | None:
-        """The promise; None where none is asked for.
+    promise_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write the result to FILE too, for `export --adaptive FILE`.",
+            show_default=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an --output that exists.", rich_help_panel=_PANEL)
+    ] = False
+
+    def asked(self, keep: float | None) -> Asked | None:
+        """The promise, with the first pass at a keep ratio or any of the file's; None where none is asked for.
 
         Raises:
             UsageError: options that do not go together, or a number out of range.
         """
         if self.fidelity is None and self.max_kl is None:
-            idle = next((name for name, value in vars(self).items() if value is not None), None)
+            given = {**vars(self), "output": self.promise_file, "promise_file": None}
+            idle = next((name for name, value in given.items() if value is not None and value is not False), None)
             if idle is not None:
                 option = "--" + idle.replace("_", "-")
                 raise UsageError(f"{option} is of a promise, and none is asked for", "add --fidelity 99")
@@ -94,7 +115,9 @@ class PromiseOptions:
         if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise UsageError(f"--confidence is {self.confidence:g}, expected a share from 0.5 to below 1", "try 0.95")
         confidence = Asked.confidence if self.confidence is None else self.confidence
-        return Asked(self.fidelity, self.max_kl, confidence, self.calibrate or Asked.num_images)
+        if self.promise_file is not None:
+            check_new_file(self.promise_file, overwrite=self.overwrite)
+        return Asked(self.fidelity, self.max_kl, confidence, self.calibrate or Asked.num_images, keep)
 
     def how(
         self, device: torch.device, precision: Precision, batch_size: int, workers: int, *, skip_unreadable: bool
@@ -107,29 +130,107 @@ class PromiseOptions:
         return How(device, precision, batch_size, workers, 1.0 if skip_unreadable else 0.0, sizes, seconds)
 
 
-def check_promised(loaded: Loaded, others: Mapping[str, object]) -> None:
-    """Make sure that MODEL has a dense model to go on with.
+Adaptive = Annotated[
+    str | None,
+    typer.Option(
+        metavar="THRESHOLD",
+        help="A folder of ONNX files, in which less certain images go on through the dense model (of --checkpoint or "
+        "by its name); or the FILE of eval --fidelity 99 -o FILE, for what that promised.",
+        show_default=False,
+    ),
+]
+
+
+def refuse_beside(what: str, others: Mapping[str, object]) -> None:
+    """Make sure that options are not given that are of no use beside another.
 
     Args:
-        loaded: MODEL.
-        others: options of `eval` that a promise has no use for, and their values.
+        what: the other, for the sentence.
+        others: by option; what was not given is false.
 
     Raises:
-        UsageError: it is no sparse file, or one of these is given.
+        UsageError: one is given.
     """
     if idle := next((name for name, value in others.items() if value), None):
-        raise UsageError(f"{idle} does not go with a promise, which measures fidelity and cost", f"leave out {idle}")
+        raise UsageError(f"{idle} does not go with {what}", f"leave out {idle}")
+
+
+def check_sparse(loaded: Loaded, option: str) -> None:
+    """Make sure that MODEL has a dense model to go on with.
+
+    Raises:
+        UsageError: it is no sparse file.
+    """
     if loaded.sparse is None or not loaded.sparse.schedule.stages:
         raise UsageError(
-            f"'{loaded.spec}' is no sparse file, and --fidelity promises something of one and its dense model together",
+            f"'{loaded.spec}' is no sparse file, and {option} is of one and its dense model together",
             "name the model.safetensors of a run",
         )
 
 
+def load_cascade(
+    asked: str | None, model: str, weights: ModelOptions, keep: float | None
+) -> tuple[Loaded, AdaptiveViT | None, dict[str, Any] | None]:
+    """MODEL at a keep ratio, what `export --adaptive` makes of it and its dense model, and what was promised of that.
+
+    Args:
+        asked: a threshold or the file of a promise; None for MODEL alone.
+        model: the argument MODEL.
+        weights: its options; a --checkpoint is the dense model's.
+        keep: --keep.
+
+    Raises:
+        UsageError: MODEL is no sparse file, the threshold is out of range, or the promise is not of MODEL.
+        CheckpointError: the file of a promise cannot be read.
+    """
+    if asked is None:
+        loaded = weights.load(model)
+        loaded.open_at(keep)
+        return loaded, None, None
+    from vitprune.adaptive import AdaptiveViT
+    from vitprune.jobs.promise import as_promised, read_promise
+
+    threshold = _threshold(asked)
+    made = read_promise(Path(asked)) if threshold is None else None
+    if made is not None and keep is not None:
+        raise UsageError(f"--keep and --adaptive {asked} both say the keep ratio", "leave out --keep")
+    loaded = weights.load(model, checkpoint=None, checkpoint_key=None)
+    check_sparse(loaded, "--adaptive")
+    loaded.open_at(keep if made is None else made.keep)
+    assert loaded.sparse is not None
+    dense = weights.dense_of(loaded).model
+    if made is None:
+        return loaded, AdaptiveViT([loaded.sparse, dense], threshold or 0.0), None
+    return loaded, as_promised(made, loaded.sparse, dense), {"asked": made.asked, "calibration": made.calibration}
+
+
+def _threshold(text: str) -> float | None:
+    """--adaptive as a number; None of a file.
+
+    Raises:
+        UsageError: it is no certainty.
+    """
+    try:
+        threshold = float(text)
+    except ValueError:
+        return None
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--adaptive is {text}, expected a certainty from 0 to 1", "eval --fidelity 99 finds one")
+    return threshold
+
+
 def print_promise(
-    loaded: Loaded, dense: nn.Module, data: Data, task: Task, asked: Asked, how: How, *, as_json: bool
+    loaded: Loaded,
+    dense: nn.Module,
+    data: Data,
+    task: Task,
+    asked: Asked,
+    how: How,
+    *,
+    output: Path | None,
+    as_json: bool,
 ) -> None:
-    """Keep the promise on the images of `data`, and print what came of it."""
+    """Keep the promise on the images of `data`, print what came of it, and write that to `output`."""
     from vitprune.jobs.promise import keep_promise
 
     assert loaded.sparse is not None
@@ -138,20 +239,27 @@ def print_promise(
     result = {
         "model": loaded.name,
         "task": task.name,
-        "keep": loaded.keep,
         "data": data.name,
         "precision": how.precision,
         "device": str(how.device),
         **found,
     }
+    if output is not None:
+        write_json(output, {"schema_version": SCHEMA_VERSION} | result)
+        say(f"written to {output}")
     if as_json:
         print_json(result)
         return
-    _print(result, loaded.sparse.label, task)
+    _print(result, task)
 
 
-def _print(result: dict[str, Any], label: str, task: Task) -> None:
+def _print(result: dict[str, Any], task: Task) -> None:
     calibration, asked = result["calibration"], result["asked"]
+    if len(result["chosen_from"]) > 1:
+        print_line(
+            f"chosen: {result['label']}, by {calibration['num_choosing']} images the cheapest of "
+            f"{', '.join(result['chosen_from'])}"
+        )
     of = f"the {'class' if task.decides == 'class' else 'labels'} of the dense model"
     percent = 100 * asked["confidence"]
     if asked["fidelity_pct"] is not None:
@@ -188,6 +296,6 @@ def _print(result: dict[str, Any], label: str, task: Task) -> None:
         )
     sizes = [f"batch {row['batch_size']}" for row in result["delta"]["speedup"]]
     columns = ["", first.text, task.finest.text, "GMACs", *sizes]
-    print_table(f"{result['model']}, {label}, beside dense", columns, rows)
+    print_table(f"{result['model']}, {result['label']}, beside dense alone", columns, rows)
     for remark in result["remarks"]:
         print_line(remark)
