@@ -23,6 +23,7 @@ from vitprune.cli.options import parse_numbers, parse_ratios
 from vitprune.data import Unreadable
 from vitprune.data.images import ImageSet, open_image
 from vitprune.errors import CheckpointError, UsageError, VitpruneError
+from vitprune.loading.load import load_model
 from vitprune.training.recipe import load_recipe
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -128,6 +129,15 @@ def test_what_a_header_may_not_say(saved, tmp_path):
             tracemalloc.stop()
         assert any(word in caught.value.message for word in ("model.safetensors", "cannot build", "stages"))
     vitprune.load(rewrite(saved, path, {}))  # the bounds leave room for what is real
+
+
+def test_odd_rows_of_accuracy_are_passed_over(saved, tmp_path):
+    for rows in ([1, {"top1_pct": 3.0}, {"keep": 0.5, "top1_pct": 70.0}], {"keep": 0.5}, "none"):
+        header = {"keep": 0.7, "keep_range": [0.5, 0.9], "accuracy": {"keeps": rows}}
+        loaded = load_model(str(rewrite(saved, tmp_path / "model.safetensors", header)))
+        loaded.open_at(0.6)
+        assert loaded.metadata.accuracy is None
+    assert loaded.keep == 0.6
 
 
 def test_names_with_markup_and_escapes_are_shown_as_they_are(saved, tmp_path, image_folder, capsys):

@@ -154,3 +154,11 @@ def test_it_is_exported_at_a_ratio_and_trained_compiled(asked, trained, finished
         assert run([*finished.arguments, *few, "--keep", "0.5-0.9", *more, "-o", str(out)]) == 0
         kl.append(json.loads((out / "report.json").read_text())["keeps"][0]["delta"]["kl"])
     assert kl[0] == pytest.approx(kl[1], rel=0.05, abs=1e-4)
+
+
+def test_where_one_ratio_of_a_range_is_shown_that_is_said(capsys):
+    for command in (["models", "test_vit2"], ["info", "test_vit2"]):
+        assert run([*command, "--keep", "0.5-0.9"]) == 0
+        assert "of the range 0.5 to 0.9 its middle is shown: keep 0.7" in capsys.readouterr().err
+        assert run([*command, "--keep", "0.7"]) == 0
+        assert "middle" not in capsys.readouterr().err

@@ -8,9 +8,21 @@ import pytest
 import torch
 from html_page import Page
 from PIL import Image
+from safetensors.torch import save_file
 
 import vitprune
 from vitprune.cli.app import run
+from vitprune.errors import UsageError
+from vitprune.jobs.promise import as_promised, read_promise
+from vitprune.loading.load import load_dense, load_model
+
+
+def randomise(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module
 
 
 @pytest.fixture
@@ -34,7 +46,7 @@ def test_of_shares_that_were_chosen_freely(finished, many, make_vit, tmp_path, c
     arguments = ["--checkpoint", str(finished.root / "weights.safetensors"), "--device", "cpu", "-j", "0"]
     quick = ["--calibrate", "40", "--bench-batch-sizes", "1,16", "--bench-seconds", "0.02"]  # of ten others
     assert run(["eval", str(tmp_path / "free"), many(50), *arguments, "--fidelity", "90", *quick]) == 0
-    assert "ratios 0.7,0.5, beside dense" in capsys.readouterr().out
+    assert "ratios 0.7,0.5, then dense, beside dense alone" in capsys.readouterr().out
 
 
 def test_from_the_command_line(finished, many, capsys):
@@ -62,9 +74,10 @@ def test_from_the_command_line(finished, many, capsys):
     assert "promised, with 95 % confidence: a mean KL divergence" in capsys.readouterr().out
     for options, words in (
         (("--fidelity", "99"), "there are 60 images; 600 choose the threshold"),
-        (("--fidelity", "99", "--calibrate", "40"), "takes at least 299 images"),
+        (("--fidelity", "99", "--calibrate", "40"), "40 images are too few to promise a loss of at most 1 %"),
         (("--fidelity", "90", "--calibrate", "60"), "there are 60 images; 60 choose the threshold"),
         (("--calibrate", "40"), "--calibrate is of a promise, and none is asked for"),
+        (("-o", "promise.json"), "--output is of a promise, and none is asked for"),
         (("--fidelity", "99", "--max-kl", "0.1"), "mutually exclusive"),
         (("--fidelity", "90", "--min-top1", "50"), "--min-top1 does not go with a promise"),
         (("--fidelity", "90", "--per-class"), "--per-class does not go with a promise"),
@@ -117,3 +130,59 @@ def test_the_page_shows_images_by_what_became_of_them_and_unreadable_ones_are_le
     assert "certainty 0." in said.lower()
     assert run([*start, "--fidelity", "90", "--skip-unreadable", "-o", str(page)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def elastic(make_vit, tmp_path_factory):
+    """A file of a range, untrained, and the weights that it was made from."""
+    root, dense = tmp_path_factory.mktemp("elastic"), make_vit(num_classes=2)
+    save_file(dense.state_dict(), root / "weights.safetensors")
+    sparse = vitprune.attach(dense, (0.5, 0.9))
+    randomise(sparse.predictors, 1)
+    vitprune.save(sparse, root / "run")
+    return root
+
+
+def test_of_a_range_the_ratio_is_chosen_kept_and_used(elastic, many, tmp_path, capsys):
+    data, file = many(70), tmp_path / "promise.json"
+    start = ["eval", str(elastic / "run"), data, "--checkpoint", str(elastic / "weights.safetensors")]
+    start += ["--device", "cpu", "-j", "0", "--fidelity", "90", "--bench-batch-sizes", "1", "--bench-seconds", "0"]
+    assert run([*start, "--calibrate", "50", "-o", str(file)]) == 0
+    out = capsys.readouterr().out
+    made = json.loads(file.read_text())
+    candidates = [f"keep {keep:g}, then dense" for keep in (0.5, 0.6, 0.7, 0.8, 0.9)]
+    assert made["chosen_from"] == candidates
+    assert made["label"] == f"keep {made['keep']:g}, then dense"
+    assert f"chosen: {made['label']}, by 10 images the cheapest of keep 0.5, then dense" in out
+    assert (made["calibration"]["num_choosing"], made["calibration"]["num_images"]) == (10, 40)
+    assert made["schema_version"] == 2
+    assert run([*start, "--calibrate", "50", "-o", str(file)]) == 2
+    assert "promise.json' exists" in capsys.readouterr().err
+
+    assert run([*start, "--keep", "0.6", "--calibrate", "40", "--json"]) == 0
+    fixed = json.loads(capsys.readouterr().out)
+    assert (fixed["keep"], fixed["chosen_from"]) == (0.6, ["keep 0.6, then dense"])
+    assert fixed["calibration"] | {"num_images": 40, "num_choosing": 0} == fixed["calibration"]
+    assert run([*start, "--calibrate", "35"]) == 2
+    assert "35 images are too few" in capsys.readouterr().err
+
+    kept = read_promise(file)
+    loaded = load_model(str(elastic / "run"))
+    dense = load_dense(loaded, elastic / "weights.safetensors").model
+    if kept.threshold is not None:
+        adaptive = as_promised(kept, loaded.sparse, dense)
+        assert (adaptive.models[0].keep, adaptive.threshold) == (made["keep"], made["threshold"])
+    with pytest.raises(UsageError, match="all images go on"):
+        as_promised(kept.model_copy(update={"threshold": None}), loaded.sparse, dense)
+    with pytest.raises(UsageError, match="made of other weights"):
+        as_promised(kept, vitprune.load(elastic / "run"), randomise(dense))
+
+
+def test_unreadable_images_may_make_them_too_few(finished, many, capsys):
+    data = many(50)
+    for number in range(45):
+        Path(data, f"{number}.png").write_bytes(b"no image")
+    arguments = ["eval", str(finished.folder), data, "--checkpoint", str(finished.root / "weights.safetensors")]
+    arguments += ["--device", "cpu", "-j", "0", "--fidelity", "90", "--calibrate", "40", "--skip-unreadable"]
+    assert run(arguments) == 2
+    assert "images are too few to promise a loss of at most 10 %" in capsys.readouterr().err

@@ -1,8 +1,23 @@
 """Each image as many tokens as it needs: passes that share their first blocks, and what can be promised of them."""
 
-from vitprune.adaptive.bounds import images_needed
 from vitprune.adaptive.curve import Reached, curve, worthwhile
-from vitprune.adaptive.promise import Promise, Watched, promise
-from vitprune.adaptive.vit import AdaptiveViT
+from vitprune.adaptive.program import AdaptiveHeader, AdaptiveProgram, read_adaptive
+from vitprune.adaptive.promise import Promise, Watched, cheapest_promise, check_enough, promise
+from vitprune.adaptive.vit import AdaptiveViT, Tail, Trunk
 
-__all__ = ["AdaptiveViT", "Promise", "Reached", "Watched", "curve", "images_needed", "promise", "worthwhile"]
+__all__ = [
+    "AdaptiveHeader",
+    "AdaptiveProgram",
+    "AdaptiveViT",
+    "Promise",
+    "Reached",
+    "Tail",
+    "Trunk",
+    "Watched",
+    "cheapest_promise",
+    "check_enough",
+    "curve",
+    "promise",
+    "read_adaptive",
+    "worthwhile",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitprune.common.own_members import PublicModule
 from vitprune.errors import UsageError
 from vitprune.measure import count_macs
-from vitprune.model import SparseViT, attach
+from vitprune.model import SparseViT, TaskName, attach
 from vitprune.tasks import task_named
 
 
@@ -47,9 +47,7 @@ class AdaptiveViT(PublicModule):
             raise UsageError("an adaptive model needs two passes or more, of which the first prunes")
         models = [each if isinstance(each, SparseViT) else attach(each, keep=1.0) for each in passes]
         self.passes = nn.ModuleList(models)
-        # What prunes by its attention reads that of the block before the stage.
-        stages = [block - (each.predictor == "attention") for each in models for block in each.schedule.blocks]
-        self.first_block = min(stages)
+        self.first_block = end_of_trunk(models)
         self.task = models[0].task
         if task_named(self.task).certainty(torch.zeros(1, 2)) is None:
             raise UsageError(
@@ -71,26 +69,34 @@ class AdaptiveViT(PublicModule):
             raise UsageError(f"the threshold is {value:g}, expected 0 or more", "certainties lie in [0, 1]")
         self._threshold = float(value)
 
+    @property
+    def models(self) -> list[SparseViT]:
+        """The passes; a dense one has no stages."""
+        return list(self.passes)  # type: ignore[arg-type]
+
+    @property
+    def label(self) -> str:
+        """The passes, for people: "keep 0.5, then dense"."""
+        return ", then ".join(each.label for each in self.models)
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to the outputs of the pass that decided each, (B, num_classes)."""
         return self.route(images)[0]
 
     def route(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As `forward`, and of each image the number of the pass that decided, (B,)."""
-        first, *others = self._passes()
-        tokens = first.backbone.embed_up_to(images, self.first_block)
-        outputs = first.select_from(tokens, self.first_block).logits
-        ended = torch.zeros(len(images), dtype=torch.long, device=images.device)
-        unsure = self._unsure(outputs).nonzero().flatten()
-        for number, each in enumerate(others, start=1):
-            if not len(unsure):
-                break
-            again = each.select_from(tokens[unsure], self.first_block).logits
-            outputs, ended = outputs.index_copy(0, unsure, again), ended.index_fill(0, unsure, number)
-            unsure = unsure[self._unsure(again)]
+        outputs, ended = route(self.trunk()(images), self.tails(), self.threshold)
         if self.ended is not None:
             self.ended += ended.tolist()
         return outputs, ended
+
+    def trunk(self) -> nn.Module:
+        """The blocks that all passes share: images (B, in_chans, H, W) to tokens (B, P + N, C)."""
+        return Trunk(self.models[0], self.first_block)
+
+    def tails(self) -> list[nn.Module]:
+        """What each pass is from there on: tokens to outputs (B, num_classes) and how sure they are, (B,)."""
+        return [Tail(each, self.first_block, self.task) for each in self.models]
 
     def costs(self, input_size: tuple[int, int, int]) -> list[int]:
         """Multiply-accumulates of an image that ends in each pass: the trunk once, and all passes up to that one.
@@ -98,17 +104,9 @@ class AdaptiveViT(PublicModule):
         Args:
             input_size: (C, H, W).
         """
-        trunk = count_macs(_Trunk(self._passes()[0], self.first_block), input_size)
-        tails = [count_macs(each, input_size) - trunk for each in self._passes()]
+        trunk = count_macs(self.trunk(), input_size)
+        tails = [count_macs(each, input_size) - trunk for each in self.models]
         return [trunk + sum(tails[: number + 1]) for number in range(len(tails))]
-
-    def _passes(self) -> list[SparseViT]:
-        return list(self.passes)  # type: ignore[arg-type]
-
-    def _unsure(self, outputs: Tensor) -> Tensor:
-        certainty = task_named(self.task).certainty(outputs.float())
-        assert certainty is not None
-        return certainty < self.threshold
 
     def _check_trunks(self, models: Sequence[SparseViT]) -> None:
         first, *others = (each.backbone.trunk(self.first_block) for each in models)
@@ -125,8 +123,8 @@ class AdaptiveViT(PublicModule):
                 )
 
 
-class _Trunk(nn.Module):
-    """The blocks that all passes share."""
+class Trunk(nn.Module):
+    """The blocks that all passes share: images (B, in_chans, H, W) to tokens (B, P + N, C)."""
 
     def __init__(self, model: SparseViT, first_block: int) -> None:
         super().__init__()
@@ -134,3 +132,44 @@ class _Trunk(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.backbone.embed_up_to(images, self.first_block)
+
+
+class Tail(nn.Module):
+    """A pass from the trunk on: tokens (B, P + N, C) to outputs (B, num_classes) and how sure they are, (B,)."""
+
+    def __init__(self, model: SparseViT, first_block: int, task: TaskName) -> None:
+        super().__init__()
+        self.model, self.first_block, self.task = model, first_block, task_named(task)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.model.select_from(tokens, self.first_block).logits
+        certainty = self.task.certainty(outputs.float())
+        assert certainty is not None
+        return outputs, certainty
+
+
+def end_of_trunk(models: Sequence[SparseViT]) -> int:
+    """The block from which on passes differ; what prunes by its attention reads that of the block before the stage."""
+    return min(block - (each.predictor == "attention") for each in models for block in each.schedule.blocks)
+
+
+def route(
+    tokens: Tensor, tails: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]], threshold: float
+) -> tuple[Tensor, Tensor]:
+    """What the pass that decides each image gives, (B, num_classes), and the number of that pass, (B,).
+
+    Args:
+        tokens: of the trunk, (B, P + N, C).
+        tails: of the passes; what each of them gives is that of `Tail`.
+        threshold: images of at least this certainty stop.
+    """
+    outputs, certainty = tails[0](tokens)
+    ended = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+    unsure = (certainty < threshold).nonzero().flatten()
+    for number, tail in enumerate(tails[1:], start=1):
+        if not len(unsure):
+            break
+        again, certainty = tail(tokens[unsure])
+        outputs, ended = outputs.index_copy(0, unsure, again), ended.index_fill(0, unsure, number)
+        unsure = unsure[certainty < threshold]
+    return outputs, ended

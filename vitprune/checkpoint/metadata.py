@@ -105,8 +105,9 @@ class Metadata(BaseModel):
         """The same of another keep ratio of the range, with what was measured of that."""
         if keep is None or keep == self.keep:
             return self
-        rows = (self.accuracy or {}).get("keeps") or []
-        row = next((row for row in rows if row["keep"] == keep), None)
+        rows = (self.accuracy or {}).get("keeps")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []  # files of others
+        row = next((row for row in rows if row.get("keep") == keep), None)
         accuracy = row and {**(self.accuracy or {}), "sparse": row, "fidelity": row}
         return self.model_copy(update={"keep": keep, "stages": list(stages), "accuracy": accuracy})
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
 from vitprune.checkpoint.program import Program
 from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.formatting import first_line
-from vitprune.errors import CheckpointError, ExportError
+from vitprune.common.run_folder import ADAPTIVE
+from vitprune.errors import CheckpointError, ExportError, UsageError
 
 
 def require_onnx() -> tuple[ModuleType, ModuleType]:
@@ -35,7 +37,43 @@ def require_onnx() -> tuple[ModuleType, ModuleType]:
     return onnx, onnxruntime
 
 
+class OnnxGraph(NamedTuple):
+    """An ONNX file of ours, checked and ready to run.
+
+    Attributes:
+        run: what it takes to all that it puts out, fp32 on the CPU.
+        takes: shape of its input; a size that is open is no number.
+        gives: shapes of its outputs.
+        metadata: what it says of itself.
+        precision: of its weights.
+    """
+
+    run: Callable[[Tensor], Any]  # a tuple of as many tensors as it has outputs
+    takes: list[Any]
+    gives: list[list[Any]]
+    metadata: Metadata
+    precision: str
+
+
 def read_onnx(path: Path) -> Program:
+    """Open an ONNX file of ours, as `open_onnx` does, that turns images into one output.
+
+    Raises:
+        UsageError: it is a part of an adaptive model.
+        ExportError: a package is missing.
+        CheckpointError: as of `open_onnx`, or it does not fit its own metadata.
+    """
+    if _is_part(path):
+        raise UsageError(f"'{path}' is a part of an adaptive model", f"name its folder: {path.parent}")
+    graph = open_onnx(path)
+    if len(graph.gives) != 1:
+        raise CheckpointError(f"'{path}' does not turn one fp32 tensor into another", "vitprune did not write it")
+    return Program(
+        lambda images: graph.run(images)[0], graph.takes, graph.gives[0], graph.metadata, graph.precision, path
+    )
+
+
+def open_onnx(path: Path) -> OnnxGraph:
     """Open an ONNX file of ours, also a quantised one, to run on as many threads as torch does.
 
     The file may come from anywhere: its metadata is checked as that of model.safetensors, and tensors that are kept in
@@ -43,7 +81,7 @@ def read_onnx(path: Path) -> Program:
 
     Raises:
         ExportError: a package is missing.
-        CheckpointError: the file is missing, damaged, not ours, or does not fit its own metadata.
+        CheckpointError: the file is missing, damaged, or not ours.
     """
     onnx, runtime = require_onnx()
     check_exists(path)
@@ -63,15 +101,19 @@ def read_onnx(path: Path) -> Program:
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
         raise CheckpointError(f"onnxruntime cannot open '{path}': {first_line(error)}") from error
-    (takes, *more), (gives, *others) = session.get_inputs(), session.get_outputs()
-    if more or others or [takes.type, gives.type] != ["tensor(float)"] * 2:
-        raise CheckpointError(f"'{path}' does not turn one fp32 tensor into another", "vitprune did not write it")
+    (takes, *more), gives = session.get_inputs(), session.get_outputs()
+    if more or {port.type for port in (takes, *gives)} != {"tensor(float)"}:
+        raise CheckpointError(f"'{path}' does not turn one fp32 tensor into others", "vitprune did not write it")
 
-    def run(images: Tensor) -> Tensor:
-        (output,) = session.run(None, {takes.name: images.numpy()})
-        return torch.from_numpy(output)
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(output) for output in session.run(None, {takes.name: batch.numpy()}))
 
-    return Program(run, takes.shape, gives.shape, metadata, precision, path)
+    return OnnxGraph(run, takes.shape, [port.shape for port in gives], metadata, precision)
+
+
+def _is_part(path: Path) -> bool:
+    about = path.parent / ADAPTIVE
+    return about.is_file() and json.dumps(path.name) in about.read_text(encoding="utf-8", errors="replace")
 
 
 def _metadata(graph: Any, path: Path) -> Metadata:

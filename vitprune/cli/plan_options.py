@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vitprune.cli.options import PrecisionName, parse_numbers, parse_ratios
+from vitprune.cli.output import say
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.usage_errors import as_number
 from vitprune.errors import UsageError
@@ -217,6 +218,13 @@ def resolve_plan(request: PlanRequest, model: nn.Module, recipe: Recipe) -> tupl
 
     with RunProgress() as progress:
         return resolve(request, model, recipe.plan_for(wrap(model).depth), progress)
+
+
+def say_middle(sparsity: Sparsity) -> None:
+    """Say of a range which ratio is shown."""
+    if sparsity.keep_range is not None:
+        low, high = sparsity.keep_range
+        say(f"of the range {low:g} to {high:g} its middle is shown: {sparsity.label}")
 
 
 def open_as_asked(loaded: Loaded, request: PlanRequest) -> None:

@@ -1,11 +1,11 @@
-"""`eval --fidelity` and `--max-kl`: what is promised, and what came of it on the screen."""
+"""`eval --fidelity` and `--max-kl`: what is promised, what came of it on the screen, and `export --adaptive` of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,13 +13,16 @@ from vitprune.cli.options import parse_numbers
 from vitprune.cli.output import print_json, print_line, print_table, say
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
-from vitprune.common.files import check_new_file, write_text
+from vitprune.common.files import check_new_file, write_json, write_text
+from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vitprune.adaptive import AdaptiveViT
+    from vitprune.cli.model_options import ModelOptions
     from vitprune.common.devices import Precision
     from vitprune.data import Data
     from vitprune.jobs.promise import Asked, How
@@ -60,7 +63,7 @@ class PromiseOptions:
         int | None,
         typer.Option(
             metavar="N",
-            help="Images, chosen at random, to choose the threshold by; the others measure.",
+            help="Images, chosen at random, to choose passes and threshold by; the others measure.",
             show_default="600",
             min=1,
             rich_help_panel=_PANEL,
@@ -77,29 +80,29 @@ class PromiseOptions:
         typer.Option(metavar="S", help="How long each is timed.", show_default="2", min=0, rich_help_panel=_PANEL),
     ] = None
     output: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE",
-            help="Page to write, HTML: fidelity against cost at every threshold, and images that went on.",
+            help="Write what came of it: a .json file for `export --adaptive FILE`, or a page, .html: fidelity against "
+            "cost at every threshold, and images that went on. May be repeated.",
             show_default=False,
             rich_help_panel=_PANEL,
         ),
     ] = None
     overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Write over an --output that exists.", rich_help_panel=_PANEL),
+        bool, typer.Option("--overwrite", help="Write over an --output that exists.", rich_help_panel=_PANEL)
     ] = False
 
-    def asked(self) -> Asked | None:
-        """The promise; None where none is asked for.
+    def asked(self, keep: float | None) -> Asked | None:
+        """The promise, with the first pass at a keep ratio or any of the file's; None where none is asked for.
 
         Raises:
             UsageError: options that do not go together, or a number out of range.
         """
         if self.fidelity is None and self.max_kl is None:
-            idle = next((name for name, value in vars(self).items() if not (value is None or value is False)), None)
+            idle = next((name for name, value in vars(self).items() if value), None)
             if idle is not None:
                 option = "--" + idle.replace("_", "-")
                 raise UsageError(f"{option} is of a promise, and none is asked for", "add --fidelity 99")
@@ -109,15 +112,14 @@ class PromiseOptions:
 
         if self.confidence is not None and not 0.5 <= self.confidence < 1:
             raise UsageError(f"--confidence is {self.confidence:g}, expected a share from 0.5 to below 1", "try 0.95")
-        if self.output is not None:
-            if self.output.suffix.lower() not in (".html", ".htm"):
-                raise UsageError(
-                    f"--output is '{self.output}', and what is written is a page",
-                    "name it .html; --json prints the figures",
-                )
-            check_new_file(self.output, overwrite=self.overwrite)
         confidence = Asked.confidence if self.confidence is None else self.confidence
-        return Asked(self.fidelity, self.max_kl, confidence, self.calibrate or Asked.num_images)
+        for output in self.output or ():
+            if output.suffix not in (".html", ".json"):
+                raise UsageError(
+                    f"--output is '{output}', and what is written is a page or the figures", "name it .html or .json"
+                )
+            check_new_file(output, overwrite=self.overwrite)
+        return Asked(self.fidelity, self.max_kl, confidence, self.calibrate or Asked.num_images, keep)
 
     def how(
         self, device: torch.device, precision: Precision, batch_size: int, workers: int, *, skip_unreadable: bool
@@ -130,23 +132,93 @@ class PromiseOptions:
         return How(device, precision, batch_size, workers, 1.0 if skip_unreadable else 0.0, sizes, seconds)
 
 
-def check_promised(loaded: Loaded, others: Mapping[str, object]) -> None:
-    """Make sure that MODEL has a dense model to go on with.
+Adaptive = Annotated[
+    str | None,
+    typer.Option(
+        metavar="THRESHOLD",
+        help="A folder of ONNX files, in which less certain images go on through the dense model (of --checkpoint or "
+        "by its name); or the FILE of eval --fidelity 99 -o FILE, for what that promised.",
+        show_default=False,
+    ),
+]
+
+
+def refuse_beside(what: str, others: Mapping[str, object]) -> None:
+    """Make sure that options are not given that are of no use beside another.
 
     Args:
-        loaded: MODEL.
-        others: options of `eval` that a promise has no use for, and their values.
+        what: the other, for the sentence.
+        others: by option; what was not given is false.
 
     Raises:
-        UsageError: it is no sparse file, or one of these is given.
+        UsageError: one is given.
     """
     if idle := next((name for name, value in others.items() if value), None):
-        raise UsageError(f"{idle} does not go with a promise, which measures fidelity and cost", f"leave out {idle}")
+        raise UsageError(f"{idle} does not go with {what}", f"leave out {idle}")
+
+
+def check_sparse(loaded: Loaded, option: str) -> None:
+    """Make sure that MODEL has a dense model to go on with.
+
+    Raises:
+        UsageError: it is no sparse file.
+    """
     if loaded.sparse is None or not loaded.sparse.schedule.stages:
         raise UsageError(
-            f"'{loaded.spec}' is no sparse file, and --fidelity promises something of one and its dense model together",
+            f"'{loaded.spec}' is no sparse file, and {option} is of one and its dense model together",
             "name the model.safetensors of a run",
         )
+
+
+def load_cascade(
+    asked: str | None, model: str, weights: ModelOptions, keep: float | None
+) -> tuple[Loaded, AdaptiveViT | None, dict[str, Any] | None]:
+    """MODEL at a keep ratio, what `export --adaptive` makes of it and its dense model, and what was promised of that.
+
+    Args:
+        asked: a threshold or the file of a promise; None for MODEL alone.
+        model: the argument MODEL.
+        weights: its options; a --checkpoint is the dense model's.
+        keep: --keep.
+
+    Raises:
+        UsageError: MODEL is no sparse file, the threshold is out of range, or the promise is not of MODEL.
+        CheckpointError: the file of a promise cannot be read.
+    """
+    if asked is None:
+        loaded = weights.load(model)
+        loaded.open_at(keep)
+        return loaded, None, None
+    from vitprune.adaptive import AdaptiveViT
+    from vitprune.jobs.promise import as_promised, read_promise
+
+    threshold = _threshold(asked)
+    made = read_promise(Path(asked)) if threshold is None else None
+    if made is not None and keep is not None:
+        raise UsageError(f"--keep and --adaptive {asked} both say the keep ratio", "leave out --keep")
+    loaded = weights.load(model, checkpoint=None, checkpoint_key=None)
+    check_sparse(loaded, "--adaptive")
+    loaded.open_at(keep if made is None else made.keep)
+    assert loaded.sparse is not None
+    dense = weights.dense_of(loaded).model
+    if made is None:
+        return loaded, AdaptiveViT([loaded.sparse, dense], threshold or 0.0), None
+    return loaded, as_promised(made, loaded.sparse, dense), {"asked": made.asked, "calibration": made.calibration}
+
+
+def _threshold(text: str) -> float | None:
+    """--adaptive as a number; None of a file.
+
+    Raises:
+        UsageError: it is no certainty.
+    """
+    try:
+        threshold = float(text)
+    except ValueError:
+        return None
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--adaptive is {text}, expected a certainty from 0 to 1", "eval --fidelity 99 finds one")
+    return threshold
 
 
 def print_promise(
@@ -156,11 +228,11 @@ def print_promise(
     task: Task,
     asked: Asked,
     how: How,
-    page: Path | None,
+    outputs: Sequence[Path],
     *,
     as_json: bool,
 ) -> None:
-    """Keep the promise on the images of `data`, print what came of it, and write the page that is asked for."""
+    """Keep the promise on the images of `data`, print what came of it, and write the files that are asked for."""
     from vitprune.data.classes import readable_names
     from vitprune.jobs.promise import keep_promise
     from vitprune.report.promise_page import promise_rows, promise_sentences, render_promise_page
@@ -172,23 +244,25 @@ def print_promise(
         found, routed = keep_promise(sparse, dense, data.val, task, asked, how, progress)
     result = {
         "model": loaded.name,
-        "label": sparse.label,
         "task": task.name,
-        "keep": loaded.keep,
         "data": data.name,
         "precision": how.precision,
         "device": str(how.device),
         **found,
     }
-    if page is not None:
-        names = readable_names(data.val.class_names | dict(enumerate(loaded.class_names or ())), sparse.num_classes)
-        write_text(page, render_promise_page(result, choose_routed(sparse, dense, routed, names, how.device)))
-        say(f"written to {page}")
+    for output in outputs:
+        if output.suffix == ".json":
+            write_json(output, {"schema_version": SCHEMA_VERSION} | result)
+        else:
+            first = sparse if found["keep"] is None else sparse.at(found["keep"])
+            names = readable_names(data.val.class_names | dict(enumerate(loaded.class_names or ())), sparse.num_classes)
+            write_text(output, render_promise_page(result, choose_routed(first, dense, routed, names, how.device)))
+        say(f"written to {output}")
     if as_json:
         print_json(result)
         return
     for sentence in promise_sentences(result, task):
         print_line(sentence)
-    print_table(f"{result['model']}, {sparse.label}, beside dense", *promise_rows(result, task, str))
+    print_table(f"{result['model']}, {result['label']}, beside dense alone", *promise_rows(result, task, str))
     for remark in result["remarks"]:
         print_line(remark)

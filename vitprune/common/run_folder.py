@@ -22,6 +22,8 @@ except ImportError:  # not on Windows
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 REPORT, PAGE, LOG, KEEP_MAPS, CARD = "report.json", "report.html", "log.jsonl", "keepmaps.json", "README.md"
+ADAPTIVE = "adaptive.json"
+"""Of a folder of programs that are a cascade together."""
 RUNS = Path("runs")
 """Where runs go whose folder nobody names."""
 CHECKPOINT = "step-[0-9]*.safetensors"

@@ -4,7 +4,16 @@ from vitprune.export.agreement import Agreement, batch_sizes
 from vitprune.export.formats import Format
 from vitprune.export.images import images_to_compare, quantisation_by
 from vitprune.export.int8 import Quantisation
-from vitprune.export.job import Exported, ExportPrecision, check_output, export, known_target, with_features
+from vitprune.export.job import (
+    Exported,
+    ExportPrecision,
+    check_folder,
+    check_output,
+    export,
+    known_target,
+    with_features,
+)
+from vitprune.export.parts import export_parts
 
 __all__ = [
     "Agreement",
@@ -13,8 +22,10 @@ __all__ = [
     "Format",
     "Quantisation",
     "batch_sizes",
+    "check_folder",
     "check_output",
     "export",
+    "export_parts",
     "images_to_compare",
     "known_target",
     "quantisation_by",

@@ -63,9 +63,30 @@ class Target(NamedTuple):
 ANY = Target()
 
 
-def write_onnx(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
+class Ports(NamedTuple):
+    """What a program takes and gives.
+
+    Attributes:
+        takes: name of its input.
+        shape: of one of these, without the batch.
+        gives: names of its outputs.
+    """
+
+    takes: str
+    shape: tuple[int, ...]
+    gives: tuple[str, ...]
+
+    @classmethod
+    def of(cls, metadata: Metadata) -> Ports:
+        """Images to what the task puts out."""
+        return cls("images", metadata.preprocessing.input_size, (task_named(metadata.task).output,))
+
+
+def write_onnx(
+    model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY, ports: Ports | None = None
+) -> None:
     """Write a model as one ONNX file: `images` (batch, C, H, W) to what its task puts out: `logits`, `values`,
-    `embedding` (batch, ...) or `features` (batch, tokens, channels).
+    `embedding` (batch, ...) or `features` (batch, tokens, channels). A part of a model has other `ports`.
 
     The model is in eval mode, on the CPU. The metadata goes into the file's metadata_props, as the JSON that
     model.safetensors carries.
@@ -74,6 +95,7 @@ def write_onnx(model: nn.Module, metadata: Metadata, path: Path, target: Target 
         ExportError: a package is missing, torch cannot export the model, or it is larger than an ONNX file may be.
     """
     onnx, _ = require_onnx()
+    ports = ports or Ports.of(metadata)
     num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if num_bytes > _MAX_ONNX_BYTES:
         raise ExportError(
@@ -83,11 +105,11 @@ def write_onnx(model: nn.Module, metadata: Metadata, path: Path, target: Target 
     try:
         with _quiet(), _plain_attention(model), torch.no_grad():
             try:
-                graph = _graph(model, metadata, target, optimize=True)
+                graph = _graph(model, ports, target, optimize=True)
                 onnx.checker.check_model(graph)
             except onnx.checker.ValidationError:
                 # Where a tensor is clamped several times (Gemma), onnxscript's optimiser loses the bounds.
-                graph = _graph(model, metadata, target, optimize=False)
+                graph = _graph(model, ports, target, optimize=False)
                 onnx.checker.check_model(graph)
     except Exception as error:  # whatever torch stumbles over
         cause: BaseException = error
@@ -127,7 +149,7 @@ def write_pt2(model: nn.Module, metadata: Metadata, path: Path, target: Target =
     """
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(model, **_example(metadata, target))
+            program = torch.export.export(model, **_example(Ports.of(metadata), target))
     except Exception as error:  # whatever torch stumbles over
         raise ExportError(f"torch.export cannot export the model: {first_line(error)}") from error
     for node in program.graph.nodes:
@@ -190,10 +212,10 @@ FORMATS: dict[Format, FormatFunctions] = {
 }
 
 
-def _example(metadata: Metadata, target: Target) -> dict[str, Any]:
-    """Images to trace with, and which of their sizes stay open."""
-    images = torch.zeros(target.batch or TRACED_BATCH_SIZE, *metadata.preprocessing.input_size)
-    return {"args": (images,), "dynamic_shapes": None if target.batch else _ANY_BATCH_SIZE}
+def _example(ports: Ports, target: Target) -> dict[str, Any]:
+    """What to trace with, and which of its sizes stay open."""
+    batch = torch.zeros(target.batch or TRACED_BATCH_SIZE, *ports.shape)
+    return {"args": (batch,), "dynamic_shapes": None if target.batch else _ANY_BATCH_SIZE}
 
 
 @contextmanager
@@ -209,20 +231,21 @@ def _plain_attention(model: nn.Module) -> Iterator[None]:
             module.fused_attn = True  # type: ignore[assignment]
 
 
-def _graph(model: nn.Module, metadata: Metadata, target: Target, *, optimize: bool) -> Any:
+def _graph(model: nn.Module, ports: Ports, target: Target, *, optimize: bool) -> Any:
+    outputs = {f"{_OUTPUT}_{name}": name for name in ports.gives}
     program: Any = torch.onnx.export(
         model,
-        **_example(metadata, target),
+        **_example(ports, target),
         dynamo=True,
-        input_names=["images"],
-        output_names=[_OUTPUT],
+        input_names=[ports.takes],
+        output_names=list(outputs),
         opset_version=target.opset,
         external_data=False,
         optimize=optimize,
         verbose=False,
     )
-    proto, wanted = program.model_proto, task_named(metadata.task).output
-    _rename(proto.graph, {wanted: f"{wanted}_inside", _OUTPUT: wanted})
+    proto = program.model_proto
+    _rename(proto.graph, {name: f"{name}_inside" for name in ports.gives} | outputs)
     return proto
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from vitprune.export.int8 import MIN_AGREEMENT_PCT, NUM_CALIBRATED, Quantisation
 
 def images_to_compare(data: Data, model: nn.Module) -> tuple[Iterable[Tensor], int | None]:
     """Those to evaluate on, (C, H, W) each, and how many they are, where that is known."""
-    return _prepared(data.val, model), count_images(data.val)
+    return _Prepared(data.val, model), count_images(data.val)
 
 
 def quantisation_by(
@@ -20,10 +20,16 @@ def quantisation_by(
 ) -> Quantisation:
     """INT8 calibrated by so many images to train on, keeping so many decisions, in percent; None for the usual."""
     assert data.train is not None, "opened to train on"
-    images = _prepared(data.train.sample(calibrate or NUM_CALIBRATED), model)
+    images = _Prepared(data.train.sample(calibrate or NUM_CALIBRATED), model)
     return Quantisation(images, MIN_AGREEMENT_PCT if min_agreement is None else min_agreement)
 
 
-def _prepared(images: Images, model: nn.Module) -> Iterable[Tensor]:
-    images.transform = eval_transform(model)
-    return (image for batch, _ in batches(make_loader(images, 1)) for image in batch)
+class _Prepared:
+    """Images as a model takes them, (C, H, W) each; read anew each time."""
+
+    def __init__(self, images: Images, model: nn.Module) -> None:
+        self.images = images
+        images.transform = eval_transform(model)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (image for batch, _ in batches(make_loader(self.images, 1)) for image in batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -111,22 +111,34 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, cali
         other = next((name for name, its in ENDINGS.items() if its == output.suffix), None)
         meant = f"--format {other} writes it" if other else f"-o model{ending}"
         raise OutputError(f"the output '{output}' is not the name of a {ending} file", meant, exit_code=2)
-    if not output.parent.is_dir():
-        raise OutputError(f"there is no folder '{output.parent}' to write to", "make it first", exit_code=2)
     if kind == "timm":
-        if output.exists() and not output.is_dir():
-            raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output", exit_code=2)
         if written_by_vitprune(RunFolder(output).weights):
             raise OutputError(
                 f"the output '{output}' holds a model that vitprune wrote, which the backbone would replace",
                 f"-o {output / 'timm'}",
                 exit_code=2,
             )
-        taken = output.is_dir() and any(output.iterdir())
-    else:
-        if output.is_dir():
-            raise OutputError(f"the output '{output}' is a folder", f"-o {output / 'model'}{ending}", exit_code=2)
-        taken = any(file.exists() for file in _files(output, kind))
+        check_folder(output, overwrite=overwrite)
+        return
+    if output.is_dir():
+        raise OutputError(f"the output '{output}' is a folder", f"-o {output / 'model'}{ending}", exit_code=2)
+    _check_free(output, any(file.exists() for file in _files(output, kind)), overwrite)
+
+
+def check_folder(output: Path, *, overwrite: bool) -> None:
+    """Make sure that a folder `output` may be written.
+
+    Raises:
+        OutputError: it is a file, holds something and may not be overwritten, or the folder that it is in is missing.
+    """
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output", exit_code=2)
+    _check_free(output, output.is_dir() and any(output.iterdir()), overwrite)
+
+
+def _check_free(output: Path, taken: bool, overwrite: bool) -> None:
+    if not output.parent.is_dir():
+        raise OutputError(f"there is no folder '{output.parent}' to write to", "make it first", exit_code=2)
     if taken and not overwrite:
         raise OutputError(f"the output '{output}' exists", "choose another --output or add --overwrite", exit_code=2)
     check_writable(output)
@@ -165,7 +177,8 @@ def export(
     num_random = 0 if quantisation else sum(sizes)
     noise = random_images(metadata.preprocessing.input_size, num_random)
     listener.begin(f"exporting {metadata.model}", None)
-    with _place(output, kind) as temporary:
+    files = _files(output, kind)
+    with placed(output, files) as temporary:
         FORMATS[kind].write(deployed, metadata, temporary, target)
         try:
             program = FORMATS[kind].read(temporary)
@@ -176,10 +189,8 @@ def export(
             program = FixedBatch(program, target.batch)
         batches, least = in_batches(chain(noise, images), sizes), quantisation.min_agreement if quantisation else None
         agreement = compare(model, program, batches, precision, task, listener, least)
-    files = _files(output, kind)
-    size = sum(file.stat().st_size for file in files) / 2**20
     opset = target.opset if kind in _OF_ONNX else None
-    return Exported(kind, task.name, precision, output, size, target.batch, opset, agreement)
+    return Exported(kind, task.name, precision, output, size_mib(files), target.batch, opset, agreement)
 
 
 class _Cast(nn.Module):
@@ -202,21 +213,26 @@ def _files(output: Path, kind: Format) -> list[Path]:
     return [output, output.with_suffix(".bin")] if kind == "openvino" else [output]
 
 
+def size_mib(files: Iterable[Path]) -> float:
+    """Of files together."""
+    return sum(file.stat().st_size for file in files) / 2**20
+
+
 @contextmanager
-def _place(output: Path, kind: Format) -> Iterator[Path]:
-    """Where to write `output`, which is put in place when the block ends well.
+def placed(output: Path, files: Sequence[Path]) -> Iterator[Path]:
+    """Where to write `output`, which is put in place when the block ends well: one file, or one with others beside it,
+    or a folder of files.
 
     Raises:
         OutputError: it cannot be written.
     """
-    files = _files(output, kind)
     if len(files) == 1:
         with replacing(output) as temporary:
             yield temporary
         return
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as temporary:
-            yield Path(temporary) if kind == "timm" else Path(temporary) / output.name
+            yield Path(temporary) / output.name if output in files else Path(temporary)
             files[0].parent.mkdir(exist_ok=True)
             for file in files:  # one by one: whatever else is in a folder that is written over stays
                 with replacing(file) as place:

@@ -1,23 +1,30 @@
-"""`eval --fidelity`: choose a threshold by some images, with a guarantee, and measure on others what it gives."""
+"""`eval --fidelity`: choose passes and a threshold by some images, with a guarantee, and measure on others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
-from vitprune.adaptive import AdaptiveViT, Watched, curve, images_needed, promise
+from vitprune.adaptive import AdaptiveViT, Watched, cheapest_promise, check_enough, curve
 from vitprune.backbones import input_size
+from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.devices import Precision
+from vitprune.common.files import read_json
+from vitprune.common.formatting import first_fault
 from vitprune.common.progress import Listener
 from vitprune.data import Faults, Images, ImageSet, batches, eval_transform, make_loader
 from vitprune.errors import UsageError
 from vitprune.evaluation import compared, predict
-from vitprune.measure import benchmark, count_macs
+from vitprune.jobs.identity import fingerprint_of_weights
+from vitprune.jobs.sparsify import at_ratios
+from vitprune.measure import Timing, benchmark, count_macs
 from vitprune.model import SparseViT
 from vitprune.report.samples import Routed
 from vitprune.tasks import Results, Task
@@ -31,7 +38,8 @@ class Asked:
         fidelity_pct: share of images whose answer is to be the dense model's; or
         max_kl: mean over the images of the KL divergence from it, each counted as 1 at most.
         confidence: with which it is to hold.
-        num_images: to choose the threshold by; the others measure.
+        num_images: to choose passes and threshold by; the others measure.
+        keep: ratio of the first pass; None for the file's, or of a file of a range the one that costs least.
 
     Raises:
         UsageError: not one of the first two is given, or a number is out of range.
@@ -41,6 +49,7 @@ class Asked:
     max_kl: float | None = None
     confidence: float = 0.95
     num_images: int = 600
+    keep: float | None = None
 
     def __post_init__(self) -> None:
         if (self.fidelity_pct is None) == (self.max_kl is None):
@@ -82,10 +91,10 @@ class How:
 def keep_promise(
     sparse: SparseViT, dense: nn.Module, images: Images, task: Task, asked: Asked, how: How, listener: Listener
 ) -> tuple[dict[str, Any], Routed]:
-    """Choose the threshold on a random part of the images, measure fidelity, cost and speed on the others.
+    """Choose passes and threshold by a random part of the images; measure fidelity, cost and speed on the others.
 
     Args:
-        sparse: the first pass.
+        sparse: the first pass, or of a file of a range the one at the ratio that costs least.
         dense: the model it was made from, which decides where the first pass is not sure.
         images: of the kind that is promised for; at least some more than `asked.num_images`.
         task: what the models are for.
@@ -100,44 +109,23 @@ def keep_promise(
         UsageError: too few images, a stream of them, or passes that do not go together.
         DataError: too many images cannot be read.
     """
-    adaptive = AdaptiveViT([sparse, dense], threshold=2.0)
-    adaptive.to(how.device).eval()
-    chosen_by, others = _parts(images, asked)
-    size = input_size(dense)
-    macs = adaptive.costs(size)
-    listener.begin("choosing the threshold", len(chosen_by))
-    models = {"dense": dense, "sparse": sparse}
-    found, faults = _predicted(models, chosen_by, task, how, listener)
-    made = promise(_watched(found, asked, macs), asked.risk, asked.confidence)
-    adaptive.threshold, adaptive.ended = made.threshold, []
+    cascades = [AdaptiveViT([each, dense], threshold=2.0) for each in _firsts(sparse, asked.keep)]
+    chosen_by, others = _parts(images, asked, several=len(cascades) > 1)
+    listener.begin("choosing passes and threshold", len(chosen_by))
+    adaptive, chosen, faults = _chosen(cascades, chosen_by, task, asked, how, listener)
     listener.begin("measuring on other images", len(others))
-    found, more_faults = _predicted({**models, "adaptive": adaptive}, others, task, how, listener)
+    models = {"dense": dense, "sparse": adaptive.models[0], "adaptive": adaptive}
+    adaptive.ended = []
+    found, more_faults = _predicted(models, others, task, how, listener)
     ended, adaptive.ended = np.array(adaptive.ended), None
-    spent = np.array(macs)[ended] / 1e9
-    routed = _routed(others, more_faults, found, ended > 0)
-    listener.begin("measuring speed", 3 * len(how.batch_sizes))
-    timings = benchmark(
-        _over(others, {**models, "adaptive": adaptive}, max(how.batch_sizes)),
-        size,
-        how.batch_sizes,
-        device=how.device,
-        precision=how.precision,
-        min_seconds=how.bench_seconds,
-        listener=listener,
-    )
-    delta = compared("adaptive", found, timings)
-    at_fixed = compared("sparse", found, timings)
-    faulty = Faults.merged([faults, more_faults])
+    faulty, size = Faults.merged([faults, more_faults]), input_size(dense)
+    costs, routed = adaptive.costs(size), _routed(others, more_faults, found, ended > 0)
+    watched, spent = _watched(found["sparse"], found["dense"], asked, costs), np.array(costs)[ended] / 1e9
+    timings = _timed(models, others, how, listener)
     result = {
         "asked": {"fidelity_pct": asked.fidelity_pct, "max_kl": asked.max_kl, "confidence": asked.confidence},
-        "threshold": made.threshold if made.threshold <= 1 else None,
-        "calibration": {
-            "num_images": made.num_images,
-            "loss": made.loss,
-            "bound": made.bound,
-            "went_on_pct": made.share_pct[-1],
-            "gmacs_mean": made.gmacs,
-        },
+        "weights": fingerprint_of_passes(sparse, dense),
+        **chosen,
         "num_images": found["adaptive"].num_images,
         **found["adaptive"].fidelity(found["dense"]),
         "loss": float(asked.losses(found["adaptive"], found["dense"]).mean()),
@@ -147,13 +135,13 @@ def keep_promise(
             {"gmacs": float(gmacs), "num_images": int(count)}
             for gmacs, count in zip(*np.unique(spent, return_counts=True), strict=True)
         ],
-        "curve": [each._asdict() for each in curve(_watched(found, asked, macs), sparse.label)],
+        "curve": [each._asdict() for each in curve(watched, adaptive.models[0].label)],
         "gmacs_mean": float(spent.mean()),
-        "gmacs_worst": macs[-1] / 1e9,
-        "gmacs_sparse": count_macs(sparse, size) / 1e9,
+        "gmacs_worst": costs[-1] / 1e9,
+        "gmacs_sparse": costs[0] / 1e9,
         "gmacs_dense": count_macs(dense, size) / 1e9,
-        "delta": delta,
-        "fixed": at_fixed,
+        "delta": compared("adaptive", found, timings),
+        "fixed": compared("sparse", found, timings),
         "speed": [
             {"model": each.model, "batch_size": each.batch_size, "images_per_s": each.images_per_s} for each in timings
         ],
@@ -164,7 +152,94 @@ def keep_promise(
     return result, routed
 
 
-def _parts(images: Images, asked: Asked) -> tuple[ImageSet, ImageSet]:
+class KeptPromise(BaseModel):
+    """What `keep_promise` gave, as far as a model is made of it again."""
+
+    threshold: float | None = Field(ge=0, le=1)
+    keep: float | None
+    weights: str
+    asked: dict[str, Any]
+    calibration: dict[str, Any]
+
+
+def read_promise(path: Path) -> KeptPromise:
+    """A promise out of the file that `eval --fidelity 99 -o FILE` wrote.
+
+    Raises:
+        CheckpointError: the file is not found or damaged.
+        UsageError: it holds something else.
+    """
+    check_exists(path)
+    try:
+        return KeptPromise.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UsageError(
+            f"'{path}' holds no promise: {first_fault(error)}",
+            "vitprune eval MODEL DATA --fidelity 99 -o FILE writes one",
+        ) from error
+
+
+def as_promised(made: KeptPromise, sparse: SparseViT, dense: nn.Module) -> AdaptiveViT:
+    """The model that a promise was made of.
+
+    Raises:
+        UsageError: it was made of other weights, or saves nothing.
+    """
+    if made.weights != fingerprint_of_passes(sparse, dense):
+        raise UsageError(
+            "the promise was made of other weights than these", "promise anew: vitprune eval --fidelity 99"
+        )
+    if made.threshold is None:
+        raise UsageError("of this promise all images go on, which costs more than the dense model", "promise less")
+    first = sparse if made.keep is None else sparse.at(made.keep)
+    return AdaptiveViT([first, dense], made.threshold)
+
+
+def fingerprint_of_passes(sparse: SparseViT, dense: nn.Module) -> str:
+    """Of all weights that a promise hangs on, whatever the keep ratio."""
+    return fingerprint_of_weights(nn.ModuleList([sparse.blend or sparse.model, sparse.predictors, dense]))
+
+
+def _firsts(sparse: SparseViT, keep: float | None) -> list[SparseViT]:
+    """What may be the first pass: the model at the ratio that is asked for, or at several of its range."""
+    if keep is not None:
+        return [sparse.at(keep)]
+    return sorted([sparse, *at_ratios(sparse).values()], key=lambda each: each.keep or 0.0)
+
+
+def _chosen(
+    cascades: Sequence[AdaptiveViT], images: ImageSet, task: Task, asked: Asked, how: How, listener: Listener
+) -> tuple[AdaptiveViT, dict[str, Any], Faults]:
+    """The cascade that costs least, with its threshold, and what is promised of it, for JSON."""
+    dense = cascades[0].models[-1].model
+    found, faults = _predicted(
+        {"dense": dense, **{each.label: each.models[0] for each in cascades}}, images, task, how, listener
+    )
+    watched = [_watched(found[each.label], found["dense"], asked, each.costs(input_size(dense))) for each in cascades]
+    number, made = cheapest_promise(watched, asked.risk, asked.confidence)
+    adaptive = cascades[number]
+    adaptive.threshold = made.threshold
+    return (
+        adaptive,
+        {
+            "keep": adaptive.models[0].keep,
+            "label": adaptive.label,
+            "chosen_from": [each.label for each in cascades],
+            "threshold": made.threshold if made.threshold <= 1 else None,
+            "calibration": {
+                "num_images": made.num_images,
+                "num_choosing": found["dense"].num_images - made.num_images,
+                "loss": made.loss,
+                "bound": made.bound,
+                "went_on_pct": made.share_pct[-1],
+                "gmacs_mean": made.gmacs,
+            },
+        },
+        faults,
+    )
+
+
+def _parts(images: Images, asked: Asked, *, several: bool) -> tuple[ImageSet, ImageSet]:
     """A random part to choose by, always the same, and the others.
 
     Raises:
@@ -175,17 +250,11 @@ def _parts(images: Images, asked: Asked) -> tuple[ImageSet, ImageSet]:
             "a promise is made by a random sample of the images, and a stream cannot be sampled",
             "leave out --streaming, or give a folder",
         )
-    needed = images_needed(asked.risk, 1 - asked.confidence)
-    if asked.num_images < needed:
-        raise UsageError(
-            f"--calibrate is {asked.num_images}, and what is asked for takes at least {needed} images at "
-            f"{100 * asked.confidence:g} % confidence, if none of them loses anything",
-            f"--calibrate {2 * needed}, or promise less",
-        )
+    check_enough(asked.num_images, asked.risk, asked.confidence, several=several)
     if len(images) <= asked.num_images:
         raise UsageError(
             f"there are {len(images)} images; {asked.num_images} choose the threshold, and others have to measure it",
-            f"give more images, or --calibrate N with N from {needed} to {max(needed, len(images) - 1)}",
+            "give more images, or a lower --calibrate",
         )
     rest, chosen = images.split(asked.num_images / len(images))
     return chosen, rest
@@ -209,15 +278,12 @@ def _predicted(
     )
 
 
-def _watched(found: Mapping[str, Results], asked: Asked, macs: Sequence[int]) -> list[Watched]:
-    """What the sparse and the dense model gave for every image."""
-    sure = found["sparse"].certainty
-    assert sure is not None
-    nothing = np.zeros(found["dense"].num_images)
-    return [
-        Watched(sure.double().numpy(), asked.losses(found["sparse"], found["dense"]), macs[0]),
-        Watched(nothing, nothing, macs[1]),
-    ]
+def _watched(first: Results, dense: Results, asked: Asked, costs: Sequence[int]) -> list[Watched]:
+    """What a first pass and the dense model gave for every image."""
+    assert first.certainty is not None
+    nothing = np.zeros(dense.num_images)
+    sure = first.certainty.double().numpy()
+    return [Watched(sure, asked.losses(first, dense), costs[0]), Watched(nothing, nothing, costs[-1])]
 
 
 def _routed(images: ImageSet, faults: Faults, found: Mapping[str, Results], went_on: np.ndarray[Any, Any]) -> Routed:
@@ -227,6 +293,20 @@ def _routed(images: ImageSet, faults: Faults, found: Mapping[str, Results], went
     assert sure is not None
     assert same is not None
     return Routed(readable, sure.numpy(), same.numpy(), went_on)
+
+
+def _timed(models: Mapping[str, nn.Module], images: ImageSet, how: How, listener: Listener) -> list[Timing]:
+    """How fast they are over these images, one batch after another: what an adaptive model costs hangs on them."""
+    listener.begin("measuring speed", len(models) * len(how.batch_sizes))
+    return benchmark(
+        _over(images, models, max(how.batch_sizes)),
+        input_size(models["dense"]),
+        how.batch_sizes,
+        device=how.device,
+        precision=how.precision,
+        min_seconds=how.bench_seconds,
+        listener=listener,
+    )
 
 
 class _OfImages(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NoReturn
 
 import timm
 
+from vitprune.adaptive import read_adaptive
 from vitprune.backbones import input_size
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.openvino_program import read_openvino
@@ -21,7 +22,7 @@ from vitprune.checkpoint.weight_file import (
     read_safetensors,
     stored_formats,
 )
-from vitprune.common.run_folder import RunFolder
+from vitprune.common.run_folder import ADAPTIVE, RunFolder
 from vitprune.errors import UsageError
 from vitprune.loading.adapted import adaptations, resampled
 from vitprune.loading.hub import HUB_PREFIX, check_hub, fetch, from_hub
@@ -147,8 +148,9 @@ class _Options:
 
 
 def is_exported(spec: str) -> bool:
-    """Whether MODEL names a file that `vitprune export` wrote."""
-    return spec.endswith(_EXPORTED) and not Path(spec).is_dir()
+    """Whether MODEL names a file that `vitprune export` wrote, or its folder of a cascade."""
+    path = Path(spec)
+    return (path / ADAPTIVE).is_file() if path.is_dir() else spec.endswith(_EXPORTED)
 
 
 def device_for(spec: str, device: str, precision: str) -> str:
@@ -180,7 +182,9 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
             "name the model.safetensors that it was made from",
         )
     _refuse_arguments(spec, options)
-    program = (read_openvino if spec.endswith(".xml") else read_onnx)(Path(spec))
+    path = Path(spec)
+    read = read_adaptive if path.is_dir() else read_openvino if spec.endswith(".xml") else read_onnx
+    program = read(path)
     metadata = program.metadata
     names = names_of(metadata.class_names)
     return Loaded(spec, metadata.model, program, None, names, metadata.origin, metadata, task=metadata.task)

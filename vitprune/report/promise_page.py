@@ -31,7 +31,12 @@ def promise_sentences(result: Mapping[str, Any], task: Task) -> list[str]:
         bound, measured = f"{calibration['bound']:.4f} or less", f"{result['loss']:.4f}"
     threshold = result["threshold"]
     rule = "all images go on" if threshold is None else f"images whose answer leads by less than {threshold:.3f} go on"
+    chosen = (
+        f"chosen: {result['label']}, by {calibration['num_choosing']} images the cheapest of "
+        f"{', '.join(result['chosen_from'])}"
+    )
     return [
+        *([chosen] if len(result["chosen_from"]) > 1 else []),
         f"promised, with {percent:g} % confidence: {promised}; by {calibration['num_images']} images {bound}: {rule}",
         f"measured on {result['num_images']} other images: {measured}",
         f"{result['went_on_pct']:.1f} % of them went on; GMACs {result['gmacs_mean']:.3f} on average and "
@@ -67,7 +72,7 @@ def render_promise_page(result: Mapping[str, Any], maps: KeepMaps) -> str:
     task = task_named(result["task"])
     total = result["num_images"]
     content = {
-        "title": f"{result['model']}, {result['label']}, and its dense model",
+        "title": f"{result['model']}, {result['label']}",
         "result": result,
         "sentences": promise_sentences(result, task),
         "charts": _charts(result),

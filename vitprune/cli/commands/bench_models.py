@@ -12,6 +12,7 @@ from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.budget.resolve import PlanRequest
+    from vitprune.checkpoint.program import Program
     from vitprune.cli.model_options import StructureOptions
     from vitprune.measure import BenchModel
     from vitprune.training.recipe import Recipe
@@ -114,7 +115,7 @@ def _variants(spec: str, request: BenchRequest) -> Benchmark:
 def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
     """Exported files; a dense one among them is what the others are compared with, or else the first."""
     from vitprune.checkpoint.program import Program
-    from vitprune.measure import BenchModel
+    from vitprune.measure import BenchModel, Kind
 
     names = [Path(spec).name for spec in specs]
     models: dict[str, BenchModel] = {}
@@ -127,7 +128,9 @@ def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
             raise UsageError(f"'{spec}' takes batches of {takes} only", f"--batch-size {takes}")
         opened[spec] = program
         label = f"{spec if names.count(name) > 1 else name} {program.precision}"
-        models[label] = BenchModel("sparse" if program.metadata.stages else "dense", program.metadata.keep, program)
+        kind: Kind = "sparse" if program.metadata.stages else "dense"
+        for said, each in _timed(program).items():
+            models[label + said] = BenchModel(kind, program.metadata.keep, each)
     sizes = {program.metadata.preprocessing.input_size: spec for spec, program in opened.items()}
     if len(sizes) > 1:
         said = " and ".join(f"'{spec}' of {_text(size)}" for size, spec in sizes.items())
@@ -135,6 +138,15 @@ def _programs(specs: Sequence[str], request: BenchRequest) -> Benchmark:
     baseline = next((label for label, each in models.items() if each.kind == "dense"), next(iter(models)))
     note = "" if models[baseline].kind == "dense" else f"compared with '{baseline}', the first file: none is dense"
     return Benchmark(opened[specs[0]].metadata.model, models, baseline, next(iter(sizes)), note)
+
+
+def _timed(program: Program) -> dict[str, Program]:
+    """What is timed of an exported file; of a cascade, of whose images none tells how many would go on, both ends."""
+    from vitprune.adaptive import AdaptiveProgram
+
+    if not isinstance(program, AdaptiveProgram):
+        return {"": program}
+    return {", none goes on": program.at(0.0), ", all go on": program.at(2.0)}
 
 
 def _text(size: Sequence[int]) -> str:

@@ -23,7 +23,7 @@ from vitprune.cli.options import (
     Workers,
 )
 from vitprune.cli.output import number, print_json, print_line, print_table, say, signed, waiting
-from vitprune.cli.plan_options import MacsOptions, open_as_asked, resolve_plan
+from vitprune.cli.plan_options import MacsOptions, open_as_asked, resolve_plan, say_middle
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import speedup_text
 from vitprune.cli.training_options import Settings, parse_settings
@@ -112,6 +112,7 @@ def compare(
         loaded = weights.load(model, **({"checkpoint": None, "checkpoint_key": None} if has_weights else {}))
         if loaded.sparse is None:
             subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
+            say_middle(subject.sparsity)
         else:
             open_as_asked(loaded, request)
             trained = (loaded.metadata and loaded.metadata.training) or {}

@@ -12,7 +12,7 @@ from vitprune.cli.options import AsJson, BatchSize, DataArgument, Device, ImageO
 from vitprune.cli.output import Check, enforce, number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.promise_options import PromiseOptions, check_promised, print_promise
+from vitprune.cli.promise_options import PromiseOptions, check_sparse, print_promise, refuse_beside
 from vitprune.common import distributed
 from vitprune.errors import DataError, UsageError
 
@@ -46,8 +46,8 @@ def evaluate(
     Of a classifier top-1 and top-5; of other models what --task says.
 
     Of a sparse file, --checkpoint names the weights of the dense model that it was made from: both are evaluated and
-    compared. Images without labels are enough for that. MODEL may also be an ONNX file that vitprune export wrote,
-    which runs on the CPU.
+    compared. Images without labels are enough for that. MODEL may also be an ONNX file that vitprune export wrote, or
+    its folder of --adaptive, which run on the CPU.
 
     --fidelity 99 promises the dense model's answer on 99 % of such images: those that the sparse model is not sure of
     go on, from the blocks that both share, through the dense one.
@@ -60,9 +60,10 @@ def evaluate(
 
       vitprune eval model.onnx path/to/imagenet
 
-      vitprune eval runs/deit_small_patch16_224-keep0.5 path/to/images --fidelity 99 -o promise.html
+      vitprune eval runs/deit_small_patch16_224-keep0.5 path/to/images --fidelity 99 -o promise.json -o promise.html
     """
     with waiting("loading PyTorch"):
+        from vitprune.adaptive import AdaptiveProgram
         from vitprune.common.devices import pick_device, pick_precision
         from vitprune.data import count_images, eval_transform
         from vitprune.evaluation import predict
@@ -72,7 +73,7 @@ def evaluate(
         from vitprune.tasks import class_accuracy, task_named
         from vitprune.training.recipe import Recipe
 
-    asked = promised.asked()
+    asked = promised.asked(keep)
     where = pick_device(device_for(model, device, precision))
     distributed.start(where)
     number_format = pick_precision(precision, where, training=False)
@@ -82,13 +83,17 @@ def evaluate(
         loaded = weights.load(model, exported=True, **of_model)
         loaded.open_at(keep)
         if asked is not None:
-            idle = {"--min-top1": min_top1, "--min-fidelity": min_fidelity, "--per-class": per_class}
-            check_promised(loaded, idle)
+            beside = {"--min-top1": min_top1, "--min-fidelity": min_fidelity, "--per-class": per_class}
+            refuse_beside("a promise, which measures fidelity and cost", beside)
+            check_sparse(loaded, "--fidelity")
     task = task_named(loaded.task, loaded.class_vectors)
     check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
     if min_fidelity is not None and not of_dense:
         raise UsageError("--min-fidelity compares with the dense model", "name its weights too: --checkpoint FILE")
     subject = loaded.sparse or loaded.model
+    adaptive = subject if isinstance(subject, AdaptiveProgram) else None
+    if adaptive is not None:
+        adaptive.ended = []
     spec = images.spec(data, loaded)
     with waiting(f"opening {spec}"):
         opened = _open(spec, images.parsed(), loaded, task, alone=loaded.sparse is None and not of_dense)
@@ -104,7 +109,7 @@ def evaluate(
     workers = Recipe(num_workers=workers).workers()
     if asked is not None:
         how = promised.how(where, number_format, batch_size, workers, skip_unreadable=skip_unreadable)
-        print_promise(loaded, models["dense"], opened, task, asked, how, promised.output, as_json=as_json)
+        print_promise(loaded, models["dense"], opened, task, asked, how, promised.output or (), as_json=as_json)
         return
     with RunProgress() as progress:
         progress.begin(f"evaluating {loaded.name}", count_images(val))
@@ -139,6 +144,8 @@ def evaluate(
         "device": str(where),
         "classes": class_accuracy(names, top1_pct=results),
     }
+    if adaptive is not None:
+        result |= adaptive.account()
     if models:
         result |= {
             "dense": found["dense"].summary(),
@@ -151,7 +158,7 @@ def evaluate(
     if as_json:
         print_json(result)
     else:
-        _print(result, loaded.metadata.label if loaded.metadata else "dense", per_class)
+        _print(result, getattr(subject, "label", "dense"), per_class)
     enforce(
         [Check("--min-top1", result.get("top1_pct"), min_top1), fidelity_check(task, result.get("delta"), min_fidelity)]
     )
@@ -203,6 +210,11 @@ def _print(result: dict[str, Any], label: str, per_class: bool) -> None:
         if (change := task.change) is not None and delta.get(change.key) is not None:
             parts.insert(0, f"{change.text} {signed(delta[change.key], change.digits)} {change.unit}".strip())
         print_line(f"{about} against dense, on {images}: {', '.join(parts)}")
+    if "went_on_pct" in result:
+        print_line(
+            f"{result['went_on_pct']:.1f} % of the images went on; GMACs {result['gmacs_mean']:.3f} on average and "
+            f"{result['gmacs_worst']:.3f} at worst"
+        )
     for remark in result["remarks"]:
         print_line(remark)
     if result["num_unreadable"]:

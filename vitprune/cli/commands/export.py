@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from vitprune.cli.options import AsJson, Limit, Model, TableOptions
 from vitprune.cli.output import print_json, print_line, say, waiting
 from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.promise_options import Adaptive, load_cascade, refuse_beside
 from vitprune.common import distributed
 from vitprune.errors import UsageError
 
@@ -40,8 +41,8 @@ def export(
             "--output",
             "-o",
             metavar="FILE",
-            help="Output file; with --format timm a folder.",
-            show_default="model.onnx, .xml, .pt2 or timm/ beside the model's file; of a timm name here",
+            help="Output file; with --format timm or --adaptive a folder.",
+            show_default="model.onnx, .xml, .pt2, timm/ or adaptive/ beside the model's file; of a timm name here",
         ),
     ] = None,
     precision: Annotated[
@@ -81,6 +82,7 @@ def export(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an output that exists.")] = False,
+    adaptive: Adaptive = None,
     features: Annotated[
         bool,
         typer.Option("--features", help="Put out the features of all patches instead, as --task dense does."),
@@ -91,6 +93,9 @@ def export(
 
     Preprocessing and, where known, class names are in it.
 
+    With --adaptive a folder of ONNX files: what a cascade of the sparse and the dense model shares, and what each is
+    from there on. `vitprune eval`, `predict` and `bench` open it.
+
     What is written is opened again and compared with the model; if it computes something else, nothing is kept.
 
     Examples:
@@ -100,10 +105,20 @@ def export(
       vitprune export model.safetensors --precision fp16 --data imagenet --limit 200
 
       vitprune export deit_small --checkpoint my.safetensors --format pt2 -o dense.pt2
+
+      vitprune export runs/deit_small_patch16_224-keep0.5-0.9 --adaptive promise.json
     """
     distributed.refuse_several("export")
     weights.refuse_class_embeddings("export")
     precision = _precision(precision, half, calibrate is not None or min_agreement is not None)
+    if adaptive is not None:
+        beside = {
+            "--format": kind != "onnx",
+            "--precision": precision != "fp32",
+            "--batch": batch,
+            "--features": features,
+        }
+        refuse_beside("--adaptive, which writes ONNX in fp32 for batches of any size", beside)
     if data is None and limit is not None:
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
@@ -112,7 +127,15 @@ def export(
         from vitprune.checkpoint.openvino_program import require_openvino
         from vitprune.checkpoint.sparse_file import describe
         from vitprune.data import open_data
-        from vitprune.export import check_output, images_to_compare, known_target, quantisation_by, with_features
+        from vitprune.export import (
+            check_folder,
+            check_output,
+            export_parts,
+            images_to_compare,
+            known_target,
+            quantisation_by,
+            with_features,
+        )
         from vitprune.export import export as write
         from vitprune.model import attach
     target = known_target(kind, batch, opset)
@@ -120,8 +143,7 @@ def export(
         require_onnx()
     if kind == "openvino":
         require_openvino()
-    loaded = weights.load(model)
-    loaded.open_at(keep)
+    loaded, cascade, promised = load_cascade(adaptive, model, weights, keep)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin
@@ -129,8 +151,11 @@ def export(
     if loaded.metadata is None:
         metadata.task = loaded.task
     metadata = with_features(metadata, kind) if features else metadata
-    output = output or _default_output(loaded, kind, precision)
-    check_output(output, kind, precision, calibrated=data is not None, overwrite=overwrite)
+    output = output or _default_output(loaded, kind, precision, in_parts=cascade is not None)
+    if cascade is None:
+        check_output(output, kind, precision, calibrated=data is not None, overwrite=overwrite)
+    else:
+        check_folder(output, overwrite=overwrite)
     images: tuple[Iterable[Tensor], int | None] = ((), 0)
     if data is not None:
         options = TableOptions().parsed(limit or _DEFAULT_LIMIT)
@@ -139,22 +164,17 @@ def export(
         if precision == "int8":
             target = target._replace(quantisation=quantisation_by(found, loaded.model, calibrate, min_agreement))
     with RunProgress() as progress:
-        done = write(
-            sparse,
-            metadata,
-            output,
-            kind,
-            precision,
-            target,
-            images=images[0],
-            num_images=images[1],
-            listener=progress,
-        )
+        more: dict[str, Any] = {"images": images[0], "num_images": images[1], "listener": progress}
+        if cascade is None:
+            done = write(sparse, metadata, output, kind, precision, target, **more)
+        else:
+            done = export_parts(cascade, metadata, output, target, promised=promised, **more)
     if done.format == "timm" and metadata.preprocessing.exif:
         say("warning: timm does not turn images by their EXIF orientation, as this model was trained", always=True)
     result = {
         "model": loaded.name,
         "keep": 1.0 if done.format == "timm" else metadata.keep,
+        **({} if cascade is None else {"threshold": cascade.threshold}),
         "data": data,
         "input_size": list(metadata.preprocessing.input_size),
         "num_classes": sparse.num_classes,
@@ -163,7 +183,8 @@ def export(
     if as_json:
         print_json(result)
         return
-    _print(done, f"{loaded.name}, {'dense' if done.format == 'timm' else metadata.label}", data)
+    label = "dense" if done.format == "timm" else metadata.label if cascade is None else cascade.label
+    _print(done, f"{loaded.name}, {label}", data)
 
 
 def _precision(
@@ -181,15 +202,16 @@ def _precision(
     return "fp16" if half else asked or "fp32"
 
 
-def _default_output(loaded: Loaded, kind: Format, precision: str) -> Path:
+def _default_output(loaded: Loaded, kind: Format, precision: str, *, in_parts: bool) -> Path:
     """Beside a file of ours, else in the working directory, named by the model."""
     from vitprune.export.formats import ENDINGS
     from vitprune.loading.load import sparse_file
 
     file = sparse_file(loaded.spec)
     folder, stem = (file.parent, file.stem) if file else (Path(), loaded.short_name)
-    if kind == "timm":
-        return folder / ("timm" if file else f"{stem}-timm")
+    if kind == "timm" or in_parts:
+        name = "adaptive" if in_parts else "timm"
+        return folder / (name if file else f"{stem}-{name}")
     return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[kind]}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vitprune.cli.model_options import StructureOptions
 from vitprune.cli.options import AsJson, Model, RecipeName
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import Align, MacsOptions, open_as_asked, resolve_plan
+from vitprune.cli.plan_options import Align, MacsOptions, open_as_asked, resolve_plan, say_middle
 from vitprune.schedule import keep_in_words
 
 
@@ -40,6 +40,7 @@ def info(
         sparse = loaded.sparse
     else:
         sparsity, _ = resolve_plan(request, loaded.model, settings)
+        say_middle(sparsity)
         sparse = attach_as(loaded.model, sparsity)
         sparse.task = loaded.task
     result = describe_plan(sparse, loaded.name)

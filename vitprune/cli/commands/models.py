@@ -8,7 +8,7 @@ import typer
 
 from vitprune.cli.options import AsJson
 from vitprune.cli.output import number, print_json, print_line, print_table, waiting
-from vitprune.cli.plan_options import PlanOptions
+from vitprune.cli.plan_options import PlanOptions, say_middle
 from vitprune.cli.progress import RunProgress
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def models(
 def _asked(plan: PlanOptions) -> Sparsity:
     with waiting("loading PyTorch"):
         from vitprune.training.recipe import load_recipe
-    return plan.request().sparsity(load_recipe("short").plan_defaults)
+    sparsity = plan.request().sparsity(load_recipe("short").plan_defaults)
+    say_middle(sparsity)
+    return sparsity
 
 
 def _print(family: str, entries: list[dict[str, Any]], plan: str) -> None:
