@@ -161,7 +161,7 @@ class Objective(PublicModule):
             loss = self._sampled(self.student.forward_masked_from(x, first, decide), labels, teacher)
         else:
             loss = self._deployed(self.student.select_from(x, first, self._task.filled), labels, teacher)
-        return loss._replace(classes=teacher.logits.argmax(dim=-1)) if self._task.decides == "class" else loss
+        return loss._replace(classes=self._task.decisions(teacher.logits)) if self._task.decides == "class" else loss
 
     @property
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it finds decides what runs
