@@ -84,7 +84,7 @@ def test_from_the_command_line(finished, many, capsys):
         (("--fidelity", "90", "--confidence", "95"), "--confidence is 95, expected a share"),
         (("-o", "page.html"), "--output is of a promise, and none is asked for"),
         (("--overwrite",), "--overwrite is of a promise, and none is asked for"),
-        (("--fidelity", "90", "-o", "page.json"), "--output is 'page.json', and what is written is a page"),
+        (("--fidelity", "90", "-o", "page.txt"), "--output is 'page.txt', and what is written is a page"),
         (("--fidelity", "90", "-o", "absent/page.html"), "there is no folder 'absent' to write to"),
     ):
         assert run([*start, *options]) == 2
