@@ -38,6 +38,7 @@ _OPTIONS_ELSEWHERE = {
 _RUNTIMES = {
     **dict.fromkeys(("tensorrt", "trt", "engine"), "--format onnx, then trtexec --onnx=model.onnx"),
     **dict.fromkeys(("ov", "ir"), "--format openvino"),
+    **dict.fromkeys(("aotinductor", "inductor"), "--format aoti"),
     **dict.fromkeys(("torchscript", "jit", "torch"), "--format pt2, torch.export's program"),
 }
 """How engines of other names are reached."""

@@ -31,8 +31,13 @@ def export(
     weights: ModelOptions,
     keep: FileKeep = None,
     kind: Annotated[
-        Literal["onnx", "openvino", "pt2", "timm"],
-        typer.Option("--format", "-f", help="ONNX, OpenVINO, torch.export, or a timm folder of the backbone alone."),
+        Literal["onnx", "openvino", "pt2", "aoti", "timm"],
+        typer.Option(
+            "--format",
+            "-f",
+            help="ONNX, OpenVINO, torch.export (pt2), AOTInductor's machine code for processors like this one (aoti), "
+            "or a timm folder of the backbone alone.",
+        ),
     ] = "onnx",
     output: Annotated[
         Path | None,
@@ -41,7 +46,7 @@ def export(
             "-o",
             metavar="FILE",
             help="Output file; with --format timm a folder.",
-            show_default="model.onnx, .xml, .pt2 or timm/ beside the model's file; of a timm name here",
+            show_default="model.onnx or what the format is called beside the model's file; of a timm name here",
         ),
     ] = None,
     precision: Annotated[
@@ -108,18 +113,12 @@ def export(
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
     with waiting("loading PyTorch"):
-        from vitprune.checkpoint.onnx_program import require_onnx
-        from vitprune.checkpoint.openvino_program import require_openvino
         from vitprune.checkpoint.sparse_file import describe
         from vitprune.data import open_data
         from vitprune.export import check_output, images_to_compare, known_target, quantisation_by, with_features
         from vitprune.export import export as write
         from vitprune.model import attach
-    target = known_target(kind, batch, opset)
-    if kind in ("onnx", "openvino"):
-        require_onnx()
-    if kind == "openvino":
-        require_openvino()
+    target = known_target(kind, precision, batch, opset, calibrated=data is not None)
     loaded = weights.load(model)
     loaded.open_at(keep)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
@@ -130,7 +129,7 @@ def export(
         metadata.task = loaded.task
     metadata = with_features(metadata, kind) if features else metadata
     output = output or _default_output(loaded, kind, precision)
-    check_output(output, kind, precision, calibrated=data is not None, overwrite=overwrite)
+    check_output(output, kind, overwrite=overwrite)
     images: tuple[Iterable[Tensor], int | None] = ((), 0)
     if data is not None:
         options = TableOptions().parsed(limit or _DEFAULT_LIMIT)
@@ -144,7 +143,6 @@ def export(
             metadata,
             output,
             kind,
-            precision,
             target,
             images=images[0],
             num_images=images[1],
@@ -183,14 +181,14 @@ def _precision(
 
 def _default_output(loaded: Loaded, kind: Format, precision: str) -> Path:
     """Beside a file of ours, else in the working directory, named by the model."""
-    from vitprune.export.formats import ENDINGS
+    from vitprune.export.formats import FORMATS
     from vitprune.loading.load import sparse_file
 
     file = sparse_file(loaded.spec)
     folder, stem = (file.parent, file.stem) if file else (Path(), loaded.short_name)
     if kind == "timm":
         return folder / ("timm" if file else f"{stem}-timm")
-    return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[kind]}"
+    return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}{FORMATS[kind].ending}"
 
 
 def _print(done: Exported, name: str, data: str | None) -> None:

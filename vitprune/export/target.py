@@ -1,0 +1,65 @@
+"""What a program is written for, and the images that it is traced with."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from vitprune.checkpoint.metadata import Metadata
+from vitprune.export.int8 import Quantisation
+
+ExportPrecision = Literal["fp32", "fp16", "int8"]
+
+TRACED_BATCH_SIZE = 3
+"""Where any is to do. Not one: a batch of one would be taken for a constant."""
+_ANY_BATCH_SIZE = ({0: torch.export.Dim("batch")},)
+OPSETS = range(18, 25)
+"""What onnxruntime runs of what torch writes."""
+OPSET = 20
+"""The first that knows GELU, and old enough for runtimes of the last years."""
+_NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+
+
+class Target(NamedTuple):
+    """What a program is written for.
+
+    Attributes:
+        precision: of the weights.
+        batch: how many images at once, always; None for any number.
+        opset: of ONNX, in `OPSETS`.
+        quantisation: of INT8, which needs it.
+    """
+
+    precision: ExportPrecision = "fp32"
+    batch: int | None = None
+    opset: int = OPSET
+    quantisation: Quantisation | None = None
+
+
+ANY = Target()
+
+
+def example(metadata: Metadata, target: Target) -> dict[str, Any]:
+    """Images to trace with, and which of their sizes stay open: arguments of torch's exporters."""
+    images = torch.zeros(target.batch or TRACED_BATCH_SIZE, *metadata.preprocessing.input_size)
+    return {"args": (images,), "dynamic_shapes": None if target.batch else _ANY_BATCH_SIZE}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what exporters warn and log, which their users cannot change."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
