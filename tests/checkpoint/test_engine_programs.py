@@ -12,7 +12,7 @@ from vitprune.cli.app import run
 from vitprune.errors import CheckpointError, ExportError
 from vitprune.export.formats import FORMATS
 
-ENGINES = {"openvino": "openvino"}
+ENGINES = {"openvino": "openvino", "executorch": "executorch"}
 """Formats that vitprune runs, and the package that has to be there."""
 FIXED = {kind for kind in ENGINES if FORMATS[kind].batch}
 READ = {kind: FORMATS[kind].read for kind in ENGINES}
@@ -104,7 +104,8 @@ def test_openvino_files_are_two_and_may_be_foreign(tmp_path):
 
 @pytest.mark.parametrize("kind", ENGINES)
 def test_without_the_package_it_is_named_with_its_extra(kind, sparse, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, ENGINES[kind], None)
+    for name in {ENGINES[kind], *(name for name in sys.modules if name.startswith(f"{ENGINES[kind]}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ExportError, match=rf"package '{ENGINES[kind]}' \(extra '{kind}'\)") as caught:
         vitprune.export_model(sparse, tmp_path / f"m{FORMATS[kind].ending}")
     assert caught.value.hint.startswith("pip install ")

@@ -140,7 +140,7 @@ def test_exported_files_are_timed_beside_others_and_alone(place, capsys):
     assert rows[2]["gmacs"] == rows[1]["gmacs"] < rows[0]["gmacs"]
     assert rows[2]["peak_memory_mib"] is None
     assert run(["bench", "model.safetensors", "model.onnx", "-b", "2", "--seconds", "0.01"]) == 0
-    assert "exported files run in onnxruntime and dense in PyTorch" in capsys.readouterr().out
+    assert "exported files run in engines of their own and dense in PyTorch" in capsys.readouterr().out
     shutil.copy("model.onnx", "other.onnx")
     assert run(["bench", "model.onnx", "other.onnx", "-b", "1", *QUICK]) == 0
     first, second = json.loads(capsys.readouterr().out)["rows"]

@@ -53,16 +53,16 @@ def export_model(
     Args:
         model: a SparseViT, or a timm model of a supported family; it is not changed.
         output: `*.onnx` for ONNX, `*.xml` for OpenVINO (weights go into a .bin beside it), `*.pt2` for torch.export,
-            `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), a name without an ending or a folder
-            that exists for a timm folder of the backbone.
-        format: "onnx", "openvino", "pt2", "aoti" or "timm"; None for what the ending of `output` says.
+            `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), `*.pte` for ExecuTorch, a name without
+            an ending or a folder that exists for a timm folder of the backbone.
+        format: "onnx", "openvino", "pt2", "aoti", "executorch" or "timm"; None for what the ending of `output` says.
         precision: "fp16" halves the weights, "int8" (of ONNX and OpenVINO, calibrated on 128 images of `data`) quarters
             them; token predictors stay in fp32.
         class_names: in output order, to be stored.
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
-        batch: how many images the program is to take at once, always; None for any number.
+        batch: how many images the program is to take at once, always; None for any number, or of ExecuTorch for 1.
         opset: of an ONNX file, 18 to 24; None for 20.
         data: images to compare on too, as in `vitprune.sparsify`; None for random ones alone.
         limit: compare on at most so many of them.
@@ -73,7 +73,7 @@ def export_model(
         UsageError: there is no such format, task or opset, the task does not go with the model, or a timm folder is to
             have fp16, features or a batch size; or INT8 has no `data`.
         OutputError: the output has another ending, exists or cannot be written.
-        ExportError: a package of the extra "onnx" or "openvino" is missing, the model cannot be exported, or the
+        ExportError: a package of the format's extra is missing, the model cannot be exported, or the
             result differs.
         CheckpointError: the model was not made by timm.create_model.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -26,9 +27,11 @@ def require(engine: str, extra: str, *modules: str, install: str | None = None) 
         ExportError: one cannot be imported; names it and the extra.
     """
     try:
-        return [importlib.import_module(module) for module in modules]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what they import
+            return [importlib.import_module(module) for module in modules]
     except ImportError as error:
-        missing = f"the package '{error.name or modules[0]}' (extra '{extra}')"
+        missing = f"the package '{(error.name or modules[0]).partition('.')[0]}' (extra '{extra}')"
         raise ExportError(
             f"{engine} files need {missing}, which cannot be imported here: {error}", f"pip install {install or extra}"
         ) from error

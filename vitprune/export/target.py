@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from vitprune.checkpoint.metadata import Metadata
+from vitprune.common.formatting import first_line
+from vitprune.errors import ExportError
 from vitprune.export.int8 import Quantisation
 
 ExportPrecision = Literal["fp32", "fp16", "int8"]
@@ -22,7 +24,7 @@ OPSETS = range(18, 25)
 """What onnxruntime runs of what torch writes."""
 OPSET = 20
 """The first that knows GELU, and old enough for runtimes of the last years."""
-_NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+_NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir", "executorch")
 
 
 class Target(NamedTuple):
@@ -63,3 +65,17 @@ def quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def converting(engine: str) -> Iterator[None]:
+    """Hide what a converter says, and say by whom what it cannot do was tried.
+
+    Raises:
+        ExportError: it stops.
+    """
+    try:
+        with quiet(), torch.no_grad():
+            yield
+    except Exception as error:  # converters' errors have no common class
+        raise ExportError(f"{engine} cannot convert the model: {first_line(error)}") from error

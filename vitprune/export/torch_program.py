@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
 from vitprune.common.formatting import first_line
 from vitprune.errors import ExportError
-from vitprune.export.target import ANY, Target, example, quiet
+from vitprune.export.target import ANY, Target, converting, example, quiet
 from vitprune.tasks import task_named
 
 
@@ -63,12 +63,12 @@ def write_aoti(model: nn.Module, metadata: Metadata, path: Path, target: Target 
     program = exported_program(model, metadata, target)
     configs = {"aot_inductor.metadata": {METADATA_KEY: metadata.model_dump_json()}}
     try:
-        with quiet(), torch.no_grad():
+        with converting("AOTInductor"):
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
-    except InvalidCxxCompiler as error:
-        raise ExportError("AOTInductor needs a C++ compiler, and there is none", "install g++ or clang++") from error
-    except Exception as error:  # whatever torch stumbles over
-        raise ExportError(f"AOTInductor cannot compile the model: {first_line(error)}") from error
+    except ExportError as error:
+        if isinstance(error.__cause__, InvalidCxxCompiler):
+            error.hint = "install a C++ compiler: g++ or clang++"
+        raise
 
 
 class _Compiled(nn.Module):

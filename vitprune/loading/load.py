@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn
 import timm
 
 from vitprune.backbones import input_size
+from vitprune.checkpoint.executorch_program import read_executorch
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.openvino_program import read_openvino
 from vitprune.checkpoint.program import Program
@@ -38,7 +39,11 @@ __all__ = ["Loaded", "Weights", "device_for", "is_exported", "load_dense", "load
 
 Weights = Literal["pretrained", "random", "none"]
 
-_READERS: dict[str, Callable[[Path], Program]] = {".onnx": read_onnx, ".xml": read_openvino}
+_READERS: dict[str, Callable[[Path], Program]] = {
+    ".onnx": read_onnx,
+    ".xml": read_openvino,
+    ".pte": read_executorch,
+}
 _KEY = "checkpoint_key"
 """Entry of a file's origin: which of several sets of weights it was made from."""
 _OF_WEIGHTS = ("img_size", "num_classes", "in_chans")
