@@ -6,7 +6,8 @@
 Each engine gets the dense model, and sparse ones that merge and that drop pruned tokens. The table says whether it
 opens them, how far their outputs are from PyTorch's, their size, and images per second with the quotient to the dense
 model, all timed interleaved on one thread per core. Weights are random (of the demo model: trained). Engines:
-PyTorch, torch.compile (--compile: minutes of compiling), ONNX Runtime, OpenVINO; of one that is missing it says so.
+PyTorch, ONNX Runtime, OpenVINO, ExecuTorch (one image at a time); with --compile, which takes minutes, torch.compile
+and AOTInductor. Of one that is missing it says so.
 """
 
 from __future__ import annotations
@@ -21,33 +22,35 @@ from torch import nn
 
 import vitprune
 from vitprune.backbones import input_size
-from vitprune.checkpoint.onnx_program import read_onnx
-from vitprune.checkpoint.openvino_program import read_openvino
 from vitprune.common.formatting import first_line
 from vitprune.errors import VitpruneError
+from vitprune.export.formats import FORMATS, Format
 from vitprune.loading.load import load_model
 from vitprune.measure import benchmark, speedups
 
-
-def compiled(model: nn.Module, folder: Path) -> tuple[nn.Module, float | None]:
-    return torch.compile(model, fullgraph=True, dynamic=True), None
-
-
-def onnx_runtime(model: nn.Module, folder: Path) -> tuple[nn.Module, float | None]:
-    done = vitprune.export_model(model, folder / "m.onnx", overwrite=True)
-    return read_onnx(done.output), done.size_mib
-
-
-def openvino(model: nn.Module, folder: Path) -> tuple[nn.Module, float | None]:
-    done = vitprune.export_model(model, folder / "m.xml", overwrite=True)
-    return read_openvino(done.output), done.size_mib
-
-
 Opener = Callable[[nn.Module, Path], tuple[nn.Module, float | None]]
+
+
+def exported(kind: Format) -> Opener:
+    """Opens what is exported in a format."""
+    its = FORMATS[kind]
+
+    def opener(model: nn.Module, folder: Path) -> tuple[nn.Module, float | None]:
+        done = vitprune.export_model(model, folder / f"m{its.ending}", overwrite=True)
+        return its.read(done.output), done.size_mib
+
+    return opener
+
+
 ENGINES: dict[str, Opener] = {
     "PyTorch": lambda model, _: (model, None),
-    "ONNX Runtime": onnx_runtime,
-    "OpenVINO": openvino,
+    "ONNX Runtime": exported("onnx"),
+    "OpenVINO": exported("openvino"),
+    "ExecuTorch": exported("executorch"),
+}
+COMPILED: dict[str, Opener] = {
+    "torch.compile": lambda model, _: (torch.compile(model, fullgraph=True, dynamic=True), None),
+    "AOTInductor": exported("aoti"),
 }
 
 
@@ -57,7 +60,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.7)
     parser.add_argument("--batch-size", default="1,8")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each row is timed")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--compile", action="store_true", help="torch.compile and AOTInductor too")
     args = parser.parse_args()
     torch.manual_seed(0)
     dense = load_model(args.model, weights="random").model.eval()
@@ -67,7 +70,7 @@ def main() -> None:
     sizes = [int(size) for size in args.batch_size.split(",")]
     columns = [f"images/s, batch {size}" for size in sizes]
     print("| engine | model | difference | MiB | " + " | ".join(columns) + " |\n|" + "---|" * (4 + len(columns)))
-    engines = ENGINES | ({"torch.compile": compiled} if args.compile else {})
+    engines = ENGINES | (COMPILED if args.compile else {})
     for engine, opener in engines.items():
         with tempfile.TemporaryDirectory() as folder:
             try:

@@ -77,6 +77,10 @@ MISTAKES = [
     (["export", "."], 2, "the output 'model.onnx' exists"),
     (["export", ".", "-o", "model.bin"], 2, "the output 'model.bin' is not the name of a .onnx file"),
     (["export", ".", "-o", "a.onnx", "--format", "pt2"], 2, "not the name of a .pt2 file"),
+    (["export", ".", "-o", "a.aoti.pt2", "--format", "pt2"], 2, "not the name of a .pt2 file"),
+    (["export", ".", "-o", "a.pt2", "--format", "aoti"], 2, "not the name of a .aoti.pt2 file"),
+    (["export", ".", "--format", "aoti", "--precision", "int8"], 2, "goes with --format onnx or openvino, not aoti"),
+    (["export", ".", "--format", "inductor"], 2, "--format aoti"),
     (["export", ".", "-o", "dir.onnx"], 2, "the output 'dir.onnx' is a folder"),
     (["export", ".", "-o", "model.onnx", "--format", "timm"], 2, "is a file, not a folder"),
     (["export", ".", "-o", ".", "--format", "timm", "--overwrite"], 2, "would replace"),
@@ -92,8 +96,9 @@ MISTAKES = [
     (["eval", "model.onnx", "images", "--precision", "bf16"], 2, "--precision bf16 does not go"),
     (["eval", "model.onnx", "images", "--img-size", "96"], 2, "has an image size of its own"),
     (["eval", "text.onnx", "images"], 1, "'text.onnx' is damaged or no ONNX file"),
-    (["eval", "model.pt2", "images"], 2, "'model.pt2' is a program of torch.export"),
-    (["bench", "model.pt2"], 2, "'model.pt2' is a program of torch.export"),
+    (["eval", "model.pt2", "images"], 2, "'model.pt2' is a program of PyTorch"),
+    (["bench", "model.pt2"], 2, "'model.pt2' is a program of PyTorch"),
+    (["bench", "model.aoti.pt2"], 2, "torch._inductor.aoti_load_package"),
     (["bench", "model.onnx", "--device", "cuda"], 2, "exported files run on the CPU"),
     (["bench", "model.onnx", "--precision", "bf16"], 2, "--precision bf16 does not go with"),
     (["bench", "model.onnx", "--mode", "compile"], 2, "--mode compile does not go with 'model.onnx'"),
@@ -135,7 +140,7 @@ def test_exported_files_are_timed_beside_others_and_alone(place, capsys):
     assert rows[2]["gmacs"] == rows[1]["gmacs"] < rows[0]["gmacs"]
     assert rows[2]["peak_memory_mib"] is None
     assert run(["bench", "model.safetensors", "model.onnx", "-b", "2", "--seconds", "0.01"]) == 0
-    assert "exported files run in onnxruntime and dense in PyTorch" in capsys.readouterr().out
+    assert "exported files run in engines of their own and dense in PyTorch" in capsys.readouterr().out
     shutil.copy("model.onnx", "other.onnx")
     assert run(["bench", "model.onnx", "other.onnx", "-b", "1", *QUICK]) == 0
     first, second = json.loads(capsys.readouterr().out)["rows"]

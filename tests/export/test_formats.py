@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 import vitprune
 from vitprune.backbones import input_size
@@ -16,7 +17,8 @@ from vitprune.checkpoint.metadata import METADATA_KEY
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.errors import ExportError, OutputError
-from vitprune.export import export, formats
+from vitprune.export import export, formats, onnx_file
+from vitprune.export.target import Target
 from vitprune.model import SparseViT
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -45,7 +47,7 @@ def other(make_sparse):
 
 
 def opened(path):
-    return read_onnx(path) if path.suffix == ".onnx" else torch.export.load(path).module()
+    return formats.FORMATS[formats.format_of(path)].read(path)
 
 
 def images_for(model, count, seed=1):
@@ -85,6 +87,27 @@ def test_other_models(other, tmp_path, kind, model):
     assert_good(done, sparse, atol=2e-5 if kind == "onnx" else 1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # a C++ compiler at work
+def test_compiled_code_answers_and_says_what_it_is(exported, tmp_path):
+    done = export(exported.sparse, exported.metadata, tmp_path / "model.aoti.pt2", "aoti")
+    assert (done.format, done.batch, done.agreement.batch_sizes) == ("aoti", None, (1, 2, 5))
+    assert_same_answers(done.output, exported.sparse, 1e-6)
+    about = torch._inductor.aoti_load_package(str(done.output)).get_metadata()[METADATA_KEY]
+    assert about == exported.metadata.model_dump_json()
+
+
+def test_without_a_compiler_that_is_what_is_said(exported, tmp_path, monkeypatch):
+    def missing(*arguments, **settings):
+        raise InvalidCxxCompiler("g++")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", missing)
+    with pytest.raises(ExportError, match=r"AOTInductor cannot convert the model: .*not found") as caught:
+        vitprune.export_model(exported.sparse, tmp_path / "model.aoti.pt2")
+    assert caught.value.hint == "install a C++ compiler: g++ or clang++"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_onnx_file_runs_without_vitprune(exported):
     """By the names and with the facts that it itself gives."""
     assert_good(exported.onnx, exported.sparse)
@@ -120,7 +143,7 @@ def test_timm_opens_the_folder_by_itself(exported, tmp_path):
 def test_fp16_halves_the_weights_and_leaves_the_scores_alone(exported, tmp_path):
     sparse = exported.sparse
     before = copy.deepcopy(sparse.state_dict())
-    done = export(sparse, describe(sparse), tmp_path / "model.onnx", "onnx", "fp16")
+    done = export(sparse, describe(sparse), tmp_path / "model.onnx", "onnx", Target("fp16"))
     kinds = {tensor.name: tensor.data_type for tensor in onnx.load(done.output).graph.initializer}
     weights = {name: kind for name, kind in kinds.items() if name.endswith(".weight") or "proj" in name}
     halved = {name: kind == onnx.TensorProto.FLOAT16 for name, kind in weights.items()}
@@ -208,7 +231,7 @@ def test_what_cannot_be_exported_is_said_and_leaves_nothing(exported, tmp_path):
 
 
 def test_a_model_beyond_the_limit_of_the_format_is_refused(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_MAX_ONNX_BYTES", 1000)
+    monkeypatch.setattr(onnx_file, "_MAX_ONNX_BYTES", 1000)
     with pytest.raises(ExportError, match="one ONNX file holds 2") as caught:
         export(exported.sparse, exported.metadata, tmp_path / "model.onnx", "onnx")
     assert "--format pt2" in caught.value.hint
@@ -229,7 +252,7 @@ def test_bounds_that_the_optimiser_loses_are_found_again(exported, tmp_path):
             return torch.cat((x.clamp(self.low, self.high), x.clamp(self.lower, self.higher), x[:, :1]), dim=1)
 
     model = Clamped().eval()
-    formats.write_onnx(model, exported.metadata.model_copy(update={"class_names": None}), tmp_path / "clamped.onnx")
+    onnx_file.write_onnx(model, exported.metadata.model_copy(update={"class_names": None}), tmp_path / "clamped.onnx")
     images = 3 * torch.randn(2, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 3, 64, 64)
     torch.testing.assert_close(read_onnx(tmp_path / "clamped.onnx")(images), model(images), rtol=1e-4, atol=1e-5)
 

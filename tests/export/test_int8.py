@@ -42,7 +42,7 @@ def test_what_keeps_too_few_decisions_is_not_kept(exported, image_folder, tmp_pa
     done = vitprune.export_model(exported.sparse, tmp_path / "m.onnx", min_agreement=0, **settings)
     assert done.precision == "int8"
     spoilt = lambda path, images, batch: path.write_bytes(_always_the_first_class(path))  # noqa: E731
-    monkeypatch.setattr("vitprune.export.formats.quantise", spoilt)
+    monkeypatch.setattr("vitprune.export.onnx_file.quantise", spoilt)
     with pytest.raises(ExportError, match=r"\d.\d % of class decisions are the same, and at least 100 % must be|off"):
         vitprune.export_model(exported.sparse, tmp_path / "bad.onnx", min_agreement=100, **settings)
     assert not (tmp_path / "bad.onnx").exists()

@@ -10,7 +10,7 @@ from vitprune.checkpoint.fixed_batch import FixedBatch
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.cli.app import run
 from vitprune.errors import UsageError
-from vitprune.export.formats import OPSETS
+from vitprune.export.target import OPSETS
 from vitprune.model import SparseViT
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")

@@ -167,7 +167,7 @@ def test_files_that_are_no_model_are_refused_by_kind(tmp_path, monkeypatch):
         ("w.pth", "'w.pth' holds weights alone"),
         ("w.npz", "'w.npz' holds weights alone"),
         ("m.onnx", "'m.onnx' is an exported file, which"),
-        ("m.pt2", "'m.pt2' is a program of torch.export"),
+        ("m.pt2", "'m.pt2' is a program of PyTorch"),
     ):
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(UsageError, match=message):

@@ -23,10 +23,8 @@ from vitprune.export import (
     quantisation_by,
     with_features,
 )
-from vitprune.export.formats import ENDINGS, FORMATS
+from vitprune.export.formats import FORMATS, format_of
 from vitprune.model import attach
-
-_BY_SUFFIX: dict[str, Format] = {ending: kind for kind, ending in ENDINGS.items()} | {"": "timm"}
 
 
 @keeps_mode
@@ -54,16 +52,17 @@ def export_model(
 
     Args:
         model: a SparseViT, or a timm model of a supported family; it is not changed.
-        output: `*.onnx` for ONNX, `*.xml` for OpenVINO (weights go into a .bin beside it), `*.pt2` for torch.export, a
-            name without an ending or a folder that exists for a timm folder of the backbone.
-        format: "onnx", "openvino", "pt2" or "timm"; None for what the ending of `output` says.
+        output: `*.onnx` for ONNX, `*.xml` for OpenVINO (weights go into a .bin beside it), `*.pt2` for torch.export,
+            `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), `*.pte` for ExecuTorch, a name without
+            an ending or a folder that exists for a timm folder of the backbone.
+        format: "onnx", "openvino", "pt2", "aoti", "executorch" or "timm"; None for what the ending of `output` says.
         precision: "fp16" halves the weights, "int8" (of ONNX and OpenVINO, calibrated on 128 images of `data`) quarters
             them; token predictors stay in fp32.
         class_names: in output order, to be stored.
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
-        batch: how many images the program is to take at once, always; None for any number.
+        batch: how many images the program is to take at once, always; None for any number, or of ExecuTorch for 1.
         opset: of an ONNX file, 18 to 24; None for 20.
         data: images to compare on too, as in `vitprune.sparsify`; None for random ones alone.
         limit: compare on at most so many of them.
@@ -74,13 +73,13 @@ def export_model(
         UsageError: there is no such format, task or opset, the task does not go with the model, or a timm folder is to
             have fp16, features or a batch size; or INT8 has no `data`.
         OutputError: the output has another ending, exists or cannot be written.
-        ExportError: a package of the extra "onnx" or "openvino" is missing, the model cannot be exported, or the
+        ExportError: a package of the format's extra is missing, the model cannot be exported, or the
             result differs.
         CheckpointError: the model was not made by timm.create_model.
     """
     output = Path(output)
     kind = _format(output, format)
-    target = known_target(kind, batch, opset)
+    target = known_target(kind, precision, batch, opset, calibrated=data is not None)
     loaded = known(
         model, class_names=class_names, task="dense" if features and task == "auto" else task, progress=False
     )
@@ -88,15 +87,15 @@ def export_model(
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
     metadata = metadata.model_copy(update={"task": loaded.task})
     metadata = with_features(metadata, kind) if features else metadata
-    check_output(output, kind, precision, calibrated=data is not None, overwrite=overwrite)
+    check_output(output, kind, overwrite=overwrite)
     sparse = copy.deepcopy(sparse).to("cpu", torch.float32).eval()
     if data is None:
-        return export(sparse, metadata, output, kind, precision, target)
+        return export(sparse, metadata, output, kind, target)
     found = opened(data, loaded, None, limit, training=precision == "int8", labels=False)
     images, count = images_to_compare(found, sparse.model)
     if precision == "int8":
         target = target._replace(quantisation=quantisation_by(found, sparse.model, None, min_agreement))
-    return export(sparse, metadata, output, kind, precision, target, images=images, num_images=count)
+    return export(sparse, metadata, output, kind, target, images=images, num_images=count)
 
 
 def _format(output: Path, asked: str | None) -> Format:
@@ -106,11 +105,12 @@ def _format(output: Path, asked: str | None) -> Format:
         if kind is None:
             raise UsageError(f"format '{asked}' is unknown", f"choose from {', '.join(FORMATS)}")
         return kind
-    kind = _BY_SUFFIX.get(output.suffix) or ("timm" if output.is_dir() else None)
+    kind = format_of(output) or ("timm" if output.is_dir() or not output.suffix else None)
     if kind is None:
+        endings = ", ".join(its.ending for its in FORMATS.values() if its.ending)
         raise OutputError(
             f"the output '{output}' does not say its format: its ending is '{output.suffix}'",
-            "end it in .onnx, .xml or .pt2, or in none for a timm folder",
+            f"end it in {endings}, or in none for a timm folder",
             exit_code=2,
         )
     return kind

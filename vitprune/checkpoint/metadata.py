@@ -16,6 +16,7 @@ from vitprune.model import TaskName
 from vitprune.schedule import PredictorName, Similarity, Stage, plan_label
 
 METADATA_KEY = "vitprune"
+PRECISION_KEY = "vitprune_precision"
 MAX_METADATA_BYTES = 8 * 2**20
 _MAX_NUMBER = 1_000_000
 _MAX_DEPTH = 1000

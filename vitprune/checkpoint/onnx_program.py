@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
-from vitprune.checkpoint.program import Program
+from vitprune.checkpoint.program import Program, require
 from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import ADAPTIVE
-from vitprune.errors import CheckpointError, ExportError, UsageError
+from vitprune.errors import CheckpointError, UsageError
 
 
 def require_onnx() -> tuple[ModuleType, ModuleType]:
@@ -25,16 +25,10 @@ def require_onnx() -> tuple[ModuleType, ModuleType]:
     Raises:
         ExportError: one of the extra is not installed; names it.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter imports it
-    except ImportError as error:
-        raise ExportError(
-            f"ONNX files need the package '{error.name or 'onnx'}', which cannot be imported here: {error}",
-            "pip install onnx onnxscript onnxruntime",
-        ) from error
-    return onnx, onnxruntime
+    # Of onnxscript torch's exporter makes use.
+    modules = ("onnx", "onnxruntime", "onnxscript")
+    onnx, runtime, _ = require("ONNX", "onnx", *modules, install="onnx onnxscript onnxruntime")
+    return onnx, runtime
 
 
 class OnnxGraph(NamedTuple):

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
-from vitprune.checkpoint.program import Program
+from vitprune.checkpoint.metadata import METADATA_KEY, PRECISION_KEY, Metadata, parse_metadata
+from vitprune.checkpoint.program import Program, require
 from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.formatting import first_line
-from vitprune.errors import CheckpointError, ExportError
-
-_PRECISION_KEY = f"{METADATA_KEY}_precision"
+from vitprune.errors import CheckpointError
 
 
 def require_openvino() -> ModuleType:
@@ -24,14 +22,8 @@ def require_openvino() -> ModuleType:
     Raises:
         ExportError: it is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ExportError(
-            f"OpenVINO files need the package 'openvino', which cannot be imported here: {error}",
-            "pip install openvino",
-        ) from error
-    return openvino  # type: ignore[no-any-return]
+    (openvino,) = require("OpenVINO", "openvino", "openvino")
+    return openvino
 
 
 def write_openvino_file(onnx_file: Path, metadata: Metadata, precision: str, path: Path) -> None:
@@ -39,7 +31,7 @@ def write_openvino_file(onnx_file: Path, metadata: Metadata, precision: str, pat
     openvino = require_openvino()
     model = openvino.convert_model(onnx_file)
     model.set_rt_info(metadata.model_dump_json(), METADATA_KEY)
-    model.set_rt_info(precision, _PRECISION_KEY)
+    model.set_rt_info(precision, PRECISION_KEY)
     openvino.save_model(model, path, compress_to_fp16=False)  # what was asked for is in the graph already
 
 
@@ -57,9 +49,9 @@ def read_openvino(path: Path) -> Program:
     core = openvino.Core()
     try:
         model = core.read_model(path, weights)
-        known = model.has_rt_info(METADATA_KEY) and model.has_rt_info(_PRECISION_KEY)
+        known = model.has_rt_info(METADATA_KEY) and model.has_rt_info(PRECISION_KEY)
         text, precision = (
-            (str(model.get_rt_info(key).astype(str)) for key in (METADATA_KEY, _PRECISION_KEY)) if known else ("", "")
+            (str(model.get_rt_info(key).astype(str)) for key in (METADATA_KEY, PRECISION_KEY)) if known else ("", "")
         )
         hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
         compiled = core.compile_model(model, "CPU", hints) if known else None

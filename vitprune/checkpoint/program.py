@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,8 +16,25 @@ from vitprune.checkpoint.fixed_batch import FixedBatch
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.sparse_file import rebuild
 from vitprune.common.formatting import first_line
-from vitprune.errors import CheckpointError, UsageError, VitpruneError
+from vitprune.errors import CheckpointError, ExportError, UsageError, VitpruneError
 from vitprune.model import TokenFeatures
+
+
+def require(engine: str, extra: str, *modules: str, install: str | None = None) -> list[ModuleType]:
+    """What writes or runs the files of an engine; `install` names its packages where the extra is called otherwise.
+
+    Raises:
+        ExportError: one cannot be imported; names it and the extra.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what they import
+            return [importlib.import_module(module) for module in modules]
+    except ImportError as error:
+        missing = f"the package '{(error.name or modules[0]).partition('.')[0]}' (extra '{extra}')"
+        raise ExportError(
+            f"{engine} files need {missing}, which cannot be imported here: {error}", f"pip install {install or extra}"
+        ) from error
 
 
 class Program(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vitprune._version import __version__
 from vitprune.backbones import preprocessing, wrap
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, Preprocessing, parse_metadata
-from vitprune.checkpoint.weight_file import WEIGHTS_ALONE, check_exists, read_safetensors
+from vitprune.checkpoint.weight_file import EXPORTED, WEIGHTS_ALONE, check_exists, read_safetensors
 from vitprune.common.files import replacing, write_json
 from vitprune.common.run_folder import CONFIG
 from vitprune.errors import CheckpointError, UsageError
@@ -177,7 +177,7 @@ def read_metadata(path: Path) -> Metadata:
         CheckpointError: the file is missing, damaged, or not ours.
     """
     check_exists(path)
-    if path.suffix in (".onnx", ".pt2"):
+    if path.suffix in EXPORTED:
         raise CheckpointError(f"'{path}' is an exported file", "load the model.safetensors that it was made from")
     alone = f"plain weights go with the name of their architecture: NAME and --checkpoint {path}"
     if path.suffix in WEIGHTS_ALONE:

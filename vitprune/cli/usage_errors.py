@@ -38,6 +38,8 @@ _OPTIONS_ELSEWHERE = {
 _RUNTIMES = {
     **dict.fromkeys(("tensorrt", "trt", "engine"), "--format onnx, then trtexec --onnx=model.onnx"),
     **dict.fromkeys(("ov", "ir"), "--format openvino"),
+    **dict.fromkeys(("aotinductor", "inductor"), "--format aoti"),
+    **dict.fromkeys(("pte", "xnnpack"), "--format executorch"),
     **dict.fromkeys(("torchscript", "jit", "torch"), "--format pt2, torch.export's program"),
 }
 """How engines of other names are reached."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,11 @@ from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.errors import ExportError, OutputError, UsageError
 from vitprune.export.agreement import Agreement, batch_sizes, compare, in_batches, random_images
-from vitprune.export.formats import ANY, ENDINGS, FORMATS, OPSET, OPSETS, TIMM_FILES, Format, Target
+from vitprune.export.formats import FORMATS, Format, format_of
+from vitprune.export.target import ANY, OPSET, OPSETS, ExportPrecision, Target
 from vitprune.model import SparseViT, TokenFeatures
 from vitprune.model.blend import with_child
 from vitprune.tasks import TaskName, task_named
-
-_OF_ONNX: tuple[Format, ...] = ("onnx", "openvino")
-ExportPrecision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Exported:
     """The file or folder that was written, and how it agrees with the model on the same images.
 
     Attributes:
-        format: "onnx", "openvino", "pt2" or "timm".
+        format: "onnx", "openvino", "pt2", "aoti", "executorch" or "timm".
         task: what is put out is for; of a timm folder what the backbone is for.
         precision: "fp32", "fp16" or "int8".
         output: where it is.
@@ -73,42 +71,50 @@ def with_features(metadata: Metadata, kind: Format) -> Metadata:
     return metadata.model_copy(update={"task": "dense", "class_names": None, "accuracy": None})
 
 
-def known_target(kind: Format, batch: int | None, opset: int | None) -> Target:
-    """What a program of this format is written for; None for any batch size and the usual opset.
+def known_target(
+    kind: Format, precision: ExportPrecision, batch: int | None, opset: int | None, *, calibrated: bool
+) -> Target:
+    """What a file of this format is written for; None for the usual batch size, which is any if it can be, and opset.
+
+    `calibrated` says whether there are images for INT8.
 
     Raises:
         UsageError: out of range, or nothing that this format knows.
+        ExportError: a package of the format is missing.
     """
+    its = FORMATS[kind]
+    if precision not in its.precisions:
+        raise _not_written(kind, precision)
+    if precision == "int8" and not calibrated:
+        raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
     if batch is not None and kind == "timm":
         raise UsageError("a timm folder takes any batch size", "leave out --batch")
     if batch is not None and batch < 1:
         raise UsageError(f"--batch must be at least 1, got {batch}", "leave it out for batches of any size")
-    if opset is not None and kind not in _OF_ONNX:
+    if opset is not None and not its.of_onnx:
         raise UsageError(f"--opset is of ONNX files, and this is --format {kind}", "leave it out")
     if opset is not None and opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported", f"choose from {OPSETS[0]} to {OPSETS[-1]}")
-    return Target(batch, opset or OPSET)
+    its.require()
+    return Target(precision, batch or its.batch, opset or OPSET)
 
 
-def check_output(output: Path, kind: Format, precision: ExportPrecision, *, calibrated: bool, overwrite: bool) -> None:
-    """Make sure, before the work, that `output` may be written; `calibrated` says whether there are images for INT8.
+def _not_written(kind: Format, precision: ExportPrecision) -> UsageError:
+    """A precision that a format is not written in."""
+    able = [name for name, its in FORMATS.items() if precision in its.precisions]
+    hint = "timm.create_model(...).half() casts it" if kind == "timm" else "leave out --format or --precision"
+    written = f"a timm folder is written in fp32, not in {precision}" if kind == "timm" else None
+    return UsageError(written or f"--precision {precision} goes with --format {' or '.join(able)}, not {kind}", hint)
+
+
+def check_output(output: Path, kind: Format, *, overwrite: bool) -> None:
+    """Make sure, before the work, that `output` may be written.
 
     Raises:
-        UsageError: a timm folder in less than fp32, or INT8 without images or as torch.export's program.
         OutputError: it has the wrong suffix, its folder is missing, or it exists and may not be overwritten.
     """
-    if kind == "pt2" and precision == "int8":
-        raise UsageError("--precision int8 goes with --format onnx, not pt2", "leave out --format")
-    if precision == "int8" and not calibrated:
-        raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
-    if kind == "timm" and precision != "fp32":
-        raise UsageError(
-            f"a timm folder is written in fp32, not in {precision}",
-            "timm.create_model(...).half() casts it; --precision goes with onnx and pt2",
-        )
-    ending = ENDINGS.get(kind)
-    if ending is not None and output.suffix != ending:
-        other = next((name for name, its in ENDINGS.items() if its == output.suffix), None)
+    ending = FORMATS[kind].ending
+    if ending and (other := format_of(output)) != kind:
         meant = f"--format {other} writes it" if other else f"-o model{ending}"
         raise OutputError(f"the output '{output}' is not the name of a {ending} file", meant, exit_code=2)
     if kind == "timm":
@@ -122,7 +128,8 @@ def check_output(output: Path, kind: Format, precision: ExportPrecision, *, cali
         return
     if output.is_dir():
         raise OutputError(f"the output '{output}' is a folder", f"-o {output / 'model'}{ending}", exit_code=2)
-    _check_free(output, any(file.exists() for file in _files(output, kind)), overwrite)
+    taken = output.exists() or (kind == "openvino" and output.with_suffix(".bin").exists())
+    _check_free(output, taken, overwrite)
 
 
 def check_folder(output: Path, *, overwrite: bool) -> None:
@@ -149,7 +156,6 @@ def export(
     metadata: Metadata,
     output: Path,
     kind: Format,
-    precision: ExportPrecision = "fp32",
     target: Target = ANY,
     *,
     images: Iterable[Tensor] = (),
@@ -166,31 +172,32 @@ def export(
         ExportError: the model cannot be exported, or the result differs; nothing is kept.
         OutputError: the output cannot be written.
     """
-    task = task_named(metadata.task)
+    its, task = FORMATS[kind], task_named(metadata.task)
     sparse = with_child(sparse, "blend", None)  # a program is of one keep ratio
     model: nn.Module = sparse.model if kind == "timm" else TokenFeatures(sparse) if task.filled else sparse
     if kind == "timm" and task.filled:
         task = task_named("classification" if sparse.num_classes else "embedding")
-    deployed = _Cast(copy.deepcopy(model), torch.float16).eval() if precision == "fp16" else model
+    half = target.precision == "fp16"
+    deployed = _Cast(copy.deepcopy(model), torch.float16).eval() if half else model
     sizes = batch_sizes(target.batch)
-    quantisation = target.quantisation
-    num_random = 0 if quantisation else sum(sizes)
+    num_random = 0 if target.quantisation else sum(sizes)
     noise = random_images(metadata.preprocessing.input_size, num_random)
     listener.begin(f"exporting {metadata.model}", None)
-    files = _files(output, kind)
-    with placed(output, files) as temporary:
-        FORMATS[kind].write(deployed, metadata, temporary, target)
+    with placed(output, folder=kind == "timm") as temporary:
+        its.write(deployed, metadata, temporary, target)
         try:
-            program = FORMATS[kind].read(temporary)
-        except Exception as error:  # timm's, torch's and onnxruntime's errors have no common class
+            program = its.read(temporary)
+        except Exception as error:  # engines' errors have no common class
             raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
         listener.begin("comparing with PyTorch", None if num_images is None else num_random + num_images)
-        if target.batch and kind == "pt2":
+        if target.batch:
             program = FixedBatch(program, target.batch)
-        batches, least = in_batches(chain(noise, images), sizes), quantisation.min_agreement if quantisation else None
-        agreement = compare(model, program, batches, precision, task, listener, least)
-    opset = target.opset if kind in _OF_ONNX else None
-    return Exported(kind, task.name, precision, output, size_mib(files), target.batch, opset, agreement)
+        batches = in_batches(chain(noise, images), sizes)
+        least = target.quantisation.min_agreement if target.quantisation else None
+        agreement = compare(model, program, batches, target.precision, task, listener, least)
+        size = size_mib(temporary.parent)
+    opset = target.opset if its.of_onnx else None
+    return Exported(kind, task.name, target.precision, output, size, target.batch, opset, agreement)
 
 
 class _Cast(nn.Module):
@@ -206,36 +213,33 @@ class _Cast(nn.Module):
         return output.float()
 
 
-def _files(output: Path, kind: Format) -> list[Path]:
-    """What a format writes, `output` first."""
-    if kind == "timm":
-        return [output / name for name in TIMM_FILES]
-    return [output, output.with_suffix(".bin")] if kind == "openvino" else [output]
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def size_mib(files: Iterable[Path]) -> float:
-    """Of files together."""
-    return sum(file.stat().st_size for file in files) / 2**20
+def size_mib(folder: Path) -> float:
+    """Of all files in it together."""
+    return sum(file.stat().st_size for file in _files_in(folder)) / 2**20
 
 
 @contextmanager
-def placed(output: Path, files: Sequence[Path]) -> Iterator[Path]:
-    """Where to write `output`, which is put in place when the block ends well: one file, or one with others beside it,
-    or a folder of files.
+def placed(output: Path, *, folder: bool) -> Iterator[Path]:
+    """Where to write `output`, a `folder` or a file with others beside it; put in place when the block ends well.
 
     Raises:
         OutputError: it cannot be written.
     """
-    if len(files) == 1:
-        with replacing(output) as temporary:
-            yield temporary
-        return
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as temporary:
-            yield Path(temporary) / output.name if output in files else Path(temporary)
-            files[0].parent.mkdir(exist_ok=True)
-            for file in files:  # one by one: whatever else is in a folder that is written over stays
-                with replacing(file) as place:
-                    shutil.copyfile(Path(temporary) / file.name, place)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent) as place:
+            temporary = Path(place) / output.name
+            if folder:
+                temporary.mkdir()
+            yield temporary
+            inside, outside = (temporary, output) if temporary.is_dir() else (temporary.parent, output.parent)
+            for file in _files_in(inside):  # one by one: whatever else is in a folder that is written over stays
+                target = outside / file.relative_to(inside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(target) as free:
+                    shutil.move(file, free)
     except OSError as error:
         raise write_error(output, error) from error

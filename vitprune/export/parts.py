@@ -18,8 +18,9 @@ from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import ADAPTIVE
 from vitprune.errors import ExportError
 from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
-from vitprune.export.formats import ANY, Ports, Target, write_onnx
 from vitprune.export.job import Exported, placed, size_mib
+from vitprune.export.onnx_file import write_onnx
+from vitprune.export.target import ANY, Ports, Target
 from vitprune.model import SparseViT
 from vitprune.tasks import task_named
 
@@ -54,8 +55,7 @@ def export_parts(
         OutputError: the output cannot be written.
     """
     names = [f"tail-{_name(each)}.onnx" for each in adaptive.models]
-    files = [output / name for name in (_TRUNK, *names, ADAPTIVE)]
-    with placed(output, files) as folder:
+    with placed(output, folder=True) as folder:
         listener.begin(f"exporting {metadata.model}", len(names) + 1)
         _write(adaptive, metadata, folder, names, target, listener)
         header = AdaptiveHeader(
@@ -68,8 +68,8 @@ def export_parts(
             raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
         total = None if num_images is None else sum(BATCH_SIZES) + num_images
         listener.begin("comparing with PyTorch", None if total is None else total * len(names))
-        agreement = _compared(adaptive, program, metadata, images, listener)
-    return Exported("onnx", metadata.task, "fp32", output, size_mib(files), None, target.opset, agreement)
+        agreement, size = _compared(adaptive, program, metadata, images, listener), size_mib(folder)
+    return Exported("onnx", metadata.task, "fp32", output, size, None, target.opset, agreement)
 
 
 def _write(

@@ -11,10 +11,13 @@ import timm
 
 from vitprune.adaptive import read_adaptive
 from vitprune.backbones import input_size
+from vitprune.checkpoint.executorch_program import read_executorch
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.openvino_program import read_openvino
+from vitprune.checkpoint.program import Program
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
 from vitprune.checkpoint.weight_file import (
+    EXPORTED,
     INDEX,
     WEIGHTS_ALONE,
     check_exists,
@@ -37,7 +40,11 @@ __all__ = ["Loaded", "Weights", "device_for", "is_exported", "load_dense", "load
 
 Weights = Literal["pretrained", "random", "none"]
 
-_EXPORTED = (".onnx", ".xml", ".pt2")
+_READERS: dict[str, Callable[[Path], Program]] = {
+    ".onnx": read_onnx,
+    ".xml": read_openvino,
+    ".pte": read_executorch,
+}
 _KEY = "checkpoint_key"
 """Entry of a file's origin: which of several sets of weights it was made from."""
 _OF_WEIGHTS = ("img_size", "num_classes", "in_chans")
@@ -150,7 +157,7 @@ class _Options:
 def is_exported(spec: str) -> bool:
     """Whether MODEL names a file that `vitprune export` wrote, or its folder of a cascade."""
     path = Path(spec)
-    return (path / ADAPTIVE).is_file() if path.is_dir() else spec.endswith(_EXPORTED)
+    return (path / ADAPTIVE).is_file() if path.is_dir() else spec.endswith(EXPORTED)
 
 
 def device_for(spec: str, device: str, precision: str) -> str:
@@ -171,10 +178,13 @@ def device_for(spec: str, device: str, precision: str) -> str:
 
 
 def _load_exported(spec: str, options: _Options) -> Loaded:
-    if spec.endswith(".pt2"):
+    path = Path(spec)
+    read = read_adaptive if path.is_dir() else _READERS.get(path.suffix)
+    if read is None:
         raise UsageError(
-            f"'{spec}' is a program of torch.export, which vitprune writes and does not run",
-            "torch.export.load opens it; name the model.safetensors that it was made from, or an .onnx or .xml file",
+            f"'{spec}' is a program of PyTorch, which vitprune writes and does not run",
+            "torch.export.load opens it, or of compiled code (.aoti.pt2) torch._inductor.aoti_load_package; name the "
+            f"model.safetensors that it was made from, or a file in {', '.join(_READERS)}",
         )
     if not options.exported:
         raise UsageError(
@@ -182,8 +192,6 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
             "name the model.safetensors that it was made from",
         )
     _refuse_arguments(spec, options)
-    path = Path(spec)
-    read = read_adaptive if path.is_dir() else read_openvino if spec.endswith(".xml") else read_onnx
     program = read(path)
     metadata = program.metadata
     names = names_of(metadata.class_names)

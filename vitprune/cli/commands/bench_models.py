@@ -86,7 +86,7 @@ def benchmarks(specs: Sequence[str], request: BenchRequest, modes: Sequence[str]
             "bench them apart, or give --img-size",
         )
     result[0].models.update(programs.models)
-    note = "exported files run in onnxruntime and dense in PyTorch: their speed-up is of the engine too"
+    note = "exported files run in engines of their own and dense in PyTorch: their speed-up is of the engine too"
     return [replace(result[0], note=note), *result[1:]]
 
 

@@ -32,8 +32,13 @@ def export(
     weights: ModelOptions,
     keep: FileKeep = None,
     kind: Annotated[
-        Literal["onnx", "openvino", "pt2", "timm"],
-        typer.Option("--format", "-f", help="ONNX, OpenVINO, torch.export, or a timm folder of the backbone alone."),
+        Literal["onnx", "openvino", "pt2", "aoti", "executorch", "timm"],
+        typer.Option(
+            "--format",
+            "-f",
+            help="ONNX, OpenVINO, torch.export (pt2), AOTInductor's machine code for processors like this one (aoti), "
+            "ExecuTorch, or a timm folder of the backbone alone.",
+        ),
     ] = "onnx",
     output: Annotated[
         Path | None,
@@ -42,7 +47,7 @@ def export(
             "-o",
             metavar="FILE",
             help="Output file; with --format timm or --adaptive a folder.",
-            show_default="model.onnx, .xml, .pt2, timm/ or adaptive/ beside the model's file; of a timm name here",
+            show_default="model.onnx or what the format is called beside the model's file; of a timm name here",
         ),
     ] = None,
     precision: Annotated[
@@ -55,7 +60,7 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="The same as --precision fp16.")] = False,
     batch: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Images at once, always.", show_default="any number", min=1),
+        typer.Option(metavar="N", help="Images at once, always.", show_default="any number; for executorch 1", min=1),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="Of ONNX, 18 to 24.", show_default="20")] = None,
     data: Annotated[
@@ -123,8 +128,6 @@ def export(
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
     with waiting("loading PyTorch"):
-        from vitprune.checkpoint.onnx_program import require_onnx
-        from vitprune.checkpoint.openvino_program import require_openvino
         from vitprune.checkpoint.sparse_file import describe
         from vitprune.data import open_data
         from vitprune.export import (
@@ -138,11 +141,7 @@ def export(
         )
         from vitprune.export import export as write
         from vitprune.model import attach
-    target = known_target(kind, batch, opset)
-    if kind in ("onnx", "openvino"):
-        require_onnx()
-    if kind == "openvino":
-        require_openvino()
+    target = known_target(kind, precision, batch, opset, calibrated=data is not None)
     loaded, cascade, promised = load_cascade(adaptive, model, weights, keep)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
@@ -153,7 +152,7 @@ def export(
     metadata = with_features(metadata, kind) if features else metadata
     output = output or _default_output(loaded, kind, precision, in_parts=cascade is not None)
     if cascade is None:
-        check_output(output, kind, precision, calibrated=data is not None, overwrite=overwrite)
+        check_output(output, kind, overwrite=overwrite)
     else:
         check_folder(output, overwrite=overwrite)
     images: tuple[Iterable[Tensor], int | None] = ((), 0)
@@ -166,7 +165,7 @@ def export(
     with RunProgress() as progress:
         more: dict[str, Any] = {"images": images[0], "num_images": images[1], "listener": progress}
         if cascade is None:
-            done = write(sparse, metadata, output, kind, precision, target, **more)
+            done = write(sparse, metadata, output, kind, target, **more)
         else:
             done = export_parts(cascade, metadata, output, target, promised=promised, **more)
     if done.format == "timm" and metadata.preprocessing.exif:
@@ -204,7 +203,7 @@ def _precision(
 
 def _default_output(loaded: Loaded, kind: Format, precision: str, *, in_parts: bool) -> Path:
     """Beside a file of ours, else in the working directory, named by the model."""
-    from vitprune.export.formats import ENDINGS
+    from vitprune.export.formats import FORMATS
     from vitprune.loading.load import sparse_file
 
     file = sparse_file(loaded.spec)
@@ -212,7 +211,7 @@ def _default_output(loaded: Loaded, kind: Format, precision: str, *, in_parts: b
     if kind == "timm" or in_parts:
         name = "adaptive" if in_parts else "timm"
         return folder / (name if file else f"{stem}-{name}")
-    return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}{ENDINGS[kind]}"
+    return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}{FORMATS[kind].ending}"
 
 
 def _print(done: Exported, name: str, data: str | None) -> None:
