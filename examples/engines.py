@@ -6,8 +6,8 @@
 Each engine gets the dense model, and sparse ones that merge and that drop pruned tokens. The table says whether it
 opens them, how far their outputs are from PyTorch's, their size, and images per second with the quotient to the dense
 model, all timed interleaved on one thread per core. Weights are random (of the demo model: trained). Engines:
-PyTorch, ONNX Runtime, OpenVINO, ExecuTorch (one image at a time); with --compile, which takes minutes, torch.compile
-and AOTInductor. Of one that is missing it says so.
+PyTorch, ONNX Runtime, OpenVINO, ExecuTorch and LiteRT (one image at a time); with --compile, which takes minutes,
+torch.compile and AOTInductor. Of one that is missing it says so.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ ENGINES: dict[str, Opener] = {
     "ONNX Runtime": exported("onnx"),
     "OpenVINO": exported("openvino"),
     "ExecuTorch": exported("executorch"),
+    "LiteRT": exported("litert"),
 }
 COMPILED: dict[str, Opener] = {
     "torch.compile": lambda model, _: (torch.compile(model, fullgraph=True, dynamic=True), None),

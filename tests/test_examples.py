@@ -197,7 +197,13 @@ def test_what_a_gpu_has_to_show_runs_anywhere_and_is_not_repeated(tmp_path):
 
 @pytest.mark.slow
 def test_every_engine_opens_and_answers_as_pytorch(tmp_path):
-    packages = {"PyTorch": "torch", "ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "ExecuTorch": "executorch"}
+    packages = {
+        "PyTorch": "torch",
+        "ONNX Runtime": "onnxruntime",
+        "OpenVINO": "openvino",
+        "ExecuTorch": "executorch",
+        "LiteRT": "ai_edge_litert",
+    }
     out = _run("engines.py", "test_vit", "--keep", "0.5", "--batch-size", "1,3", "--seconds", "0.01", cwd=tmp_path)
     rows = [_cells(line) for line in out.splitlines()[2:]]
     assert [row[:2] for row in rows] == [

@@ -12,7 +12,7 @@ from vitprune.cli.app import run
 from vitprune.errors import CheckpointError, ExportError
 from vitprune.export.formats import FORMATS
 
-ENGINES = {"openvino": "openvino", "executorch": "executorch"}
+ENGINES = {"openvino": "openvino", "executorch": "executorch", "litert": "ai_edge_litert"}
 """Formats that vitprune runs, and the package that has to be there."""
 FIXED = {kind for kind in ENGINES if FORMATS[kind].batch}
 READ = {kind: FORMATS[kind].read for kind in ENGINES}

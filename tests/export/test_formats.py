@@ -171,8 +171,8 @@ def test_from_python_by_the_name_of_the_output(exported, tmp_path):
     with pytest.raises(OutputError, match="exists"):
         vitprune.export_model(model, tmp_path / "model.pt2")
     assert vitprune.export_model(model.model, tmp_path / "folder").format == "timm", "dense"
-    with pytest.raises(OutputError, match=r"does not say its format: its ending is '\.tflite'"):
-        vitprune.export_model(model, tmp_path / "model.tflite")
+    with pytest.raises(OutputError, match=r"does not say its format: its ending is '\.trt'"):
+        vitprune.export_model(model, tmp_path / "model.trt")
 
 
 class _Wrong(nn.Module):

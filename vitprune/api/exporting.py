@@ -53,16 +53,18 @@ def export_model(
     Args:
         model: a SparseViT, or a timm model of a supported family; it is not changed.
         output: `*.onnx` for ONNX, `*.xml` for OpenVINO (weights go into a .bin beside it), `*.pt2` for torch.export,
-            `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), `*.pte` for ExecuTorch, a name without
-            an ending or a folder that exists for a timm folder of the backbone.
-        format: "onnx", "openvino", "pt2", "aoti", "executorch" or "timm"; None for what the ending of `output` says.
+            `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), `*.pte` for ExecuTorch,
+            `*.tflite` for LiteRT, a name without an ending or a folder that exists for a timm folder of the backbone.
+        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert" or "timm"; None for what the ending of
+            `output` says.
         precision: "fp16" halves the weights, "int8" (of ONNX and OpenVINO, calibrated on 128 images of `data`) quarters
             them; token predictors stay in fp32.
         class_names: in output order, to be stored.
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
-        batch: how many images the program is to take at once, always; None for any number, or of ExecuTorch for 1.
+        batch: how many images the program is to take at once, always; None for any number, or of
+            ExecuTorch and LiteRT 1.
         opset: of an ONNX file, 18 to 24; None for 20.
         data: images to compare on too, as in `vitprune.sparsify`; None for random ones alone.
         limit: compare on at most so many of them.

@@ -9,15 +9,16 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 from vitprune.checkpoint.executorch_program import read_executorch, require_executorch, write_executorch_file
+from vitprune.checkpoint.litert_program import read_litert, require_litert, write_litert_file
 from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
 from vitprune.checkpoint.openvino_program import read_openvino, require_openvino
 from vitprune.export.onnx_file import write_onnx, write_openvino
-from vitprune.export.target import ExportPrecision, Target, converting
+from vitprune.export.target import ExportPrecision, Target, converting, example
 from vitprune.export.timm_folder import read_timm, write_timm
 from vitprune.export.torch_program import exported_program, read_aoti, read_pt2, write_aoti, write_pt2
 
-Format = Literal["onnx", "openvino", "pt2", "aoti", "executorch", "timm"]
+Format = Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "timm"]
 _ALL: tuple[ExportPrecision, ...] = ("fp32", "fp16", "int8")
 
 
@@ -31,6 +32,18 @@ def write_executorch(model: nn.Module, metadata: Metadata, path: Path, target: T
     program = exported_program(model, metadata, target)
     with converting("ExecuTorch"):
         write_executorch_file(program, metadata, target.precision, path)
+
+
+def write_litert(model: nn.Module, metadata: Metadata, path: Path, target: Target) -> None:
+    """Write a model for LiteRT.
+
+    Raises:
+        ExportError: a package is missing, or the model cannot be converted.
+    """
+    require_litert()
+    with converting("LiteRT"):
+        (images,) = example(metadata, target)["args"]
+        write_litert_file(model, images, metadata, path)
 
 
 class FormatFunctions(NamedTuple):
@@ -61,6 +74,7 @@ FORMATS: dict[Format, FormatFunctions] = {
     "pt2": FormatFunctions(".pt2", write_pt2, read_pt2),
     "aoti": FormatFunctions(".aoti.pt2", write_aoti, read_aoti),
     "executorch": FormatFunctions(".pte", write_executorch, read_executorch, require_executorch, batch=1),
+    "litert": FormatFunctions(".tflite", write_litert, read_litert, require_litert, ("fp32",), batch=1),
     "timm": FormatFunctions("", write_timm, read_timm, precisions=("fp32",)),
 }
 

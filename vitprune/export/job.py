@@ -36,7 +36,7 @@ class Exported:
     """The file or folder that was written, and how it agrees with the model on the same images.
 
     Attributes:
-        format: "onnx", "openvino", "pt2", "aoti", "executorch" or "timm".
+        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert" or "timm".
         task: what is put out is for; of a timm folder what the backbone is for.
         precision: "fp32", "fp16" or "int8".
         output: where it is.

@@ -12,6 +12,7 @@ import timm
 from vitprune.adaptive import read_adaptive
 from vitprune.backbones import input_size
 from vitprune.checkpoint.executorch_program import read_executorch
+from vitprune.checkpoint.litert_program import read_litert
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.openvino_program import read_openvino
 from vitprune.checkpoint.program import Program
@@ -44,6 +45,7 @@ _READERS: dict[str, Callable[[Path], Program]] = {
     ".onnx": read_onnx,
     ".xml": read_openvino,
     ".pte": read_executorch,
+    ".tflite": read_litert,
 }
 _KEY = "checkpoint_key"
 """Entry of a file's origin: which of several sets of weights it was made from."""

@@ -47,7 +47,7 @@ def evaluate(
 
     Of a sparse file, --checkpoint names the weights of the dense model that it was made from: both are evaluated and
     compared. Images without labels are enough for that. MODEL may also be a file that vitprune export wrote
-    (.onnx, .xml, .pte), or its folder of --adaptive, which run on the CPU.
+    (.onnx, .xml, .pte, .tflite), or its folder of --adaptive, which run on the CPU.
 
     --fidelity 99 promises the dense model's answer on 99 % of such images: those that the sparse model is not sure of
     go on, from the blocks that both share, through the dense one.

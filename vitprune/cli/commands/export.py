@@ -32,12 +32,12 @@ def export(
     weights: ModelOptions,
     keep: FileKeep = None,
     kind: Annotated[
-        Literal["onnx", "openvino", "pt2", "aoti", "executorch", "timm"],
+        Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "timm"],
         typer.Option(
             "--format",
             "-f",
             help="ONNX, OpenVINO, torch.export (pt2), AOTInductor's machine code for processors like this one (aoti), "
-            "ExecuTorch, or a timm folder of the backbone alone.",
+            "ExecuTorch, LiteRT, or a timm folder of the backbone alone.",
         ),
     ] = "onnx",
     output: Annotated[
@@ -60,7 +60,9 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="The same as --precision fp16.")] = False,
     batch: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Images at once, always.", show_default="any number; for executorch 1", min=1),
+        typer.Option(
+            metavar="N", help="Images at once, always.", show_default="any number; for executorch and litert 1", min=1
+        ),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="Of ONNX, 18 to 24.", show_default="20")] = None,
     data: Annotated[

@@ -62,7 +62,7 @@ def predict(
     """What a model says of images, without labels: classes, labels, values, or vectors, as --task says.
 
     With a sparse file and --checkpoint, the weights of the dense model that it was made from, dense and sparse
-    predictions stand side by side. MODEL may also be a file that vitprune export wrote (.onnx, .xml, .pte).
+    predictions stand side by side. MODEL may also be a file that vitprune export wrote (.onnx, .xml, .pte, .tflite).
 
     Examples:
 
