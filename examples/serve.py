@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +114,17 @@ def load(port: int, images: list[bytes], clients: int, seconds: float) -> list[f
     lock = threading.Lock()
 
     def client(_: int) -> list[float]:
-        connection, taken = http.client.HTTPConnection("127.0.0.1", port), list[float]()
-        while (started := time.perf_counter()) < end:
-            with lock:
-                content = next(pictures)
-            connection.request("POST", "/predict", body=content)
-            response = connection.getresponse()
-            response.read()
-            if response.status != 200:
-                raise RuntimeError(f"answered {response.status}")
-            taken.append(time.perf_counter() - started)
+        taken = list[float]()
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            while (started := time.perf_counter()) < end:
+                with lock:
+                    content = next(pictures)
+                connection.request("POST", "/predict", body=content)
+                response = connection.getresponse()
+                response.read()
+                if response.status != 200:
+                    raise RuntimeError(f"answered {response.status}")
+                taken.append(time.perf_counter() - started)
         return taken
 
     with ThreadPoolExecutor(clients) as pool:
@@ -132,10 +134,10 @@ def load(port: int, images: list[bytes], clients: int, seconds: float) -> list[f
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-            return
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as connection:
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+                return
         except OSError:
             time.sleep(0.2)
     raise SystemExit("error: the server ended before it answered")
