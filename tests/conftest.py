@@ -146,10 +146,9 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_bench():
-    """Nobody reads the speeds that tests measure: no warm-up, and commands time each model twice, for a moment."""
+    """Nobody reads the speeds that tests measure: no warm-up, and a run times each model twice, for a moment."""
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("vitprune.jobs.side_by_side", "vitprune.measure.bound"):
-            patch.setattr(f"{place}.benchmark", partial(benchmark, rounds=2))
+        patch.setattr("vitprune.jobs.side_by_side.benchmark", partial(benchmark, rounds=2))
         patch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)
         patch.setattr("vitprune.measure.runner.MAX_WARM_UP_S", 0.0)
         yield

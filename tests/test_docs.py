@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
 import typer
 
 from vitprune.cli.app import app, run
+from vitprune.measure import benchmark
 
 ROOT = Path(__file__).parent.parent
 README, COOKBOOK, RESULTS = (
@@ -37,6 +39,7 @@ QUICK = ("vitprune env", "vitprune info deit_small --keep")
 def test_readme_command_runs_offline(line, tmp_path, monkeypatch, capsys, no_hub):
     """On a part of the demo set, keep ratios searched in coarse steps: figures are tested elsewhere."""
     monkeypatch.setattr("vitprune.budget.gmacs.KEEP_STEPS", 50)
+    monkeypatch.setattr("vitprune.measure.bound.benchmark", partial(benchmark, rounds=2))
     monkeypatch.setattr("vitprune.data.demo._NUM_IMAGES", {"train": 100, "val": 40})
     monkeypatch.chdir(tmp_path)
     assert run(shlex.split(line, comments=True)[1:]) == 0
