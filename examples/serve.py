@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +132,18 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def load(port: int, images: list[bytes], clients: int, seconds: float) -> tuple[list[float], int]:
     """Seconds from each question to its answer, of clients that ask without a pause, and how many answers are wrong."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    pictures = itertools.cycle([(content, ask(connection, content)) for content in images])
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        pictures = itertools.cycle([(content, ask(connection, content)) for content in images])
     end, lock = time.perf_counter() + seconds, threading.Lock()
 
     def client(_: int) -> list[tuple[float, bool]]:
-        connection, taken = http.client.HTTPConnection("127.0.0.1", port), list[tuple[float, bool]]()
-        while (started := time.perf_counter()) < end:
-            with lock:
-                content, alone = next(pictures)
-            said = ask(connection, content)
-            taken.append((time.perf_counter() - started, same(said, alone)))
+        taken = list[tuple[float, bool]]()
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            while (started := time.perf_counter()) < end:
+                with lock:
+                    content, alone = next(pictures)
+                said = ask(connection, content)
+                taken.append((time.perf_counter() - started, same(said, alone)))
         return taken
 
     with ThreadPoolExecutor(clients) as pool:
@@ -152,10 +154,10 @@ def load(port: int, images: list[bytes], clients: int, seconds: float) -> tuple[
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-            return
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as connection:
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+                return
         except OSError:
             time.sleep(0.2)
     raise SystemExit("error: the server ended before it answered")

@@ -1,11 +1,10 @@
 """The same images of ImageNet classes in every form in which people have them."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import datasets
+from shards import write_parquet, write_tar
 from timm.data import ImageNetInfo
 
 IDS = ImageNetInfo().label_names()
@@ -35,23 +34,16 @@ def _parquet(as_class):
         names = sorted({IDS[index] for _, index in pairs}, reverse=True)  # not in ImageNet's order
         kind = datasets.ClassLabel(names=names) if as_class else datasets.Value("string")
         labels = [names.index(IDS[index]) if as_class else IDS[index] for _, index in pairs]
-        cells = [{"bytes": path.read_bytes(), "path": None} for path, _ in pairs]
-        features = datasets.Features({"image": datasets.Image(), "label": kind})
-        root.mkdir(parents=True)
-        datasets.Dataset.from_dict({"image": cells, "label": labels}, features).to_parquet(root / "val-0.parquet")
+        write_parquet(root / "val-0.parquet", [path.read_bytes() for path, _ in pairs], labels, kind)
 
     return write
 
 
 def _tar(suffix, text):
     def write(root, pairs):
-        root.mkdir(parents=True)
-        with tarfile.open(root / "val-0.tar", "w") as archive:
-            for number, (path, index) in enumerate(pairs):
-                for ending, content in (("jpg", path.read_bytes()), (suffix, text(index).encode())):
-                    member = tarfile.TarInfo(f"{number:05d}.{ending}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
+        write_tar(
+            root / "val-0.tar", [{"jpg": path.read_bytes(), suffix: text(index).encode()} for path, index in pairs]
+        )
 
     return write
 

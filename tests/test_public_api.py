@@ -18,7 +18,6 @@ from python_calls import check_calls
 
 import vitprune
 from vitprune.api.arguments import known
-from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.checkpoint.sparse_file import read_metadata
 
 
@@ -231,8 +230,9 @@ def test_what_a_file_says_is_still_said_after_load_and_save(make_vit, tmp_path):
 def test_an_export_says_what_the_file_that_it_is_from_says(make_vit, tmp_path):
     made = vitprune.sparsify(make_vit(num_classes=2, img_size=64, depth=3), Noise(True), bench_seconds=0.001, **QUICK)
     before = read_metadata(vitprune.save(made, tmp_path))
-    vitprune.export_model(vitprune.load(tmp_path), tmp_path / "model.onnx")
-    found = read_onnx(tmp_path / "model.onnx").metadata
+    extra = {"vitprune.json": ""}
+    torch.export.load(vitprune.export_model(vitprune.load(tmp_path), tmp_path / "model.pt2").output, extra_files=extra)
+    found = type(before).model_validate_json(extra["vitprune.json"])
     assert (before.keep, before.schedule) == (0.7, "late")
     assert before.accuracy
     assert before.origin

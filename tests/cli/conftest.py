@@ -108,3 +108,10 @@ def at_step(monkeypatch):
         monkeypatch.setattr(Objective, "forward", forward)
 
     return patch
+
+
+@pytest.fixture
+def unsearched(monkeypatch):
+    """Keep 0.7 and as many merges as there can be, whatever they cost: the search takes most of a comparison's time."""
+    monkeypatch.setattr("vitprune.jobs.compare.keep_within", lambda *args: 0.7)
+    monkeypatch.setattr("vitprune.jobs.compare.last_within", lambda budget, cost, low, high: low)

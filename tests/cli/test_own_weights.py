@@ -67,19 +67,8 @@ def test_arguments_reach_every_command_that_builds_a_model(capsys):
         small, _ = figures(["info", "deit_tiny", "--json", "--model-kwargs", *arguments], capsys)
         assert (plain["depth"], small["depth"]) == (12, 4)
         assert small["dense"]["params_m"] < plain["dense"]["params_m"] / 4
-    bench = [
-        "bench",
-        "test_vit",
-        "-b",
-        "1",
-        "--seconds",
-        "0",
-        "--json",
-        "--keep",
-        "0.5",
-        "--model-kwargs",
-        "patch_size=32",
-    ]
+    bench = ["bench", "test_vit", "-b", "1", "--seconds", "0", "--json", "--keep", "0.5"]
+    bench += ["--model-kwargs", "patch_size=32"]
     rows, _ = figures(bench, capsys)
     assert rows["rows"][0]["gmacs"] < figures([*bench[:-2]], capsys)[0]["rows"][0]["gmacs"]
 

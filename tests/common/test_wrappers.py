@@ -62,7 +62,7 @@ def test_the_model_within_is_found_and_nothing_is_seen_around_others(make_vit, w
 
 @by_wrapper
 def test_functions_that_read_a_model_take_it_wrapped(make_vit, image_folder, tmp_path, wrap, how):
-    sparse = vitprune.attach(make_vit(num_classes=2, img_size=96), 0.6)
+    sparse = vitprune.attach(make_vit(num_classes=2, img_size=96, depth=2), 0.6, [1])
     wrapped = wrap(sparse)
     assert same(vitprune.load(vitprune.save(wrapped, tmp_path / "run")), sparse)
     quiet = {"device": "cpu", "progress": False}
@@ -150,8 +150,8 @@ def test_a_wrapper_within_is_refused_with_how(make_vit, make_images, wrap, how):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo asks every tensor for one
 def test_a_compiled_objective_gives_the_same(make_vit, make_images):
-    model = make_vit(img_size=96)
-    student = vitprune.attach(copy.deepcopy(model), 0.6)
+    model = make_vit(img_size=96, depth=2)
+    student = vitprune.attach(copy.deepcopy(model), 0.6, [1])
     objective = vitprune.Objective(student, vitprune.attach(model, 1.0), vitprune.Recipe()).train()
     images, compiled = make_images(student), torch.compile(objective, backend="eager")
     for phase in ("pretraining", "deployed"):
@@ -160,7 +160,7 @@ def test_a_compiled_objective_gives_the_same(make_vit, make_images):
 
 def test_adapted_layers_within_are_refused_by_save_alone(make_vit, tmp_path):
     """As of PEFT: the file could not be rebuilt."""
-    sparse = vitprune.attach(make_vit(num_classes=2, img_size=96), 0.6)
+    sparse = vitprune.attach(make_vit(num_classes=2, img_size=96, depth=2), 0.6, [1])
     layer = sparse.model.blocks[0].attn.qkv
     layer.lora_A = nn.Linear(2, 2)
     with pytest.raises(UsageError, match="adapter such as LoRA") as caught:

@@ -1,15 +1,13 @@
 """Which class is which: by name, by any spelling of ImageNet's classes, by an order that is known, or not at all."""
 
-import io
 import json
-import tarfile
 import unicodedata
 
 import datasets
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
+from shards import png, write_parquet, write_tar
 from timm.data import ImageNetInfo
 
 from vitprune.cli.app import run
@@ -23,17 +21,6 @@ IMAGENET = ModelClasses(1000)
 SOME = {"tench": 0, "English springer": 217, "cassette player": 482, "parachute": 701}
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(shade):
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8), (shade, shade, shade)).save(content, "PNG")
-    return content.getvalue()
-
-
 def folders(root, names):
     """A folder for each name with one image, darker for the earlier ones."""
     for shade, name in enumerate(names):
@@ -43,23 +30,13 @@ def folders(root, names):
 
 
 def parquet(root, values, kind):
-    root.mkdir()
-    features = datasets.Features({"image": datasets.Image(), "label": kind})
-    cells = [{"bytes": png(shade), "path": None} for shade in range(len(values))]
-    table = datasets.Dataset.from_dict({"image": cells, "label": list(values)}, features=features)
-    table.to_parquet(root / "val.parquet")
+    write_parquet(root / "val.parquet", map(png, range(len(values))), values, kind)
     return str(root)
 
 
 def tar(root, values, suffix):
-    root.mkdir()
-    with tarfile.open(root / "val.tar", "w") as archive:
-        for shade, value in enumerate(values):
-            label = json.dumps({"label": value}) if suffix == "json" else str(value)
-            for ending, content in (("png", png(shade)), (suffix, label.encode())):
-                member = tarfile.TarInfo(f"{shade:03d}.{ending}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    labels = [json.dumps({"label": each}) if suffix == "json" else str(each) for each in values]
+    write_tar(root / "val.tar", [{"png": png(shade), suffix: label.encode()} for shade, label in enumerate(labels)])
     return str(root)
 
 
@@ -275,19 +252,8 @@ def test_the_command_asks_and_says(tmp_path, make_vit, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_file(make_vit(num_classes=12, img_size=64).state_dict(), "w.safetensors")
     folders(tmp_path / "set", map(str, range(1, 13)))
-    command = [
-        "eval",
-        "test_vit",
-        "set",
-        "--checkpoint",
-        "w.safetensors",
-        "--device",
-        "cpu",
-        "-j",
-        "0",
-        "--img-size",
-        "64",
-    ]
+    command = ["eval", "test_vit", "set", "--checkpoint", "w.safetensors", "--device", "cpu", "-j", "0"]
+    command += ["--img-size", "64"]
     assert run(command) == 2
     assert "--class-order timm" in capsys.readouterr().err
     assert run([*command, "--class-order", "timm", "--json"]) == 0

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from imagenet_forms import FORMS, IDS, write_form
@@ -11,11 +10,6 @@ from PIL import Image
 from vitprune.data import ModelClasses, batches, make_loader, open_data
 
 VAL = Path(__file__).parents[3] / "shared" / "imagenet" / "val"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def seen(spec):
@@ -38,10 +32,18 @@ def test_drawn_images(form, tmp_path):
     ]
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Images of ImageNet with their classes, and what is seen of them in class folders."""
+    pairs = [(path, IDS.index(path.parent.name)) for path in sorted(VAL.glob("*/*"))[::20]]
+    folder = tmp_path_factory.mktemp("real") / "usual"
+    write_form("folders by WordNet id", folder, pairs)
+    return pairs, seen(folder)
+
+
 @pytest.mark.skipif(not VAL.is_dir(), reason="needs ../shared with ImageNet images")
 @pytest.mark.parametrize("form", list(FORMS)[1:])
-def test_real_images(form, tmp_path):
-    paths = sorted(VAL.glob("*/*"))[::12]
-    write_form(form, tmp_path / "form", [(path, IDS.index(path.parent.name)) for path in paths])
-    write_form("folders by WordNet id", tmp_path / "usual", [(path, IDS.index(path.parent.name)) for path in paths])
-    assert seen(tmp_path / "form") == seen(tmp_path / "usual")
+def test_real_images(form, real, tmp_path):
+    pairs, usual = real
+    write_form(form, tmp_path / "form", pairs)
+    assert seen(tmp_path / "form") == usual

@@ -1,31 +1,18 @@
 """Images of which only is known which are alike, for embeddings: any names, the same numbers in train and val."""
 
-import io
 import json
-import tarfile
 
 import datasets
 import pytest
 import torch
 from datasets import ClassLabel, Value
-from PIL import Image
+from shards import png, write_parquet, write_tar
 
 from vitprune.data import UNLABELLED, DataOptions, ImageStream, ModelClasses, OtherTask, batches, make_loader, open_data
 from vitprune.errors import DataError
 
 GROUP = ModelClasses(192, kind="group")
 """Of a model with 192 outputs, none of which is a class."""
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
-def png():
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(content, "PNG")
-    return content.getvalue()
 
 
 def folders(root, names):
@@ -35,9 +22,7 @@ def folders(root, names):
 
 
 def parquet(path, labels, kind):
-    features = datasets.Features({"image": datasets.Image(), "label": kind})
-    cells = {"image": [{"bytes": png(), "path": None}] * len(labels), "label": labels}
-    datasets.Dataset.from_dict(cells, features=features).to_parquet(path)
+    write_parquet(path, [png()] * len(labels), labels, kind)
 
 
 def groups(images):
@@ -128,12 +113,7 @@ def test_groups_in_streams(tmp_path):
 
 @pytest.mark.parametrize("labels", [[3, 4], ["ant", "fox"]])
 def test_groups_in_tar_files_are_numbers(tmp_path, labels):
-    with tarfile.open(tmp_path / "val-0.tar", "w") as archive:
-        for row, label in enumerate(labels):
-            for ending, data in (("png", png()), ("json", json.dumps({"label": label}).encode())):
-                member = tarfile.TarInfo(f"{row:03d}.{ending}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
+    write_tar(tmp_path / "val-0.tar", [{"png": png(), "json": json.dumps({"label": each}).encode()} for each in labels])
     if labels == [3, 4]:
         data = open_data(str(tmp_path), GROUP)
         assert groups(data.val) == [3, 4]

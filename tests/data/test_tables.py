@@ -5,13 +5,14 @@ import gzip
 import io
 import json
 import os
-import tarfile
 
 import datasets
 import numpy as np
 import pytest
+import shards
 import torch
 from PIL import Image
+from shards import make_table, png
 from timm.data import ImageNetInfo
 
 from vitprune.cli.app import run
@@ -35,26 +36,12 @@ TWO = ModelClasses(2)
 NAMED = ModelClasses(2, ("cat", "dog"))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png(shade, size=(40, 40)):
-    """An image that says which one it is."""
-    content = io.BytesIO()
-    Image.new("RGB", size, (shade, shade, shade)).save(content, "PNG")
-    return content.getvalue()
-
-
 def table(rows, label="class", names=("cat", "dog"), columns=("image", "label")):
     """Rows whose labels are a "class" with a name, an "int" or a "str"."""
     kinds = {"class": datasets.ClassLabel(names=list(names)), "int": datasets.Value("int64")}
     labels = [names[row % 2] if label == "str" else row % 2 for row in rows]
     kind = kinds.get(label, datasets.Value("string"))
-    cells = [{"bytes": png(row), "path": None} for row in rows]
-    features = datasets.Features(dict(zip(columns, (datasets.Image(), kind), strict=True)))
-    return datasets.Dataset.from_dict(dict(zip(columns, (cells, labels), strict=True)), features=features)
+    return make_table(map(png, rows), labels, kind, columns)
 
 
 def write_parquet(path, count, start=0, **of_table):
@@ -63,14 +50,11 @@ def write_parquet(path, count, start=0, **of_table):
 
 
 def write_tar(path, count, start=0, broken=()):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for row in range(start, start + count):
-            content = b"no image" if row in broken else png(row)
-            for suffix, data in (("png", content), ("cls", str(row % 2).encode())):
-                member = tarfile.TarInfo(f"{row:05d}.{suffix}")
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
+    rows = range(start, start + count)
+    images = [b"no image" if row in broken else png(row) for row in rows]
+    shards.write_tar(
+        path, [{"png": image, "cls": str(row % 2).encode()} for row, image in zip(rows, images, strict=True)]
+    )
 
 
 def shade(image):
@@ -401,9 +385,9 @@ def test_an_order_of_classes_is_refused_where_they_are_numbers(tmp_path):
 def test_large_and_deep_images_in_tables(tmp_path):
     write_tar(tmp_path / "set" / "val-0.tar", 2)
     faults = Faults(allowed_share=1.0)
-    assert read(open_data(str(tmp_path / "set"), TWO, DataOptions(max_pixels=100)).val, faults=faults) == []
+    assert read(open_data(str(tmp_path / "set"), TWO, DataOptions(max_pixels=50)).val, faults=faults) == []
     assert faults.count == 2
-    assert faults.reason == "it has more than 100 pixels"
+    assert faults.reason == "it has more than 50 pixels"
     content = io.BytesIO()
     Image.fromarray(np.full((8, 8), 257 * 99, np.uint16)).save(content, "PNG")
     assert decode({"bytes": content.getvalue()}).getpixel((0, 0)) == (99, 99, 99)

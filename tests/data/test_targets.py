@@ -1,15 +1,14 @@
 """Several labels an image, and numbers, from tables, files and Datasets; what does not fit is refused by name."""
 
-import io
 import json
 import re
-import tarfile
 
 import datasets
 import pytest
 import torch
 from datasets import ClassLabel, List, Value
 from PIL import Image
+from shards import png, write_tar
 from timm.data import ImageNetInfo
 from torch.utils.data import Dataset
 
@@ -41,17 +40,6 @@ INDICES = [[1, 2], [], [0]]
 WORDS = [["cat", "dog"], [], ["bird"]]
 VALUES = [[1.5, -2], [0, 3e3], [7, 0.25]]
 IMAGE = datasets.Image()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def png():
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(content, "PNG")
-    return content.getvalue()
 
 
 def table(columns, **kinds):
@@ -328,12 +316,7 @@ def test_values_from_columns_and_lists():
 
 def tar(path, values):
     """A tar file with an entry in JSON for each image."""
-    with tarfile.open(path, "w") as archive:
-        for row, value in enumerate(values):
-            for ending, content in (("png", png()), ("json", json.dumps({"age": value, "id": "z"}).encode())):
-                member = tarfile.TarInfo(f"{row:03d}.{ending}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    write_tar(path, [{"png": png(), "json": json.dumps({"age": each, "id": "z"}).encode()} for each in values])
     return str(path)
 
 

@@ -1,6 +1,7 @@
 """INT8: calibrated on images, compared on others, refused where it keeps too little, and smaller."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,40 +10,62 @@ import vitprune
 from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.cli.app import run
 from vitprune.errors import ExportError, UsageError
+from vitprune.export.formats import FORMATS
 from vitprune.export.int8 import quantise
+from vitprune.loading.load import load_model
+from vitprune.measure import count_params
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+
+COOKBOOK = (Path(__file__).parents[2] / "examples" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_the_demo_keeps_its_predictions_in_half_the_space(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(["export", "demo", "-o", "demo.onnx"]) == 0
-    capsys.readouterr()
-    command = ["export", "demo", "--precision", "int8", "--data", "demo", "--calibrate", "32", "--limit", "40"]
-    assert run([*command, "-o", "demo8.onnx", "--min-agreement", "95", "--json"]) == 0
+    command = "vitprune export demo --precision int8 --data demo --calibrate 32 --limit 40"
+    assert command in COOKBOOK
+    assert run([*command.split()[1:], "--min-agreement", "95", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["precision"] == "int8"
     assert result["agreement"]["num_images"] == 40, "no noise"
     assert result["agreement"]["agreement_pct"] >= 95
-    whole, small = (tmp_path / name for name in ("demo.onnx", "demo8.onnx"))
-    assert small.stat().st_size < 0.6 * whole.stat().st_size
-    program = read_onnx(small)
+    (small,) = tmp_path.glob("*.onnx")
+    assert small.stat().st_size < 0.6 * 4 * count_params(load_model("demo").model)
+
+
+@pytest.fixture(scope="module")
+def settings(make_image_folder, tmp_path_factory):
+    return {"precision": "int8", "data": make_image_folder(tmp_path_factory.mktemp("int8") / "images"), "limit": 4}
+
+
+@pytest.fixture(scope="module")
+def eight(exported, settings, tmp_path_factory):
+    """The small model in 8 bits, whatever it keeps."""
+    output = tmp_path_factory.mktemp("int8") / "m.onnx"
+    return vitprune.export_model(exported.sparse, output, min_agreement=0, **settings)
+
+
+def test_all_is_quantised_but_what_chooses_tokens(eight, exported):
+    assert eight.precision == "int8"
+    program = read_onnx(eight.output)
     assert program.precision == "int8"
-    assert program.metadata == read_onnx(whole).metadata
-    eight = {node.input[0] for node in onnx.load(small).graph.node if node.op_type == "DequantizeLinear"}
-    assert eight, "something is quantised"
-    assert not [name for name in eight if "predictors" in name], "what chooses tokens is not"
+    assert program.metadata.keep == exported.metadata.keep
+    nodes = onnx.load(eight.output).graph.node
+    products = [node for node in nodes if node.op_type in ("MatMul", "Gemm")]
+    in_eight = {output for node in nodes if node.op_type == "DequantizeLinear" for output in node.output}
+    quantised = {node.name for node in products if in_eight & {*node.input}}
+    choosing = {node.name for node in products if node.name.startswith("predictors.")}
+    assert quantised
+    assert choosing
+    assert not quantised & choosing
 
 
-def test_what_keeps_too_few_decisions_is_not_kept(exported, image_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    settings = {"precision": "int8", "data": image_folder, "limit": 4}
-    done = vitprune.export_model(exported.sparse, tmp_path / "m.onnx", min_agreement=0, **settings)
-    assert done.precision == "int8"
-    spoilt = lambda path, images, batch: path.write_bytes(_always_the_first_class(path))  # noqa: E731
-    monkeypatch.setattr("vitprune.export.onnx_file.quantise", spoilt)
+def test_what_keeps_too_few_decisions_is_not_kept(eight, exported, settings, tmp_path, monkeypatch):
+    spoilt = _always_the_first_class(eight.output)
+    written = FORMATS["onnx"]._replace(write=lambda model, metadata, path, target: path.write_bytes(spoilt))
+    monkeypatch.setitem(FORMATS, "onnx", written)
     with pytest.raises(ExportError, match=r"\d.\d % of class decisions are the same, and at least 100 % must be|off"):
         vitprune.export_model(exported.sparse, tmp_path / "bad.onnx", min_agreement=100, **settings)
     assert not (tmp_path / "bad.onnx").exists()
@@ -60,9 +83,8 @@ def _always_the_first_class(path):
 
 
 def test_calibration_needs_images(exported, tmp_path):
-    path = vitprune.export_model(exported.sparse, tmp_path / "m.onnx", batch=4).output
     with pytest.raises(ExportError, match="there are no 4 images to calibrate 8 bits by"):
-        quantise(path, [torch.zeros(3, 64, 64)] * 3, 4)
+        quantise(exported.onnx.output, [torch.zeros(3, 64, 64)] * 3, 4)
     with pytest.raises(UsageError, match="calibrated on images, and there is no data"):
         vitprune.export_model(exported.sparse, tmp_path / "n.onnx", precision="int8")
     with pytest.raises(UsageError, match=r"int8.* goes with .*onnx"):

@@ -30,8 +30,8 @@ WIDTH = dict.fromkeys(ENCODERS, 64) | {"projection": 24}
 
 @pytest.fixture
 def encoder(make_sparse):
-    def get(kind, pruned="merge"):
-        plain = make_sparse(keep=0.5, prune_at=(1,), **ENCODERS[kind])
+    def get(kind, pruned="merge", stages=(1,)):
+        plain = make_sparse(keep=0.5, prune_at=stages, **ENCODERS[kind] | {"depth": 1 + len(stages)})
         sparse = SparseViT(plain.model, plain.schedule, plain.predictors, pruned).eval()
         sparse.task = "embedding"
         return sparse
@@ -47,8 +47,8 @@ def _size(sparse):
     return sparse.model.patch_embed.img_size
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_encoders_as_programs_of_torch_and_as_timm_folders(encoder, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["class token", "attention pool"])
+def test_encoders_as_programs_of_torch(encoder, tmp_path, kind):
     sparse = encoder(kind)
     done = vitprune.export_model(sparse, tmp_path / "model.pt2")
     assert done.task == "embedding"
@@ -56,18 +56,23 @@ def test_encoders_as_programs_of_torch_and_as_timm_folders(encoder, tmp_path, ki
     images, extra = images_of(sparse), {"vitprune.json": ""}
     stored = torch.export.load(done.output, extra_files=extra)
     assert stored.graph_signature.user_outputs == ("embedding",), "though an operator of torch's is called so too"
-    program = stored.module()
     with torch.no_grad():
-        expected = sparse(images)
-        torch.testing.assert_close(program(images), expected, rtol=0, atol=1e-5)
-    assert expected.shape == (4, WIDTH[kind])
+        torch.testing.assert_close(stored.module()(images), sparse(images), rtol=0, atol=1e-5)
     assert json.loads(extra["vitprune.json"])["task"] == "embedding"
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_encoders_as_timm_folders(encoder, tmp_path, kind):
+    sparse = encoder(kind)
+    images = images_of(sparse)
     folder = vitprune.export_model(sparse, tmp_path / "timm").output
     config = json.loads((folder / "config.json").read_text())
     assert config["num_classes"] == (0 if WIDTH[kind] == 64 else 24)
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
-        assert torch.equal(again(images), sparse.model(images))
+        found = again(images)
+        assert torch.equal(found, sparse.model(images))
+    assert found.shape == (4, WIDTH[kind])
     if kind != "projection":  # timm has no word for it
         assert load_model(str(folder)).task == "embedding"
 
@@ -88,17 +93,25 @@ def test_encoders_as_onnx(encoder, tmp_path, kind):
     assert loaded.model.num_features == WIDTH[kind]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "precision"), [("average", "fp32"), ("registers", "fp16")])
-def test_features_as_onnx(encoder, tmp_path, kind, precision):
-    sparse = encoder(kind)
+@pytest.mark.parametrize(
+    ("kind", "precision", "pruned"),
+    [
+        ("class token", "fp32", "drop"),
+        *(
+            pytest.param(*each, "merge", marks=pytest.mark.slow)
+            for each in (("average", "fp32"), ("registers", "fp16"))
+        ),
+    ],
+)
+def test_features_as_onnx(encoder, tmp_path, kind, precision, pruned):
+    sparse = encoder(kind, pruned, stages=(1, 2))
     done = vitprune.export_model(sparse, tmp_path / "model.onnx", precision=precision, features=True)
     assert done.task == "dense"
-    images = images_of(sparse)
+    images = images_of(sparse, 5)  # not as many as are traced
     (found,) = runtime.InferenceSession(done.output).run(["features"], {"images": images.numpy()})
     with torch.no_grad():
         expected = sparse.forward_features(images)
-    assert found.shape == expected.shape == (4, sparse.backbone.num_prefix_tokens + 16, 64)
+    assert found.shape == expected.shape == (5, sparse.backbone.num_prefix_tokens + 16, 64)
     if precision == "fp32":
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=5e-5)
     program = load_model(str(done.output), exported=True)

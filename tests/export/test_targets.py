@@ -40,11 +40,14 @@ def test_no_operator_that_an_engine_lacks(sparse, images):
     assert not [name for name in used for word in lacking if word in name]
 
 
+@pytest.mark.parametrize("sparse", ["merge", "drop"], indirect=True)
 def test_the_onnx_graph_is_plain(sparse, tmp_path):
     """One top-k a stage, of floats and of a constant count, as TensorRT takes it; no branch, loop or scatter."""
+    assert all(block.attn.fused_attn for block in sparse.model.blocks)
     graph = onnx.shape_inference.infer_shapes(
         onnx.load(vitprune.export_model(sparse, tmp_path / "m.onnx").output)
     ).graph
+    assert all(block.attn.fused_attn for block in sparse.model.blocks), "fused again after the export"
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("TopK") == 2
     assert not {"ScatterElements", "ScatterND", "NonZero", "If", "Loop", "OneHot", "Einsum", "Unique"} & set(kinds)
@@ -55,12 +58,6 @@ def test_the_onnx_graph_is_plain(sparse, tmp_path):
         if node.op_type == "TopK":
             assert node.input[1] in constants
             assert types[node.input[0]] == onnx.TensorProto.FLOAT
-
-
-def test_attention_is_fused_again_after_an_export(sparse, tmp_path):
-    assert all(block.attn.fused_attn for block in sparse.model.blocks)
-    vitprune.export_model(sparse.model, tmp_path / "m.onnx")
-    assert all(block.attn.fused_attn for block in sparse.model.blocks)
 
 
 @pytest.mark.slow

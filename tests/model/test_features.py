@@ -305,48 +305,10 @@ def test_casting_keeps_the_dtype(build, make_images):
     assert cosine_similarity(features.float(), expected, dim=-1).median() > 0.99
 
 
-# Exported
-
-
-@by_fate
-@torch.no_grad()
-def test_features_are_exported_for_any_batch_size(build, make_images, pruned):
-    sparse = build("class token", pruned)
-    traced = make_images(sparse, 3)
-    program = torch.export.export(TokenFeatures(sparse), (traced,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    for count in (1, 5):
-        images = make_images(sparse, count, seed=1)
-        torch.testing.assert_close(program.module()(images), sparse.forward_features(images), rtol=0, atol=1e-4)
-
-
-@by_fate
-@torch.no_grad()
-def test_features_run_in_onnx(build, make_images, pruned, tmp_path):
-    pytest.importorskip("onnx", reason="needs the extra onnx")
-    runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-    sparse = build("class token", pruned)
-    shapes = ({0: torch.export.Dim("batch")},)
-    torch.onnx.export(
-        TokenFeatures(sparse),
-        (make_images(sparse, 3),),
-        tmp_path / "features.onnx",
-        dynamo=True,
-        opset_version=20,
-        input_names=["images"],
-        output_names=["features"],
-        dynamic_shapes=shapes,
-    )
-    session = runtime.InferenceSession(tmp_path / "features.onnx", providers=["CPUExecutionProvider"])
-    for count in (1, 5):
-        images = make_images(sparse, count, seed=1)
-        (features,) = session.run(["features"], {"images": images.numpy()})
-        torch.testing.assert_close(torch.from_numpy(features), sparse.forward_features(images), rtol=0, atol=1e-3)
-
-
 @pytest.mark.slow
 @torch.no_grad()
-def test_features_compile_whole(build, make_images):
-    sparse = build()
+def test_features_compile_whole(make_vit, make_images):
+    sparse = attach(make_vit(**NANO, depth=3), 0.5, [1, 2]).eval()
     compiled = torch.compile(TokenFeatures(sparse), fullgraph=True, dynamic=True, backend="aot_eager")
     for count in (2, 5):
         images = make_images(sparse, count)

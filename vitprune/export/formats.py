@@ -14,7 +14,7 @@ from vitprune.checkpoint.metadata import Metadata
 from vitprune.checkpoint.onnx_program import read_onnx, require_onnx
 from vitprune.checkpoint.openvino_program import read_openvino, require_openvino
 from vitprune.export.onnx_file import write_onnx, write_openvino
-from vitprune.export.target import ExportPrecision, Target, converting, example
+from vitprune.export.target import ExportPrecision, Ports, Target, converting, example
 from vitprune.export.timm_folder import read_timm, write_timm
 from vitprune.export.torch_program import exported_program, read_aoti, read_pt2, write_aoti, write_pt2
 
@@ -42,7 +42,7 @@ def write_litert(model: nn.Module, metadata: Metadata, path: Path, target: Targe
     """
     require_litert()
     with converting("LiteRT"):
-        (images,) = example(metadata, target)["args"]
+        (images,) = example(Ports.of(metadata), target)["args"]
         write_litert_file(model, images, metadata, path)
 
 
