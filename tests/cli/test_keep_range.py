@@ -77,6 +77,17 @@ def test_every_command_takes_a_ratio_of_the_file(asked, images, trained, finishe
     assert asked("eval", images, *QUICK)["keep"] == 0.7
 
 
+def test_its_dense_model_is_in_the_file(asked, images, finished):
+    """What is asked of both is the same as with the dense weights beside it."""
+    limit = "--min-fidelity", "2"
+    own, beside = (
+        asked("eval", images, *QUICK, *limit, *more)
+        for more in ((), ("--checkpoint", finished.root / "weights.safetensors"))
+    )
+    assert own["delta"] == beside["delta"]
+    assert own["dense"] == beside["dense"]
+
+
 def test_a_ratio_that_it_has_not_is_refused(asked, images, finished, capsys):
     for command, *options in (
         ("eval", images),

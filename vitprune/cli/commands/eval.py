@@ -88,6 +88,8 @@ def evaluate(
             check_sparse(loaded, "--fidelity")
     task = task_named(loaded.task, loaded.class_vectors)
     check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
+    holds_dense = loaded.sparse is not None and loaded.sparse.blend is not None
+    of_dense = of_dense or (min_fidelity is not None and holds_dense)
     if min_fidelity is not None and not of_dense:
         raise UsageError("--min-fidelity compares with the dense model", "name its weights too: --checkpoint FILE")
     subject = loaded.sparse or loaded.model
