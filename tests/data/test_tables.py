@@ -149,6 +149,22 @@ def test_columns_and_splits_by_name(tmp_path):
         open_data(pattern, TWO, DataOptions(splits=("middle", None)))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_are_found_in_files_that_do_not_name_their_kind(tmp_path, streaming):
+    """As pyarrow, Spark or pandas write them: bytes, alone or beside a path, and no note of `datasets`."""
+    import pyarrow
+    import pyarrow.parquet
+
+    bytes_alone = [png(row) for row in range(4)]
+    for name, cells in (("alone", bytes_alone), ("path", [{"bytes": each, "path": "x.png"} for each in bytes_alone])):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = pyarrow.table({"picture": cells, "label": [0, 1, 0, 1], "note": ["a"] * 4})
+        pyarrow.parquet.write_table(rows, folder / "val-00000-of-00001.parquet")
+        data = open_data(str(folder), TWO, DataOptions(streaming=streaming))
+        assert read(data.val) == [(row, row % 2) for row in range(4)]
+
+
 def test_a_damaged_shard_is_refused_by_name(tmp_path):
     for name in ("a.parquet", "a.tar"):
         (tmp_path / name).write_bytes(b"PAR1 and nothing")

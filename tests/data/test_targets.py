@@ -124,7 +124,8 @@ def test_labels_are_found_among_columns_or_asked_for():
         with pytest.raises(DataError, match=r"which column of 'x/y' holds the labels\? .*") as caught:
             read_table(table(tagged | more), NUMBERED, "x/y")
         assert caught.value.message.endswith(choices)
-        assert caught.value.hint == "name it: --target-key COLUMN"
+        assert caught.value.hint is not None
+        assert "name it: --target-key COLUMN; or those with a 0 or 1 for each" in caught.value.hint
     boxes = {"boxes": [[1], [2], [3]], "ids": [[1], [2], [3]]}
     with pytest.raises(DataError, match="boxes, ids"):
         read_table(table(boxes), NUMBERED, "x/y")

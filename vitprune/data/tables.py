@@ -187,6 +187,7 @@ def _image_column(features: Mapping[str, Any], column: str | None, source: str) 
     from datasets import Image as ImageFeature
 
     found = [name for name, kind in features.items() if isinstance(kind, ImageFeature)]
+    found = found or [name for name, kind in features.items() if _may_hold_images(kind)]
     if len(found) != 1:
         several, none = "several columns of images: ", "no column of images, only "
         raise DataError(

@@ -96,12 +96,13 @@ def find_target(columns: Mapping[str, Sequence[Any]], classes: ModelClasses, sou
         found = may_be if len(may_be) == 1 else [name for name in may_be if name.lower() in _OF_VALUES]
     if len(found) == 1:
         return found[0]
-    several = classes.kind == "values" and classes.num_classes > 1
+    hint = "name it: --target-key COLUMN"
+    if classes.num_classes > 1:
+        in_order = "in the order of the outputs: --target-key COLUMN,COLUMN"
+        each = "name them" if classes.kind == "values" else f"{hint}; or those with a 0 or 1 for each label"
+        hint = f"{each} {in_order}"
     raise DataError(
-        f"which column of '{source}' holds the {classes.kind}? {', '.join(found or may_be or columns)}",
-        "name them in the order of the outputs: --target-key COLUMN,COLUMN"
-        if several
-        else "name it: --target-key COLUMN",
+        f"which column of '{source}' holds the {classes.kind}? {', '.join(found or may_be or columns)}", hint
     )
 
 

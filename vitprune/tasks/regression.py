@@ -102,7 +102,7 @@ class Regression(Task):
     fidelity = (
         Figure("pearson_r", "correlation with dense (Pearson r)", "Pearson r", 4),
         Figure("rmse_to_dense", "difference to dense (RMS)", "RMS", 4, higher_is_better=False),
-        Figure("error_pct", "the same over the spread of dense (%)", "% of spread", 1, higher_is_better=False),
+        Figure("error_pct", "difference over the spread of dense (%)", "% of spread", 1, higher_is_better=False),
     )
     rate_reference = 0.1
     pipeline = "image-feature-extraction"

@@ -173,8 +173,12 @@ class Recipe(PublicSettings):
     def _some_predictors_are_not_trained(self) -> Recipe:
         if self.predictor == "attention" and self.trains:
             raise ValueError("predictor 'attention' goes with no training: pretraining_steps 0 and steps 0")
-        if self.predictor == "norm" and (self.pretraining_steps or self.deployed_share < 1):
-            raise ValueError("predictor 'norm' learns nothing: it goes with pretraining_steps 0 and deployed_share 1")
+        for key, value, goes in (
+            ("pretraining_steps", self.pretraining_steps, 0),
+            ("deployed_share", self.deployed_share, 1),
+        ):
+            if self.predictor == "norm" and value != goes:
+                raise ValueError(f"{key} is {value}, and predictor 'norm' learns nothing: leave it at {goes}")
         return self
 
     @property
