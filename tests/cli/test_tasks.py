@@ -88,6 +88,8 @@ def test_eval_info_and_compare_by_the_task(made, capsys):
     assert task.fidelity[0].text in capsys.readouterr().err
     assert run(["eval", str(folder), *common, "--min-top1", "50"]) == 2
     assert f"--min-top1 is of classifiers, and the task is {task.name}" in capsys.readouterr().err
+    assert run(["eval", str(folder), *common, "--per-class"]) == 2
+    assert f"--per-class is of classifiers, and the task is {task.name}" in capsys.readouterr().err
     assert run(["info", str(folder)]) == 0
     assert task.name in capsys.readouterr().out
     assert run(["compare", str(folder), *common, "--methods", "random,tome,ours"]) == 0

@@ -19,14 +19,22 @@ def result():
     keys = ("threshold", "went_on_pct", "loss", "gmacs_mean")
     return {
         "model": "vit<script>alert(1)</script>",
-        "label": "keep 0.5",
+        "label": "keep 0.5, then dense",
         "task": "classification",
         "data": "/home/somebody/<em>images",
         "precision": "fp32",
         "device": "cpu",
         "asked": {"fidelity_pct": 98.0, "max_kl": None, "confidence": 0.95},
         "threshold": 0.4,
-        "calibration": {"num_images": 600, "loss": 0.01, "bound": 0.019, "went_on_pct": 24.0, "gmacs_mean": 0.84},
+        "chosen_from": ["keep 0.5, then dense", "keep 0.6, then dense"],
+        "calibration": {
+            "num_images": 480,
+            "num_choosing": 120,
+            "loss": 0.01,
+            "bound": 0.019,
+            "went_on_pct": 24.0,
+            "gmacs_mean": 0.84,
+        },
         "num_images": 80,
         "loss": 0.0125,
         "went_on_pct": 25.0,
@@ -56,7 +64,8 @@ def test_it_says_what_was_asked_what_came_of_it_and_what_it_cost(result):
     assert "somebody" not in text
     said = " ".join(page.text.split())
     for words in (
-        "the class of the dense model on at least 98 % of images like these; by 600 images on 98.10 % or more",
+        "Chosen: keep 0.5, then dense, by 120 images the cheapest of keep 0.5, then dense, keep 0.6, then dense.",
+        "the class of the dense model on at least 98 % of images like these; by 480 images on 98.10 % or more",
         "Measured on 80 other images: on 98.75 %.",
         "0.600 60 75.0 % 1.600 20 25.0 %",
         "adaptive 98.8 0.020 0.850 0.90 x SLOWER",

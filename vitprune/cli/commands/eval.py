@@ -88,6 +88,8 @@ def evaluate(
             check_sparse(loaded, "--fidelity")
     task = task_named(loaded.task, loaded.class_vectors)
     check_goes_with(task, min_top1=min_top1, min_fidelity=min_fidelity)
+    if per_class and task.decides != "class":
+        raise UsageError(f"--per-class is of classifiers, and the task is {task.name}", "leave out --per-class")
     holds_dense = loaded.sparse is not None and loaded.sparse.blend is not None
     of_dense = of_dense or (min_fidelity is not None and holds_dense)
     if min_fidelity is not None and not of_dense:
