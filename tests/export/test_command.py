@@ -23,6 +23,8 @@ def test_an_onnx_file_evaluates_as_the_file_it_was_made_from(place, capsys):
     for name in ("model.safetensors", "model.onnx"):
         assert run(["eval", name, "images", "-j", "0", "--json"]) == 0
         results[name] = json.loads(capsys.readouterr().out)
+        assert run(["eval", name, "images", "-j", "0"]) == 0
+        assert "keep 0.5: " in capsys.readouterr().out
     assert results["model.safetensors"]["num_images"] == 6
     assert results["model.onnx"] == results["model.safetensors"]
     assert results["model.onnx"]["keep"] == 0.5

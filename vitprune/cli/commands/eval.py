@@ -162,7 +162,8 @@ def evaluate(
     if as_json:
         print_json(result)
     else:
-        _print(result, getattr(subject, "label", "dense"), per_class)
+        label = getattr(subject, "label", loaded.metadata.label if loaded.metadata else "dense")
+        _print(result, label, per_class)
     enforce(
         [Check("--min-top1", result.get("top1_pct"), min_top1), fidelity_check(task, result.get("delta"), min_fidelity)]
     )
