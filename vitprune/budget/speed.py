@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vitprune.backbones import input_size, wrap
+from vitprune.budget.gmacs import last_within
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
 from vitprune.errors import UsageError
@@ -213,14 +214,11 @@ class _Search:
 
     def _most_that_fits(self, sparsity: Sparsity, line: _Line, share: float) -> int:
         """The highest keep ratio that takes at most this share of the dense model's time, in steps."""
-        low, high = 1, _KEEP_STEPS - 1
-        while low < high:
-            step = (low + high + 1) // 2
-            if line.at(self._tokens_share(replace(sparsity, keep=step / _KEEP_STEPS))) <= share:
-                low = step
-            else:
-                high = step - 1
-        return low
+
+        def time(step: int) -> float:
+            return line.at(self._tokens_share(replace(sparsity, keep=step / _KEEP_STEPS)))
+
+        return last_within(share, time, 1, _KEEP_STEPS - 1)
 
     def _tokens_share(self, sparsity: Sparsity) -> float:
         schedule = schedule_for(self.backbone, sparsity)
