@@ -86,6 +86,7 @@ def test_masked_decisions_are_those_among_the_gathered_tokens(x, scores, balance
 
 @pytest.mark.parametrize("balance", BALANCES)
 def test_in_tiles_the_choice_is_the_same_and_no_larger_matrix_is_formed(x, scores, balance, monkeypatch):
+    scores[0, 5:9] = scores[0, 2]  # of equal ones the first counts as the more important
     whole = choose_tokens(x, scores, 9, balance)
     monkeypatch.setattr(module, "MAX_MATRIX", 10)
     monkeypatch.setattr(module, "_TILE", 7)
@@ -93,6 +94,9 @@ def test_in_tiles_the_choice_is_the_same_and_no_larger_matrix_is_formed(x, score
     for one, other in zip(tiled[:3], whole[:3], strict=True):
         assert torch.equal(one, other)
     torch.testing.assert_close(tiled.redundancy, whole.redundancy)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)  # where nothing is sorted
+    if balance is not None:
+        torch.testing.assert_close(choose_tokens(x, scores, 9, balance).redundancy, whole.redundancy)
 
 
 def test_low_precision_tokens_are_compared_in_fp32_with_and_without_autocast(x, scores):

@@ -106,6 +106,8 @@ def redundancy(
         present: (B, N) of bool; tokens that are not there are compared with nobody. None when all are.
     """
     num_tokens = units.shape[1]
+    if num_tokens > MAX_MATRIX and not torch.compiler.is_exporting():  # few engines sort
+        return _by_importance(units, scores if present is None else scores.masked_fill(~present, -torch.inf))
     order = torch.arange(num_tokens, device=units.device)
     size = num_tokens if num_tokens <= MAX_MATRIX else _TILE
     tiles = []
@@ -118,6 +120,19 @@ def redundancy(
             below = below | ~present[:, None, :]
         tiles.append(tile.masked_fill(below, -torch.inf).amax(dim=-1))
     return torch.cat(tiles, dim=1)
+
+
+def _by_importance(units: Tensor, scores: Tensor) -> Tensor:
+    """`redundancy` of tokens in the order of their scores: half the products, and nothing to hide but in a corner."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    units, tiles = _rows(units, order), []
+    for start in range(0, units.shape[1], _TILE):
+        tile = units[:, start : start + _TILE] @ units[:, : start + _TILE].transpose(1, 2)
+        corner = tile[:, :, start:]
+        corner.masked_fill_(torch.ones_like(corner, dtype=torch.bool).triu(), -torch.inf)
+        tiles.append(tile.amax(dim=-1))
+    alike = torch.cat(tiles, dim=1)
+    return torch.empty_like(alike).scatter(1, order, alike)
 
 
 def unit_vectors(x: Tensor) -> Tensor:
