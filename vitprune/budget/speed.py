@@ -26,7 +26,7 @@ _KEEP_STEPS = 200
 """Keep ratios are tried in steps of half a percent: finer ones are noise on the clock."""
 _MARGIN = 0.01
 """How much faster than the target a plan is to be, for the next measurement differs by about as much."""
-_FEWEST, _MOST = 2, 10
+_FEWEST, _MOST = 4, 10
 """Trials near the target before their mean may be believed, and trials in all."""
 _NEAR = 0.1
 """Trials whose share of the tokens differs by more than this from the wanted one say little of the level there."""
