@@ -77,7 +77,7 @@ def test_every_command_takes_a_ratio_of_the_file(asked, images, trained, finishe
     assert asked("eval", images, *QUICK)["keep"] == 0.7
 
 
-def test_its_dense_model_is_in_the_file(asked, images, finished):
+def test_its_dense_model_is_in_the_file(asked, images, finished, tmp_path):
     """What is asked of both is the same as with the dense weights beside it."""
     limit = "--min-fidelity", "2"
     own, beside = (
@@ -86,6 +86,7 @@ def test_its_dense_model_is_in_the_file(asked, images, finished):
     )
     assert own["delta"] == beside["delta"]
     assert own["dense"] == beside["dense"]
+    assert asked("visualize", f"{images}/val/cat/0.png", "--device", "cpu", "-o", tmp_path / "maps")["dense"] == "dense"
 
 
 def test_a_ratio_that_it_has_not_is_refused(asked, images, finished, capsys):

@@ -172,6 +172,10 @@ def test_files_that_are_no_model_are_refused_by_kind(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(UsageError, match=message):
             load_model(name)
+    (tmp_path / "two words.npz").touch()
+    with pytest.raises(UsageError) as error:
+        load_model("two words.npz")
+    assert "--checkpoint 'two words.npz'; " in error.value.hint, "can be pasted into a shell"
 
 
 def test_demo_is_there_offline(no_hub):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -135,7 +136,7 @@ def _in_training(
     where, hint = " before the first training step; nothing was saved", None
     if progress.steps_done:
         where = f" after {progress.steps_done} of {progress.num_steps} steps; the model so far is in {weights}"
-        hint = f"vitprune eval {weights} DATA measures its accuracy"
+        hint = f"vitprune eval {shlex.quote(str(weights))} DATA measures its accuracy"
     if step is not None:
         hint = f"{_how_to_resume(settings)} resumes after step {step}" + (f"; {hint}" if hint else "")
     if isinstance(error, KeyboardInterrupt):
@@ -152,9 +153,9 @@ def after_training(
     """Why there is no report, and what there is."""
     weights, step = settings.output.weights, checkpoints.latest_step()
     there = f"the trained model is in {weights}"
-    hint = f"vitprune eval {weights} DATA measures it"
+    hint = f"vitprune eval {shlex.quote(str(weights))} DATA measures it"
     if settings.output.is_complete:
-        hint = f"vitprune report {settings.output} draws its page"
+        hint = f"vitprune report {shlex.quote(str(settings.output))} draws its page"
     elif step is not None:
         hint = f"{_how_to_resume(settings)} measures it and writes the report"
     if isinstance(error, KeyboardInterrupt):

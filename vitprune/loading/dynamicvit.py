@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def load_official(
     if keep is None:
         raise UsageError(
             f"'{path}' does not say which share of its tokens it was trained to keep",
-            f"vitprune convert {path} --keep 0.7 makes a model.safetensors of it",
+            f"vitprune convert {shlex.quote(str(path))} --keep 0.7 makes a model.safetensors of it",
         )
     if keep == 1:
         raise UsageError("at keep 1 nothing is pruned, so there is nothing to convert", "try --keep 0.7")

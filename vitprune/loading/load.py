@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,9 +203,10 @@ def _load_exported(spec: str, options: _Options) -> Loaded:
 
 def _refuse_weights_alone(spec: str, options: _Options) -> NoReturn:
     (check_exists if spec.endswith((".npz", ".tar", INDEX)) else check_pickle)(Path(spec))
+    file = shlex.quote(spec)
     raise UsageError(
         f"'{spec}' holds weights alone, which do not say of which model",
-        f"name it: MODEL --checkpoint {spec}; an official DynamicViT checkpoint: vitprune convert {spec} --keep 0.7",
+        f"name it: MODEL --checkpoint {file}; an official DynamicViT checkpoint: vitprune convert {file} --keep 0.7",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def check_made_from(sparse: nn.Module, dense: nn.Module, source: str, file: str)
     if distance > _MOST_CHANGE**2 * norm:
         raise UsageError(
             f"'{source}' does not hold the weights that '{file}' was made from, but those of another model",
-            f"--checkpoint takes the dense weights that sparsify started from; `vitprune info {file}` names them",
+            "--checkpoint takes the dense weights that sparsify started from; "
+            f"`vitprune info {shlex.quote(str(file))}` names them",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -65,7 +66,7 @@ class Subject:
 
 
 def load_subject(model: str, checkpoint: Path | None, keep: float | None = None) -> Subject:
-    """The sparse model `model` and what to compare it with: the dense model if its weights are in `checkpoint`.
+    """The sparse model `model` and what to compare it with: the dense model, where its weights are at hand.
 
     Raises:
         UsageError: MODEL is dense, or keeps everything, or was not trained for the keep ratio `keep`.
@@ -75,11 +76,12 @@ def load_subject(model: str, checkpoint: Path | None, keep: float | None = None)
     if loaded.sparse is None or loaded.metadata is None:
         raise UsageError(
             f"'{model}' is a dense model: all its tokens are kept, so there is nothing to show",
-            f"make it sparse first: vitprune sparsify {model}",
+            f"make it sparse first: vitprune sparsify {shlex.quote(str(model))}",
         )
     if not loaded.sparse.schedule.stages:
         raise UsageError(f"'{model}' keeps all its tokens (keep 1), so there is nothing to show")
-    if checkpoint is None and loaded.metadata.model != "demo":
+    holds_dense = loaded.metadata.model == "demo" or loaded.sparse.blend is not None
+    if checkpoint is None and not holds_dense:
         return Subject(loaded, loaded.sparse, loaded.metadata, loaded.sparse.model, is_dense=False)
     dense = load_dense(loaded, checkpoint)
     loaded.understood += dense.understood

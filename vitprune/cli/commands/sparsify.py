@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -204,7 +205,7 @@ def _write_untrained(loaded: Loaded, sparsity: Sparsity, folder: RunFolder, as_j
         return
     _print_plan(result)
     print_line("nothing was measured: neither accuracy nor speed")
-    print_line(f"written to {folder}; vitprune eval {folder} DATA measures it")
+    print_line(f"written to {folder}; vitprune eval {shlex.quote(str(folder))} DATA measures it")
 
 
 def _print_plan(result: dict[str, Any]) -> None:
