@@ -18,13 +18,7 @@ from vitprune.tasks import Record, Results, Task, joined
 
 
 def compared(name: str, results: Mapping[str, Results], timings: Sequence[Timing]) -> dict[str, Any]:
-    """How a model differs from the one called "dense", for JSON: accuracy, fidelity and speed.
-
-    Args:
-        name: of the model.
-        results: by name, on the same images.
-        timings: of the same names, from one benchmark.
-    """
+    """How a model differs from the one called "dense", on the same images and in one benchmark, for JSON."""
     model, dense = results[name], results["dense"]
     return {**model.change(dense), **model.fidelity(dense), "speedup": speedups(name, timings)}
 

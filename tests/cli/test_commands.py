@@ -59,7 +59,7 @@ def test_eval_compares_with_the_dense_model_labels_or_not(sparse_file, image_fol
 
 
 def test_info_previews_the_plan_without_weights(capsys, no_hub, monkeypatch):
-    macs = "vitprune.measure.plan.count_macs"
+    macs = "vitprune.measure.macs.count_macs"
     monkeypatch.setattr(macs, lambda model, _: 10**9 * sum(model.schedule.tokens_per_block()))
     for options, pruned, align, num_tokens in (
         ([], "merge", 1, [75, 51, 27]),

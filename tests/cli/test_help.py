@@ -13,8 +13,7 @@ import typer
 
 from vitprune.backbones.registry import ADAPTERS
 from vitprune.cli import completion
-from vitprune.cli.app import app, run
-from vitprune.cli.old_names import renamed
+from vitprune.cli.app import app, renamed, run
 from vitprune.common.formatting import close_match
 from vitprune.training.recipe import load_recipe
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vitprune.measure import Timing, remark, speedups
-from vitprune.measure.speedup import interval
+from vitprune.measure.throughput import interval
 
 
 def timings(dense, sparse):

@@ -21,7 +21,7 @@ from vitprune.errors import UsageError
 from vitprune.evaluation import predict as run_over
 from vitprune.jobs.predict import ImagePrediction, image_set, predict_images
 from vitprune.jobs.side_by_side import gallery_of
-from vitprune.measure import BenchModel, check_mode, side_by_side
+from vitprune.measure import BenchModel, Kind, check_mode, side_by_side
 from vitprune.model import SparseViT
 from vitprune.report.visualize import NUM_DRAWN, Subject, load_subject, open_images
 from vitprune.report.visualize import visualize as draw
@@ -92,10 +92,8 @@ def evaluate(
     )
     where = pick_device(device)
     number_format = pick_precision(precision, where, training=False)
-    purpose, everything = (
-        task_named(loaded.task, loaded.class_vectors),
-        opened(data, loaded, None, limit, training=False, labels=True),
-    )
+    purpose = task_named(loaded.task, loaded.class_vectors)
+    everything = opened(data, loaded, None, limit, training=False, labels=True)
     images, gallery, transform = everything.val, gallery_of(everything, purpose), eval_transform(loaded.model)
     for each in (images, gallery):
         if each is not None:
@@ -163,10 +161,8 @@ def benchmark(
     else:
         loaded = known(models, progress=progress)
         named = {"dense": loaded.model} | ({} if loaded.sparse is None else {"sparse": loaded.sparse})
-    timed = {
-        label: BenchModel("sparse" if isinstance(each, SparseViT) else "dense", None, each)
-        for label, each in named.items()
-    }
+    kinds: dict[bool, Kind] = {True: "sparse", False: "dense"}
+    timed = {label: BenchModel(kinds[isinstance(each, SparseViT)], None, each) for label, each in named.items()}
     first = next(iter(named.values()))
     with ProgressShown(progress) as listener:
         listener.begin("measuring speed", len(timed) * len(batch_sizes))

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,6 @@ from vitprune.cli.commands import (
 )
 from vitprune.cli.commands import eval as evaluate
 from vitprune.cli.model_options import spread_model_kwargs
-from vitprune.cli.old_names import renamed
 from vitprune.cli.options import grouped
 from vitprune.cli.output import open_streams, prepare, print_error, print_line, say
 from vitprune.cli.usage_errors import explain
@@ -44,6 +43,21 @@ from vitprune.common.stopping import deferred, raising, stopped_error
 from vitprune.errors import OutputError, VitpruneError
 
 _QUIET = ("--quiet", "-q")
+_RENAMED = {
+    "--stages": "--prune-at",
+    "--ratios": "--tokens-left",
+    "--schedule": "--token-schedule",
+    "--dropped": "--pruned",
+    "--grad-accum": "--grad-accum-steps",
+    "--track": "--report-to",
+    "--warm-start-steps": "--pretraining-steps",
+    "--no-pictures": "--no-images",
+    "--floor": "--bound",
+    "--no-floor": "--no-bound",
+}
+"""Options under the names that they had before, for one release."""
+_SPLIT = {"--splits": ("--train-split", "--val-split"), "--columns": ("--input-key", "--target-key")}
+"""Options that took two values with a comma between them."""
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "sparsify": sparsify.sparsify,
     "eval": evaluate.evaluate,
@@ -152,6 +166,29 @@ def run(arguments: list[str], stopped: KeyboardInterrupt | None = None) -> int:
         return 1
     except OutputError as error:
         return _failed(error, as_json)
+
+
+def renamed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line in today's names, and a line for each old name in it."""
+    found: list[str] = []
+    lines: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in _RENAMED:
+            new = _RENAMED[name]
+            if new == "--pruned":
+                value = (value if equals else next(rest, "")).replace("fold", "merge")
+                equals = "="
+            found.append(f"{new}{equals}{value}")
+            lines.append(f"{name} is now {new}")
+        elif name in _SPLIT:
+            values = (value if equals else next(rest, "")).split(",")
+            found += [f"{new}={each}" for new, each in zip(_SPLIT[name], values, strict=False) if each]
+            lines.append(f"{name} is now {' and '.join(_SPLIT[name])}")
+        else:
+            found.append(argument)
+    return found, lines
 
 
 def _run(arguments: list[str], stopped: KeyboardInterrupt | None = None) -> int:

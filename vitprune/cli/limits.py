@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from vitprune.cli.options import option
 from vitprune.cli.output import Check
 from vitprune.errors import UsageError
 
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from vitprune.report.schema import Report
     from vitprune.tasks import Task
 
-PANEL = "Checks (exit code 3 if missed)"
+of_checks = partial(option, panel="Checks (exit code 3 if missed)")
 MinFidelity = Annotated[
     float | None,
-    typer.Option(
+    of_checks(
+        "Lowest likeness to dense: same predictions or labels (%), Pearson r, or cosine, as the task has it.",
         metavar="X",
-        help="Lowest likeness to dense: same predictions or labels (%), Pearson r, or cosine, as the task has it.",
-        rich_help_panel=PANEL,
     ),
 ]
 
@@ -50,12 +49,7 @@ def check_goes_with(
 
 
 def check_measured(task: Task, data: Data, **limits: float | None) -> None:
-    """Make sure, before anything runs, that limits of accuracy can be held against something.
-
-    Args:
-        task: of the model.
-        data: what is evaluated.
-        **limits: by option, `max_drop` as --max-drop; None where not stated.
+    """Make sure, before anything runs, that limits of accuracy, such as `max_drop`, can be held against something.
 
     Raises:
         UsageError: the images do not have what the task's accuracy needs.

@@ -6,20 +6,22 @@ import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from vitprune.cli.options import parse_ratios
+from vitprune.cli.options import option, parse_ratios
 from vitprune.cli.output import say
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
 
-
-_PANEL = "Model"
+_of_model = partial(option, panel="Model")
+_of_images = partial(option, panel="Preprocessing")
+_with_checkpoint = partial(_of_images, shown="timm's")
 
 
 class ImageSize(NamedTuple):
@@ -36,27 +38,6 @@ def _image_size(text: str) -> ImageSize:
     return ImageSize(int(found[1]), int(found[2] or found[1]))
 
 
-ImgSize = Annotated[
-    ImageSize | None,
-    typer.Option(
-        parser=_image_size,
-        metavar="SIZE",
-        help="Another image size: 384, or 256x320.",
-        rich_help_panel="Preprocessing",
-    ),
-]
-
-
-def _preprocessing(metavar: str | None, help_text: str, **limits: Any) -> Any:
-    return typer.Option(
-        metavar=metavar,
-        help=f"{help_text} With --checkpoint.",
-        show_default="timm's",
-        rich_help_panel="Preprocessing",
-        **limits,
-    )
-
-
 def _colours(text: str | None, option: str) -> tuple[float, ...] | None:
     numbers = parse_ratios(text, option, ".485,.456,.406")
     if numbers is not None and (len(numbers) not in (1, 3) or (option == "--std" and min(numbers) <= 0)):
@@ -66,11 +47,7 @@ def _colours(text: str | None, option: str) -> tuple[float, ...] | None:
 
 
 def parse_model_kwargs(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """`["fc_norm=False"]` to {"fc_norm": False}: values are Python's, or text.
-
-    Raises:
-        UsageError: an entry has no `=`, or there are two of one name.
-    """
+    """`["fc_norm=False"]` to {"fc_norm": False}: values are Python's, or text, and each name is there once."""
     found: dict[str, Any] = {}
     for pair in pairs or ():
         key, equals, text = (part.strip() for part in pair.partition("="))
@@ -103,33 +80,28 @@ def spread_model_kwargs(arguments: Sequence[str]) -> list[str]:
 class StructureOptions:
     """How MODEL is built."""
 
-    img_size: ImgSize = None
+    img_size: Annotated[
+        ImageSize | None, _of_images("Another image size: 384, or 256x320.", parser=_image_size, metavar="SIZE")
+    ] = None
     model_kwargs: Annotated[
         list[str] | None,
-        typer.Option(
+        _of_model(
+            "Arguments for timm.create_model, such as global_pool=avg; may be repeated.",
             metavar="KEY=VALUE",
-            help="Arguments for timm.create_model, such as global_pool=avg; may be repeated.",
-            show_default=False,
-            rich_help_panel=_PANEL,
+            shown=False,
         ),
     ] = None
-
     task: Annotated[
         Literal["auto", "classification", "multilabel", "regression", "embedding", "dense"],
-        typer.Option(
+        _of_model(
+            "What MODEL is for: classification, multilabel, regression, embedding or dense (token features).",
             metavar="TASK",
-            help="What MODEL is for: classification, multilabel, regression, embedding or dense (token features).",
-            show_default="what its weights say",
-            rich_help_panel=_PANEL,
+            shown="what its weights say",
         ),
     ] = "auto"
 
     def arguments(self) -> dict[str, Any]:
-        """What they are to `vitprune.loading.load.load_model`.
-
-        Raises:
-            UsageError: they cannot be read.
-        """
+        """What they are to `vitprune.loading.load.load_model`."""
         kwargs = parse_model_kwargs(self.model_kwargs)
         return {"img_size": self.img_size, "model_kwargs": kwargs, "task": self.task}
 
@@ -153,46 +125,41 @@ class ModelOptions(StructureOptions):
 
     checkpoint: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Own weights for a timm name: .safetensors, .pth, .npz, an index of shards."),
+        option("Own weights for a timm name: .safetensors, .pth, .npz, an index of shards.", metavar="FILE"),
     ] = None
     checkpoint_key: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which of several sets of weights in it, such as state_dict.",
-            show_default="the EMA",
-            rich_help_panel=_PANEL,
-        ),
+        _of_model("Which of several sets of weights in it, such as state_dict.", metavar="NAME", shown="the EMA"),
     ] = None
-    mean: Annotated[str | None, _preprocessing("R,G,B", "Images are normalised by it, such as .485,.456,.406.")] = None
-    std: Annotated[str | None, _preprocessing("R,G,B", "Likewise, such as .229,.224,.225.")] = None
+    mean: Annotated[
+        str | None,
+        _with_checkpoint("Images are normalised by it, such as .485,.456,.406. With --checkpoint.", metavar="R,G,B"),
+    ] = None
+    std: Annotated[
+        str | None, _with_checkpoint("Likewise, such as .229,.224,.225. With --checkpoint.", metavar="R,G,B")
+    ] = None
     crop_pct: Annotated[
         float | None,
-        _preprocessing("SHARE", "Of the resized image that is evaluated, such as 0.9.", min=0.1, max=10),
+        _with_checkpoint(
+            "Of the resized image that is evaluated, such as 0.9. With --checkpoint.", metavar="SHARE", min=0.1, max=10
+        ),
     ] = None
     interpolation: Annotated[
         Literal["bicubic", "bilinear", "nearest", "lanczos", "box", "hamming"] | None,
-        _preprocessing("FILTER", "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming."),
+        _with_checkpoint(
+            "How images are resized: bicubic, bilinear, nearest, lanczos, box or hamming. With --checkpoint.",
+            metavar="FILTER",
+        ),
     ] = None
-
     class_embeddings: Annotated[
         Path | None,
-        typer.Option(
+        _of_model(
+            "Vectors of the classes by a text tower (.safetensors), for zero-shot figures of an embedding.",
             metavar="FILE",
-            help="Vectors of the classes by a text tower (.safetensors), for zero-shot figures of an embedding.",
-            show_default=False,
-            rich_help_panel=_PANEL,
+            shown=False,
         ),
     ] = None
-
-    exif: Annotated[
-        bool,
-        typer.Option(
-            "--exif",
-            help="Turn images by their EXIF orientation; timm does not.",
-            rich_help_panel="Preprocessing",
-        ),
-    ] = False
+    exif: Annotated[bool, _of_images("Turn images by their EXIF orientation; timm does not.", "--exif")] = False
 
     def arguments(self) -> dict[str, Any]:
         """As in StructureOptions."""
@@ -209,11 +176,7 @@ class ModelOptions(StructureOptions):
         return loaded
 
     def refuse_class_embeddings(self, command: str) -> None:
-        """Of a command that measures nothing.
-
-        Raises:
-            UsageError: --class-embeddings is given.
-        """
+        """Refuse --class-embeddings of a command that measures nothing."""
         if self.class_embeddings is not None:
             way = "leave it out; `vitprune eval` and `compare` take it"
             raise UsageError(f"--class-embeddings is for zero-shot figures, and `vitprune {command}` gives none", way)
@@ -225,11 +188,7 @@ class ModelOptions(StructureOptions):
         return told(load_dense(sparse, self.checkpoint, self.checkpoint_key))
 
     def preprocessing(self) -> dict[str, Any]:
-        """What replaces timm's preprocessing.
-
-        Raises:
-            UsageError: no numbers, or options that are of no use.
-        """
+        """What replaces timm's preprocessing, if there is something to replace."""
         given: dict[str, Any] = {
             "mean": _colours(self.mean, "--mean"),
             "std": _colours(self.std, "--std"),

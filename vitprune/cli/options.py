@@ -6,6 +6,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -18,8 +19,6 @@ from vitprune.errors import UsageError
 if TYPE_CHECKING:
     from vitprune.data import DataOptions
     from vitprune.loading.load import Loaded
-
-TABLES = "Data: splits, columns, classes"
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -61,6 +60,11 @@ def _expanded(value: Any) -> Any:
     return value
 
 
+def option(text: str, *names: str, panel: str | None = None, shown: str | bool = True, **more: Any) -> Any:
+    """`typer.Option` by its help; `panel` and `shown` are its `rich_help_panel` and `show_default`."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=shown, **more)
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -71,50 +75,28 @@ Model = Annotated[
         autocompletion=completion.model,
     ),
 ]
-Device = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.device)
-]
-Precision = Annotated[PrecisionName, typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16; auto is fp32.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, metavar="N", help="Images per pass.")]
+Device = Annotated[str, option("auto, cpu, cuda, cuda:N or mps.", metavar="NAME", autocompletion=completion.device)]
+Precision = Annotated[PrecisionName, option("auto, fp32, bf16 or fp16; auto is fp32.", metavar="NAME")]
+BatchSize = Annotated[int, option("Images per pass.", "--batch-size", "-b", min=1, metavar="N")]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        "--workers",
-        "-j",
-        metavar="N",
-        min=0,
-        help="Processes that read images.",
-        show_default="half the CPUs, at most 8",
-    ),
+    option("Processes that read images.", "--workers", "-j", metavar="N", min=0, shown="half the CPUs, at most 8"),
 ]
 Seed = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=0,
-        help="Same seed, same result, on the CPU.",
-        show_default="0",
-        rich_help_panel="Training",
-    ),
+    int | None, option("Same seed, same result, on the CPU.", metavar="N", min=0, shown="0", panel="Training")
 ]
-
-
 RecipeName = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "short, paper, dense (features), none (no training), or a YAML file.",
         "--recipe",
         metavar="NAME",
-        help="short, paper, dense (features), none (no training), or a YAML file.",
-        show_default="short; dense for --task dense",
+        shown="short; dense for --task dense",
         autocompletion=completion.recipe,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-
-Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="At most N images of each split.", metavar="N"),
-]
+AsJson = Annotated[bool, option("One JSON object on stdout.", "--json")]
+Limit = Annotated[int | None, option("At most N images of each split.", min=1, metavar="N")]
 DataArgument = Annotated[
     str | None,
     typer.Argument(
@@ -125,6 +107,7 @@ DataArgument = Annotated[
         show_default="imagenet; demo for the demo model",
     ),
 ]
+_of_data = partial(option, panel="Data: splits, columns, classes")
 
 
 @dataclass(frozen=True)
@@ -133,76 +116,43 @@ class TableOptions:
 
     train_split: Annotated[
         str | None,
-        typer.Option(
+        _of_data(
+            "Split to train on: its name, a folder in DATA, or what its shards' names begin with.",
             metavar="NAME",
-            help="Split to train on: its name, a folder in DATA, or what its shards' names begin with.",
-            show_default="found",
-            rich_help_panel=TABLES,
+            shown="found",
         ),
     ] = None
-    val_split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Split to evaluate on.", show_default="found", rich_help_panel=TABLES),
-    ] = None
-    input_key: Annotated[
-        str | None,
-        typer.Option(metavar="COLUMN", help="Column of the images.", show_default="found", rich_help_panel=TABLES),
-    ] = None
+    val_split: Annotated[str | None, _of_data("Split to evaluate on.", metavar="NAME", shown="found")] = None
+    input_key: Annotated[str | None, _of_data("Column of the images.", metavar="COLUMN", shown="found")] = None
     target_key: Annotated[
         str | None,
-        typer.Option(
-            metavar="COLUMN",
-            help="Column of the classes, labels or values; several: COLUMN,COLUMN.",
-            show_default="found",
-            rich_help_panel=TABLES,
-        ),
+        _of_data("Column of the classes, labels or values; several: COLUMN,COLUMN.", metavar="COLUMN", shown="found"),
     ] = None
     streaming: Annotated[
-        bool,
-        typer.Option(
-            "--streaming",
-            help="Read a Hub data set or parquet files as they come, storing nothing.",
-            rich_help_panel=TABLES,
-        ),
+        bool, _of_data("Read a Hub data set or parquet files as they come, storing nothing.", "--streaming")
     ] = False
-
     class_order: Annotated[
         Literal["timm", "torchvision"] | None,
-        typer.Option(
-            help="How class folders were sorted for the weights: 2 before 10 (timm), or 10 before 2 (torchvision).",
-            show_default="asked for where they differ",
-            rich_help_panel=TABLES,
+        _of_data(
+            "How class folders were sorted for the weights: 2 before 10 (timm), or 10 before 2 (torchvision).",
+            shown="asked for where they differ",
         ),
     ] = None
     class_map: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Names of the model's classes in output order: text, JSON or CSV.",
-            show_default=False,
-            rich_help_panel=TABLES,
-        ),
+        _of_data("Names of the model's classes in output order: text, JSON or CSV.", metavar="FILE", shown=False),
     ] = None
-
     labels_file: Annotated[
         Path | None,
-        typer.Option(
+        _of_data(
+            "Classes, labels or values of images: text, CSV or JSON; its columns by --input-key, --target-key.",
             "--labels",
             metavar="FILE",
-            help="Classes, labels or values of images: text, CSV or JSON; its columns by --input-key, --target-key.",
-            show_default="found beside them",
-            rich_help_panel=TABLES,
+            shown="found beside them",
         ),
     ] = None
     max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Larger images count as unreadable.",
-            show_default="178956970",
-            rich_help_panel=TABLES,
-        ),
+        int | None, _of_data("Larger images count as unreadable.", metavar="N", min=1, shown="178956970")
     ] = None
 
     def parsed(self, limit: int | None = None) -> DataOptions:
@@ -229,11 +179,7 @@ class ImageOptions(TableOptions):
     data_option: Annotated[str | None, typer.Option("--data", metavar="DATA", hidden=True)] = None
 
     def spec(self, data: str | None, loaded: Loaded) -> str:
-        """DATA, or where it was not given what goes with the model.
-
-        Raises:
-            UsageError: it was given twice.
-        """
+        """DATA, which may be given once, or else what goes with the model."""
         if data and self.data_option:
             raise UsageError(f"DATA is given twice: '{data}' and --data {self.data_option}", "leave out --data")
         if given := data or self.data_option:
@@ -249,11 +195,7 @@ class ImageOptions(TableOptions):
 
 
 def parse_numbers(text: str | None, option: str) -> list[int] | None:
-    """`3,6,9` to [3, 6, 9].
-
-    Raises:
-        UsageError: an entry is not a whole number above 0.
-    """
+    """`3,6,9` to [3, 6, 9]; a UsageError names an entry that is not a whole number above 0."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
@@ -264,11 +206,7 @@ def parse_numbers(text: str | None, option: str) -> list[int] | None:
 
 
 def parse_ratios(text: str | None, option: str, example: str = "0.8,0.6,0.4") -> list[float] | None:
-    """`.8,.6,.4` to [0.8, 0.6, 0.4].
-
-    Raises:
-        UsageError: an entry is not a number.
-    """
+    """`.8,.6,.4` to [0.8, 0.6, 0.4]; a UsageError says that an entry is not a number."""
     if text is None:
         return None
     try:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import typer
 from rich import box
@@ -20,30 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from vitprune.common import distributed
-from vitprune.common.formatting import number, plain, signed
+from vitprune.common.formatting import number as number
+from vitprune.common.formatting import plain
+from vitprune.common.formatting import signed as signed
 from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.common.stopping import deferred
 from vitprune.errors import OutputError
 
-__all__ = [
-    "EXIT_LIMIT_MISSED",
-    "enforce",
-    "is_quiet",
-    "number",
-    "open_streams",
-    "prepare",
-    "print_error",
-    "print_json",
-    "print_line",
-    "print_table",
-    "say",
-    "shows_progress",
-    "signed",
-    "stderr_console",
-    "waiting",
-]
-
-EXIT_LIMIT_MISSED = 3
+_EXIT_LIMIT_MISSED = 3
 _PIPE_COLUMNS = 200
 """Width of tables that go to a file or a pipe, which has no edge."""
 _CLEAR_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
@@ -111,11 +95,7 @@ def open_streams() -> None:
 
 
 def prepare(*, quiet: bool) -> None:
-    """Set up the streams for one command.
-
-    Args:
-        quiet: show results and errors only.
-    """
+    """Set up the streams for one command, which with `quiet` shows results and errors only."""
     global _quiet, _json_printed
     _quiet, _json_printed = quiet, False
     for stream in (sys.stdout, sys.stderr):
@@ -156,10 +136,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """Print a table on stdout; the first column is left-aligned, the others hold numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        number_column = index > 0
-        table.add_column(
-            Text(plain(column)), justify="right" if number_column else "left", overflow="fold", no_wrap=number_column
-        )
+        justify: Literal["left", "right"] = "right" if index else "left"
+        table.add_column(Text(plain(column)), justify=justify, overflow="fold", no_wrap=index > 0)
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))  # as Text: "[/b]" in a name is no markup
     console = _console(sys.stdout)
@@ -214,15 +192,9 @@ def print_error(
 
 
 class Check(NamedTuple):
-    """A limit and what it is held against.
+    """The limit that an option states, the lowest value allowed or `at_most` the highest, and what is held against it.
 
-    Attributes:
-        option: that states it.
-        value: what was measured; None where nothing was.
-        limit: the lowest value allowed; None where it was not stated.
-        at_most: whether it is the highest instead.
-        digits: of the measured value in messages.
-        why: nothing was measured.
+    A value of None was not measured, and `why` says why; a limit of None was not stated.
     """
 
     option: str
@@ -247,7 +219,7 @@ def enforce(checks: Sequence[Check]) -> None:
             say(f"{each.option}: missed, measured {each.value:.{each.digits}f}, {asked}", always=True)
             missed = True
     if missed:
-        raise typer.Exit(EXIT_LIMIT_MISSED)
+        raise typer.Exit(_EXIT_LIMIT_MISSED)
 
 
 def _console(stream: TextIO) -> Console:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
-from vitprune.cli.options import PrecisionName, parse_numbers, parse_ratios
+from vitprune.cli.options import PrecisionName, option, parse_numbers, parse_ratios
 from vitprune.cli.output import say
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.usage_errors import as_number
@@ -22,27 +21,24 @@ if TYPE_CHECKING:
     from vitprune.schedule import Sparsity
     from vitprune.training.recipe import Recipe
 
-_PANEL = "Pruning plan"
+_of_plan = partial(option, panel="Pruning plan")
 
 Align = Annotated[
     int,
-    typer.Option(
+    _of_plan(
+        "Make token counts, prefix tokens included, multiples of N, such as 8, at about the same MACs.",
         min=1,
         max=4096,
         metavar="N",
-        help="Make token counts, prefix tokens included, multiples of N, such as 8, at about the same MACs.",
-        rich_help_panel=_PANEL,
     ),
 ]
-
-
 FileKeep = Annotated[
     float | None,
-    typer.Option(
+    option(
+        "At which keep ratio, of a file that was trained for a range of them.",
         "--keep",
         metavar="RATIO",
-        help="At which keep ratio, of a file that was trained for a range of them.",
-        show_default="the file's",
+        shown="the file's",
     ),
 ]
 
@@ -53,20 +49,19 @@ class KeepOptions:
 
     keep: Annotated[
         str | None,
-        typer.Option(
-            metavar="RATIO",
-            help="How many tokens stay, as DynamicViT's keep ratio and at its cost: 0.7 is 148/100/52 of 196; or one "
+        option(
+            "How many tokens stay, as DynamicViT's keep ratio and at its cost: 0.7 is 148/100/52 of 196; or one "
             "training for a range: 0.5-0.9.",
-            show_default="0.7",
+            metavar="RATIO",
+            shown="0.7",
         ),
     ] = None
     tokens_left: Annotated[
         str | None,
-        typer.Option(
+        _of_plan(
+            "Shares of all tokens kept after each stage, such as .8,.6,.4, instead of --keep.",
             metavar="SHARES",
-            help="Shares of all tokens kept after each stage, such as .8,.6,.4, instead of --keep.",
-            show_default=False,
-            rich_help_panel=_PANEL,
+            shown=False,
         ),
     ] = None
 
@@ -77,47 +72,26 @@ class StageOptions:
 
     prune_at: Annotated[
         str | None,
-        typer.Option(
-            metavar="BLOCKS",
-            help="Blocks before which tokens are pruned, such as 3,6,9.",
-            show_default="by depth",
-            rich_help_panel=_PANEL,
-        ),
+        _of_plan("Blocks before which tokens are pruned, such as 3,6,9.", metavar="BLOCKS", shown="by depth"),
     ] = None
     token_schedule: Annotated[
         Literal["geometric", "late"] | None,
-        typer.Option(
-            help="How token counts fall, at equal cost: r, r^2, r^3 as in the paper, or later and more steeply.",
-            show_default="late",
-            rich_help_panel=_PANEL,
+        _of_plan(
+            "How token counts fall, at equal cost: r, r^2, r^3 as in the paper, or later and more steeply.",
+            shown="late",
         ),
     ] = None
     pruned: Annotated[
         Literal["merge", "drop"] | None,
-        typer.Option(
-            "--pruned",
-            help="Merge pruned tokens into the most similar kept ones, or drop them.",
-            show_default="merge",
-            rich_help_panel=_PANEL,
-        ),
+        _of_plan("Merge pruned tokens into the most similar kept ones, or drop them.", shown="merge"),
     ] = None
-
     predictor: Annotated[
         Literal["light", "paper"] | None,
-        typer.Option(
-            "--predictor",
-            help="What scores tokens: a network of one hidden layer, or DynamicViT's.",
-            show_default="light",
-            rich_help_panel=_PANEL,
-        ),
+        _of_plan("What scores tokens: a network of one hidden layer, or DynamicViT's.", shown="light"),
     ] = None
 
     def request(self, **more: Any) -> PlanRequest:
-        """What these options and `more`, fields of `PlanRequest`, ask for.
-
-        Raises:
-            UsageError: options that cannot be read or do not go together.
-        """
+        """What these options and `more`, fields of `PlanRequest`, ask for."""
         from vitprune.budget.resolve import PlanRequest
 
         given: dict[str, Any] = {**vars(self), **more}
@@ -138,13 +112,7 @@ class MacsOptions(PlanOptions):
     """Or what that may cost."""
 
     target_gmacs: Annotated[
-        float | None,
-        typer.Option(
-            metavar="G",
-            help="Find the keep ratio that costs at most this, in GMACs.",
-            show_default=False,
-            rich_help_panel=_PANEL,
-        ),
+        float | None, _of_plan("Find the keep ratio that costs at most this, in GMACs.", metavar="G", shown=False)
     ] = None
 
 
@@ -155,21 +123,14 @@ class SpeedOptions(StageOptions):
     align: Align = 1
     target_speedup: Annotated[
         float | None,
-        typer.Option(
+        _of_plan(
+            "Find, by measuring here, the keep ratio and stages that are this many times as fast as dense.",
             metavar="X",
-            help="Find, by measuring here, the keep ratio and stages that are this many times as fast as dense.",
-            show_default=False,
-            rich_help_panel=_PANEL,
+            shown=False,
         ),
     ] = None
     target_latency_ms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MS",
-            help="The same for a pass of at most MS milliseconds.",
-            show_default=False,
-            rich_help_panel=_PANEL,
-        ),
+        float | None, _of_plan("The same for a pass of at most MS milliseconds.", metavar="MS", shown=False)
     ] = None
 
 
@@ -178,29 +139,15 @@ class AllPlanOptions(SpeedOptions, MacsOptions):
     """All that a plan can be chosen by."""
 
     target_batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Images per pass where a target is measured.",
-            show_default="32",
-            rich_help_panel=_PANEL,
-        ),
+        int | None, _of_plan("Images per pass where a target is measured.", min=1, metavar="N", shown="32")
     ] = None
     target_precision: Annotated[
-        PrecisionName | None,
-        typer.Option(
-            help="Precision of a pass where a target is measured.", show_default="fp32", rich_help_panel=_PANEL
-        ),
+        PrecisionName | None, _of_plan("Precision of a pass where a target is measured.", shown="fp32")
     ] = None
 
 
 def _keep(text: str | float | None) -> float | list[float] | None:
-    """--keep: a ratio, or a range such as 0.5-0.9.
-
-    Raises:
-        UsageError: it is neither.
-    """
+    """--keep: a ratio, or a range such as 0.5-0.9."""
     if not isinstance(text, str):
         return text  # of `bench` and `sweep`, which take several
     try:
@@ -228,11 +175,7 @@ def say_middle(sparsity: Sparsity) -> None:
 
 
 def open_as_asked(loaded: Loaded, request: PlanRequest) -> None:
-    """A sparse file has its plan, in which the keep ratio can be chosen if it was trained for a range.
-
-    Raises:
-        UsageError: another one is asked for, which would do nothing.
-    """
+    """A sparse file has its plan, in which the keep ratio can be chosen if it was trained for a range."""
     if loaded.sparse is not None and loaded.sparse.keep_range and isinstance(request.keep, float):
         loaded.open_at(request.keep)
         request = replace(request, keep=None)
@@ -240,11 +183,7 @@ def open_as_asked(loaded: Loaded, request: PlanRequest) -> None:
 
 
 def refuse_plan(model: str, request: PlanRequest) -> None:
-    """A file that is read as it is has its plan: an option that asks for another would do nothing.
-
-    Raises:
-        UsageError: one of the options was given.
-    """
+    """A file that is read as it is has its plan: an option that asks for another would do nothing, and is refused."""
     if not request.is_empty:
         raise UsageError(
             f"'{model}' has its own plan, which options cannot change",

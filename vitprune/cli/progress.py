@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -68,10 +67,8 @@ class RunProgress(Listener):
     def __enter__(self) -> RunProgress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end(broken=error is not None)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._end(broken=kind is not None)
         if self.live:
             self.display.stop()
 
@@ -94,7 +91,7 @@ class RunProgress(Listener):
         """A training step is done."""
         if record.step == 1 or self.part != "training":
             self.begin("training", record.num_steps)
-            self._go_on_after(record.step - 1)
+            self.done = self.done_before = record.step - 1  # of a resumed run
         if not record.skipped:
             previous = record.images_per_s if self.rate is None else self.rate
             self.rate = _SMOOTHING * previous + (1 - _SMOOTHING) * record.images_per_s
@@ -106,12 +103,6 @@ class RunProgress(Listener):
             self._say(sentence)
         else:
             say(sentence)
-
-    def _go_on_after(self, done: int) -> None:
-        """`done` of the part's steps were taken by the run that this one resumes."""
-        self.done = self.done_before = done
-        if self.live and self.task is not None and done:
-            self.bar.update(self.task, completed=done, count=self._count())
 
     def _advance(self, count: int, detail: str) -> None:
         self.done += count

@@ -28,7 +28,7 @@ def print_summary(report: Report, folder: Path) -> None:
     if ratios:
         low, high = report.keep_range or (None, None)
         print_table(f"one training, every keep ratio from {low} to {high}", columns, ratios)
-    print_line(f"{fidelity_said(report)}; random baseline: {random_said(report)}")
+    print_line(_likeness_said(report))
     if report.coverage:
         shares = report.coverage
         print_line(
@@ -47,26 +47,18 @@ def print_summary(report: Report, folder: Path) -> None:
     print_line(f"in {duration(report.seconds)}{rate}; written to {folder} (its report.html shows more)")
 
 
-def fidelity_said(report: Report) -> str:
-    """How close the sparse model is to the dense one."""
-    from vitprune.report.tables import plain_figures
-    from vitprune.tasks import task_named
-
-    fig = plain_figures(report)
-    return ", ".join(each.said(fig(f"delta.{each.key}", each.digits)) for each in task_named(report.task).fidelity)
-
-
-def random_said(report: Report) -> str:
-    """What the random baseline gives."""
+def _likeness_said(report: Report) -> str:
+    """How close the sparse model is to the dense one, and what the random baseline gives."""
     from vitprune.report.tables import headline, plain_figures
     from vitprune.tasks import task_named
 
-    fig, found = plain_figures(report), headline(report)
-    said = [] if found is None else [found[0].said(fig(f"random.{found[0].key}", found[0].digits))]
-    task = task_named(report.task)
-    shown = dict.fromkeys((task.fidelity[0], task.finest))
-    said += [each.said(fig(f"random.{each.key}", each.digits)) for each in shown]
-    return ", ".join(said)
+    fig, found, task = plain_figures(report), headline(report), task_named(report.task)
+    of_random = [*(found or ())[:1], *dict.fromkeys((task.fidelity[0], task.finest))]
+    ours, by_chance = (
+        ", ".join(each.said(fig(f"{of}.{each.key}", each.digits)) for each in figures)
+        for of, figures in (("delta", task.fidelity), ("random", of_random))
+    )
+    return f"{ours}; random baseline: {by_chance}"
 
 
 def _kept_target(target: Target) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from vitprune.cli.model_options import ModelOptions
-from vitprune.cli.options import PrecisionName, RecipeName, Seed, parse_numbers
+from vitprune.cli.options import PrecisionName, RecipeName, Seed, option, parse_numbers
 from vitprune.cli.output import say, waiting
 from vitprune.common import distributed
 from vitprune.errors import UsageError
@@ -21,25 +20,20 @@ if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
     from vitprune.training.recipe import Recipe
 
-PANEL = "Training"
-
-
-def _setting(help_text: str, *names: str, default: str, **limits: Any) -> Any:
-    """An option that replaces a setting of the recipe; `default` is that of the short one."""
-    return typer.Option(*names, metavar="N", help=help_text, rich_help_panel=PANEL, show_default=default, **limits)
-
+of_training = partial(option, panel="Training")
+_setting = partial(of_training, metavar="N")
+"""An option that replaces a setting of the recipe; `shown` is that of the short one."""
 
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
+    of_training(
+        "Any setting of the recipe, such as lr=2e-3 or weights.ce=1; may be repeated.",
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting of the recipe, such as lr=2e-3 or weights.ce=1; may be repeated.",
-        rich_help_panel=PANEL,
-        show_default=False,
+        shown=False,
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")]
+Overwrite = Annotated[bool, option("Write into an --output that exists.", "--overwrite")]
 
 
 @dataclass(frozen=True)
@@ -49,21 +43,14 @@ class RecipeOptions:
     recipe: RecipeName = None
     precision: Annotated[
         PrecisionName,
-        typer.Option(metavar="NAME", help="auto, fp32, bf16 or fp16 for training; auto: 16 bits where they are fast."),
+        option("auto, fp32, bf16 or fp16 for training; auto: 16 bits where they are fast.", metavar="NAME"),
     ] = "auto"
     batch_size: Annotated[
         str | None,
-        typer.Option(
-            "--batch-size",
-            "-b",
-            metavar="N|auto",
-            help="Images per step; auto: fits them into memory.",
-            show_default="32",
-        ),
+        option("Images per step; auto: fits them into memory.", "--batch-size", "-b", metavar="N|auto", shown="32"),
     ] = None
     workers: Annotated[
-        int | None,
-        _setting("Processes that read images.", "--workers", "-j", default="half the CPUs, at most 8", min=0),
+        int | None, _setting("Processes that read images.", "--workers", "-j", shown="half the CPUs, at most 8", min=0)
     ] = None
     seed: Seed = None
     grad_accum: Annotated[
@@ -71,34 +58,20 @@ class RecipeOptions:
         _setting(
             "Passes that share a step's images: less memory, the same result but for rounding.",
             "--grad-accum-steps",
-            default="1",
+            shown="1",
             min=1,
         ),
     ] = None
-    no_labels: Annotated[
-        bool,
-        typer.Option("--no-labels", help="Train without labels, on any folder."),
-    ] = False
-    pretraining_steps: Annotated[
-        int | None, _setting("Steps of predictor pretraining.", "--pretraining-steps", default="200", min=0)
-    ] = None
-    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", default="300", min=0)] = None
+    no_labels: Annotated[bool, option("Train without labels, on any folder.", "--no-labels")] = False
+    pretraining_steps: Annotated[int | None, _setting("Steps of predictor pretraining.", shown="200", min=0)] = None
+    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", shown="300", min=0)] = None
     epochs: Annotated[
-        float | None, _setting("The same as --steps, in passes over the images.", default="by --steps", min=0)
+        float | None, _setting("The same as --steps, in passes over the images.", shown="by --steps", min=0)
     ] = None
     changes: Settings = None
 
     def chosen(self, model: str, task: str, **more: Any) -> Recipe:
-        """The recipe with what the options replace.
-
-        Args:
-            model: MODEL; the demo model trains for fewer steps.
-            task: --task, of which "dense" has a recipe of its own.
-            more: further settings of the recipe; None where an option was not given.
-
-        Raises:
-            UsageError: a setting out of range, or one that would do nothing.
-        """
+        """As `chosen_recipe` has it: of --task "dense" it is one of its own, and `more` are further settings."""
         settings = {
             **batch_settings(self.batch_size, self.grad_accum),
             "num_workers": self.workers,
@@ -128,39 +101,19 @@ class RunOptions:
 
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="STEPS",
-            help="Steps between two training checkpoints.",
-            rich_help_panel=PANEL,
-            show_default="about every two minutes",
-        ),
+        of_training("Steps between two training checkpoints.", min=1, metavar="STEPS", shown="about every two minutes"),
     ] = None
     eval_precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        typer.Option(help="Precision of accuracy and speed in the report.", rich_help_panel=PANEL),
+        Literal["fp32", "bf16", "fp16"], of_training("Precision of accuracy and speed in the report.")
     ] = "fp32"
-    bench_batch_sizes: Annotated[
-        str,
-        typer.Option(metavar="N,N", help="Batch sizes that the report times.", rich_help_panel=PANEL),
-    ] = "1,32"
+    bench_batch_sizes: Annotated[str, of_training("Batch sizes that the report times.", metavar="N,N")] = "1,32"
     bench_seconds: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            metavar="S",
-            help="How long the report times each model at each batch size.",
-            show_default="2",
-            rich_help_panel=PANEL,
-        ),
+        of_training("How long the report times each model at each batch size.", min=0, metavar="S", shown="2"),
     ] = None
 
     def timing(self, device: torch.device) -> dict[str, Any]:
-        """How the report is measured, for the settings of a run.
-
-        Raises:
-            UsageError: no batch sizes, or a precision that the device does not have.
-        """
+        """How the report is measured, for the settings of a run."""
         from vitprune.common.devices import pick_precision
 
         sizes = parse_numbers(self.bench_batch_sizes, "--bench-batch-sizes") or []
@@ -172,11 +125,7 @@ class RunOptions:
 
 
 def batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, Any]:
-    """Settings of the recipe.
-
-    Raises:
-        UsageError: no number of images, or two that contradict each other.
-    """
+    """Settings of the recipe, which may not contradict each other."""
     if batch_size == "auto":
         if grad_accum is not None:
             raise UsageError("--batch-size auto finds out how many passes are needed", "leave out --grad-accum-steps")
@@ -189,11 +138,7 @@ def batch_settings(batch_size: str | None, grad_accum: int | None) -> dict[str, 
 
 
 def parse_settings(changes: Sequence[str] | None) -> dict[str, str]:
-    """`["lr=2e-3"]` to {"lr": "2e-3"}.
-
-    Raises:
-        UsageError: an entry has no `=`.
-    """
+    """`["lr=2e-3"]` to {"lr": "2e-3"}; a UsageError names an entry without `=`."""
     pairs = [change.partition("=") for change in changes or ()]
     for key, equals, _ in pairs:
         if not equals or not key:
@@ -202,13 +147,9 @@ def parse_settings(changes: Sequence[str] | None) -> dict[str, str]:
 
 
 def chosen_recipe(model: str, name: str, settings: Mapping[str, Any], changes: Sequence[str] | None) -> Recipe:
-    """The recipe with what the options replace.
+    """The recipe `name` with what replaces its settings: `settings` but for None, then `changes`, which are --set.
 
-    Args:
-        model: MODEL; the demo model trains for fewer steps.
-        name: --recipe.
-        settings: by key of the recipe; None where the option was not given.
-        changes: --set, which wins over the other options.
+    The demo model trains for fewer steps.
 
     Raises:
         UsageError: a setting out of range, or one that would do nothing.
@@ -232,12 +173,7 @@ def chosen_recipe(model: str, name: str, settings: Mapping[str, Any], changes: S
 
 
 def training_device(device: str, recipe: Recipe) -> Any:
-    """The device that --device names, on which the recipe's precision must be possible.
-
-    Raises:
-        DeviceError: it is not available.
-        UsageError: it does not train in that precision.
-    """
+    """The device that --device names, which must be there and train in the recipe's precision."""
     from vitprune.common.devices import pick_device, pick_precision
 
     where = pick_device(device)
@@ -247,11 +183,7 @@ def training_device(device: str, recipe: Recipe) -> Any:
 
 
 def load_dense_model(model: str, weights: ModelOptions) -> Loaded:
-    """The model to start from.
-
-    Raises:
-        UsageError: it is sparse already; and what `vitprune.loading.load.load_model` raises.
-    """
+    """The model to start from, which must not be sparse already."""
     loaded = weights.load(model)
     if loaded.sparse is not None:
         raise UsageError(
@@ -261,15 +193,7 @@ def load_dense_model(model: str, weights: ModelOptions) -> Loaded:
 
 
 def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Recipe, plans: str, device: Any) -> Data:
-    """Open the images to train and evaluate on, and say what is about to run.
-
-    Args:
-        loaded: the model.
-        data: DATA.
-        options: how it is read.
-        recipe: says whether labels are needed.
-        plans: what the model is to keep, for people.
-        device: where to train.
+    """Open the images to train and evaluate on, and say what is about to run; `plans` is what the model is to keep.
 
     Raises:
         DataError: there are none, or they do not fit the model.
@@ -290,5 +214,4 @@ def training_images(loaded: Loaded, data: str, options: DataOptions, recipe: Rec
 def _counted(images: Images | None) -> str:
     from vitprune.data import count_images
 
-    count = count_images(images)
-    return "a stream of images" if count is None else f"{count} images"
+    return "a stream of images" if (count := count_images(images)) is None else f"{count} images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -86,7 +86,8 @@ def pick_precision(name: str, device: torch.device, *, training: bool) -> Precis
 
 def cpu_has_fast_bf16() -> bool:
     """Whether the CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX); others emulate and lose time."""
-    return any(_cpu_flag(name) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    # Private in torch, so they may vanish; then no is safe.
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -128,9 +129,3 @@ def _fast_precision(device: torch.device) -> Precision:
     if device.type == "cpu" and cpu_has_fast_bf16():
         return "bf16"
     return "fp32"
-
-
-def _cpu_flag(name: str) -> bool:
-    # Private in torch, so it may vanish; then no is safe.
-    query: Callable[[], bool] = getattr(torch.cpu, name, bool)
-    return bool(query())

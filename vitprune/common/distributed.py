@@ -61,14 +61,6 @@ def refuse_several(command: str) -> None:
         raise UsageError(f"vitprune {command} runs in one process, not in {world_size()}", "start it without torchrun")
 
 
-def wait() -> None:
-    """Until all are here."""
-    if world_size() > 1:
-        import torch.distributed
-
-        torch.distributed.barrier()
-
-
 def gather(value: Value) -> list[Value]:
     """The values of all processes, in their order, in every process."""
     if world_size() == 1:
@@ -88,5 +80,4 @@ def from_main(value: Value | None) -> Value:
 
     values: list[Any] = [value]
     torch.distributed.broadcast_object_list(values, src=0)
-    result: Value = values[0]
-    return result
+    return values[0]  # type: ignore[no-any-return]

@@ -27,12 +27,14 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        _sync(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         with suppress(OSError):  # not every file system has modes
             temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
         temporary.replace(path)
     except Exception as error:
-        if _is_write_failure(error):
+        # safetensors reports system errors as its own type, with the system's text.
+        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise write_error(path, error) from error
         raise
     finally:
@@ -69,21 +71,13 @@ def check_new_file(path: Path, *, overwrite: bool) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all.
-
-    Raises:
-        OutputError: see `replacing`.
-    """
+    """Write a text, whole or not at all; raises what `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as readable JSON, whole or not at all.
-
-    Raises:
-        OutputError: see `replacing`.
-    """
+    """Write `content` as readable JSON, whole or not at all; raises what `replacing` does."""
     write_text(path, json_text(content))
 
 
@@ -115,16 +109,6 @@ def write_error(path: Path, error: Exception) -> OutputError:
         return OutputError(f"the disk is full: cannot write '{path}'", "free some space or choose another --output")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return OutputError(f"cannot write '{path}': {reason}", "choose another --output")
-
-
-def _is_write_failure(error: Exception) -> bool:
-    # safetensors reports system errors as its own type, with the system's text.
-    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _umask() -> int:

@@ -25,11 +25,7 @@ _VALUES = {"pruned": {"fold": "merge"}, "phase": {"warm": "pretraining"}}
 
 
 def upgraded(content: Any) -> Any:
-    """What a JSON file of any version holds, in the words of this one; numbers stay as they are.
-
-    Args:
-        content: as read; with a `schema_version` above 1 it is given back as it is.
-    """
+    """What a JSON file of any version holds, in the words of this one, where it is of version 1; numbers stay."""
     if not isinstance(content, dict) or content.get("schema_version", 1) != 1:
         return content
     return _renamed(content) | ({"schema_version": SCHEMA_VERSION} if "schema_version" in content else {})

@@ -12,11 +12,7 @@ R = TypeVar("R")
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take arguments by old names too, with a DeprecationWarning.
-
-    Args:
-        **names: today's name by the old one.
-    """
+    """Let a function take arguments by old names too, with a DeprecationWarning; `names` are today's by the old one."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)

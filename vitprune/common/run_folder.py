@@ -12,7 +12,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import IO
 
-from vitprune.common.files import check_writable, replacing, write_error
+from vitprune.common.files import check_writable, write_error
 from vitprune.errors import OutputError
 
 try:
@@ -27,7 +27,7 @@ ADAPTIVE = "adaptive.json"
 RUNS = Path("runs")
 """Where runs go whose folder nobody names."""
 CHECKPOINT = "step-[0-9]*.safetensors"
-_LOCK, _PROBE = ".lock", ".probe"
+_LOCK = ".lock"
 _MARKS = {
     **dict.fromkeys((WEIGHTS, CONFIG, REPORT, PAGE), b"vitprune"),
     **{LOG: b'"kept_ratios"', KEEP_MAPS: b'"kept"', "sweep.json": b'"by_throughput"', "sweep.html": b"vitprune"},
@@ -38,23 +38,16 @@ _SIGNED = re.compile(_SIGNATURE.format("([0-9a-f]{16})").encode() + rb"\Z")
 
 
 class RunFolder:
-    """The files of a run.
+    """The files of a run, in a folder that need not exist.
+
+    The report, of every figure, is written when all else is done: a run that has one is complete. The page is the
+    report for people, and `keep_maps` are its images and which of their tokens were kept.
 
     Args:
-        path: the folder; it need not exist.
+        path: the folder.
         name: of a folder that nobody named: where it is taken, the next number is.
         must_be_new: whether it may hold nothing yet.
-        of_run: whether a run's files will be written there; False of a folder of pictures.
-
-    Attributes:
-        weights: model.safetensors, the sparse model.
-        config: what the header of `weights` says, as a file of its own.
-        report: every figure; it is written when all else is done, so a run that has one is complete.
-        page: the report for people.
-        log: a line a training step.
-        keep_maps: the images of the page, and which of their tokens were kept.
-        card: README.md, the model card.
-        checkpoints: folder of the training checkpoints.
+        of_run: whether a run's files will be written there; False of a folder of images.
     """
 
     def __init__(self, path: Path, *, name: str | None = None, must_be_new: bool = False, of_run: bool = True) -> None:
@@ -119,7 +112,7 @@ class RunFolder:
         """Names of what is in the folder beside a lock."""
         if not self.path.is_dir():
             return []
-        return [path.name for path in self.path.iterdir() if not path.name.startswith((_LOCK, _PROBE))]
+        return [path.name for path in self.path.iterdir() if not path.name.startswith(_LOCK)]
 
     @classmethod
     def _to_resume(cls, output: Path | None, name: str) -> RunFolder:
@@ -168,9 +161,7 @@ class RunFolder:
                 f"'{self}' has {free / 2**20:.0f} MiB of free space and the results need {needed_bytes / 2**20:.0f}",
                 "free some space or choose another --output",
             )
-        with replacing(self.path / ".probe"):
-            pass
-        (self.path / ".probe").unlink()
+        check_writable(self.path)
 
     @contextmanager
     def claimed(self, needed_bytes: int) -> Iterator[RunFolder]:
@@ -214,10 +205,8 @@ class RunFolder:
     def forget(self) -> list[str]:
         """Remove what an earlier run wrote and would be taken for the next one's; its weights are replaced later.
 
-        Its README.md too, whose figures would be wrong, unless somebody has edited it.
-
-        Returns:
-            Names of files among the checkpoints that vitprune did not write: they stay.
+        Its README.md too, whose figures would be wrong, unless somebody has edited it. Gives what `forget_checkpoints`
+        gives.
         """
         if self.card.is_file() and _is_unedited(self.card.read_bytes()):
             self.card.unlink()
@@ -226,11 +215,7 @@ class RunFolder:
         return self.forget_checkpoints()
 
     def forget_checkpoints(self) -> list[str]:
-        """Remove the training checkpoints and the unfinished files of a killed process.
-
-        Returns:
-            Names of the files beside them, which stay.
-        """
+        """Remove the training checkpoints and the unfinished files of a killed process; gives names of what stays."""
         for pattern in (CHECKPOINT, ".step-[0-9]*.tmp"):
             for path in self.checkpoints.glob(pattern):
                 path.unlink(missing_ok=True)

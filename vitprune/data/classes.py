@@ -29,7 +29,7 @@ class ModelClasses:
         names: of the classes, in output order; None where not known.
         order: how classes without names were sorted when the model was trained; None where not known.
         source: where the names come from, for people.
-            kind: what the data should say of an image: "class", one of them; "labels", any number of them; "values", a
+        kind: what the data should say of an image: "class", one of them; "labels", any number of them; "values", a
             number for each output; "group", which images are alike, whatever the model's outputs are.
     """
 
@@ -42,12 +42,9 @@ class ModelClasses:
 
 @dataclass(frozen=True)
 class Matched:
-    """The classes of a data set as the model's.
+    """The classes of a data set as the model's: the output index of each by name, and how they were matched.
 
-    Attributes:
-        index: the model's output index of each class of the data, by name.
-        how: how they were matched, for people.
-        by_order: whether their order alone says which is which.
+    `by_order` if their order alone says which is which.
     """
 
     index: dict[str, int]

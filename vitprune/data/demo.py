@@ -113,10 +113,7 @@ Split = Literal["train", "val"]
 def demo_images(split: Split, num_images: int | None = None, transform: Transform | None = None) -> ImageSet:
     """Images of one object in front of clutter, with exactly balanced classes; the splits share none.
 
-    Args:
-        split: which images.
-        num_images: how many; 4000 for `train` and 1000 for `val` if None. Image i is the same whatever the number.
-        transform: applied to the PIL image.
+    There are 4000 for `train` and 1000 for `val` if nobody says how many. Image i is the same whatever the number.
     """
     num_images = _NUM_IMAGES[split] if num_images is None else num_images
     labels = [i % len(CLASS_NAMES) for i in range(num_images)]
@@ -132,7 +129,8 @@ def object_mask(split: Split, index: int) -> NDArray[np.bool_]:
 def draw(split: Split, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
     """The image of a split, as a function of its index only, and which of its pixels show the object."""
     rng = np.random.default_rng([_SPLIT_SEEDS[split], index])
-    near, far = _background_colours(rng)
+    near = rng.uniform(0, 255, size=3)  # the two ends of the background's gradient
+    far = near + rng.uniform(-70, 70, size=3)
     canvas = _background(rng, near, far)
     _draw_clutter(rng, canvas)
     mask = _object_mask(rng, CLASS_NAMES[index % len(CLASS_NAMES)])
@@ -145,12 +143,6 @@ def draw(split: Split, index: int) -> tuple[Image.Image, NDArray[np.bool_]]:
 
 def _image(split: Split, index: int) -> Image.Image:
     return draw(split, index)[0]
-
-
-def _background_colours(rng: np.random.Generator) -> tuple[_Points, _Points]:
-    """The two ends of the gradient."""
-    near = rng.uniform(0, 255, size=3)
-    return near, near + rng.uniform(-70, 70, size=3)
 
 
 def _object_colour(rng: np.random.Generator, near: _Points, far: _Points) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
-"""Which files below a folder are images, and which were left out."""
+"""Which files below a folder are images, and which were left out; which folders are for training and evaluation."""
 
 from __future__ import annotations
 
 import mimetypes
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,16 +23,16 @@ _STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 _UNREAD = {".heic", ".heif", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".svg"}
 """Endings of images that Pillow cannot read."""
 _SNIFFED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+SPLIT_WORDS = (
+    (("train", "training"),),
+    (("val", "validation", "valid", "dev", "eval"), ("test", "testing")),
+)
+"""What splits for training and for evaluation are called; the later words only where there is none of the earlier."""
 
 
 @dataclass
 class Scan:
-    """The images below a folder.
-
-    Attributes:
-        images: sorted.
-        left_out: how many were passed over, by kind.
-    """
+    """The images below a folder, sorted, and how many files were left out, by kind."""
 
     images: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -56,7 +57,7 @@ def image_files(path: Path) -> list[Path]:
     """An image file, or all images below a folder.
 
     Raises:
-        DataError: there is no such file or folder, or it holds no image.
+        DataError: there is no such file or folder, or no image in it.
     """
     if path.is_file():
         return [path]
@@ -138,3 +139,33 @@ def _not_an_image(path: Path) -> str | None:
 def _readable() -> frozenset[str]:
     known = Image.registered_extensions()
     return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _STUBS)
+
+
+def words(path: Path) -> set[str]:
+    """The words of a file's or folder's name, without regard to case."""
+    return set(re.split(r"[^a-z]+", path.name.lower()))
+
+
+def find_splits(root: Path, names: tuple[str | None, str | None] = (None, None)) -> tuple[Path | None, Path | None]:
+    """The folders with the training and the validation images; (None, None) if `root` has no such split.
+
+    They are called by `names` or by the usual words, in which case does not matter.
+
+    Raises:
+        DataError: a folder that is named is not there, or several may be meant.
+    """
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir()]
+    found: list[Path | None] = []
+    for option, given, groups in zip(("--train-split", "--val-split"), names, SPLIT_WORDS, strict=True):
+        if given is not None:
+            if not (root / given).is_dir():
+                raise DataError(f"'{root}' has no folder '{given}'", f"{option} names one of its folders", exit_code=2)
+            found.append(root / given)
+            continue
+        by_group = ([each for each in folders if each.name.lower() in alike] for alike in groups)
+        hits = next(filter(None, by_group), [])
+        if len(hits) > 1:
+            choices = " and ".join(f"'{each.name}'" for each in hits)
+            raise DataError(f"'{root}' has {choices}, and either may be meant", f"name one: {option} {hits[0].name}")
+        found.append(hits[0] if hits else None)
+    return found[0], found[1]

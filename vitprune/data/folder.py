@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
 
 from vitprune.common.formatting import writable
 from vitprune.data.classes import Matched, ModelClasses, match_classes
-from vitprune.data.files import Scan, is_clutter, is_image, is_output, no_images, scan
+from vitprune.data.files import SPLIT_WORDS, Scan, is_clutter, is_image, is_output, no_images, scan
 from vitprune.data.images import ImageSet, open_image
 from vitprune.data.label_file import FileCells, find_label_files, labels_in, read_label_file
 from vitprune.data.options import NO_OPTIONS, DataOptions
-from vitprune.data.splits import SPLIT_WORDS
 from vitprune.data.target_columns import match_one_class, understand
 from vitprune.data.targets import (
     FOR_CLASSES,
@@ -31,13 +31,7 @@ from vitprune.data.targets import (
 )
 from vitprune.errors import DataError
 
-_NO_CLASSES = (
-    "images",
-    "labels",
-    "annotations",
-    "masks",
-    *(word for groups in SPLIT_WORDS for group in groups for word in group),
-)
+_NO_CLASSES = {"images", "labels", "annotations", "masks", *chain(*chain(*SPLIT_WORDS))}
 
 
 class Unlabelled(DataError):
@@ -88,12 +82,9 @@ def _class_folders(root: Path) -> list[Path]:
 
 
 def read_folder(root: Path, classes: ModelClasses | None, options: DataOptions = NO_OPTIONS) -> ImageSet:
-    """All images below a folder.
+    """All images below a folder, which has one folder per class, or images that a file labels.
 
-    Args:
-        root: a folder with one folder per class, or with images that a file labels.
-        classes: the model's, to label the images by; None to leave them unlabelled. Groups may be missing.
-        options: a file of labels, and how large images may be.
+    Without classes, the model's, images are unlabelled. Groups may be missing.
 
     Raises:
         DataError: there are no images, no labels though they are asked for, or they do not fit the model.
@@ -126,11 +117,9 @@ def classes_of_train(train: Path, classes: ModelClasses) -> ModelClasses:
     if classes.kind != "class" or classes.names or len(names) != classes.num_classes:
         return classes
     matched = match_classes(names, classes, str(train))
-    return (
-        replace(classes, names=tuple(matched.index), source=f"the folder '{train.name}'")
-        if matched.by_order
-        else classes
-    )
+    if not matched.by_order:
+        return classes
+    return replace(classes, names=tuple(matched.index), source=f"the folder '{train.name}'")
 
 
 def _labelled(root: Path, classes: ModelClasses, options: DataOptions) -> _Found:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vitprune.data.classes import ModelClasses, shown
-from vitprune.data.files import is_image
+from vitprune.data.files import SPLIT_WORDS, is_image, words
 from vitprune.data.options import DataOptions
-from vitprune.data.splits import SPLIT_WORDS, words
 from vitprune.data.tables import Images, read_table
 from vitprune.errors import DataError, HubError
 
@@ -25,15 +24,12 @@ HUB_SETS: dict[str, tuple[str, str | None]] = {
     "imagenette": ("frgfm/imagenette", "320px"),
 }
 """Repository and configuration of the data sets that have a name of their own."""
-
 OFFLINE = "HF_HUB_OFFLINE is set"
 _TIMEOUT_S = 10.0
 _IMAGENET_CLASSES = 1000
 _MOST_SHARDS = 100_000
 _SHARDS = {".parquet": "parquet", ".tar": "webdataset", ".tar.gz": "webdataset", ".tgz": "webdataset"}
 _OF_THE_DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
-
-
 _PREFIXES = ("hf:", "hf-hub:", "hfds/")
 """Ours, that of models, and timm's."""
 
@@ -244,11 +240,7 @@ def _check_tar(path: Path) -> None:
 
 
 def _by_split(shards: list[Path], splits: tuple[str | None, str | None]) -> dict[str, list[Path]]:
-    """Files by split: those with one of its words in their name, as in imagenet-train-00000.tar; without any, all val.
-
-    Raises:
-        DataError: there are none of a split that is named, some have no such word, or one has words of both.
-    """
+    """Files by split: those whose name has one of its words, as in imagenet-train-00000.tar; without any, all val."""
     found: dict[str, list[Path]] = {}
     for groups, given in zip(SPLIT_WORDS, splits, strict=True):
         if given is not None:

@@ -14,9 +14,9 @@ from typing import Any
 from timm.utils import natural_key
 
 from vitprune.data.classes import ModelClasses, TargetKind
+from vitprune.data.files import SPLIT_WORDS, words
 from vitprune.data.options import Columns
-from vitprune.data.splits import SPLIT_WORDS, words
-from vitprune.data.target_columns import check_column, find_target, named_columns, refuse_several
+from vitprune.data.target_columns import check_column, class_column, find_target, named_columns
 from vitprune.data.targets import FOR_LABELS, OtherTask
 from vitprune.errors import DataError
 
@@ -31,12 +31,9 @@ _WORDNET_ID = re.compile(r"\bn\d{8}\b")
 
 @dataclass(frozen=True)
 class FileCells:
-    """What a file says of images.
+    """What a file says of images: names of columns, empty ones where it has none, and their cells for each image.
 
-    Attributes:
-        file: it.
-        columns: their names, empty ones where it has none.
-        cells: of these columns, for each image; None of images that it does not name. A class is text.
+    None of images that it does not name. A class is text.
     """
 
     file: Path
@@ -105,13 +102,9 @@ def read_label_file(
 ) -> FileCells:
     """What a file says of each image: its class as text, or the cells of its labels or values.
 
-    Args:
-        file: text with a line per image (name and class, or the class alone, in the order of the file names), CSV, TSV,
-            JSON (an object, or a list of them) or JSON lines. Images are named by path, name, or name less ending.
-        images: sorted.
-        root: the folder they are in.
-        columns: names of the columns with the images and the targets; None to find them.
-        classes: of the model, for the kind and number of the targets.
+    It is text with a line per image (name and class, or the class alone, in the order of the file names), CSV, TSV,
+    JSON (an object, or a list of them) or JSON lines. Images, in the folder `root` and sorted, are named by path, name,
+    or name less ending; `columns` are those of images and targets.
 
     Raises:
         DataError: it cannot be read, does not name the images, or does not say which column is the target.
@@ -140,7 +133,7 @@ def read_label_file(
         if classes.kind in ("class", "group"):
             if cells[0] in (None, ""):
                 continue
-            cells = (_one_class(_text(cells[0], file, row[image]), file, row[image]),)
+            cells = (_one_class(cells[0], file, row[image]),)
         if len(places) > 1:
             raise DataError(f"'{file}' names '{row[image]}', and {len(places)} images in '{root}' are called so")
         if found[places[0]] not in (None, cells):
@@ -223,14 +216,19 @@ def _objects(content: Any) -> _Table:
     return _Table([header, *([row.get(key) for key in header] for row in content)], header)
 
 
-def _text(value: Any, file: Path, image: str) -> str:
+def _one_class(value: Any, file: Path, image: str) -> str:
+    """A class as text; ImageNet's solutions give it again with each box around an object."""
     if isinstance(value, dict):
         raise DataError(
             f"'{file}' gives '{image}' an object where its class is expected", "name it: --target-key COLUMN"
         )
     if isinstance(value, list):
         raise OtherTask(f"an image has one class, and here is a list: '{file}' gives '{image}' {value}", FOR_LABELS)
-    return str(value)
+    text = str(value)
+    ids = dict.fromkeys(_WORDNET_ID.findall(text))
+    if len(ids) > 1:
+        raise DataError(f"'{file}' gives '{image}' several classes: {', '.join(ids)}")
+    return next(iter(ids)) if ids and " " in text else text
 
 
 def _image_column(file: Path, table: _Table, names: _ByName, given: str | None, root: Path) -> int:
@@ -253,9 +251,8 @@ def _image_column(file: Path, table: _Table, names: _ByName, given: str | None, 
 
 def _label_column(file: Path, table: _Table, image: int, given: str | None) -> int:
     if given is not None:
-        names = named_columns(given, table.header or (), str(file))
-        refuse_several(names, str(file))
-        return (table.header or []).index(names[0])
+        header = table.header or []
+        return header.index(class_column(given, header, str(file)))
     width = max(len(row) for row in table.rows)
     others = [column for column in range(width) if column != image]
     if len(others) == 1 or table.header is None or file.suffix.lower() == ".txt":
@@ -284,11 +281,3 @@ def _columns_of_outputs(
         )
     cells = {header[c]: [row[c] if c < len(row) else None for row in rows] for c in others if c < len(header)}
     return [header.index(find_target(cells, classes, str(file)))]
-
-
-def _one_class(value: str, file: Path, image: str) -> str:
-    """ImageNet's solutions give the class again with each box around an object."""
-    ids = dict.fromkeys(_WORDNET_ID.findall(value))
-    if len(ids) > 1:
-        raise DataError(f"'{file}' gives '{image}' several classes: {', '.join(ids)}")
-    return next(iter(ids)) if ids and " " in value else value

@@ -16,16 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitprune.common.formatting import JOIN_WITH_COMMAS, close_match, is_number, writable
 from vitprune.data.classes import ModelClasses, TargetKind, with_class_map
-from vitprune.data.files import in_words
+from vitprune.data.files import find_splits, in_words
 from vitprune.data.folder import classes_of_train, is_flat, read_folder
-from vitprune.data.groups import number_together
 from vitprune.data.hub import HUB_SETS, find_shards, hub_name, missing_shards, read_hub, read_shards
 from vitprune.data.images import ImageSet
 from vitprune.data.loading import Faults
 from vitprune.data.options import NO_OPTIONS, DataOptions
-from vitprune.data.splits import find_splits
 from vitprune.data.tables import Images, ImageStream
-from vitprune.data.targets import FOR_CLASSES, UNLABELLED, OtherTask
+from vitprune.data.targets import FOR_CLASSES, UNLABELLED, OneClass, OtherTask, Target, Targets
 from vitprune.data.torch_data import TorchImages, torch_images
 from vitprune.errors import DataError
 
@@ -101,13 +99,9 @@ def open_data(
 ) -> Data:
     """Open `demo`, `imagenet`, `imagenette`, `hf:owner/name`, a folder, or parquet or tar shards.
 
-    Args:
-        spec: the DATA argument.
-        classes: the model's classes, and what the data should say of an image.
-        options: what else is said about the data.
-        training: whether training images are needed. If the data has no val split, a tenth is then held out.
-        labels: False if labels are not needed: images that have none, or that do not fit, are taken without.
-        gallery: whether training images are wanted where there are some, to look for neighbours among them.
+    With `training`, images to train on are needed: if the data has no val split, a tenth is held out. Without `labels`,
+    images that have none, or that do not fit, are taken without. With `gallery`, training images are wanted where there
+    are some, to look for neighbours among them.
 
     Raises:
         DataError: no images, options that do not fit the kind of data, or targets that do not fit the model.
@@ -130,7 +124,9 @@ def open_data(
         folders = _read_folders(_existing(folder or spec), classes, options, training or gallery, labels)
         data = _complete(spec, *folders, training)
     if kind == "group":
-        data.train, data.val = number_together(data.train, data.val)
+        parts = [part for part in (data.train, data.val) if part is not None]
+        names = sorted({name for part in parts for name in part.class_names.values()})
+        data.train, data.val = data.train and _numbered(data.train, names), _numbered(data.val, names)
     if missing := missing_shards(shards):
         note = f"{len(missing)} of {len(missing) + len(shards)} shards are missing, {missing[0]} first"
         data.note = note if data.note is None else f"{note}; {data.note}"
@@ -151,14 +147,9 @@ def open_torch(
     training: bool = False,
     labels: bool = True,
 ) -> Data:
-    """As `open_data`, of what the caller has; see `vitprune.data.torch_data`.
+    """As `open_data`, of what the caller has: images to train on, or else to evaluate on; see `torch_images`.
 
-    Args:
-        source: images to train on, or, where nothing is trained, to evaluate on.
-        val: images to evaluate on after training; None holds a tenth of `source` out.
-        classes: the model's.
-        training: whether training images are needed.
-        labels: False if targets are not needed: those that do not fit are left out.
+    Without `val` a tenth is held out for training; without `labels` targets that do not fit are left out.
     """
     named = source.dataset if isinstance(source, DataLoader) else source
     held_out = None if val is None else torch_images(val, classes, labels=labels)
@@ -166,11 +157,7 @@ def open_torch(
 
 
 def _check_options(spec: str, options: DataOptions, is_table: bool, kind: TargetKind) -> None:
-    """Refuse what has no effect on the kind of data.
-
-    Raises:
-        DataError: an option is of no use.
-    """
+    """Refuse what has no effect on the kind of data."""
     if options.streaming and not is_table:
         raise DataError(f"--streaming says how tables are read, and '{spec}' is none", "leave it out")
     # Labels and values of a folder are in a file in any case, which need not be named.
@@ -230,6 +217,28 @@ def _complete(spec: str, train: Images | None, val: Images | None, training: boo
     rest, held_out = everything.split(HELD_OUT)
     note = f"no separate train and val parts: {len(held_out)} of {len(everything)} images held out"
     return Data(spec, rest, held_out, note)
+
+
+def _numbered(part: Images, names: list[str]) -> Images:
+    """Images whose groups are numbered by their names in all parts of the data; numbers without names stay.
+
+    A single group says nothing of likeness: such images are unlabelled.
+    """
+    if not part.class_names:
+        return part
+    index = {name: number for number, name in enumerate(names)}
+    new: dict[int, int] = {UNLABELLED: UNLABELLED} | {old: index[name] for old, name in part.class_names.items()}
+    alone, how = len(names) < 2, f"{len(names)} {part.how_classes}"
+    if isinstance(part, ImageStream):
+        reading = part.labels.reading
+        if alone or not isinstance(reading, OneClass):
+            return replace(part, labels=Targets(kind="group"))
+        numbers = OneClass({value: new[old] for value, old in reading.index.items()})
+        return replace(part, labels=replace(part.labels, reading=numbers, names=dict(enumerate(names)), how=how))
+    if alone:
+        return replace(part, labels=[UNLABELLED] * len(part), class_names={}, how_classes="")
+    labels: list[Target] = [new[int(label)] for label in part.labels]
+    return replace(part, labels=labels, class_names=dict(enumerate(names)), how_classes=how)
 
 
 def _existing(name: str) -> Path:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from vitprune.data.classes import Matched, ModelClasses, match_classes, model_index, named, refuse_order, shown
 from vitprune.data.imagenet import find_spelling
-from vitprune.data.target_columns import find_target, match_one_class, named_columns, refuse_several, understand
+from vitprune.data.target_columns import class_column, find_target, match_one_class, named_columns, understand
 from vitprune.data.targets import (
     FOR_CLASSES,
     FOR_LABELS,
@@ -35,15 +34,10 @@ _FIRST_ROWS = 100
 def table_targets(
     table: Any, features: Mapping[str, Any], image: str, classes: ModelClasses | None, given: str | None, source: str
 ) -> Targets:
-    """How to read the targets of a table; without classes there are none.
+    """How to read the targets of a table, whose images are not decoded; without classes there are none.
 
-    Args:
-        table: a `datasets.Dataset` or `datasets.IterableDataset`, its images not decoded.
-        features: of its columns; of a stream without any, its first row.
-        image: the column of the images.
-        classes: the model's.
-        given: what --target-key names; None to find it.
-        source: what to call the data.
+    `features` are those of its columns; of a stream without any, its first row. `image` is the column of the images,
+    `given` what --target-key names, and errors call the data `source`.
 
     Raises:
         DataError: there is no such column, several may be meant, or its targets do not fit the model.
@@ -108,10 +102,7 @@ def _cells(table: Any, columns: Sequence[Column], source: str, most: int | None 
             return [[column.cell(row) for column in columns] for row in table.take(most or _FIRST_ROWS)]
         except (OSError, EOFError, ValueError, TypeError, zlib.error, tarfile.TarError) as error:
             raise DataError(f"the first rows of '{source}' cannot be read: {error}", "correct them") from error
-    chosen = table.select_columns(list(dict.fromkeys(column.name for column in columns)))
-    if most is not None:
-        return [[column.cell(row) for column in columns] for row in islice(chosen, most)]
-    cells = chosen[:]
+    cells = table.select_columns(list(dict.fromkeys(column.name for column in columns)))[:most]
     by_column = ([column.cell({column.name: cell}) for cell in cells[column.name]] for column in columns)
     return [list(row) for row in zip(*by_column, strict=True)]
 
@@ -137,9 +128,7 @@ def _class_column(columns: Mapping[str, tuple[Column, Any]], given: str | None, 
     from datasets import ClassLabel
 
     if given is not None:
-        names = named_columns(given, columns, source)
-        refuse_several(names, source)
-        return names[0]
+        return class_column(given, columns, source)
     for key in (False, True):  # entries of tar files' JSON last
         here = {name: kind for name, (column, kind) in columns.items() if (column.key is not None) == key}
         kinds = [name for name, kind in here.items() if isinstance(kind, ClassLabel)]
@@ -224,9 +213,7 @@ def _outputs(
     """Labels or values."""
     from datasets import ClassLabel
 
-    names = (
-        named_columns(given, columns, source) if given is not None else [_find(table, columns, image, classes, source)]
-    )
+    names = [_find(table, columns, image, classes, source)] if given is None else named_columns(given, columns, source)
     chosen = tuple(columns[name][0] for name in names)
     kind, num = columns[names[0]][1], classes.num_classes
     if isinstance(kind, ClassLabel) and (classes.kind == "values" or (len(names) == 1 and num > 1)):
@@ -243,9 +230,8 @@ def _outputs(
             return Targets(chosen, LabelList(index, num), {i: n for n, i in matched.index.items()}, how, "labels")
         if items is not None and getattr(kind, "length", -1) == num and not _is_text(items):
             refuse_order(classes, f"column '{names[0]}' of '{source}' has a 0 or 1 for each of the labels")
-            return Targets(
-                chosen, Flags(tuple(range(num))), how=f"{num} as 0 or 1 in column '{names[0]}'", kind="labels"
-            )
+            how = f"{num} as 0 or 1 in column '{names[0]}'"
+            return Targets(chosen, Flags(tuple(range(num))), how=how, kind="labels")
     found = understand(names, _cells(table, chosen, source), classes, source, whole=not _is_stream(table))
     return Targets(chosen, found.reading, found.names, found.how, classes.kind)
 

@@ -29,14 +29,10 @@ _BUFFER_SIZE = 1000  # rows among which a stream is shuffled
 class ImageStream(IterableDataset[Any]):
     """Images that come one after another, from shards or over the network: no length, no choice of a single one.
 
-    Workers and processes share the shards among themselves without overlap.
+    Workers and processes share the shards among themselves without overlap. The column `image` of the table, a
+    `datasets.IterableDataset`, is not decoded.
 
     Attributes:
-        table: a `datasets.IterableDataset`, its image column not decoded.
-        image: name of that column.
-        labels: how targets are read.
-        source: what to call the data.
-        max_pixels: larger images count as unreadable.
         seed: to shuffle shards and a buffer of rows; None for the order of the data.
         transform: applied to the PIL image; set before reading batches.
         passes: how often the data was gone through; a shuffled stream's order depends on it.
@@ -126,8 +122,7 @@ Images = ImageSet | ImageStream
 def read_table(table: Any, classes: ModelClasses | None, source: str, options: DataOptions = NO_OPTIONS) -> Images:
     """Images of one split: of a `datasets.Dataset`, or of a `datasets.IterableDataset`, which becomes a stream.
 
-    Without classes, the model's, images are unlabelled. Errors call the data `source`. Of the options columns and
-    `max_pixels` are used.
+    Without classes, the model's, images are unlabelled. Errors call the data `source`.
 
     Raises:
         DataError: no rows, a column is missing, or the targets do not fit the model.
@@ -179,9 +174,9 @@ def _image_column(features: Mapping[str, Any], column: str | None, source: str) 
         if column not in features:
             raise DataError(f"'{source}' has no column '{column}'", f"its columns are {', '.join(features)}")
         if not _may_hold_images(features[column]):
+            held = getattr(features[column], "dtype", type(features[column]).__name__)
             raise DataError(
-                f"column '{column}' of '{source}' holds {_kind_of(features[column])}, no images",
-                f"its columns are {', '.join(features)}",
+                f"column '{column}' of '{source}' holds {held}, no images", f"its columns are {', '.join(features)}"
             )
         return column
     from datasets import Image as ImageFeature
@@ -203,7 +198,3 @@ def _may_hold_images(kind: Any) -> bool:
     if isinstance(kind, Mapping):
         return "bytes" in kind
     return isinstance(kind, (ImageFeature, bytes)) or getattr(kind, "dtype", "") in ("binary", "large_binary")
-
-
-def _kind_of(kind: Any) -> str:
-    return str(getattr(kind, "dtype", type(kind).__name__))

@@ -42,10 +42,10 @@ def check_column(name: str, known: Collection[str], source: str) -> None:
 
 
 def named_columns(given: str, known: Collection[str], source: str) -> list[str]:
-    """The columns that --target-key names: the one of that name, or those between its commas.
+    """The columns that --target-key names, each once: the one of that name, or those between its commas.
 
     Raises:
-        DataError: there is none of a name, or one is named twice.
+        DataError: there is none of a name.
     """
     parts = [given] if given in known else [part.strip() for part in given.split(",")]
     for part in parts:
@@ -55,29 +55,27 @@ def named_columns(given: str, known: Collection[str], source: str) -> list[str]:
     return parts
 
 
-def refuse_several(columns: Sequence[str], source: str) -> None:
-    """Refuse more than one column where an image has one class.
+def class_column(given: str, known: Collection[str], source: str) -> str:
+    """The column that --target-key names where an image has one class.
 
     Raises:
-        OtherTask: there are more.
+        DataError: there is none of that name.
+        OtherTask: several are named.
     """
+    columns = named_columns(given, known, source)
     if len(columns) > 1:
         raise OtherTask(
             f"the class is in one column of '{source}', and --target-key names {len(columns)}",
             f"name one, or {FOR_LABELS}; {FOR_VALUES}",
         )
+    return columns[0]
 
 
 def find_target(columns: Mapping[str, Sequence[Any]], classes: ModelClasses, source: str) -> str:
     """The column with the labels or the values.
 
     That is the only one, or the only one that may be: of labels one that is called so, or holds lists; of values the
-    only one of numbers, or the one of numbers that is called target or value.
-
-    Args:
-        columns: cells of those that hold no images, by name.
-        classes: of kind "labels" or "values".
-        source: what to call the data.
+    only one of numbers, or the one of numbers that is called target or value. `columns` are cells by name.
 
     Raises:
         DataError: several may be meant, or none.
@@ -109,14 +107,9 @@ def find_target(columns: Mapping[str, Sequence[Any]], classes: ModelClasses, sou
 def understand(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], classes: ModelClasses, source: str, *, whole: bool = True
 ) -> Understood:
-    """How the cells of columns are meant as labels or values.
+    """How the cells of columns, whose names may be empty, are meant as labels or values.
 
-    Args:
-        columns: their names; empty ones where the data has none.
-        rows: cells of each row.
-        classes: of kind "labels" or "values".
-        source: what to call the data.
-        whole: whether `rows` are all there are, so that no other label can follow.
+    If the rows are the `whole`, no other label can follow.
 
     Raises:
         DataError: they do not fit the model, or can be read in two ways.
@@ -132,11 +125,10 @@ def understand(
                 "name one column for each output, in their order",
             )
         return Understood(Numbers(classes.num_classes, tuple(columns)), called if columns[0] else where)
-    found = (
-        _flag_columns(columns, classes, source)
-        if several
-        else _one_column([row[0] for row in rows], classes, source, where, whole)
-    )
+    if several:
+        found = _flag_columns(columns, classes, source)
+    else:
+        found = _one_column([row[0] for row in rows], classes, source, where, whole)
     if isinstance(found.reading, Flags):
         refuse_order(classes, f"{where} has a 0 or 1 for each of the labels")
     how = f"{classes.num_classes} {found.how} {called if columns[0] else where}"
@@ -175,10 +167,10 @@ def match_one_class(
     try:
         return match(values, classes, source)
     except DataError as error:
-        if values and all(as_number(value) is not None for value in values) and not all(map(str.isdigit, values)):
-            raise OtherTask(
-                f"'{source}' has numbers where classes are expected, such as {_odd(values)}", FOR_VALUES
-            ) from error
+        odd = [value for value in values if not value.isdigit()]
+        if odd and all(as_number(value) is not None for value in values):
+            what = f"'{source}' has numbers where classes are expected, such as {odd[0]}"
+            raise OtherTask(what, FOR_VALUES) from error
         for mark in _MARKS:
             with suppress(DataError):
                 pieces = {*chain(*(split_labels(value, mark) for value in values))}
@@ -188,10 +180,6 @@ def match_one_class(
         else:
             raise
         raise OtherTask(f"'{source}' has several labels an image, such as '{some}'", FOR_LABELS) from error
-
-
-def _odd(values: Sequence[str]) -> str:
-    return next(value for value in values if not value.isdigit())
 
 
 def _flag_columns(columns: Sequence[str], classes: ModelClasses, source: str) -> Understood:

@@ -34,11 +34,7 @@ class OtherTask(DataError):
 
 @dataclass(frozen=True)
 class OneClass:
-    """One cell with a class or a group.
-
-    Attributes:
-        index: output index, or number of the group, by value of the cell.
-    """
+    """One cell with a class or a group; `index` is its output index, or the group's number, by value of the cell."""
 
     index: Mapping[Any, int]
 
@@ -70,12 +66,9 @@ class NumberedGroup:
 
 @dataclass(frozen=True)
 class LabelList:
-    """One cell with the labels that an image has: a list, or text with marks between.
+    """One cell with the labels that an image has, with their output indices: a list, or text with marks between.
 
-    Attributes:
-        index: output index by label.
-        num_labels: of the model.
-        mark: what stands between the labels of a text, a space for any blank; None if it is one label.
+    A mark of a space is any blank; None if the text is one label.
     """
 
     index: Mapping[Any, int]
@@ -98,11 +91,7 @@ class LabelList:
 
 @dataclass(frozen=True)
 class Flags:
-    """0 or 1 for each label of the model: a list of them, or a cell each.
-
-    Attributes:
-        order: output index of each.
-    """
+    """0 or 1 for each label of the model, whose output indices are `order`: a list of them, or a cell each."""
 
     order: tuple[int, ...]
 
@@ -121,12 +110,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A number for each output of the model: a list of them, or a cell each.
-
-    Attributes:
-        num_values: of the model.
-        columns: what the cells are called; empty where they have no names.
-    """
+    """A number for each of the model's outputs: a list of them, or a cell each, with the names of `columns` if any."""
 
     num_values: int
     columns: tuple[str, ...] = ()
@@ -152,12 +136,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Understood:
-    """How cells are read.
+    """How the cells of a row are read, how that was understood, for people, and what the data calls the outputs.
 
-    Attributes:
-        reading: of the cells of a row.
-        how: they were understood, for people.
-        names: what the data calls the model's outputs, or the groups, by index; empty where not known.
+    These names, of the model's outputs or of groups, are by index; empty where not known.
     """
 
     reading: Reading
@@ -167,12 +148,7 @@ class Understood:
 
 @dataclass(frozen=True)
 class Column:
-    """One of a table, by name.
-
-    Attributes:
-        name: of the column.
-        key: where its cells are objects, the entry that is meant.
-    """
+    """One of a table, by name; where its cells are objects, `key` is the entry that is meant."""
 
     name: str
     key: str | None = None
@@ -184,15 +160,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Targets:
-    """How the target of a row of a table is read; without a reading there is none.
-
-    Attributes:
-        columns: whose cells are read.
-        reading: of these cells.
-        names: what the data calls the model's outputs, or the groups, by index; empty where not known.
-        how: the targets were understood, for people.
-        kind: of targets.
-    """
+    """How the target of a table's row is read from its columns, see `Understood`; without a reading there is none."""
 
     columns: tuple[Column, ...] = ()
     reading: Reading | None = None

@@ -26,9 +26,6 @@ class TorchImages(ImageSet):
     An image is a PIL image, which gets the transform, or a tensor (C, H, W), which is taken as it is: resized and
     normalised as the model's weights want it. A target is a class index of the model or a group; of kind "labels" 0 and
     1 for each output, of kind "values" as many numbers.
-
-    Attributes:
-        reading: of a target.
     """
 
     reading: Reading = field(kw_only=True)
@@ -95,10 +92,8 @@ def torch_images(
 ) -> TorchImages:
     """The images of a Dataset, or of the one that a DataLoader reads; loading and order are vitprune's.
 
-    Args:
-        source: a Dataset with a length, or a DataLoader of one, which neither chooses nor stacks samples by itself.
-        classes: the model's; its output indices are the classes. None where targets do not matter.
-        labels: False if targets are not needed: where those of the first sample do not fit, all are left out.
+    The classes are the model's, by output index; None where targets do not matter. Without `labels` all targets are
+    left out if that of the first sample does not fit.
 
     Raises:
         UsageError: a stream, or a loader with a sampler or a collate_fn of its own.
@@ -120,17 +115,16 @@ def torch_images(
     if not len(source):
         raise DataError(f"the {type(source).__name__} holds no images")
     image, value = _parts(source[0])
+    called = f"the {type(source).__name__}"
     if not isinstance(image, (Image.Image, Tensor)):
-        raise DataError(
-            f"the {type(source).__name__} gives {type(image).__name__}, expected a PIL image or a tensor (C, H, W)"
-        )
+        raise DataError(f"{called} gives {type(image).__name__}, expected a PIL image or a tensor (C, H, W)")
     names = getattr(source, "classes", None) or ()
     fits = classes is not None and (classes.kind == "group" or len(names) == classes.num_classes)
     kind, reading = "class" if classes is None else classes.kind, _reading(classes)
     labelled = value is not None and (kind == "values" or value != UNLABELLED)
     try:
         if labelled:
-            reading([value], f"the first sample of the {type(source).__name__}")
+            reading([value], f"the first sample of {called}")
     except DataError:
         if labels and classes is not None:
             raise

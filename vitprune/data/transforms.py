@@ -42,12 +42,10 @@ class Augmentation(PublicSettings):
 
 @dataclass(frozen=True)
 class Prepared:
-    """timm's steps for a model, after what they do not do.
+    """timm's steps for a model, from an RGB image to a tensor (C, H, W), after what they do not do.
 
-    Attributes:
-        steps: turn an RGB image into a tensor (C, H, W).
-        exif: whether images are turned by their EXIF orientation first.
-        center: whether the steps resize by the shorter side, and so keep nothing of the ends of a long image.
+    With `exif` images are turned by their EXIF orientation first. With `center` the steps resize by the shorter side,
+    and so keep nothing of the ends of a long image.
     """
 
     steps: Callable[[Any], Tensor]

@@ -46,11 +46,8 @@ class _Collector(logging.Handler):
 def adaptations(what: str) -> Iterator[list[str]]:
     """A list that has, at the end of the block, a line for each thing that timm adapted in it.
 
-    Args:
-        what: to call the weights.
-
     Raises:
-        CheckpointError: timm left a part of the model without weights.
+        CheckpointError: timm left a part of the model without weights, which are called `what`.
     """
     logger, collector = logging.getLogger("timm"), _Collector()
     before, propagates = logger.level, logger.propagate
@@ -81,9 +78,7 @@ def adaptations(what: str) -> Iterator[list[str]]:
 def resampled(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     """A line for each of what timm resamples without a word: the patch embedding, and biases of relative positions.
 
-    Args:
-        model: with its weights.
-        state: the tensors that they come from, or others of their shapes.
+    The model's weights come from `state`, or from other tensors of these shapes.
     """
     for name, tensor in model.state_dict().items():
         before, after = (tuple(each.shape) for each in (state.get(name, tensor), tensor))

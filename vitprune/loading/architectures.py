@@ -35,12 +35,7 @@ Row = dict[str, Any]
 
 
 class Table(NamedTuple):
-    """Architectures in timm's order.
-
-    Attributes:
-        timm: the version that they are of.
-        rows: by name.
-    """
+    """Architectures of a version of timm by name, in timm's order."""
 
     timm: str
     rows: dict[str, Row]
@@ -144,10 +139,7 @@ def known_names() -> list[str]:
 
 
 def match_names(pattern: str | None = None) -> list[str]:
-    """Architectures of timm whose name matches, in timm's order.
-
-    Args:
-        pattern: timm's wildcards ("deit*"), or a part of the name; None for all.
+    """Architectures of timm whose name matches wildcards as timm has them ("deit*") or holds a text, in timm's order.
 
     Raises:
         UnknownModelError: none does; offers close matches.
@@ -165,13 +157,7 @@ def match_names(pattern: str | None = None) -> list[str]:
 
 
 def describe_all(names: Sequence[str], sparsity: Sparsity | None = None, listener: Listener = SILENT) -> list[Row]:
-    """Architectures, of the table, the cache, or built.
-
-    Args:
-        names: from `match_names`.
-        sparsity: the plan that costs are of; None for the default one.
-        listener: hears how far it is, where some are built.
-    """
+    """Architectures, of the table, the cache, or built; costs are those of a plan, None for the default one."""
     table = shipped_table().rows
     rows = {name: table[name] for name in names if name in table and (sparsity is None or table[name]["reason"])}
     if missing := [name for name in names if name not in rows]:

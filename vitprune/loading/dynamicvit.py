@@ -53,14 +53,9 @@ def load_official(
 ) -> tuple[SparseViT, Metadata]:
     """An official checkpoint as a sparse model that prunes as the original does: geometric schedule, tokens dropped.
 
-    Args:
-        path: a torch pickle; only tensors, and an argparse.Namespace beside them, are unpickled.
-        keep: share of tokens one stage keeps, in (0, 1); the file does not say.
-        stages: block indices before which its predictors act; None for equal parts of the depth.
-        listener: hears which of several sets of weights was taken.
-
-    Returns:
-        The model in eval mode, and metadata to save it with.
+    Of the torch pickle only tensors, and an argparse.Namespace beside them, are unpickled. The share of tokens that one
+    stage keeps, in (0, 1), and the block indices before which its predictors act (None for equal parts of the depth)
+    it does not say. The model is in eval mode, and the metadata is to save it with.
 
     Raises:
         CheckpointError: the file is missing, damaged, not official, or of an architecture that was not published.

@@ -93,11 +93,7 @@ def loaded_from(
 ) -> Loaded:
     """What is known of a timm model that the caller has made; its head is left as it is.
 
-    Args:
-        model: the model.
-        class_names: in output order.
-        task: what it is for.
-        said: whether the model itself says that, so that an embedding may come out of any head.
+    If the model itself has `said` what it is for, an embedding may come out of any head.
 
     Raises:
         UsageError: the task does not go with it, see `task_of`; or an embedding is asked of a classifier.
@@ -133,10 +129,7 @@ def as_loaded(spec: str, name: str, model: nn.Module, origin: dict[str, Any], un
 def find_task(loaded: Loaded, asked: AskedTask, *, headless: bool) -> None:
     """Say what a dense model is for; one that is to give an embedding loses its classifier, not its projection.
 
-    Args:
-        loaded: without its task.
-        asked: the task, or "auto".
-        headless: whether any head is left out.
+    If `headless`, any head is left out.
 
     Raises:
         UsageError: the task does not go with the model, see `task_of`.

@@ -28,14 +28,9 @@ apart, and sparsify's short recipe moves them by hundredths."""
 def check_made_from(sparse: nn.Module, dense: nn.Module, source: str, file: str) -> None:
     """Make sure that a sparse model's backbone is a fine-tuned copy of a dense model, and not of other weights.
 
-    Args:
-        sparse: the backbone.
-        dense: what is taken for its origin, of the same shapes.
-        source: what to call the dense model's weights.
-        file: what to call the sparse model.
-
     Raises:
-        UsageError: their weights are as far from each other as those of two models that were trained apart.
+        UsageError: their weights are as far from each other as those of two models that were trained apart; calls them
+            `source`, of the dense model, and `file`.
     """
     theirs = dense.state_dict()
     distance = norm = 0.0
@@ -54,13 +49,7 @@ def check_made_from(sparse: nn.Module, dense: nn.Module, source: str, file: str)
 
 @dataclass(frozen=True)
 class OwnWeights:
-    """How a model is made of a weight file.
-
-    Attributes:
-        model: the timm model with its weights.
-        key: which of several sets in the file it is; None where there is one.
-        said: what was understood, a line each.
-    """
+    """A timm model made of a weight file, which of several sets in it that is, and what was understood, a line each."""
 
     model: nn.Module
     key: str | None
@@ -78,14 +67,10 @@ def build_with_weights(
 ) -> OwnWeights:
     """A timm model with the weights of a file, through timm's own conversion of foreign layouts.
 
-    Args:
-        name: of the architecture.
-        path: a weight file, an index of several, or a folder with one; it says how many classes and channels there
-            are, and where a training script of timm's wrote it, how images are prepared.
-        arguments: more of them for timm.create_model, which win over the file's.
-        key: which of several sets of weights in the file.
-        any_tag: whether `name` has a tag because timm has one, and the file may say another.
-        headless: whether the file may lack a classifier; one that has it is built with it.
+    The file, an index of several, or a folder with one, says how many classes and channels there are, and where a
+    training script of timm's wrote it, how images are prepared; `arguments` for timm.create_model win over that. `key`
+    is the set of weights to take. With `any_tag`, `name` has a tag because timm has one, and the file may say another.
+    If `headless`, the file may lack a classifier; one that has it is built with it.
 
     Raises:
         UsageError: the file is a sparse model of ours, was trained as another model, or an argument is wrong.

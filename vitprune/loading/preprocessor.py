@@ -6,12 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from timm.data import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    OPENAI_CLIP_MEAN,
-    OPENAI_CLIP_STD,
-)
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from vitprune.errors import CheckpointError
 
@@ -28,22 +23,19 @@ _DEFAULTS = {
     "image_std": 0.5,
     "resample": 2,
 }
+_CROPPED = {"do_center_crop": True, "resample": 3, "crop_size": 224}
 PREPARED: dict[Family, dict[str, Any]] = {
     "vit": {},
-    "deit": {"do_center_crop": True, "resample": 3, "size": 256, "crop_size": 224},
+    "deit": {**_CROPPED, "size": 256},
     "dinov2": {
-        "do_center_crop": True,
-        "resample": 3,
+        **_CROPPED,
         "size": {"shortest_edge": 256},
-        "crop_size": 224,
         "image_mean": IMAGENET_DEFAULT_MEAN,
         "image_std": IMAGENET_DEFAULT_STD,
     },
     "clip": {
-        "do_center_crop": True,
-        "resample": 3,
+        **_CROPPED,
         "size": {"shortest_edge": 224},
-        "crop_size": 224,
         "image_mean": OPENAI_CLIP_MEAN,
         "image_std": OPENAI_CLIP_STD,
     },
@@ -52,32 +44,19 @@ PREPARED: dict[Family, dict[str, Any]] = {
 """What differs in transformers' processor for a family, at 224 pixels; for DINOv2, in the files of its authors."""
 _SHORTER_SIDE: tuple[Family, ...] = ("dinov2", "clip")
 """Whose `size`, as a number, is that of the shorter side."""
-_NO_MATTER = frozenset(
-    {
-        "image_processor_type",
-        "feature_extractor_type",
-        "processor_class",
-        "do_convert_rgb",
-        "default_to_square",
-        "data_format",
-        "input_data_format",
-        "return_tensors",
-        "device",
-        "disable_grouping",
-        "auto_map",
-        "transformers_version",
-    }
-)
+_NO_MATTER = {
+    *("image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "transformers_version"),
+    *("do_convert_rgb", "default_to_square", "data_format", "input_data_format", "return_tensors", "device"),
+    "disable_grouping",
+}
 """Keys that do not change what the model sees; images always become RGB."""
 
 
 def read_preprocessor(config: dict[str, Any], size: tuple[int, int], family: Family = "vit") -> dict[str, Any]:
     """Timm's data configuration for what transformers does with an image, but for the input size.
 
-    Args:
-        config: the object in the file; {} for the defaults.
-        size: height and width that the model takes, in pixels.
-        family: of the model, whose processor's defaults hold for what the file does not say.
+    Height and width that the model takes are in pixels. For what the file does not say, {} for all, the defaults of
+    the family's processor hold.
 
     Raises:
         CheckpointError: it asks for something that timm's transforms cannot do; names it.

@@ -27,15 +27,10 @@ FOLDER_FILES = (CONFIG, _PREPROCESSOR, *FOLDER_WEIGHTS, "*-of-*.safetensors", "*
 
 
 def build_from_folder(folder: Path, given: dict[str, Any], *, headless: bool = False) -> tuple[nn.Module, list[str]]:
-    """The timm model that a folder's config.json describes, with the weights beside it.
+    """The timm model that a folder's config.json describes, with the weights beside it, and what was understood.
 
-    Args:
-        folder: what timm's `save_for_hf` or transformers' `save_pretrained` wrote.
-        given: arguments for timm.create_model, which win over the folder's.
-        headless: whether a head that timm cannot build will be left out.
-
-    Returns:
-        The model, and what was understood, a line each.
+    timm's `save_for_hf` or transformers' `save_pretrained` wrote it. Arguments that are given for timm.create_model win
+    over the folder's. If `headless`, a head that timm cannot build is left out.
 
     Raises:
         CheckpointError: no config.json or weights, or not of a kind that can be read; names the folder.

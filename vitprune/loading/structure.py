@@ -17,12 +17,7 @@ from vitprune.errors import UsageError, VitpruneError
 
 
 def structure(name: str, arguments: Mapping[str, Any], given: Mapping[str, Any]) -> nn.Module:
-    """The model that timm builds, on the meta device.
-
-    Args:
-        name: of the architecture.
-        arguments: for timm.create_model.
-        given: those of them that the user gave, for errors.
+    """The model that timm builds with arguments, of which the user gave some, on the meta device.
 
     Raises:
         UnsupportedModelError: its tokens cannot be pruned.

@@ -33,11 +33,7 @@ _OF_OUTPUTS = ("classification", "multilabel", "regression")
 
 
 def check_task(asked: str) -> None:
-    """Make sure that a task is one.
-
-    Raises:
-        UsageError: it is none; names them.
-    """
+    """Make sure that a task is one; a UsageError names them."""
     if asked not in (known := ("auto", *get_args(TaskName))):
         raise UsageError(f"--task '{asked}' is no task", f"one of {', '.join(known)}")
 
@@ -72,9 +68,8 @@ def task_of(
     if outputs == 1 and said in (None, "classification"):
         raise _one_output(what, "which classes cannot be read from")
     if said in _SPOKEN:
-        return said, f"task: {said} of {outputs} {'label' if said == 'multilabel' else 'value'}{_s(outputs)} " + (
-            f"({_SPOKEN[said]})"
-        )
+        what_of = f"{outputs} {'label' if said == 'multilabel' else 'value'}{'' if outputs == 1 else 's'}"
+        return said, f"task: {said} of {what_of} ({_SPOKEN[said]})"
     return "classification", None
 
 
@@ -85,11 +80,7 @@ def gives_embedding(model: nn.Module, *, named: bool = False) -> bool:
 
 
 def check_same_task(asked: AskedTask, task: TaskName, what: str) -> None:
-    """Make sure that a file that says its task is not asked for another.
-
-    Raises:
-        UsageError: it is; names both.
-    """
+    """Make sure that a file that says its task is not asked for another; a UsageError names both."""
     check_task(asked)
     if asked not in ("auto", task):
         raise UsageError(
@@ -187,7 +178,3 @@ def _one_output(what: str, why: str) -> UsageError:
 def _config(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "pretrained_cfg", None)
     return config if isinstance(config, dict) else {}
-
-
-def _s(count: int | None) -> str:
-    return "" if count == 1 else "s"

@@ -23,13 +23,10 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class TrainingArguments:
-    """What of a training script's options tells how its weights are to be used.
+    """What of a training script's options tells how its weights are to be used, and what was understood, a line each.
 
-    Attributes:
-        name: of the architecture, with the tag of the weights it began with, where known.
-        model_kwargs: arguments for timm.create_model.
-        preprocessing: entries of timm's data configuration.
-        said: what was understood, a line each.
+    The name is the architecture's, with the tag of the weights it began with, where known; the others are arguments for
+    timm.create_model and entries of timm's data configuration.
     """
 
     name: str
@@ -39,12 +36,7 @@ class TrainingArguments:
 
     @classmethod
     def of(cls, file: WeightFile, name: str, *, any_tag: bool) -> TrainingArguments:
-        """Those of a weight file, which may have none.
-
-        Args:
-            file: from `open_weights`.
-            name: of the model that the weights are for.
-            any_tag: whether the file may say another tag.
+        """Those of a weight file for the model `name`, which may have none; with `any_tag` it may say another tag.
 
         Raises:
             UsageError: the file was trained as another of timm's models.
@@ -61,7 +53,8 @@ class TrainingArguments:
         if any_tag and trained != name and timm.is_model_pretrained(trained) and "." in trained:
             name = trained
             said.append(f"'{file.path.name}' says that it began as {trained}: images are prepared as for that")
-        kwargs = {"global_pool": args.get("gp"), **(_mapping(args.get("model_kwargs")))}
+        built_with = args.get("model_kwargs")
+        kwargs = {"global_pool": args.get("gp"), **(built_with if isinstance(built_with, Mapping) else {})}
         kwargs = {key: value for key, value in kwargs.items() if value is not None and key not in _FROM_FILE}
         if kwargs:
             text = " ".join(f"{key}={value}" for key, value in kwargs.items())
@@ -96,10 +89,6 @@ def _preprocessing(file: WeightFile) -> dict[str, Any]:
             )
         found[key] = value
     return found
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _text(value: Any) -> str:

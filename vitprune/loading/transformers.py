@@ -15,13 +15,9 @@ from vitprune.model import TaskName
 
 
 class _Kind(NamedTuple):
-    """A class of transformers.
+    """A class of transformers: what it is in timm, what it gives, and what of it is left out, for people.
 
-    Attributes:
-        family: which of timm's architectures it is.
-        output: what it gives: classes, an embedding by a projection, or what the encoder pools.
-        anchor: name of a tensor of its files, below which the others are.
-        said: what of it is left out, for people.
+    It gives classes, an embedding by a projection, or what the encoder pools; the anchor is a tensor of its files.
     """
 
     family: Family
@@ -85,24 +81,16 @@ _USUAL_EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class TransformersModel:
-    """What timm needs to build a model of transformers.
+    """What timm needs to build a model of transformers: architecture, arguments, what differs in its configuration.
 
-    Attributes:
-        architecture: of timm.
-        arguments: for timm.create_model.
-        overlay: what differs in timm's configuration of it, preprocessing included.
-        anchor: name of a tensor in its file.
-        headless: whether a head in the file is not the model's.
-        grid: rows and columns of patches that position embeddings are resampled to; None for timm to do it.
-        task: what the model is for, where config.json says so.
-        said: what was understood, a line each.
+    The anchor is the name of a tensor in its file, `grid` the rows and columns of patches that position embeddings are
+    resampled to (None for timm to do it), the task what config.json says, if it does, and `said` what was understood.
     """
 
     architecture: str
     arguments: dict[str, Any]
     overlay: dict[str, Any]
     anchor: str
-    headless: bool
     grid: tuple[int, int] | None
     task: TaskName | None
     said: list[str]
@@ -115,13 +103,9 @@ def read_config(
     headless: bool = False,
     img_size: int | tuple[int, int] | None = None,
 ) -> TransformersModel:
-    """The model that transformers' config.json and preprocessor_config.json describe.
+    """The model that transformers' config.json and, where there is one, preprocessor_config.json describe.
 
-    Args:
-        config: the object in config.json.
-        preprocessor: that in preprocessor_config.json; None where there is none.
-        headless: whether the encoder alone is wanted.
-        img_size: another image size than theirs, in pixels.
+    If `headless`, the encoder alone is wanted; `img_size` is another image size than theirs, in pixels.
 
     Raises:
         CheckpointError: a model of another kind, or something in it that timm cannot do; names it.
@@ -168,7 +152,7 @@ def read_config(
         sizes = "position embeddings are resampled from {}x{} to {}x{} patches".format(*trained, *grid or ())
         said.append(f"{sizes}, as transformers does for its images")
     task = None if headless else "embedding" if kind.output == "projection" else _task(config)
-    return TransformersModel(architecture, arguments, overlay, kind.anchor, headless, grid, task, said)
+    return TransformersModel(architecture, arguments, overlay, kind.anchor, grid, task, said)
 
 
 def _tower(config: dict[str, Any], family: Family) -> dict[str, Any]:

@@ -58,12 +58,9 @@ def convert_state(
 ) -> dict[str, Tensor]:
     """Tensors of a model of transformers under timm's names, queries, keys and values joined.
 
-    A DeiT without its second classifier keeps its distillation token: a register token, to timm.
-
-    Args:
-        state: by transformers' names.
-        headless: whether a classifier or projection is left out.
-        grid: rows and columns of patches that position embeddings are resampled to, as transformers' DINOv2 does.
+    A DeiT without its second classifier keeps its distillation token: a register token, to timm. If `headless`, a
+    classifier or projection is left out; position embeddings are resampled to the rows and columns of `grid`, as
+    transformers' DINOv2 does.
     """
     two_heads = "distillation_classifier.weight" in state
     converted: dict[str, Tensor] = {}

@@ -32,11 +32,8 @@ _SHOWN = 4
 class WeightSet:
     """Tensors of a file under the model's names, in fp32.
 
-    Attributes:
-        tensors: by name.
-        key: where in the file they are, such as "state_dict_ema.module"; "" for the file itself.
-        chosen: whether the file has other sets that would do.
-        said: what is to be said of the choice, a line each.
+    `key` is where they are, such as "state_dict_ema.module", "" for the file itself; `chosen` whether other sets would
+    do too, and `said` what is to be said of that, a line each.
     """
 
     tensors: dict[str, Tensor]
@@ -62,12 +59,7 @@ def choose_weights(file: WeightFile, expected: Collection[str], key: str | None 
 
     Training scripts wrap weights (`model`, `state_dict`), and so do the modules around a model (`module.` of
     DataParallel, `_orig_mod.` of torch.compile, `model.` or `net.` of Lightning). Of several sets the average over
-    training (EMA) is taken.
-
-    Args:
-        file: from `open_weights`.
-        expected: names of the model's tensors; a place is one of its sets if it has most of them.
-        key: the set to take, by where it is.
+    training (EMA) is taken, unless `key` says where the wanted one is. Of the names that are expected a set has most.
 
     Raises:
         CheckpointError: no set is the model's, or several might be; says which there are.

@@ -2,11 +2,9 @@
 
 from vitprune.measure.bound import BenchModel, Kind, ZeroOverheadViT, side_by_side, with_bounds
 from vitprune.measure.environment import describe_environment
-from vitprune.measure.macs import count_macs, count_params
+from vitprune.measure.macs import count_macs, count_params, describe_plan
 from vitprune.measure.modes import Mode, check_mode
-from vitprune.measure.plan import describe_plan
-from vitprune.measure.speedup import remark, speedups, unclear
-from vitprune.measure.throughput import Timing, benchmark
+from vitprune.measure.throughput import Timing, benchmark, remark, speedups, unclear
 
 __all__ = [
     "BenchModel",

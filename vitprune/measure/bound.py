@@ -11,8 +11,7 @@ from torch import nn
 
 from vitprune.measure.macs import count_macs
 from vitprune.measure.modes import Mode
-from vitprune.measure.speedup import speedup
-from vitprune.measure.throughput import benchmark
+from vitprune.measure.throughput import benchmark, speedup
 from vitprune.model import SparseViT, Tokens
 from vitprune.schedule import Stage
 
@@ -24,10 +23,8 @@ class ZeroOverheadViT(SparseViT):
 
     At each stage the first K patch tokens are sliced off: no predictor, no ranking, no gather, no merging, no sizes in
     the attention. The predictions are worth nothing; the time is what no way of choosing tokens can beat at these
-    counts. Positions that are not in the tokens themselves are still gathered, as every such method must.
-
-    Args:
-        sparse: the model whose counts and backbone to take; not changed, weights are shared.
+    counts. Positions that are not in the tokens themselves are still gathered, as every such method must. The sparse
+    model is not changed, and its weights are shared.
     """
 
     def __init__(self, sparse: SparseViT) -> None:

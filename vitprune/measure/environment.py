@@ -65,10 +65,6 @@ def _gpus() -> list[dict[str, Any]]:
         return []
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [
-        {
-            "name": gpu.name,
-            "memory_mib": gpu.total_memory // 2**20,
-            "capability": f"{gpu.major}.{gpu.minor}",
-        }
+        {"name": gpu.name, "memory_mib": gpu.total_memory // 2**20, "capability": f"{gpu.major}.{gpu.minor}"}
         for gpu in properties
     ]

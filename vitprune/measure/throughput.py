@@ -1,10 +1,12 @@
-"""What a model costs in time: all models on the same images, in the same run, taking turns."""
+"""What a model costs in time, and how much faster that is: all models on the same images, in one run, taking turns."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,23 +69,15 @@ def benchmark(
 
     Every model is warmed up, then timed once per round, in alternating order, so that heat, clock changes and other
     programs hit all alike. The images (random, the same for all) are on the device already: loading and transfer
-    are not part of the time. On CUDA passes back to back are timed by
-    events on the GPU, single passes by the clock from call to result.
+    are not part of the time. On CUDA passes back to back are timed by events on the GPU, single passes by the clock.
 
     Lower precision means a copy of the model cast to it, not autocast: casting every operator's inputs anew takes so
     long at batch 1 that it would hide what fewer tokens save. Token predictors stay in fp32 by themselves.
 
-    Args:
-        models: by name; not changed, copies of them run.
-        input_size: (C, H, W).
-        batch_sizes: images per forward pass, each at least 1.
-        device: where to run.
-        precision: what weights and images are cast to.
-        rounds: how often each model is timed, at least 2, so that each goes first and last.
-        min_seconds: how long a model is timed at one batch size, all rounds together; a single pass may take longer.
-        max_seconds: no further rounds once a batch size has been timed this long per model.
-        mode: how all of them run.
-        listener: advances by one for every model, batch size by batch size.
+    Models are not changed, copies of them run on images (C, H, W). Each is timed at least twice, so that it goes first
+    and last, and at one batch size for `min_seconds`, all rounds together; a single pass may take longer. There are no
+    further rounds once a batch size has been timed for `max_seconds` per model. The listener advances by one for every
+    model, batch size by batch size.
 
     Returns:
         A timing per batch size and model, in the order given.
@@ -156,3 +150,46 @@ def _timing(runner: Runner, batch_size: int, mode: Mode) -> Timing:
         mode=mode,
         rounds_ms=tuple(1e3 * seconds for seconds in runner.seconds),
     )
+
+
+def speedups(name: str, timings: Sequence[Timing], baseline: str = "dense") -> list[dict[str, Any]]:
+    """A model beside another that was timed with it, at each batch size, for JSON.
+
+    `speedup` is its images per second over the baseline's, `speedup_ci95` see `interval`, and `slower` whether it is
+    slower beyond what the rounds differ by.
+    """
+    others = {timing.batch_size: timing for timing in timings if timing.model == baseline}
+    return [
+        {"batch_size": timing.batch_size, **speedup(timing, others[timing.batch_size])}
+        for timing in timings
+        if timing.model == name
+    ]
+
+
+def speedup(timing: Timing, baseline: Timing) -> dict[str, Any]:
+    """As `speedups`, of one timing and its baseline, without the batch size."""
+    ratio = timing.images_per_s / baseline.images_per_s
+    pairs = [dense / sparse for dense, sparse in zip(baseline.rounds_ms, timing.rounds_ms, strict=True)]
+    between = interval(pairs)
+    if between is not None:
+        between = [min(between[0], ratio), max(between[1], ratio)]
+    return {"speedup": ratio, "speedup_ci95": between, "slower": (ratio if between is None else between[1]) < 1}
+
+
+def interval(values: Sequence[float]) -> list[float] | None:
+    """The 95 % confidence interval of the median, from order statistics; None of fewer than six values."""
+    count = len(values)
+    # The median lies below the k-th smallest value with the probability of fewer than k heads in `count` tosses.
+    tails = [sum(comb(count, heads) for heads in range(k)) / 2**count for k in range(1, count + 1)]
+    inner = sum(tail <= 0.025 for tail in tails)
+    return [sorted(values)[inner - 1], sorted(values)[-inner]] if inner else None
+
+
+def unclear(between: Sequence[float] | None) -> bool:
+    """Whether the interval of a speed-up holds both slower and faster."""
+    return between is not None and between[0] < 1 <= between[1]
+
+
+def remark(slower: bool, between: Sequence[float] | None) -> str:
+    """What a speed-up must not be shown without: "SLOWER", "within noise", or nothing."""
+    return "SLOWER" if slower else "within noise" if unclear(between) else ""

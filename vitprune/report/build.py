@@ -75,18 +75,11 @@ def build_report(
     others = {name: Side(**model_figures(name, each, size, results, timings)) for name, each in ratios.items()}
     by_class = {"dense_top1_pct": results["dense"], "sparse_top1_pct": results["sparse"]}
     names = data.val.class_names | dict(enumerate(metadata.class_names or []))
+    plan = ("model", "label", "keep", "keep_range", "schedule", "pruned", "align", "num_patches", "stages")
     return Report(
         schema_version=SCHEMA_VERSION,
-        model=metadata.model,
         task=task.name,
-        label=metadata.label,
-        keep=metadata.keep,
-        keep_range=metadata.keep_range,
-        schedule=metadata.schedule,
-        pruned=metadata.pruned,
-        align=metadata.align,
-        num_patches=metadata.num_patches,
-        stages=metadata.stages,
+        **{key: getattr(metadata, key) for key in plan},
         dense=dense,
         sparse=sparse,
         random=Accuracy(**results["random"].summary() | results["random"].fidelity(results["dense"])),

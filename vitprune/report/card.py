@@ -21,13 +21,13 @@ from vitprune.report.publishable import publishable
 from vitprune.report.runs import FinishedRun
 from vitprune.report.schema import Report
 from vitprune.report.tables import (
-    Figure,
     figure_rows,
     headline,
     likeness,
     plain_figures,
     plan_rows,
     plan_sentence,
+    random_said,
     ratio_rows,
     speed_rows,
     verdict,
@@ -184,7 +184,7 @@ def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str,
         "headline": headline(report),
         "explanation": Markup(task_named(report.task).explanation(report.sparse.as_json())),
         "likeness": likeness(report, fig),
-        "random": _at_random(report, fig),
+        "random": random_said(report, fig),
         "classes": ", ".join(names) if len(names) <= _MOST_CLASSES and report.task == "classification" else "",
         "fig": fig,
         "figure_rows": figure_rows(report, fig),
@@ -199,13 +199,6 @@ def _content(run: FinishedRun, metadata: Metadata, origin: _Origin) -> dict[str,
         "repository": PLACEHOLDER,
         "input_size": ", ".join(map(str, metadata.preprocessing.input_size)),
     }
-
-
-def _at_random(report: Report, fig: Figure) -> str | None:
-    found = headline(report)
-    if found is None or getattr(report.random, found[0].key) is None:
-        return None
-    return found[0].said(fig(f"random.{found[0].key}", found[0].digits))
 
 
 def _device(report: Report) -> str:

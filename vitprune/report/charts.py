@@ -63,13 +63,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart.
+    """One line of a chart through points (x, y), x rising, with a name at its end and one of the page's colours.
 
-    Attributes:
-        name: written at its end; empty for none.
-        points: (x, y), x rising.
-        colour: number of one of the page's colours.
-        dashed: whether the line is, so that it can be recognised without its colour.
+    A dashed one can be told without its colour.
     """
 
     name: str
@@ -80,15 +76,10 @@ class Series:
 
 @dataclass(frozen=True)
 class ChartPoint:
-    """One model by cost or speed and accuracy.
+    """One model by cost or speed, x, and accuracy or what else models are judged by, y, with its name beside it.
 
-    Attributes:
-        name: written beside it.
-        x: cost or speed.
-        y: accuracy, or what else models are judged by.
-        kind: number of its colour and shape: 0 a circle, 1 a square, 3 a triangle.
-        on_front: filled and joined to others like it; else hollow.
-        low, high: of an interval, drawn as a bar; None for none.
+    Its kind is the number of its colour and shape: 0 a circle, 1 a square, 3 a triangle. `on_front` it is filled and
+    joined to others like it, else hollow. From `low` to `high` an interval is drawn as a bar.
     """
 
     name: str
@@ -123,9 +114,8 @@ def line_chart(
         named = [each for each in series if each.name]
         ends = [axes.transData.transform(each.points[-1])[1] for each in named]
         for each, height in zip(named, _spread(ends), strict=True):
-            colour = _SERIES[each.colour]
             place = _WIDTH - _NAMES_WIDTH - 6, height - 4
-            axes.annotate(each.name, place, xycoords=_POINTS, color=colour)
+            axes.annotate(each.name, place, xycoords=_POINTS, color=_SERIES[each.colour])
 
     right = _RIGHT + _NAMES_WIDTH * any(each.name for each in series)
     return _drawn(title, description, x_label, paint, right)
@@ -213,15 +203,8 @@ def _mark(axes: Any, marks: Sequence[tuple[float, str]]) -> None:
     for index, (x, text) in enumerate(inside):
         rise = 4 + 12 * (index % 2)
         axes.axvline(x, ymax=1 + (rise + 8) / (_HEIGHT - _TOP - _BOTTOM), color=_SOFT, linewidth=1, linestyle=_DOTS)
-        axes.annotate(
-            text,
-            (x, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, rise),
-            textcoords="offset points",
-            color=_SOFT,
-            fontsize=_SMALL,
-        )
+        where = {"xycoords": ("data", "axes fraction"), "xytext": (3, rise), "textcoords": "offset points"}
+        axes.annotate(text, (x, 1), **where, color=_SOFT, fontsize=_SMALL)
 
 
 def _spread(heights: Sequence[float]) -> list[float]:

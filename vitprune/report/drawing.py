@@ -27,14 +27,9 @@ _VEIL = 0.8
 
 @dataclass(frozen=True)
 class Legend:
-    """What captions say of the model.
+    """What captions say of a model: its name and how much it keeps, its stages, whether pruned patches are merged.
 
-    Attributes:
-        model: its name and how much it keeps.
-        stages: of the model.
-        merged: whether pruned patches are merged into kept ones.
-        dense: what the predictions called dense are of.
-        truth: what is known to be right of an image is called so.
+    And what they call the predictions beside its own, and what is known to be right.
     """
 
     model: str
@@ -134,17 +129,10 @@ def draw_montage(path: Path, keep_map: KeepMap, title: str, legend: Legend, heat
     for axes, (tile, said) in zip(places, tiles, strict=True):
         axes.imshow(tile)
         axes.set_title(said, loc="left", y=0, pad=-2, verticalalignment="top", fontsize=_FONT_SIZE)
-    truth = [] if keep_map.label_name is None else [f"{legend.truth}: {keep_map.label_name}"]
-    below = [
-        *truth,
-        *(
-            f"{who}: {in_words(answer)}"
-            for who, answer in ((legend.dense, keep_map.dense), ("sparse", keep_map.sparse))
-            if answer
-        ),
-        legend.dimmed,
-    ]
-    _write(figure, path, f"{title} - {legend.model}", below)
+    answers = {legend.dense: in_words(keep_map.dense), "sparse": in_words(keep_map.sparse)}
+    lines = {legend.truth: keep_map.label_name} | answers
+    below = [f"{who}: {what}" for who, what in lines.items() if what]
+    _write(figure, path, f"{title} - {legend.model}", [*below, legend.dimmed])
 
 
 def _heat_tiles(keep_map: KeepMap, stages: Sequence[Sequence[float]], what: str) -> list[tuple[Image.Image, str]]:

@@ -23,7 +23,7 @@ NUM_NEIGHBOURS = 5
 
 @dataclass
 class KeepMap:
-    """What became of the patches of one image.
+    """What became of the patches of one image, most of it as `vitprune.report.schema.ImageRow` has it.
 
     Attributes:
         image: as the models saw it, resized and cropped, RGB.
@@ -32,13 +32,6 @@ class KeepMap:
         scores: keep scores of the patches that reached each stage, by the order of their numbers.
         redundancy: how like a more important one each of these was, a cosine, and None of the most important; no entry
             for stages that did not ask.
-        owners: where tokens are merged, for each patch the number of the kept one that it was part of after a stage;
-            no entry else.
-        neighbours: by model the numbers of the images nearest to it, where they were sought.
-        likeness: of each patch's features to the dense model's, in [-1, 1]; no entry where there is one output for all.
-        dense: what the dense model says, see `vitprune.tasks.Task.answers`.
-        sparse: likewise the sparse model.
-        distance: how far the sparse model's output is from the dense one's, by the task.
         label: index of the true class; None where not known.
         label_name: what it is called, or what else is right: labels, values.
     """
@@ -76,14 +69,10 @@ class KeepMap:
 def keep_maps(
     sparse: SparseViT, dense: nn.Module, images: Tensor, labels: Tensor, names: Mapping[int, str]
 ) -> tuple[list[KeepMap], dict[str, Record]]:
-    """Run both models, in eval mode and on one device, on a batch of images.
+    """Run both models, in eval mode and on one device, on a batch of preprocessed images (B, C, H, W).
 
-    Args:
-        sparse: the sparse model, with at least one stage; its task says what is compared.
-        dense: the model to compare with.
-        images: (B, C, H, W), preprocessed.
-        labels: class indices (B,), or UNLABELLED; or a row of other targets for each.
-        names: of the classes, by index.
+    The sparse model has at least one stage. Labels are class indices (B,), or UNLABELLED, or a row of other targets for
+    each; names are those of the classes, by index.
 
     Returns:
         A map for each image, distances as among these images, and what the task records of "dense" and "sparse".

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from vitprune.common.formatting import number, plain, signed
@@ -29,12 +28,13 @@ from vitprune.report.tables import (
     likeness,
     plan_rows,
     plan_sentence,
+    random_said,
     ratio_rows,
     speed_rows,
     unreadable,
     verdict,
 )
-from vitprune.tasks import Answer, in_words, task_named
+from vitprune.tasks import in_words, task_named
 
 _LOSSES = {
     "rank": "ranking of tokens against the teacher's",
@@ -79,9 +79,7 @@ def render_page(run: FinishedRun, *, images: bool = True) -> str:
         "speed_rows": speed_rows(report, fig),
         "speedup_remarks": [remark(row.slower, row.speedup_ci95) for row in report.delta.speedup],
         "ratio_rows": ratio_rows(report, fig),
-        "plan_rows": plan_rows(
-            report, fig, report.num_patches or (None if maps is None else math.prod(maps.grid_size))
-        ),
+        "plan_rows": plan_rows(report, fig, report.num_patches or (math.prod(maps.grid_size) if maps else None)),
         "class_rows": class_rows(report, fig),
         "faults": unreadable(report),
         "settings": flat(report.training.recipe),
@@ -101,12 +99,13 @@ def templates() -> Environment:
         undefined=StrictUndefined,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "plain": plain, "in_words": _in_words}
+    environment.filters |= {"number": number, "signed": signed, "plain": plain}
+    environment.filters["in_words"] = lambda answer: plain(in_words(answer))
     return environment
 
 
 def groups(maps: KeepMaps) -> list[dict[str, Any]]:
-    """The images by their group, with what covers the patches that have left."""
+    """The images by their group, with what covers the pruned patches."""
     found: dict[str, list[dict[str, Any]]] = {}
     for index, row in enumerate(maps.images):
         found.setdefault(row.group, []).append(_image(index, row, maps.grid_size))
@@ -114,17 +113,17 @@ def groups(maps: KeepMaps) -> list[dict[str, Any]]:
 
 
 def _image(index: int, row: ImageRow, grid_size: tuple[int, int]) -> dict[str, Any]:
-    total = grid_size[0] * grid_size[1]
-    merged = [_merged(row, owners, grid_size) for owners in row.owners]
-    stages = [
-        {
-            "fills": merged[place][0] if merged else {},
-            "cover": "" if merged else _cover(kept, grid_size),
-            "edges": merged[place][1] if merged else _edges(_marked(kept, total), grid_size),
-            "text": f"stage {place + 1}: {100 * len(kept) / total:.1f} % kept",
-        }
-        for place, kept in enumerate(row.kept)
-    ]
+    total, stages = math.prod(grid_size), []
+    for place, kept in enumerate(row.kept):
+        fills, cover = dict[str, str](), ""
+        if row.owners:
+            fills, edges = _merged(row, row.owners[place], grid_size)
+        else:
+            pruned = {*range(total)}.difference(kept)
+            cover = _squares(sorted(pruned), grid_size)
+            edges = _edges([int(patch in pruned) for patch in range(total)], grid_size)
+        text = f"stage {place + 1}: {100 * len(kept) / total:.1f} % kept"
+        stages.append({"fills": fills, "cover": cover, "edges": edges, "text": text})
     scale = f"{row.width / grid_size[1]:.4f} {row.height / grid_size[0]:.4f}"
     return {
         "id": f"image-{index}",
@@ -140,19 +139,13 @@ def _heat(row: ImageRow, grid_size: tuple[int, int]) -> dict[str, Any] | None:
     """Which patches' features are far from the dense model's: by opacity, the farther the less one sees through."""
     if not row.likeness:
         return None
-    levels = _levels([max(0.0, 1 - each) for each in row.likeness])
+    farthest = 1 - min(row.likeness)
+    levels: dict[int, list[int]] = {}  # from 1 to _LEVELS; patches at nought are left out
+    for patch, cosine in enumerate(row.likeness):
+        if cosine < 1:
+            levels.setdefault(math.ceil(_LEVELS * (1 - cosine) / farthest), []).append(patch)
     paths = [(f"{_OPAQUE * level / _LEVELS:.3f}", _squares(patches, grid_size)) for level, patches in levels.items()]
     return {"paths": paths, "text": f"features: cosine {min(row.likeness):.2f} to {max(row.likeness):.2f}"}
-
-
-def _levels(distances: Sequence[float]) -> dict[int, list[int]]:
-    """Patches by how far they are, from 1 to `_LEVELS`, of the farthest; those at nought are left out."""
-    farthest = max(distances)
-    found: dict[int, list[int]] = {}
-    for patch, distance in enumerate(distances):
-        if distance > 0:
-            found.setdefault(math.ceil(_LEVELS * distance / farthest), []).append(patch)
-    return found
 
 
 def _near(row: ImageRow) -> list[tuple[str, list[tuple[int, bool]]]]:
@@ -160,12 +153,6 @@ def _near(row: ImageRow) -> list[tuple[str, list[tuple[int, bool]]]]:
     by_model = row.neighbours
     both = set.intersection(*map(set, by_model.values())) if by_model else set()
     return [(name, [(number, number in both) for number in numbers]) for name, numbers in by_model.items()]
-
-
-def _cover(kept: Sequence[int], grid_size: tuple[int, int]) -> str:
-    """A square over each patch but the kept ones."""
-    pruned = set(range(grid_size[0] * grid_size[1])).difference(kept)
-    return _squares(sorted(pruned), grid_size)
 
 
 def _squares(patches: Sequence[int], grid_size: tuple[int, int]) -> str:
@@ -183,12 +170,6 @@ def _edges(marks: Sequence[int], grid_size: tuple[int, int]) -> str:
     return "".join(upright + level)
 
 
-def _marked(patches: Sequence[int], total: int) -> list[int]:
-    """1 for these patches, 0 for the others."""
-    chosen = set(patches)
-    return [int(patch in chosen) for patch in range(total)]
-
-
 def _merged(row: ImageRow, owners: Sequence[int], grid_size: tuple[int, int]) -> tuple[dict[str, str], str]:
     """The patches of each merged token as a path, by their mean colour, and the lines around them."""
     with Image.open(io.BytesIO(base64.b64decode(row.jpeg))) as image:
@@ -200,10 +181,6 @@ def _merged(row: ImageRow, owners: Sequence[int], grid_size: tuple[int, int]) ->
         fills[colour] = fills.get(colour, "") + _squares(members, grid_size)
     # Tokens of one patch share a mark: between them there is no line.
     return fills, _edges([owner if owner in merged else -1 for owner in owners], grid_size)
-
-
-def _in_words(answer: Answer) -> str:
-    return plain(in_words(answer))
 
 
 def _headline(report: Report, fig: Figure) -> dict[str, Any]:
@@ -221,13 +198,11 @@ def _headline(report: Report, fig: Figure) -> dict[str, Any]:
 
 
 def _random(report: Report, fig: Figure) -> str | None:
-    """What as many tokens at random give; None without labels."""
-    found = headline(report)
-    if found is None or getattr(report.random, found[0].key) is None:
+    """What as many tokens at random give, beside the trained choice; None without labels."""
+    found, said = headline(report), random_said(report, fig)
+    if found is None or said is None:
         return None
-    figure, change = found
-    said = Markup(figure.said("{}")).format(fig(f"random.{figure.key}", figure.digits))
-    key = f"{change.key}_over_random"
+    change, key = found[1], f"{found[1].key}_over_random"
     if getattr(report.delta, key) is None:
         return said
     said += "; with the trained choice " + fig(f"delta.{key}", change.digits, True) + f" {change.unit or change.text}"

@@ -32,11 +32,7 @@ def data_name(name: str) -> str:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command that is running, with `path/to/name` for every path that only this machine has.
-
-    Args:
-        arguments: all that followed the program's name.
-    """
+    """The command that is running, by its arguments, with `path/to/name` for every path that only this machine has."""
     world = distributed.world_size()
     program = ["vitprune"] if world == 1 else ["torchrun", "--nproc-per-node", str(world), "-m", "vitprune"]
     return writable(shlex.join([*program, *(_PATHS.sub(_moved, argument) for argument in arguments)]))

@@ -24,13 +24,9 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run folder says of its run, without paths of this machine.
+    """What report.json, log.jsonl and keepmaps.json say of a run, if they are there, without paths of this machine.
 
-    Attributes:
-        report: report.json.
-        steps: log.jsonl; empty where there is none.
-        keep_maps: keepmaps.json; None where there is none.
-        hub_data: the data set of the Hub that its images are of; None where DATA named something else.
+    `hub_data` is the data set of the Hub that its images are of; None where DATA named something else.
     """
 
     report: Report
@@ -56,21 +52,16 @@ def read_run(folder: Path) -> FinishedRun:
             "sparsify writes it at the end; --resume resumes a run that was cut",
         )
     content = upgraded(read_json(files.report))
-    report = _checked(Report, publishable(content), files.report)
-    maps = (
-        _checked(KeepMaps, upgraded(read_json(files.keep_maps)), files.keep_maps) if files.keep_maps.is_file() else None
-    )
+    report, maps = _checked(Report, publishable(content), files.report), None
+    if files.keep_maps.is_file():
+        maps = _checked(KeepMaps, upgraded(read_json(files.keep_maps)), files.keep_maps)
     # Before a folder that happens to be called imagenet is cut to that:
     hub_data = hub_name(content["data"]["name"])
     return FinishedRun(report, _steps(files.log), maps, hub_data)
 
 
 def _checked(model: type[_Model], content: Any, path: Path) -> _Model:
-    """What a file holds, checked.
-
-    Raises:
-        CheckpointError: something is missing or of another kind; names it.
-    """
+    """What a file holds, checked."""
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -51,10 +51,7 @@ def choose_images(
     """Run both models on some images of `data.val`, whose transform is set, and keep a few of them, small.
 
     Of each group those with the least, the middle and the greatest distance of sparse from dense, by the task. Where
-    images are not classified all are one group.
-
-    Returns:
-        What goes into keepmaps.json; None where the model has no stage.
+    images are not classified all are one group. This goes into keepmaps.json; None where the model has no stage.
     """
     if not sparse.schedule.stages:
         return None
@@ -94,13 +91,9 @@ def choose_images(
 
 
 class Routed(NamedTuple):
-    """Images of which some went on from the sparse model to another.
+    """Images that could be read, their transform set, of which some went on from the sparse model to another.
 
-    Attributes:
-        images: those that could be read, their transform set.
-        certainty: of the sparse model, (n,).
-        same: whether its answer is the dense model's, (n,) of bool.
-        went_on: likewise.
+    Of each the sparse model's certainty, whether its answer is the dense model's, and whether it went on, all (n,).
     """
 
     images: ImageSet
@@ -163,20 +156,15 @@ def _picked(group: list[KeepMap], count: int) -> list[tuple[str, KeepMap]]:
 
 
 def _row(group: str, place: str, keep_map: KeepMap) -> ImageRow:
+    image, same = keep_map.image, ("kept", "owners", "dense", "sparse", "distance", "likeness", "neighbours")
     return ImageRow(
         group=group,
         place=place,
-        jpeg=_jpeg(keep_map.image),
-        width=keep_map.image.width,
-        height=keep_map.image.height,
+        jpeg=_jpeg(image),
+        width=image.width,
+        height=image.height,
         label=keep_map.label_name,
-        kept=keep_map.kept,
-        owners=keep_map.owners,
-        dense=keep_map.dense,
-        sparse=keep_map.sparse,
-        distance=keep_map.distance,
-        likeness=keep_map.likeness,
-        neighbours=keep_map.neighbours,
+        **{key: getattr(keep_map, key) for key in same},
     )
 
 

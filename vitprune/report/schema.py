@@ -285,15 +285,13 @@ class ImageRow(BaseModel):
     width: Annotated[int, Field(ge=1, le=4096)]
     height: Annotated[int, Field(ge=1, le=4096)]
     label: str | None
-    kept: list[list[Annotated[int, Field(ge=0)]]]
-    owners: list[list[Annotated[int, Field(ge=0)]]] = []
+    kept: list[list[_Number]]
+    owners: list[list[_Number]] = []
     dense: Said
     sparse: Said
     distance: float = Field(validation_alias=AliasChoices("distance", "kl"))
     likeness: Annotated[list[Annotated[float, Field(ge=-1, le=1)]], Field(max_length=512 * 512)] = []
-    neighbours: dict[
-        Literal["dense", "sparse"], Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=20)]
-    ] = {}
+    neighbours: dict[Literal["dense", "sparse"], Annotated[list[_Number], Field(max_length=20)]] = {}
 
 
 class KeepMaps(BaseModel):

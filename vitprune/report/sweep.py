@@ -152,9 +152,8 @@ def adaptive_said(line: Sequence[Reached], dense_gmacs: float) -> list[str]:
 def dominated_by(points: Mapping[str, tuple[float, float]]) -> dict[str, list[str]]:
     """Which models of the Pareto front dominate each model, the most accurate first; none where it is on the front.
 
-    Args:
-        points: by label accuracy and merit (of a cost, its negative), both the more the better. One dominates another
-            that is at least as good in both and better in one.
+    Points are accuracy and merit (of a cost, its negative) by label. One dominates another that is at least as good in
+    both and better in one.
     """
 
     def dominates(rival: str, label: str) -> bool:

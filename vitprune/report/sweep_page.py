@@ -18,13 +18,9 @@ _KINDS = {"dense": 0, "sparse": 1, "other": 3}
 
 
 class Judged(NamedTuple):
-    """By which the models of a sweep are judged.
+    """By which the models of a sweep are judged: a figure against labels, and its change, or likeness to the dense one.
 
-    Attributes:
-        figure: against labels, or without them how close a model is to the dense one.
-        change: of the figure, with labels; else None.
-        why: they are not judged by labels, where they are not.
-        takes_others: whether it says something of models that were not made from the dense one.
+    `why` says why not by labels, `takes_others` whether it says something of models not made from the dense one.
     """
 
     figure: Figure
@@ -61,7 +57,6 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
     rows = result["rows"]
     sizes = [speed["batch_size"] for speed in rows[0]["speed"]]
     judged = judged_by(result)
-    labelled = judged.change is not None
     content = {
         "title": f"{result['model']}, sweep of {sum(row['kind'] == 'sparse' for row in rows)} keep ratios",
         "result": result,
@@ -71,11 +66,8 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
         ],
         "fidelity_chart": _fidelity_chart(rows, result["adaptive"]),
         "columns": [
-            *(
-                ["", judged.figure.text, judged.change.unit or "change", "95 %"]
-                if judged.change
-                else ["", judged.figure.text]
-            ),
+            *("", judged.figure.text),
+            *([judged.change.unit or "change", "95 %"] if judged.change else []),
             "GMACs",
             *(f"images/s, batch {size}" for size in sizes),
             f"speed-up, batch {sizes[-1]}",
@@ -89,7 +81,7 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
         "settings": flat(result["recipe"]),
         "environment": flat(result["environment"]),
         "batch_size": sizes[-1],
-        "labelled": labelled,
+        "labelled": judged.change is not None,
         "judged": judged.figure.text,
     }
     return templates().get_template("sweep.html.j2").render(content).lstrip()
@@ -142,15 +134,11 @@ def _standing(row: Mapping[str, Any], key: str) -> str:
     return f"dominated by {', '.join(rivals)}" if rivals else "on the front"
 
 
-def _remark(change: Mapping[str, Any]) -> str:
-    return remark(change["slower"], change.get("speedup_ci95"))
-
-
 def _cells(row: Mapping[str, Any], judged: Judged) -> list[Any]:
-    speed = [
-        number(each["images_per_s"], 1) + (" " + emphasised(said) if (said := _remark(change)) else "")
-        for each, change in zip(row["speed"], row["delta"]["speedup"], strict=True)
-    ]
+    speed = []
+    for each, change in zip(row["speed"], row["delta"]["speedup"], strict=True):
+        said = remark(change["slower"], change.get("speedup_ci95"))
+        speed.append(number(each["images_per_s"], 1) + (" " + emphasised(said) if said else ""))
     ratio = number(row["delta"]["speedup"][-1]["speedup"]) + " x"
     what = f"{row['label']} (dense)" if row["kind"] == "other" else row["label"]
     return [plain(what), *accuracy_cells(row, judged), number(row["gmacs"], 3), *speed, ratio]

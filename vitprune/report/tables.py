@@ -117,15 +117,19 @@ def ratio_rows(report: Report, fig: Figure, mark: Callable[[str], str] = emphasi
 
 def headline(report: Report) -> tuple[TaskFigure, Change] | None:
     """The figure against labels that a report is about, and its change; None where it has none."""
-    known = [(each, _CHANGES[each.key]) for each in _accuracy_figures(report) if each.key in _CHANGES]
-    return next(
-        (
-            (each, change)
-            for each, change in known
-            if getattr(report.delta, change.key, None) is not None and getattr(report.dense, each.key) is not None
-        ),
-        None,
-    )
+    for each in _accuracy_figures(report):
+        change = _CHANGES.get(each.key)
+        if change and None not in (getattr(report.delta, change.key, None), getattr(report.dense, each.key)):
+            return each, change
+    return None
+
+
+def random_said(report: Report, fig: Figure) -> Markup | None:
+    """What as many tokens at random give; None without labels."""
+    found = headline(report)
+    if found is None or getattr(report.random, found[0].key) is None:
+        return None
+    return Markup(found[0].said("{}")).format(fig(f"random.{found[0].key}", found[0].digits))
 
 
 def likeness(report: Report, fig: Figure, of: str = "delta") -> str:

@@ -101,7 +101,9 @@ def open_images(subject: Subject, files: Sequence[Path], data: str | None, optio
     if files and data is not None:
         raise UsageError("IMAGE and --data both say which images", "give one of them")
     if files:
-        return _from_files(files, options.max_pixels), any(path.is_dir() for path in files)
+        paths = list(dict.fromkeys(found for path in files for found in image_files(path)))
+        read = partial(open_image, max_pixels=options.max_pixels)
+        return ImageSet(paths, [UNLABELLED] * len(paths), read), any(path.is_dir() for path in files)
     if data is None and subject.loaded.name != "demo":
         raise UsageError("no images are named", "give image files, folders, or --data DATA")
     spec, classes = data or "demo", subject.loaded.targets
@@ -121,19 +123,9 @@ def visualize(
     mean: bool = False,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Draw which patches are kept.
+    """Draw which patches are kept, on the sparse model's device, and say what was found and written, for JSON.
 
-    Args:
-        subject: the models; the sparse one says the device.
-        images: what to draw; the transform is set here.
-        folder: where files go; it is made where it does not exist.
-        listener: hears of every image.
-        heat: add heat maps of importance and, where it is weighed, of redundancy.
-        mean: how often each position is kept, over all images, instead of a montage for each.
-        limit: at most so many images, chosen at random; None for all.
-
-    Returns:
-        What was found and written, for JSON.
+    The arguments are those of `vitprune.visualize`; the transform of the images is set here.
 
     Raises:
         DataError: an image cannot be read; names it. What came before it is written.
@@ -246,11 +238,6 @@ def _keep_maps(subject: Subject, images: Images, records: list[dict[str, Record]
         for keep_map in found:
             index = next(number)
             yield images.name(images.items[index]) if isinstance(images, ImageSet) else f"image {index}", keep_map
-
-
-def _from_files(files: Sequence[Path], max_pixels: int) -> ImageSet:
-    paths = list(dict.fromkeys(found for path in files for found in image_files(path)))
-    return ImageSet(paths, [UNLABELLED] * len(paths), partial(open_image, max_pixels=max_pixels))
 
 
 def _file_name(name: str, taken: set[str]) -> str:

@@ -44,13 +44,9 @@ Answer = list[NamedClass] | str
 
 
 class Spread(NamedTuple):
-    """Where a teacher's outputs lie.
+    """Where a teacher's outputs lie: their mean and standard deviation, (num_outputs,).
 
     Not of a batch: its share of a loss would hang on what else is in it.
-
-    Attributes:
-        mean: (num_outputs,).
-        std: likewise.
     """
 
     mean: Tensor
@@ -98,8 +94,6 @@ class Change(NamedTuple):
         key: in JSON; "<key>_ci95" beside it is its 95 % interval.
         text: what changes, for sentences.
         unit: such as "points"; empty where the figure has none.
-        digits: after the point.
-        higher_is_better: or lower.
     """
 
     key: str
@@ -129,17 +123,17 @@ class Results(ABC):
         """Whether it is known for every image what is right."""
         return self.num_images > 0 and not bool((self.targets == UNLABELLED).any())
 
-    @abstractmethod
     def accuracy(self) -> dict[str, Any]:
         """How good the model is, by the keys of `Task.accuracy`; None where that is not known."""
+        return {}
 
     @abstractmethod
     def fidelity(self, dense: Any) -> dict[str, Any]:
         """How close it is to the dense model on the same images, by the keys of `Task.fidelity`."""
 
-    @abstractmethod
     def change(self, other: Any) -> dict[str, Any]:
         """Its first accuracy figure less that of another model on the same images, with a 95 % interval, for JSON."""
+        return {}
 
     @abstractmethod
     def distances(self, dense: Any) -> Tensor:
@@ -232,10 +226,7 @@ class Task(ABC):
     def distillation(self, student: Selection | MaskedOutput, teacher: Selection, outputs: Spread | None) -> Tensor:
         """The loss of a student's pass against the teacher's, a scalar in fp32; no gradient flows into the teacher.
 
-        Args:
-            student: what its pass computed.
-            teacher: what the teacher's computed.
-            outputs: of the teacher over some training images, where `needs_spread`.
+        `outputs` are the teacher's over some training images, where `needs_spread`.
         """
 
     def supervision(self, logits: Tensor, labels: Tensor, smoothing: float, outputs: Spread | None) -> Tensor:
@@ -249,22 +240,22 @@ class Task(ABC):
         """
         return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing if labels.ndim == 1 else 0.0)
 
-    @abstractmethod
     def influence(self, output: Tensor) -> Tensor:
-        """A scalar of a teacher's outputs (B, ...) whose gradient says which tokens these hang on."""
+        """A scalar of a teacher's outputs (B, ...) whose gradient says which tokens these hang on.
+
+        By default how far each vector reaches from the batch's mean, where it is now: what tells an image from others.
+        Its length would not do: behind a LayerNorm it is the same for all.
+        """
+        vectors = output.float()
+        own = vectors.detach() - (vectors.detach().mean(dim=0) if len(vectors) > 1 else 0.0)
+        return (vectors * F.normalize(own, dim=-1)).sum()
 
     def of_selection(self, selection: Selection) -> Any:
         """What `run` would give, out of the pass of a sparse model, with the features of all patches where `filled`."""
         return selection.logits.float()
 
     def answers(self, output: Any, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[Answer]:
-        """What a batch's outputs of `run` say of each image, for people.
-
-        Args:
-            output: of `run`.
-            names: of the classes or labels, by index, where known.
-            count: at most so many of these.
-        """
+        """What a batch's outputs of `run` say of each image, for people: at most `count` classes or labels, named."""
         return [[] for _ in output]
 
     def ranked(self, output: Any, names: Mapping[int, str], count: int) -> list[Answer]:
@@ -315,12 +306,7 @@ class Task(ABC):
         return None
 
     def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:
-        """What is right of an image, for people; None where that is not known.
-
-        Args:
-            target: a class index or UNLABELLED, (), or a row of other targets.
-            names: as in `answers`.
-        """
+        """What is right of an image, a class index or UNLABELLED, (), or a row, for people; None where not known."""
         index = UNLABELLED if target.ndim else int(target)
         return None if index == UNLABELLED else names.get(index, f"class {index}")
 

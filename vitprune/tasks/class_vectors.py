@@ -17,23 +17,14 @@ _NAMES = "class_names"
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """One vector a class.
-
-    Attributes:
-        names: of the classes.
-        vectors: of unit length, (num_classes, D).
-    """
+    """One vector a class, by name, of unit length: (num_classes, D)."""
 
     names: tuple[str, ...]
     vectors: Tensor
 
 
 def read_class_vectors(path: Path, width: int) -> ClassVectors:
-    """Read a .safetensors file with one tensor (num_classes, D) and the names as a JSON list, "class_names".
-
-    Args:
-        path: the file.
-        width: D, of the model's embedding.
+    """Read a .safetensors file with one tensor (num_classes, D), D the width, and the names as a list, "class_names".
 
     Raises:
         DataError: it cannot be read, has another shape, or not one name a class.

@@ -151,18 +151,11 @@ class Classification(Task):
         return [likeliest(each, names, count) for each in output.float().log_softmax(dim=-1).cpu()]
 
     def results(self, record: Record, targets: Tensor) -> Predictions:
-        """As `Task.results`."""
         return Predictions(targets, record["top"], record.get("kl"), record["confidence"], record["certainty"])
 
 
 def likeliest(log_probabilities: Tensor, names: Mapping[int, str], count: int = NUM_SHOWN) -> list[NamedClass]:
-    """The `count` likeliest classes of one image, best first.
-
-    Args:
-        log_probabilities: (num_classes,).
-        names: of the classes, by index, where known.
-        count: how many.
-    """
+    """The `count` likeliest classes of one image, best first, by log-probabilities (num_classes,) and known names."""
     best = log_probabilities.topk(min(count, len(log_probabilities)))
     shares = (100 * best.values.exp()).tolist()
     return [
@@ -178,13 +171,9 @@ def divergence(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def class_accuracy(names: Mapping[int, str], **models: Results) -> list[dict[str, Any]]:
-    """Top-1 accuracy in percent of several models on the same images, a row a class, for JSON.
+    """Top-1 accuracy in percent of several models, by its key in a row, on the same images, a row a class, for JSON.
 
     Empty without labels, and where the task is another.
-
-    Args:
-        names: of the classes, by index of the models' output, where known.
-        **models: by the key that their accuracy has in a row.
     """
     known = {key: model for key, model in models.items() if isinstance(model, Predictions) and model.labelled}
     if len(known) < len(models) or not known:
@@ -202,14 +191,8 @@ def on_rare_classes(
 ) -> dict[str, Any] | None:
     """Sparse against dense on images of the classes that training hardly shows, for JSON.
 
-    Of images without labels the dense model says the class. None where no image is of such a class, or all are, and
-    where the task is another.
-
-    Args:
-        shown: how many training images there are of each class, by index; none of those that are not in it.
-        fewer_than: as many are hardly any.
-        dense: of the dense model.
-        sparse: of the sparse one, on the same images.
+    Those are classes of which `shown` has fewer than so many training images. Of images without labels the dense model
+    says the class. None where no image is of such a class, or all are, and where the task is another.
     """
     if not (isinstance(dense, Predictions) and isinstance(sparse, Predictions)):
         return None

@@ -33,10 +33,7 @@ class PatchFeatures(NamedTuple):
 class PatchLikeness(Results):
     """How like the dense model's the patches' features are, means over the patches of each image, (num_images,).
 
-    Attributes:
-        cosine: of all patches.
-        kept: of those with a token of their own; NaN where that is none, or not known.
-        pruned: of the others; likewise.
+    Of all, of `kept` ones with a token of their own, and of the others; NaN where that is none, or not known.
     """
 
     cosine: Tensor
@@ -48,10 +45,6 @@ class PatchLikeness(Results):
         """Never: nothing is right or wrong of features."""
         return False
 
-    def accuracy(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
     def fidelity(self, dense: PatchLikeness) -> dict[str, Any]:
         """Centred cosine to dense: mean over images and their 5th percentile, and of kept and of pruned patches."""
         return {
@@ -60,10 +53,6 @@ class PatchLikeness(Results):
             "token_cosine_kept": _mean(self.kept),
             "token_cosine_pruned": _mean(self.pruned),
         }
-
-    def change(self, other: PatchLikeness) -> dict[str, Any]:
-        """Nothing."""
-        return {}
 
     def distances(self, dense: PatchLikeness) -> Tensor:
         """1 less the cosine."""
@@ -112,7 +101,6 @@ class Dense(Task):
         return PatchFeatures(features[:, prefix:].float(), None)
 
     def of_selection(self, selection: Selection) -> PatchFeatures:
-        """As `Task.of_selection`."""
         assert selection.filled is not None
         return PatchFeatures(selection.filled.float(), selection.kept())
 
@@ -135,12 +123,6 @@ class Dense(Task):
         features = student.features if student.filled is None else student.filled
         return token_loss(features, teacher.features, relative=True)
 
-    def influence(self, output: Tensor) -> Tensor:
-        """How far what is pooled reaches from the batch's mean, where it is now."""
-        vectors = output.float()
-        own = vectors.detach() - (vectors.detach().mean(dim=0) if len(vectors) > 1 else 0.0)
-        return (vectors * F.normalize(own, dim=-1)).sum()
-
     def record(self, output: PatchFeatures, reference: PatchFeatures | None = None) -> Record:
         """Likeness to the dense model's features."""
         theirs = (output if reference is None else reference).features
@@ -158,7 +140,6 @@ class Dense(Task):
         return _likeness(output.features, reference.features)
 
     def results(self, record: Record, targets: Tensor) -> PatchLikeness:
-        """As `Task.results`."""
         return PatchLikeness(targets, record["cosine"], record["kept"], record["pruned"])
 
 

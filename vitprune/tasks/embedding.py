@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from vitprune.tasks.base import Change, Figure, Record, Results, Spread, Task, c
 from vitprune.tasks.class_vectors import ClassVectors
 from vitprune.tasks.differences import of_vectors
 
-NUM_NEIGHBOURS = 10
+_NUM_NEIGHBOURS = 10
 _KNN, _TEMPERATURE = 20, 0.07
 """Of DINO's evaluation (Caron et al. 2021, https://arxiv.org/abs/2104.14294, appendix F)."""
 _CHUNK = 1024
@@ -96,18 +96,15 @@ class Embeddings(Results):
         centre = dense.vectors.double().mean(dim=0) if self.num_images > 1 else 0.0
         return F.cosine_similarity(self.vectors.double() - centre, dense.vectors.double() - centre, dim=1)
 
-    def neighbours(self) -> Iterator[Tensor]:
-        """Rows of the nearest other images, up to 10, nearest first; chunks of (images, neighbours)."""
-        count = min(NUM_NEIGHBOURS, self.num_images - 1)
+    def nearest(self) -> Tensor:
+        """Rows of the nearest other images, up to 10, nearest first, (num_images, neighbours)."""
+        count, found = min(_NUM_NEIGHBOURS, self.num_images - 1), []
         for first, chunk in zip(range(0, self.num_images, _CHUNK), _chunks(self.vectors), strict=True):
             alike = chunk @ self.vectors.T
             rows = torch.arange(len(chunk))
             alike[rows, first + rows] = -torch.inf
-            yield alike.topk(count, dim=1).indices
-
-    def nearest(self) -> Tensor:
-        """As `Results.nearest`."""
-        return torch.cat([*self.neighbours()])
+            found.append(alike.topk(count, dim=1).indices)
+        return torch.cat(found)
 
     def change(self, other: Embeddings) -> dict[str, Any]:
         """Of k-NN and zero-shot top-1, where they are known."""
@@ -134,12 +131,7 @@ class Embeddings(Results):
 
 
 class Embedding(Task):
-    """A vector an image.
-
-    Args:
-        classes: vectors of the classes by a text tower, for zero-shot figures.
-        zero_shot: whether its words are of these also without the vectors.
-    """
+    """A vector an image; with vectors of the classes by a text tower, or the words alone, also zero-shot figures."""
 
     name = "embedding"
     output = "embedding"
@@ -197,21 +189,11 @@ class Embedding(Task):
         likeness: Tensor = F.cosine_similarity(ours - centre, target - centre, dim=1)
         return (1 - likeness).mean()
 
-    def influence(self, output: Tensor) -> Tensor:
-        """How far each vector reaches from the batch's mean, where it is now: what tells an image from others.
-
-        Its length would not do: behind a LayerNorm it is the same for all.
-        """
-        vectors = output.float()
-        own = vectors.detach() - (vectors.detach().mean(dim=0) if len(vectors) > 1 else 0.0)
-        return (vectors * F.normalize(own, dim=-1)).sum()
-
     def record(self, output: Tensor, reference: Tensor | None = None) -> Record:
         """Vectors (B, D)."""
         return {"vectors": F.normalize(output.float(), dim=-1).cpu()}
 
     def results(self, record: Record, targets: Tensor) -> Embeddings:
-        """As `Task.results`."""
         return Embeddings(targets, record["vectors"], classes=None if self.classes is None else self.classes.vectors)
 
     def measures_accuracy(self, *, labelled: bool, gallery: bool) -> bool:

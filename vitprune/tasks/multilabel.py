@@ -158,7 +158,6 @@ class MultiLabel(Task):
         return [*_likeliest(output, names, count)]
 
     def results(self, record: Record, targets: Tensor) -> Decisions:
-        """As `Task.results`."""
         return Decisions(targets, record["logits"], record.get("kl"))
 
     def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:

@@ -19,11 +19,7 @@ _FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Values(Results):
-    """What one model gives for every image.
-
-    Attributes:
-        values: (num_images, num_values).
-    """
+    """What one model gives for every image, (num_images, num_values)."""
 
     values: Tensor
 
@@ -53,21 +49,16 @@ class Values(Results):
         ours, theirs = self.values.double(), dense.values.double()
         spread = theirs.std(dim=0, correction=0)
         known = spread > 0
+        error = (ours - theirs).square().mean(dim=0).sqrt()
+        rmse = error.square().mean().sqrt().item()
+        found: dict[str, Any] = {"pearson_r": None, "rmse_to_dense": rmse, "error_pct": None}
         if not bool(known.any()):
-            return {
-                "pearson_r": None,
-                "rmse_to_dense": (ours - theirs).square().mean().sqrt().item(),
-                "error_pct": None,
-            }
+            return found
         centred = [each[:, known] - each[:, known].mean(dim=0) for each in (ours, theirs)]
         norms = [each.norm(dim=0) for each in centred]
         correlation = (centred[0] * centred[1]).sum(dim=0) / (norms[0] * norms[1]).clamp(min=1e-300)
-        error = (ours - theirs).square().mean(dim=0).sqrt()
-        return {
-            "pearson_r": correlation.mean().item(),
-            "rmse_to_dense": error.square().mean().sqrt().item(),
-            "error_pct": 100 * (error[known] / spread[known]).mean().item(),
-        }
+        error_pct = 100 * (error[known] / spread[known]).mean().item()
+        return found | {"pearson_r": correlation.mean().item(), "error_pct": error_pct}
 
     def change(self, other: Values) -> dict[str, Any]:
         """Of the mean absolute error; the interval is the normal one of the paired difference."""
@@ -149,7 +140,6 @@ class Regression(Task):
         return of_numbers(output, reference, spread_of_each(reference))
 
     def results(self, record: Record, targets: Tensor) -> Values:
-        """As `Task.results`."""
         return Values(targets, record["values"])
 
     def right(self, target: Tensor, names: Mapping[int, str]) -> str | None:

@@ -63,12 +63,9 @@ def pruned_grid(grid: Grid, before: Tensor, after: Tensor, rows: Tensor) -> Grid
 
 
 def fill_tokens(x: Tensor, grid: Grid, num_prefix_tokens: int = 0) -> Tensor:
-    """Tokens that are left, (B, P + K, C), to the full grid, (B, P + N, C). Of no gradient less than its parts.
+    """Tokens of the residual stream that are left, (B, P + K, C), to the full grid, (B, P + N, C), by that so far.
 
-    Args:
-        x: tokens of the residual stream, before the final norm.
-        grid: of all stages so far.
-        num_prefix_tokens: P.
+    Of no gradient less than its parts.
     """
     if grid.rows is None or grid.offset is None:
         return x

@@ -28,11 +28,9 @@ def ratio_loss(kept: Sequence[Tensor], ratios: Sequence[float]) -> Tensor:
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(teacher || student) of the class distribution, batch mean (eq. 14), in fp32.
+    """KL(teacher || student) of the class distributions, by logits (B, num_classes), batch mean (eq. 14), in fp32.
 
-    Args:
-        logits: student's, (B, num_classes).
-        teacher_logits: teacher's, (B, num_classes); no gradient flows into them.
+    No gradient flows into the teacher's.
     """
     student = F.log_softmax(logits.float(), dim=-1)
     teacher = F.log_softmax(teacher_logits.detach().float(), dim=-1)
@@ -42,12 +40,8 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def token_distillation_loss(logits: Tensor, teacher_logits: Tensor, kept: Tensor | None = None) -> Tensor:
     """KL(teacher || student) of every kept token's own class distribution, mean over tokens, in fp32.
 
-    What takes the place of `token_loss` in LV-ViT, whose patch tokens have a classifier.
-
-    Args:
-        logits: student's, (B, N, num_classes).
-        teacher_logits: teacher's, at the same positions, (B, N, num_classes); no gradient flows into them.
-        kept: the student's final D-hat (B, N); None when all N tokens are kept ones.
+    What takes the place of `token_loss` in LV-ViT, whose patch tokens have a classifier: logits are
+    (B, N, num_classes), the others as there.
     """
     student = F.log_softmax(logits.float(), dim=-1)
     teacher = F.log_softmax(teacher_logits.detach().float(), dim=-1)
@@ -75,30 +69,13 @@ def token_loss(
 
 
 def pooled_loss(pooled: Tensor, teacher_pooled: Tensor) -> Tensor:
-    """Squared error of what the classifier reads, over the mean square of the teacher's, batch mean, in fp32.
+    """Squared error of what the classifier reads, (B, C), over the mean square of the teacher's, batch mean, in fp32.
 
-    Args:
-        pooled: student's, (B, C).
-        teacher_pooled: teacher's, (B, C); no gradient flows into it.
+    No gradient flows into the teacher's.
     """
     target = teacher_pooled.detach().float()
     scale = target.square().mean(dim=1).clamp(min=torch.finfo(target.dtype).tiny)
     return ((pooled.float() - target).square().mean(dim=1) / scale).mean()
-
-
-def features_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Squared error of all patches' features over the variance of the teacher's, in fp32.
-
-    The variance is about the mean over all images and patches: what tells patches apart, not what all have in common,
-    which is most of some models' features. 1 is as wrong as that mean everywhere.
-
-    Args:
-        features: student's, on the full grid, (B, N, C).
-        teacher_features: teacher's, (B, N, C); no gradient flows into them.
-    """
-    target = teacher_features.detach().float()
-    variance = (target - target.mean(dim=(0, 1))).square().mean().clamp(min=torch.finfo(target.dtype).tiny)
-    return (features.float() - target).square().mean() / variance
 
 
 def _mean_over_kept(losses: Tensor, kept: Tensor | None) -> Tensor:

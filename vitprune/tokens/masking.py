@@ -40,13 +40,8 @@ def key_bias(kept: Tensor) -> Tensor:
     """log(D-hat + eps): what is added to the logits of attention to token j.
 
     exp(P_ij) G_ij / sum_k exp(P_ik) G_ik is the softmax of P + log G. The eps keeps the logarithm finite and,
-    unlike -inf, lets a pruned token's decision still receive the gradient of what would change if it came back.
-
-    Args:
-        kept: D-hat (B, T), prefix tokens included as ones.
-
-    Returns:
-        Bias (B, T), at least fp32.
+    unlike -inf, lets a pruned token's decision still receive the gradient of what would change if it came back. D-hat
+    (B, T), prefix tokens included as ones, gives a bias (B, T), at least fp32.
     """
     kept = kept.float() if kept.dtype.itemsize < 4 else kept
     return (kept + GATE_EPS).log()
@@ -73,11 +68,7 @@ def attention_bias(kept: Tensor, num_prefix_tokens: int = 0, sizes: Tensor | Non
 
 
 def size_bias(sizes: Tensor, num_prefix_tokens: int = 0) -> Tensor:
-    """Proportional attention: log of how many patches each key stands for.
-
-    Args:
-        sizes: of the patch tokens, (B, N), at least 1.
-        num_prefix_tokens: P; each counts as one.
+    """Proportional attention: log of how many patches each key stands for, at least 1, (B, N); P prefix tokens are one.
 
     Returns:
         Bias (B, 1, 1, P + N), to be passed as `attn_mask`.

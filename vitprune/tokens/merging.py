@@ -23,10 +23,7 @@ _MAX_EXPONENT = 30.0
 def merge_gains(scores: Tensor, beta: float, kept: Tensor | None = None) -> Tensor | None:
     """How much more a token weighs in an average for what it matters: exp(beta * a), (B, N); None for beta 0.
 
-    Args:
-        scores: keep scores (B, N); a is a score less the mean over the image's tokens.
-        beta: 0 or more.
-        kept: D-hat (B, N) in a masked pass; the mean is over the tokens still kept.
+    a is a keep score less the mean over the image's tokens, in a masked pass over those still kept, by D-hat (B, N).
     """
     if beta == 0:
         return None

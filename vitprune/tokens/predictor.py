@@ -20,9 +20,6 @@ class Predictor(PublicModule):
     first rows of the image. So parameters stay in fp32 when the module is cast to less, and so do the last layer
     and, under autocast, all of it. Of bf16 or fp16 tokens the inner products are taken in their precision: on real
     images that moves a tenth to four tenths of a token an image, where the tokens' own rounding moves about one.
-
-    Args:
-        embed_dim: C.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -137,9 +134,6 @@ class TokenPredictor(Predictor):
 class NormPredictor(nn.Module):
     """A token's L2 norm in the place of a score: nothing to train. Where redundancy alone decides, it says which of two
     alike tokens stays.
-
-    Args:
-        embed_dim: C; not used.
     """
 
     def __init__(self, embed_dim: int = 0) -> None:

@@ -78,12 +78,7 @@ def _choose_in_tiles(units: Tensor, scores: Tensor, num_tokens: int, balance: fl
 def choose_masked(x: Tensor, scores: Tensor, num_tokens: int, kept: Tensor, balance: float | None) -> Tensor:
     """As `choose_tokens` for the masked pass: the decision D (B, N) of zeros and ones, among the tokens still kept.
 
-    Args:
-        x: patch tokens (B, N, C), or what they are compared by.
-        scores: (B, N).
-        num_tokens: K.
-        kept: D-hat (B, N) so far.
-        balance: see `choose_tokens`.
+    `kept` is D-hat (B, N) so far.
     """
     scores = at_least_fp32(scores.detach())
     if balance is not None:

@@ -16,15 +16,7 @@ def log_probabilities(scores: Tensor) -> Tensor:
 
 
 def topk_tokens(scores: Tensor, num_tokens: int) -> Tensor:
-    """Indices of the `num_tokens` highest scores of each image, in raster order.
-
-    Args:
-        scores: (B, N), higher is kept.
-        num_tokens: how many to keep, in [1, N].
-
-    Returns:
-        Indices (B, num_tokens) into N, rising.
-    """
+    """Indices (B, num_tokens) of the highest scores (B, N) of each image, rising; `num_tokens` is in [1, N]."""
     return _in_order(scores.topk(num_tokens, dim=1, sorted=False).indices)
 
 
@@ -89,14 +81,10 @@ def add_to_rows(base: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 
 def topk_decision(scores: Tensor, num_tokens: int, kept: Tensor | None = None) -> Tensor:
-    """The decision D (B, N) of top-k as zeros and ones, among the tokens still kept.
+    """The decision D (B, N) of top-k by scores (B, N) as zeros and ones, among the tokens still kept.
 
-    What inference does, for the masked pass: pruned tokens (`kept` 0) never come back.
-
-    Args:
-        scores: (B, N), higher is kept.
-        num_tokens: how many to keep.
-        kept: D-hat (B, N) so far; None when all tokens are there.
+    What inference does, for the masked pass: pruned tokens never come back. `kept` is D-hat (B, N) so far, None when
+    all tokens are there.
     """
     if kept is not None:
         scores = scores.masked_fill(kept < 0.5, -torch.inf)

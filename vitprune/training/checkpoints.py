@@ -25,11 +25,9 @@ _DIFFERENCES_SHOWN = 3
 
 @dataclass
 class State:
-    """A run between two steps.
+    """A run between two steps: weights ("student.*"), their average ("average.*") and moments ("optimizer.*").
 
-    Attributes:
-        tensors: weights ("student.*"), their average ("average.*") and the optimiser's moments ("optimizer.*").
-        about: "part", the number of the optimiser; "step", how many steps it has made; "progress"; and "settings".
+    And `about` them "part", the number of the optimiser; "step", how many steps it has made; "progress"; "settings".
     """
 
     tensors: dict[str, Tensor]
@@ -42,12 +40,9 @@ class State:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run: one every so many steps, None for about every two minutes.
 
-    Attributes:
-        folder: where they are.
-        settings: what must be the same for a run to be resumed, as JSON.
-        every: steps between two; None for about every two minutes.
+    The settings, as JSON, must be the same for a run to be resumed.
     """
 
     folder: Path

@@ -32,11 +32,7 @@ def ratios_of(low: float, high: float) -> list[float]:
 def keep_of_step(low: float, high: float, seed: int, step: int) -> float:
     """The keep ratio of a step: in every round of as many steps as the grid has ratios each comes once, in any order.
 
-    Args:
-        low: of the range.
-        high: of the range.
-        seed: of the run.
-        step: counted from 0 over all phases; a resumed run draws the same.
+    Steps are counted from 0 over all phases; a resumed run of the same seed draws the same.
     """
     ratios = ratios_of(low, high)
     turn, place = divmod(step, len(ratios))
@@ -47,12 +43,8 @@ def keep_of_step(low: float, high: float, seed: int, step: int) -> float:
 class Range:
     """Of a student that is trained for a range: the ratio that a step takes, and the weights that go with it.
 
-    Of one that is trained for a single ratio nothing here does anything.
-
-    Args:
-        student: the sparse model.
-        teacher: the dense one.
-        blends: whether mild ratios are to have weights nearer to the teacher's; not where the trunk trains too.
+    Of one that is trained for a single ratio nothing here does anything. If it `blends`, mild ratios have weights
+    nearer to the teacher's; not where the trunk trains too.
     """
 
     def __init__(self, student: SparseViT, teacher: SparseViT, *, blends: bool) -> None:
@@ -98,9 +90,3 @@ class Range:
     def _ends(self) -> tuple[dict[str, Parameter], dict[str, Parameter]]:
         first_block = self.student.schedule.blocks[0]
         return tail_parameters(self.teacher.backbone, first_block), tail_parameters(self.student.backbone, first_block)
-
-
-def set_keep(student: SparseViT, seed: int, step: int) -> None:
-    """Let a student that is trained for a range take the ratio of a step."""
-    if student.keep_range is not None:
-        student.keep = keep_of_step(*student.keep_range, seed, step)

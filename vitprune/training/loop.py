@@ -26,7 +26,7 @@ from vitprune.errors import TrainingError
 from vitprune.model import SparseViT
 from vitprune.tasks import Spread, task_named
 from vitprune.training.checkpoints import State
-from vitprune.training.elastic import Range, set_keep
+from vitprune.training.elastic import Range, keep_of_step
 from vitprune.training.objective import Objective, StepLoss
 from vitprune.training.optimizer import Optimization, set_trainable
 from vitprune.training.progress import Progress, StepRecord
@@ -40,12 +40,9 @@ _VERSIONS = 64
 
 
 class TrainedStep(NamedTuple):
-    """What `train` yields after each step.
+    """What `train` yields after each step: its record, and whether any process was terminated.
 
-    Attributes:
-        record: of the step.
-        state: gives what a checkpoint after this step holds; to be called before the next step.
-        stop_requested: whether any process was terminated.
+    `state` gives what a checkpoint after this step holds; to be called before the next step.
     """
 
     record: StepRecord
@@ -65,15 +62,9 @@ def train(
 ) -> Generator[TrainedStep, None, None]:
     """Train `student` in place, step by step. Whoever iterates logs, shows and saves, and may stop after any step.
 
-    Args:
-        student: the sparse model.
-        teacher: the dense model as a SparseViT without stages; not changed.
-        images: to train on; their transform is set.
-        recipe: the settings.
-        device: where to train; both models are moved there.
-        progress: kept up to date; of a resumed run, what it had done.
-        resume: the state to resume from; None to begin.
-        stops: whether this process was terminated.
+    The teacher is the dense model as a SparseViT without stages; both are moved to the device. The transform of the
+    images is set here, `progress` is kept up to date (of a resumed run it is what that had done), and `stops` tells
+    whether this process was terminated.
 
     Raises:
         TrainingError: loss or gradient were not finite for `recipe.max_skipped` steps in a row, or out of memory.
@@ -117,8 +108,9 @@ def train(
                 phase, noise, trains_backbone = steps[index]
                 optimization.scheduler.step_update(index)
                 set_trainable(student, recipe, phase, trains_backbone)
-                set_keep(student, recipe.seed, progress.steps_done)
                 seed = recipe.seed, progress.steps_done
+                if student.keep_range is not None:
+                    student.keep = keep_of_step(*student.keep_range, *seed)
                 seed_all(*seed)  # mixup draws when a batch is taken: a resumed run draws the same
                 batch = next(batches)
                 waited = time.perf_counter() - started
@@ -171,9 +163,6 @@ def compiled_blocks(*models: SparseViT) -> Iterator[None]:
     All blocks of a kind share their compiled code. What vitprune computes between them (predictors, selection, losses)
     is not compiled, nor are blocks that an adapter takes apart.
 
-    Args:
-        *models: changed in place while the block lasts.
-
     Raises:
         DeviceError: this machine cannot compile.
     """
@@ -211,10 +200,7 @@ def _backbone_lr(accelerator: Accelerator, objective: Any, images: Images, steps
     """The backbone's peak rate: the further the student is from its teacher after pretraining, the higher.
 
     Adam's steps are as long as the rate says, however small the gradient: where hardly anything is lost, a rate
-    that would mend a greater loss does harm.
-
-    Returns:
-        None where the backbone does not train in these steps.
+    that would mend a greater loss does harm. None where the backbone does not train in these steps.
     """
     inner: Objective = accelerator.unwrap_model(objective)
     recipe, device, task = inner.recipe, accelerator.device, task_named(inner.student.task)

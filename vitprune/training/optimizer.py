@@ -30,13 +30,9 @@ def set_trainable(student: SparseViT, recipe: Recipe, phase: Phase, train_backbo
 
 
 class Optimization:
-    """What changes the weights: AdamW, its schedule and, where the recipe has it, the average of the weights.
+    """What changes the weights in the planned steps: AdamW, its schedule and, if the recipe has it, their average.
 
-    Args:
-        student: the sparse model.
-        recipe: the settings.
-        steps: that are planned.
-        backbone_lr: peak rate of the backbone; None if it does not train.
+    `backbone_lr` is the peak rate of the backbone, None if it does not train.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def teacher_saliency(
     """
     if target == "auto":
         target = "gradient" if backbone.pooling == "patches" else "attention"
-    prefix = backbone.num_prefix_tokens
+    prefix, pools = backbone.num_prefix_tokens, backbone.pooling == "attention pool"
     by_gradient, by_attention = target != "attention", target != "gradient"
     recorder = AttentionRecorder()
     gate = torch.ones(x.shape[0], x.shape[1] - prefix, device=x.device, requires_grad=by_gradient)  # (B, N)
@@ -51,10 +51,11 @@ def teacher_saliency(
         bias = attention_bias(gate, prefix) if by_gradient else None
         positions = backbone.positions_of()
         for index in range(first_block, backbone.depth):
-            with recorder if _is_read(backbone, index) and by_attention else nullcontext():
+            is_read = by_attention and not pools and index >= backbone.depth // 2
+            with recorder if is_read else nullcontext():
                 x = backbone.block(index, x, bias, positions)
         x = backbone.norm(x)
-        with recorder if backbone.pooling == "attention pool" and by_attention else nullcontext():
+        with recorder if by_attention and pools else nullcontext():
             logits = backbone.head(x, gate if by_gradient else None)
         saliency = torch.zeros_like(gate)
         if by_gradient:
@@ -65,10 +66,6 @@ def teacher_saliency(
         rows = slice(0, 1) if backbone.pooling == "class token" else slice(None)
         saliency = saliency + _over_mean(recorder.attention(rows)[:, -gate.shape[1] :])
     return saliency.detach()
-
-
-def _is_read(backbone: Backbone, index: int) -> bool:
-    return backbone.pooling != "attention pool" and index >= backbone.depth // 2
 
 
 def _over_mean(saliency: Tensor) -> Tensor:

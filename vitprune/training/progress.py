@@ -25,12 +25,9 @@ class StepRecord:
 
     Attributes:
         step: 1-based, over all phases.
-        num_steps: of the whole run.
-        phase: see `Recipe`.
         losses: unweighted components by name.
         total: weighted sum that was minimised.
         kept_ratios: share of the original tokens kept after each stage.
-        target_ratios: the shares to reach.
         lr: of the predictors, or of the backbone where predictors do not train.
         images_per_s: of this step, data included.
         skipped: True if the loss or gradient was not finite and the weights were not changed.
@@ -64,7 +61,6 @@ class Progress:
     """What a run has done so far, in this process and in those that it resumes.
 
     Attributes:
-        steps_done: over all phases.
         num_steps: planned, over all phases.
         num_skipped: steps skipped because loss or gradient was not finite.
         num_microbatches: microbatches that share a process' batch.
@@ -119,9 +115,7 @@ class Progress:
 def step_log(path: Path, after: int = 0) -> Iterator[Callable[[StepRecord], None]]:
     """In the block, a function that writes a line of log.jsonl, on disk as soon as its step is done.
 
-    Args:
-        path: log.jsonl.
-        after: the step after which a run is resumed; later lines are dropped.
+    Lines after the step `after`, after which a run is resumed, are dropped.
 
     Raises:
         OutputError: the file cannot be written.
@@ -145,10 +139,10 @@ def step_log(path: Path, after: int = 0) -> Iterator[Callable[[StepRecord], None
 
 
 def check_tracker(name: str) -> None:
-    """Make sure that there is such a tracker.
+    """Make sure that accelerate knows such a tracker, and that its package is installed.
 
     Raises:
-        UsageError: accelerate knows no such tracker, or its package is not installed.
+        UsageError: it does not, or is not.
     """
     if name not in LOGGER_TYPE_TO_CLASS:
         known = ", ".join(LOGGER_TYPE_TO_CLASS)
@@ -159,13 +153,9 @@ def check_tracker(name: str) -> None:
 
 @contextmanager
 def tracker_log(name: str, folder: Path, recipe: Recipe, after: int = 0) -> Iterator[Callable[[StepRecord], None]]:
-    """In the block, a function that logs a step.
+    """In the block, a function that logs a step of a run, which may be resumed after the step `after`.
 
-    Args:
-        name: as accelerate has it; trackers that need no account write to `folder`/`name`.
-        folder: the run folder.
-        recipe: logged as the settings of the run.
-        after: the step after which a run is resumed.
+    The name is accelerate's; trackers that need no account write to `folder`/`name`.
 
     Raises:
         UsageError: the tracker does not start.

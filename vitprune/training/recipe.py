@@ -29,13 +29,7 @@ _LENGTHS = ("steps", "epochs")
 
 
 class PlannedStep(NamedTuple):
-    """A step that is planned.
-
-    Attributes:
-        phase: see `Recipe`.
-        noise: scale of the Gumbel noise.
-        trains_backbone: whether it trains the backbone.
-    """
+    """A planned step: its phase, see `Recipe`, the scale of its Gumbel noise, and whether it trains the backbone."""
 
     phase: Phase
     noise: float
@@ -49,9 +43,7 @@ class LossWeights(PublicSettings):
     ratio: float = Field(2.0, ge=0, description="squared distance of the kept share from its target")
     kl: float = Field(1.0, ge=0, description="KL divergence from the teacher's classes")
     pooled: float = Field(
-        0.5,
-        ge=0,
-        description="relative squared distance of what the classifier reads from the teacher's",
+        0.5, ge=0, description="relative squared distance of what the classifier reads from the teacher's"
     )
     token: float = Field(
         0.0,
@@ -153,11 +145,7 @@ class Recipe(PublicSettings):
     max_unreadable: float = Field(
         0.01, ge=0, le=1, description="share of training images that may be unreadable: skipped, named and counted"
     )
-    max_skipped: int = Field(
-        20,
-        ge=1,
-        description="non-finite steps in a row after which training stops",
-    )
+    max_skipped: int = Field(20, ge=1, description="non-finite steps in a row after which training stops")
 
     @classmethod
     def _title(cls, settings: Mapping[str, Any]) -> str:
@@ -216,12 +204,7 @@ class Recipe(PublicSettings):
         return min(8, (os.cpu_count() or 1) // 2)
 
     def plan_steps(self, steps_per_epoch: int | None, *, has_stages: bool) -> list[list[PlannedStep]]:
-        """All steps of a run, a list for each optimiser; no list is empty.
-
-        Args:
-            steps_per_epoch: see `num_steps`.
-            has_stages: whether the model prunes at all.
-        """
+        """All steps of a run, a list for each optimiser, none of them empty; a model without stages has fewer."""
         steps = self.num_steps(steps_per_epoch)
         deployed = round(steps * self.deployed_share)
         # Without stages there is nothing to rank; on the deployed path only the backbone can train.
@@ -241,13 +224,10 @@ class Recipe(PublicSettings):
         return [planned for planned in (pretraining, together) if planned]
 
     def num_steps(self, steps_per_epoch: int | None) -> int:
-        """Steps after pretraining.
-
-        Args:
-            steps_per_epoch: None where the data is a stream of unknown length.
+        """Steps after pretraining; the length of an epoch is None where the data is a stream.
 
         Raises:
-            UsageError: the length is given in passes over such a stream.
+            UsageError: the length of training is given in passes over such a stream.
         """
         if steps_per_epoch is None and (self.epochs is not None or self.freeze_epochs > 0):
             raise UsageError(

@@ -38,14 +38,9 @@ def training_batches(
 ) -> Iterator[Batch]:
     """This process' share of shuffled batches without end, augmented and mixed as the recipe says.
 
-    Args:
-        images: with the training transform set.
-        recipe: the settings.
-        faults: where unreadable images are counted.
-        num_classes: of the model; labels of mixed images are probabilities of so many.
-        device: that they go to.
-        seed: of order and transforms; None for the recipe's.
-        first_step: number of the first batch.
+    The transform of the images is set, and those that cannot be read are counted in `faults`. Labels of mixed images
+    are probabilities of so many classes. `device` is where the batches go, `seed`, of order and transforms, the
+    recipe's if it is None, and `first_step` the number of the first batch.
 
     Raises:
         DataError: no image can be read, or more cannot than the recipe allows; names one.
@@ -91,19 +86,12 @@ def backward(
     seed: Sequence[int],
     num_microbatches: int,
 ) -> StepLoss:
-    """Losses of one batch, and their gradient in the student's weights.
+    """Losses of one batch, this process' images, and their gradient in the student's weights.
 
     The gradient is the mean over the batch whatever the number of microbatches, but for rounding. Only what is a mean
-    over tokens (the token loss, where images keep different numbers of them) becomes the mean of their means.
-
-    Args:
-        accelerator: for devices, precision and the other processes.
-        objective: an `Objective`, wrapped where there are several processes.
-        batch: this process' images.
-        phase: see `Recipe`.
-        noise: scale of the Gumbel noise.
-        seed: of the step's random numbers.
-        num_microbatches: forward and backward passes that share the batch.
+    over tokens (the token loss, where images keep different numbers of them) becomes the mean of their means. The
+    objective is wrapped where there are several processes, `noise` scales the Gumbel noise, and `seed` is that of the
+    step's random numbers.
     """
     num_images = len(batch[0])
     first_image = rank() * num_images  # in the batch of all processes
@@ -129,11 +117,7 @@ def backward(
 
 
 def update(accelerator: Accelerator, optimizer: Any, student: torch.nn.Module, clip_grad: float | None) -> bool:
-    """The optimiser's step.
-
-    Returns:
-        False, with nothing changed, if the gradient is not finite.
-    """
+    """The optimiser's step; False, with nothing changed, if the gradient is not finite."""
     norm = accelerator.clip_grad_norm_(student.parameters(), math.inf if clip_grad is None else clip_grad)
     if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
         return False
@@ -147,14 +131,7 @@ def find_num_microbatches(
 ) -> int:
     """How many microbatches fit a batch into memory: as the recipe says or, if that is "auto", 1, 2, 4 and so on.
 
-    Args:
-        accelerator: for devices, precision and the other processes.
-        objective: an `Objective`, wrapped where there are several processes.
-        images: to train on; only their number matters.
-        steps: that are planned.
-
-    Returns:
-        The same number in every process.
+    It is the same number in every process. Of the images only their number matters, `steps` are those planned.
 
     Raises:
         TrainingError: not even one image at a time fits.

@@ -10,7 +10,7 @@ import typer
 from vitprune.cli import completion
 from vitprune.cli.commands.bench_models import BenchRequest, benchmarks
 from vitprune.cli.model_options import StructureOptions
-from vitprune.cli.options import AsJson, Device, Precision, parse_numbers, parse_ratios
+from vitprune.cli.options import AsJson, Device, Precision, option, parse_numbers, parse_ratios
 from vitprune.cli.output import Check, enforce, print_json, print_line
 from vitprune.cli.plan_options import SpeedOptions
 from vitprune.cli.progress import RunProgress
@@ -40,40 +40,33 @@ def bench(
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Keep ratios for timm names, and files of a range.",
             metavar="RATIOS",
-            help="Keep ratios for timm names, and files of a range.",
-            show_default="0.7; 0.9,0.8,0.7 without MODEL",
+            shown="0.7; 0.9,0.8,0.7 without MODEL",
         ),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: Annotated[
-        str | None,
-        typer.Option(
-            "--batch-size", "-b", metavar="SIZES", help="Images per pass.", show_default="1,8,32; CUDA: +128,256"
-        ),
+        str | None, option("Images per pass.", "--batch-size", "-b", metavar="SIZES", shown="1,8,32; CUDA: +128,256")
     ] = None,
     mode: Annotated[
         str,
-        typer.Option(
+        option(
+            "How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile.",
             metavar="MODES",
             autocompletion=completion.words("eager", "compile", "cudagraphs"),
-            help="How to run: eager, compile (torch.compile), cudagraphs, or several: eager,compile.",
         ),
     ] = "eager",
     bound: Annotated[
-        bool,
-        typer.Option(
-            "--bound/--no-bound", help="Show the zero-overhead bound: the same token counts, chosen for free."
-        ),
+        bool, option("Show the zero-overhead bound: the same token counts, chosen for free.", "--bound/--no-bound")
     ] = True,
     seconds: Annotated[
-        float, typer.Option(min=0, metavar="S", help="How long each row is timed; a single pass may take longer.")
+        float, option("How long each row is timed; a single pass may take longer.", min=0, metavar="S")
     ] = 2.0,
     min_speedup: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Exit with 3 if a sparse row is slower than X times dense."),
+        float | None, option("Exit with 3 if a sparse row is slower than X times dense.", metavar="X")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

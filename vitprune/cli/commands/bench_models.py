@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Models that are timed interleaved.
+    """Models by label that are timed interleaved, on images (C, H, W), and compared with the one called `baseline`.
 
-    Attributes:
-        name: of the model that they are variants of.
-        models: by label.
-        baseline: label of the one that the others are compared with.
-        input_size: of an image, (C, H, W).
-        note: what must be said of the comparison, or "".
+    They are variants of the model `name`; `note` is what must be said of the comparison.
     """
 
     name: str
@@ -39,15 +34,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What the options ask to be made of a MODEL.
-
-    Attributes:
-        plans: of a dense model, one sparse model each.
-        recipe: has the defaults of the plans.
-        structure: how timm names are built.
-        bounds: whether to add zero-overhead bounds.
-        batch_sizes: to be timed.
-    """
+    """What the options ask to be made of a MODEL: of a dense one a sparse one for each plan, perhaps with bounds."""
 
     plans: Sequence[PlanRequest]
     recipe: Recipe

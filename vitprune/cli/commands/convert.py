@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson, parse_numbers
+from vitprune.cli.options import AsJson, option, parse_numbers
 from vitprune.cli.output import number, print_json, print_line
 from vitprune.cli.progress import RunProgress
 
@@ -18,29 +18,26 @@ def convert(
     ],
     keep: Annotated[
         float | None,
-        typer.Option(
+        option(
+            "Share of patch tokens that one stage keeps, in (0, 1), which the file does not say.",
             metavar="RATIO",
-            help="Share of patch tokens that one stage keeps, in (0, 1), which the file does not say.",
-            show_default=False,
+            shown=False,
         ),
     ] = None,
     stages: Annotated[
-        str | None,
-        typer.Option(
-            "--prune-at", metavar="BLOCKS", help="Blocks before which its predictors act.", show_default="by depth"
-        ),
+        str | None, option("Blocks before which its predictors act.", "--prune-at", metavar="BLOCKS", shown="by depth")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "What to write; config.json goes beside it.",
             "--output",
             "-o",
             metavar="FILE",
-            help="What to write; config.json goes beside it.",
-            show_default="runs/<model>-keep<ratio>/model.safetensors",
+            shown="runs/<model>-keep<ratio>/model.safetensors",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an --output that exists.")] = False,
+    overwrite: Annotated[bool, option("Write over an --output that exists.", "--overwrite")] = False,
     as_json: AsJson = False,
 ) -> None:
     """An official DynamicViT checkpoint, DeiT or LV-ViT, as a model.safetensors for all other commands.
@@ -71,10 +68,7 @@ def convert(
     else:
         RunFolder(output.parent).create(needed)
         save(sparse, output, metadata)
-    result = describe_plan(sparse, metadata.model) | {
-        "origin": metadata.origin,
-        "output": str(output),
-    }
+    result = describe_plan(sparse, metadata.model) | {"origin": metadata.origin, "output": str(output)}
     if as_json:
         print_json(result)
         return

@@ -66,19 +66,13 @@ def _print(result: dict[str, Any]) -> None:
     )
     if result["keep"] is not None and result["stages"]:
         print_line(keep_in_words(result["keep"], result["schedule"], counts[0], counts[1:]))
-        fate = "merged into kept ones" if result["pruned"] == "merge" else "dropped"
-        print_line(f"pruned tokens are {fate}")
+        print_line(f"pruned tokens are {'merged into kept ones' if result['pruned'] == 'merge' else 'dropped'}")
     if result.get("origin"):
         print_line(f"made from the weights {result['origin']['source']}")
     dense, sparse = result["dense"], result["sparse"]
-    print_table(
-        "cost of one image",
-        ["", "dense", "sparse"],
-        [
-            ["GMACs", number(dense["gmacs"], 3), number(sparse["gmacs"], 3)],
-            ["parameters (M)", number(dense["params_m"], 3), number(sparse["params_m"], 3)],
-        ],
-    )
+    costs = {"GMACs": "gmacs", "parameters (M)": "params_m"}
+    rows = [[name, number(dense[key], 3), number(sparse[key], 3)] for name, key in costs.items()]
+    print_table("cost of one image", ["", "dense", "sparse"], rows)
     print_line(f"{result['delta']['gmacs_pct']:+.1f} % multiply-accumulates (attention and predictors counted)")
     if accuracy := result.get("accuracy"):
         _print_accuracy(result["task"], accuracy)
@@ -102,7 +96,5 @@ def _print_accuracy(task: Any, accuracy: dict[str, Any]) -> None:
 
 def _outputs(result: dict[str, Any]) -> str:
     """What the model gives, in words."""
-    count = result["num_classes"]
-    if result["task"] == "classification":
-        return f"{count} classes"
-    return f"{result['task']}" + (f", {count} outputs" if count else "")
+    task, count = result["task"], result["num_classes"]
+    return f"{count} classes" if task == "classification" else f"{task}, {count} outputs" if count else str(task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,19 +11,12 @@ from vitprune.cli.output import number, print_json, print_line, print_table, wai
 from vitprune.cli.plan_options import PlanOptions, say_middle
 from vitprune.cli.progress import RunProgress
 
-if TYPE_CHECKING:
-    from vitprune.schedule import Sparsity
-
 
 def models(
     plan: PlanOptions,
     pattern: Annotated[
         str | None,
-        typer.Argument(
-            metavar="PATTERN",
-            help="A part of the name, or with wildcards: 'deit*'.",
-            show_default="all",
-        ),
+        typer.Argument(metavar="PATTERN", help="A part of the name, or with wildcards: 'deit*'.", show_default="all"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -37,21 +30,20 @@ def models(
     """
     from vitprune.loading.architectures import count_weights, describe_all, match_names
 
-    asked = None if plan == PlanOptions() else _asked(plan)
+    asked = None
+    if plan != PlanOptions():
+        with waiting("loading PyTorch"):
+            from vitprune.training.recipe import load_recipe
+        asked = plan.request().sparsity(load_recipe("short").plan_defaults)
+        say_middle(asked)
     names = match_names(pattern)
     with RunProgress() as progress:
         entries = describe_all(names, asked, progress)
     supported = [entry for entry in entries if entry["reason"] is None]
     weights = count_weights(entries)
     if as_json:
-        print_json(
-            {
-                "num_supported": len(supported),
-                "num_refused": len(entries) - len(supported),
-                "weights": weights,
-                "rows": supported,
-            }
-        )
+        counts: dict[str, Any] = {"num_supported": len(supported), "num_refused": len(entries) - len(supported)}
+        print_json(counts | {"weights": weights, "rows": supported})
         return
     names_of_families = sorted({entry["family"] for entry in supported})
     families = {family: [entry for entry in supported if entry["family"] == family] for family in names_of_families}
@@ -64,14 +56,6 @@ def models(
         print_line("shown: " + ", ".join(f"{family} {len(members)}" for family, members in families.items()))
     else:
         print_line(f"{entries[0]['model']}: {entries[0]['reason']}")
-
-
-def _asked(plan: PlanOptions) -> Sparsity:
-    with waiting("loading PyTorch"):
-        from vitprune.training.recipe import load_recipe
-    sparsity = plan.request().sparsity(load_recipe("short").plan_defaults)
-    say_middle(sparsity)
-    return sparsity
 
 
 def _print(family: str, entries: list[dict[str, Any]], plan: str) -> None:

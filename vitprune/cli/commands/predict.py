@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitprune.cli.model_options import ModelOptions
-from vitprune.cli.options import AsJson, BatchSize, Device, Model, Precision, Workers
+from vitprune.cli.options import AsJson, BatchSize, Device, Model, Precision, Workers, option
 from vitprune.cli.output import number, print_json, print_line, print_table, say, waiting
 from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
@@ -36,23 +36,17 @@ def predict(
     keep: FileKeep = None,
     topk: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="K",
-            help="The K likeliest classes or labels per image.",
-            show_default="5 classes; all labels above 50 %",
+        option(
+            "The K likeliest classes or labels per image.", min=1, metavar="K", shown="5 classes; all labels above 50 %"
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write them to FILE: .csv or .json; vectors also .npz or .safetensors.",
+        option(
+            "Write them to FILE: .csv or .json; vectors also .npz or .safetensors.", "--output", "-o", metavar="FILE"
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
+    overwrite: Annotated[bool, option("Replace an --output that exists.", "--overwrite")] = False,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: BatchSize = 64,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson
+from vitprune.cli.options import AsJson, option
 from vitprune.cli.output import print_json, print_line, say
 from vitprune.common import distributed
 from vitprune.common.stopping import stopped_error
@@ -23,11 +23,9 @@ def push(
     repository: Annotated[
         str, typer.Argument(metavar="OWNER/NAME", help="Model repository on the Hub.", show_default=False)
     ],
-    private: Annotated[bool, typer.Option("--private", help="Make a repository that nobody else can see.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before uploading.")] = False,
-    no_images: Annotated[
-        bool, typer.Option("--no-images", help="Draw report.html without the images of the data set.")
-    ] = False,
+    private: Annotated[bool, option("Make a repository that nobody else can see.", "--private")] = False,
+    yes: Annotated[bool, option("Do not ask before uploading.", "--yes", "-y")] = False,
+    no_images: Annotated[bool, option("Draw report.html without the images of the data set.", "--no-images")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Upload a complete run to the Hugging Face Hub, after asking: model, model card, report.

@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from vitprune.cli.options import AsJson
+from vitprune.cli.options import AsJson, option
 from vitprune.cli.output import print_json, print_line, say
 
 
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder that sparsify wrote.", show_default=False)],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Page to write.", show_default="RUN/report.html"),
+        Path | None, option("Page to write.", "--output", "-o", metavar="FILE", shown="RUN/report.html")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over an --output that exists.")] = False,
+    overwrite: Annotated[bool, option("Write over an --output that exists.", "--overwrite")] = False,
     no_images: Annotated[
-        bool, typer.Option("--no-images", help="Leave out the images of the data set, to show the page to others.")
+        bool, option("Leave out the images of the data set, to show the page to others.", "--no-images")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitprune.cli.limits import PANEL as PANEL_OF_LIMITS
-from vitprune.cli.limits import MinFidelity, check_goes_with, check_measured, drop_check, fidelity_check
+from vitprune.cli.limits import MinFidelity, check_goes_with, check_measured, drop_check, fidelity_check, of_checks
 from vitprune.cli.model_options import ModelOptions
-from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model
+from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, option
 from vitprune.cli.output import Check, enforce, print_json, print_line, say, waiting
 from vitprune.cli.plan_options import AllPlanOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
 from vitprune.cli.tables import print_summary
 from vitprune.cli.training_options import (
-    PANEL,
     Overwrite,
     RecipeOptions,
     RunOptions,
     load_dense_model,
+    of_training,
     training_device,
     training_images,
 )
@@ -32,16 +31,11 @@ from vitprune.common.run_folder import RUNS, RunFolder
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
-
     from vitprune.data import Data
+    from vitprune.jobs.train_run import RunSettings
     from vitprune.loading.load import Loaded
     from vitprune.schedule import Sparsity
     from vitprune.training.recipe import Recipe
-
-
-def _check(metavar: str, help_text: str, **limits: Any) -> Any:
-    return typer.Option(metavar=metavar, **limits, help=help_text, rich_help_panel=PANEL_OF_LIMITS)
 
 
 def sparsify(
@@ -54,51 +48,46 @@ def sparsify(
     running: RunOptions,
     data: DataArgument = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Run folder.", show_default="runs/<model>-keep<r>"),
+        Path | None, option("Run folder.", "--output", "-o", metavar="DIR", shown="runs/<model>-keep<r>")
     ] = None,
     overwrite: Overwrite = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Resume the run in --output, or the last one."),
-    ] = False,
+    resume: Annotated[bool, option("Resume the run in --output, or the last one.", "--resume")] = False,
     device: Device = "auto",
     compiled: Annotated[
         bool,
-        typer.Option(
+        of_training(
+            "Run the transformer blocks through torch.compile: a wait at first, and on a CPU hardly faster.",
             "--compile",
-            help="Run the transformer blocks through torch.compile: a wait at first, and on a CPU hardly faster.",
-            rich_help_panel=PANEL,
         ),
     ] = False,
     track: Annotated[
         str | None,
-        typer.Option(
+        of_training(
+            "Log the steps also to tensorboard, or another tracker that accelerate knows and that is installed.",
             "--report-to",
             metavar="NAME",
-            help="Log the steps also to tensorboard, or another tracker that accelerate knows and that is installed.",
-            rich_help_panel=PANEL,
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Check all, estimate the time, write nothing."),
-    ] = False,
+    dry_run: Annotated[bool, option("Check all, estimate the time, write nothing.", "--dry-run")] = False,
     print_config: Annotated[
-        bool,
-        typer.Option("--print-config", help="Print the recipe with what replaces it as YAML.", rich_help_panel=PANEL),
+        bool, of_training("Print the recipe with what replaces it as YAML.", "--print-config")
     ] = False,
     force_labels: Annotated[
-        bool,
-        typer.Option("--force-labels", help="Go on though labels seem not to be the model's.", rich_help_panel=PANEL),
+        bool, of_training("Go on though labels seem not to be the model's.", "--force-labels")
     ] = False,
     max_drop: Annotated[
         float | None,
-        _check("POINTS", "Largest loss against dense of what the task measures: top-1, mAP, error, k-NN top-1.", min=0),
+        of_checks(
+            "Largest loss against dense of what the task measures: top-1, mAP, error, k-NN top-1.",
+            metavar="POINTS",
+            min=0,
+        ),
     ] = None,
-    min_top1: Annotated[float | None, _check("PERCENT", "Lowest top-1, in percent.", min=1)] = None,
+    min_top1: Annotated[float | None, of_checks("Lowest top-1, in percent.", metavar="PERCENT", min=1)] = None,
     min_fidelity: MinFidelity = None,
-    min_speedup: Annotated[float | None, _check("X", "Lowest speed-up at any batch size of the report.", min=0)] = None,
+    min_speedup: Annotated[
+        float | None, of_checks("Lowest speed-up at any batch size of the report.", metavar="X", min=0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prune tokens of a model: attach predictors, train for minutes, report what that cost and gained.
@@ -145,16 +134,11 @@ def sparsify(
     sparsity, prediction = resolve_plan(request, loaded.model, chosen)
     folder = _folder(loaded, sparsity, output, overwrite, resume)
     if not chosen.trains and data is None and images.data_option is None:
-        limits = {"--max-drop": max_drop, "--min-top1": min_top1, "--min-fidelity": min_fidelity}
-        _refuse_checks(limits | {"--min-speedup": min_speedup})
+        _refuse_checks(max_drop=max_drop, min_top1=min_top1, min_fidelity=min_fidelity, min_speedup=min_speedup)
         _write_untrained(loaded, sparsity, folder, as_json)
         return
     opened = training_images(loaded, images.spec(data, loaded), options, chosen, sparsity.label, where)
     check_measured(task, opened, max_drop=max_drop, min_top1=min_top1)
-
-    if dry_run:
-        _rehearse(loaded, opened, chosen, sparsity, where, folder, as_json, force_labels)
-        return
 
     from vitprune.jobs.sparsify import run
     from vitprune.jobs.train_run import RunSettings
@@ -172,6 +156,9 @@ def sparsify(
         force_labels=force_labels,
         commands={"sparsify": command_line(context.obj)},
     )
+    if dry_run:
+        _rehearse(loaded, opened, chosen, run_settings, as_json)
+        return
     with RunProgress() as progress:
         _, report = run(loaded, opened, chosen, run_settings, progress)
     if as_json:
@@ -188,11 +175,12 @@ def sparsify(
     )
 
 
-def _refuse_checks(checks: dict[str, float | None]) -> None:
+def _refuse_checks(**limits: float | None) -> None:
     """Without DATA nothing is measured that could meet them."""
-    for name, value in checks.items():
+    for name, value in limits.items():
         if value is not None:
-            raise UsageError(f"{name} needs a measurement, and without DATA there is none", "give DATA too")
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} needs a measurement, and without DATA there is none", "give DATA too")
 
 
 def _write_untrained(loaded: Loaded, sparsity: Sparsity, folder: RunFolder, as_json: bool) -> None:
@@ -214,22 +202,14 @@ def _print_plan(result: dict[str, Any]) -> None:
     print_line(f"GMACs {result['dense']['gmacs']:.3f} > {result['sparse']['gmacs']:.3f}")
 
 
-def _rehearse(
-    loaded: Loaded,
-    images: Data,
-    recipe: Recipe,
-    sparsity: Sparsity,
-    device: torch.device,
-    folder: RunFolder,
-    as_json: bool,
-    force: bool,
-) -> None:
+def _rehearse(loaded: Loaded, images: Data, recipe: Recipe, settings: RunSettings, as_json: bool) -> None:
     """--dry-run: what the run would do and how long its training would take."""
     from vitprune.jobs.rehearsal import rehearse
 
     with RunProgress() as progress:
-        result = rehearse(loaded, images, recipe, sparsity, device, progress, force_labels=force)
-    result |= {"output": str(folder)}
+        force = settings.force_labels
+        result = rehearse(loaded, images, recipe, settings.sparsity, settings.device, progress, force_labels=force)
+    result |= {"output": str(settings.output)}
     if as_json:
         print_json(result)
         return
@@ -238,7 +218,7 @@ def _rehearse(
         f"training: {result['num_steps']} steps of {recipe.batch_size} images, about {duration(result['seconds'])} "
         f"(evaluation, timing and report come on top); memory used so far {result['peak_memory_mib']:.0f} MiB"
     )
-    print_line(f"a run would write to {folder}; nothing was written, and not every image was opened")
+    print_line(f"a run would write to {settings.output}; nothing was written, and not every image was opened")
 
 
 def _folder(loaded: Loaded, sparsity: Sparsity, output: Path | None, overwrite: bool, resume: bool) -> RunFolder:

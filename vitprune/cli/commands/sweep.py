@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitprune.cli.model_options import ModelOptions, told
-from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, parse_ratios
+from vitprune.cli.options import AsJson, DataArgument, Device, ImageOptions, Model, option, parse_ratios
 from vitprune.cli.output import print_json, say
 from vitprune.cli.plan_options import StageOptions, resolve_plan
 from vitprune.cli.progress import RunProgress
@@ -31,8 +31,6 @@ from vitprune.errors import UsageError, VitpruneError
 if TYPE_CHECKING:
     from vitprune.loading.load import Loaded
 
-_EXIT_FAILED = 1
-
 
 def sweep(
     context: typer.Context,
@@ -44,42 +42,36 @@ def sweep(
     running: RunOptions,
     keep: Annotated[
         str | None,
-        typer.Option(
+        option(
+            "Keep ratios in (0, 1), a run each; of a file that was trained for a range, without any training.",
             metavar="RATIOS",
-            help="Keep ratios in (0, 1), a run each; of a file that was trained for a range, without any training.",
-            show_default=".9,.8,.7,.6,.5",
+            shown=".9,.8,.7,.6,.5",
         ),
     ] = None,
     elastic: Annotated[
-        bool, typer.Option("--elastic", help="One run for the whole range of --keep instead of one for each.")
+        bool, option("One run for the whole range of --keep instead of one for each.", "--elastic")
     ] = False,
     also: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Smaller dense models to compare with, on the same images: timm names with commas between, "
+        option(
+            "Smaller dense models to compare with, on the same images: timm names with commas between, "
             "or NAME=FILE for weights that are not from the Hub.",
-            show_default=False,
+            metavar="NAMES",
+            shown=False,
         ),
     ] = None,
     data: DataArgument = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder with a run folder for each.",
-            show_default="runs/<model>-sweep",
-        ),
+        option("Folder with a run folder for each.", "--output", "-o", metavar="DIR", shown="runs/<model>-sweep"),
     ] = None,
     overwrite: Overwrite = False,
     resume: Annotated[
         bool,
-        typer.Option(
+        option(
+            "Resume the sweep in --output, or the last of its name: complete runs are kept, other ratios and --also "
+            "models may be added.",
             "--resume",
-            help="Resume the sweep in --output, or the last of its name: complete runs are kept, "
-            "other ratios and --also models may be added.",
         ),
     ] = False,
     device: Device = "auto",
@@ -153,15 +145,11 @@ def sweep(
     for row in result["failed"]:
         say(f"{row['label']} failed: {row['error']}; the same command with --resume tries it again")
     if result["failed"]:
-        raise typer.Exit(_EXIT_FAILED)
+        raise typer.Exit(1)
 
 
 def _trained(model: str, weights: ModelOptions) -> Loaded | None:
-    """A file of ours that was trained for a range of keep ratios.
-
-    Raises:
-        UsageError: it was trained for one.
-    """
+    """A file of ours, which must have been trained for a range of keep ratios."""
     from vitprune.loading.load import sparse_file
 
     if sparse_file(model) is None:
@@ -176,11 +164,7 @@ def _trained(model: str, weights: ModelOptions) -> Loaded | None:
 
 
 def _refuse_training(model: str, recipe: RecipeOptions, stages: StageOptions, *, elastic: bool) -> None:
-    """Options that say how to train, of a file that is trained already.
-
-    Raises:
-        UsageError: one is given.
-    """
+    """A file that is trained already goes with no option that says how to train."""
     if elastic or stages != StageOptions() or replace(recipe, batch_size=None, workers=None) != RecipeOptions():
         raise UsageError(
             f"'{model}' is trained already: its keep ratios are measured, and options of training would do nothing",
@@ -195,11 +179,7 @@ def _within(trained: Loaded, ratios: list[float], asked: str | None) -> list[flo
 
 
 def _ratios(text: str) -> list[float]:
-    """--keep, the highest first.
-
-    Raises:
-        UsageError: an entry is not a number in (0, 1), or there twice.
-    """
+    """--keep, the highest first."""
     ratios = parse_ratios(text, "--keep") or []
     for ratio in ratios:
         if ratio == 1:
@@ -210,11 +190,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _named(also: str | None) -> dict[str, Path | None]:
-    """--also as names and weight files.
-
-    Raises:
-        UsageError: a name or a file is missing, or a name is there twice.
-    """
+    """--also as names and weight files."""
     found: dict[str, Path | None] = {}
     for part in [] if also is None else also.split(","):
         name, equals, file = part.strip().partition("=")
@@ -229,11 +205,7 @@ def _named(also: str | None) -> dict[str, Path | None]:
 
 
 def _others(dense: Loaded, named: dict[str, Path | None], img_size: tuple[int, int] | None) -> dict[str, Loaded]:
-    """The models of --also, by the names they are to have in the table.
-
-    Raises:
-        UsageError: one is MODEL itself; and what `vitprune.loading.load.load_model` raises.
-    """
+    """The models of --also, by the names they are to have in the table."""
     from vitprune.loading.load import load_model
 
     others: dict[str, Loaded] = {}

@@ -9,10 +9,11 @@ import typer
 
 from vitprune.cli import completion
 from vitprune.cli.model_options import told
-from vitprune.cli.options import AsJson, Device, TableOptions
+from vitprune.cli.options import AsJson, Device, TableOptions, option
 from vitprune.cli.output import number, print_json, print_line, print_table, say, waiting
 from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.training_options import Overwrite
 from vitprune.common import distributed
 from vitprune.common.files import check_writable
 from vitprune.common.run_folder import RUNS, RunFolder
@@ -39,44 +40,31 @@ def visualize(
     keep: FileKeep = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="DATA",
-            autocompletion=completion.data,
-            help="Images of a data set instead, as in eval.",
-            show_default=False,
+        option(
+            "Images of a data set instead, as in eval.", metavar="DATA", autocompletion=completion.data, shown=False
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Folder for the PNGs.", show_default="runs/<model>-<keep>-keepmaps"
-        ),
+        option("Folder for the PNGs.", "--output", "-o", metavar="DIR", shown="runs/<model>-<keep>-keepmaps"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into an --output that exists.")] = False,
+    overwrite: Overwrite = False,
     heatmap: Annotated[
-        bool,
-        typer.Option(
-            "--heatmap",
-            help="Add heat maps of importance and, of a model that merges, redundancy.",
-        ),
+        bool, option("Add heat maps of importance and, of a model that merges, redundancy.", "--heatmap")
     ] = False,
     mean: Annotated[
-        bool,
-        typer.Option(
-            "--mean", help="Draw how often each position is kept, over all images, instead of a PNG for each."
-        ),
+        bool, option("Draw how often each position is kept, over all images, instead of a PNG for each.", "--mean")
     ] = False,
     checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Weights of the dense model that MODEL was made from, to compare with."),
+        Path | None, option("Weights of the dense model that MODEL was made from, to compare with.", metavar="FILE")
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "At most N images, chosen at random, always the same.",
             min=1,
             metavar="N",
-            help="At most N images, chosen at random, always the same.",
-            show_default="16 of folders and data sets; all with --mean",
+            shown="16 of folders and data sets; all with --mean",
         ),
     ] = None,
     device: Device = "auto",
