@@ -37,9 +37,10 @@ def read_class_vectors(path: Path, width: int) -> ClassVectors:
         names = None if said is None else json.loads(said)
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"the class embeddings '{path}' cannot be read: {error}", way, exit_code=2) from error
-    shapes = ", ".join(f"{name} {tuple(each.shape)}" for name, each in tensors.items())
     if len(tensors) != 1 or next(iter(tensors.values())).ndim != 2:
-        raise DataError(f"'{path}' holds {shapes or 'nothing'}, not one vector a class", way)
+        shapes = [f"{name} {tuple(each.shape)}" for name, each in tensors.items()]
+        held = shapes[0] if len(shapes) == 1 else f"{len(shapes)} tensors"
+        raise DataError(f"'{path}' holds {held}, not one vector a class", way)
     (vectors,) = tensors.values()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"'{path}' does not say the classes' names", way)
