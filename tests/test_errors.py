@@ -46,11 +46,8 @@ ELSEWHERE = {
     "also",
     "nproc_per_node",
     "report_to",
-    "calibrate",
-    "fidelity",
-    "max_kl",
 }
-"""Of checks that Python cannot meet: of the sweep, of trackers, of a promise, of a command in a report."""
+"""Of checks that Python cannot meet: of the sweep, of trackers, of a command in a report."""
 
 
 def test_every_option_that_an_error_names_is_an_argument_in_python():

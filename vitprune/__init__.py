@@ -5,7 +5,7 @@
     print(sparse.report.delta.top1_points)  # what it cost
     logits = sparse(images)                 # call it like the model
 
-The jobs: sparsify, evaluate, predict, benchmark, visualize, export_model, save, load, list_models.
+The jobs: sparsify, evaluate, predict, benchmark, visualize, promise, export_model, save, load, list_models.
 For a training loop of your own: attach, Objective, Recipe, LossWeights, Augmentation; Sparsity, Schedule and Stage are
 the plan, and Selection, MaskedOutput and StepLoss what passes give. AdaptiveViT gives each image as many tokens as it
 needs; count_macs says what a model costs.
@@ -22,6 +22,7 @@ from vitprune._version import __version__ as __version__
 if TYPE_CHECKING:  # for type checkers; a test holds that these are the names below
     from vitprune import errors as errors
     from vitprune.adaptive import AdaptiveViT as AdaptiveViT
+    from vitprune.api.adaptive import promise as promise
     from vitprune.api.exporting import export_model as export_model
     from vitprune.api.inspecting import benchmark as benchmark
     from vitprune.api.inspecting import evaluate as evaluate
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # for type checkers; a test holds that these are the names be
 # Imported when first used, so that `vitprune --help` does not wait for torch.
 _NAMES = {
     "adaptive": ("AdaptiveViT",),
+    "api.adaptive": ("promise",),
     "api.exporting": ("export_model",),
     "api.inspecting": ("benchmark", "evaluate", "predict", "save", "visualize"),
     "api.listing": ("list_models",),

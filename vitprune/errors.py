@@ -98,8 +98,7 @@ def in_python(text: str) -> str:
 class VitpruneError(Exception):
     """What was wrong (with the offending value) and, as `hint`, the way out.
 
-    Both name the options of the command line; the text of the exception, which a Python program sees, holds both with
-    the arguments of Python instead.
+    Both name options of the command line; the text of the exception, for Python programs, has arguments instead.
 
     Args:
         message: one sentence.

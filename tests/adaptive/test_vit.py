@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vitprune
-from vitprune.adaptive import AdaptiveViT
+from vitprune.adaptive import AdaptiveViT, account
 from vitprune.errors import UsageError
 from vitprune.measure import count_macs
 from vitprune.model import attach_as
@@ -69,6 +69,14 @@ def test_every_image_gets_the_pass_that_it_ends_in(sparse, dense, images):
     assert adaptive.ended == expected.tolist()
 
 
+def test_an_image_whose_first_pass_gives_no_numbers_goes_on(sparse, dense, images):
+    with torch.no_grad():
+        sparse.model.head.weight.fill_(float("nan"))
+    outputs, ended = AdaptiveViT([sparse, dense], 0.0).route(images)
+    assert ended.tolist() == [1] * 12
+    torch.testing.assert_close(outputs, dense(images))
+
+
 def test_costs_count_the_trunk_once(sparse, dense):
     size = (3, *dense.patch_embed.img_size)
     adaptive = AdaptiveViT([sparse.at(0.3), sparse.at(0.8), dense], 0.5)
@@ -78,6 +86,21 @@ def test_costs_count_the_trunk_once(sparse, dense):
     shared = whole[0] + whole[1] - costs[1]
     assert costs[2] == costs[1] + whole[2] - shared
     assert 0 < shared < min(whole)
+
+
+def test_what_became_of_images_is_counted_by_the_pass_they_end_in():
+    assert account([0, 0, 0, 2], [1_000_000_000, 2_000_000_000, 5_000_000_000]) == {
+        "went_on_pct": 25.0,
+        "gmacs_mean": 2.0,
+        "gmacs_worst": 5.0,
+    }
+
+
+def test_another_threshold_is_another_model_than_was_promised(sparse, dense):
+    adaptive = AdaptiveViT([sparse, dense], 0.3)
+    adaptive.promise = {"bound": 0.01}
+    adaptive.threshold = 0.2
+    assert adaptive.promise is None
 
 
 def test_a_model_that_prunes_by_its_attention_can_be_the_first_pass(dense, images):
@@ -100,6 +123,8 @@ def test_what_cannot_be_one_model_is_refused(sparse, dense, make_vit, images):
         ([sparse], "two passes or more"),
         ([dense, sparse], "of which the first prunes"),
         ([sparse, make_vit(num_classes=5, seed=3).double()], "are no models of one trunk"),
+        ([sparse, make_vit(num_classes=3).double()], "the passes have 5 and 3 outputs"),
+        ([sparse.at(0.8), sparse.at(0.3), dense], "do not rise in cost: keep 0.8, then keep 0.3, then dense"),
     ):
         with pytest.raises(UsageError, match=words):
             AdaptiveViT(passes, 0.5)

@@ -136,3 +136,25 @@ def test_a_run_folder_and_the_weights_of_a_model_that_timm_does_not_know_by_name
     assert [row["method"] for row in result["rows"]] == ["dense", "random", "ours"]
     assert run(["compare", ".", str(folder / "images"), "--methods", "random"]) == 2
     assert "my_own_vit" in capsys.readouterr().err
+
+
+def test_ours_with_dense_behind_it_is_a_row_at_what_it_costs_on_average(arguments, folder, capsys):
+    arguments[1] = str(folder / "run")
+    del arguments[-2:]
+    assert run([*arguments, "--methods", "ours", "--adaptive", "1", "--json"]) == 0
+    dense, ours, adaptive = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["method"] for row in (dense, ours, adaptive)] == ["dense", "ours", "adaptive"]
+    assert (adaptive["agreement_pct"], adaptive["kl"]) == (100, pytest.approx(0, abs=1e-6))
+    assert ours["gmacs"] < dense["gmacs"] < adaptive["gmacs"], "all go on"
+    assert run([*arguments, "--methods", "random,ours", "--adaptive", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "adaptive: ours, and dense where ours is less sure (keep 0.7, then dense below a lead of 0.000: 0.0 %" in out
+    for options, words in (
+        (["--adaptive", "absent.json"], "file 'absent.json' not found"),
+        (["--methods", "adaptive"], "unknown method 'adaptive'"),
+    ):
+        assert run([*arguments, *options]) == 2
+        assert words in capsys.readouterr().err
+    arguments[1] = "test_vit"
+    assert run([*arguments, "--adaptive", "0.5"]) == 2
+    assert "'test_vit' is no sparse file, and --adaptive is of one" in capsys.readouterr().err

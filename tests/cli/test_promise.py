@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 
 import vitprune
 from vitprune.cli.app import run
+from vitprune.data import ImageSet
 from vitprune.errors import UsageError
 from vitprune.jobs.promise import as_promised, read_promise
+from vitprune.jobs.side_by_side import over_images
 from vitprune.loading.load import load_dense, load_model
 
 
@@ -186,3 +188,72 @@ def test_unreadable_images_may_make_them_too_few(finished, many, capsys):
     arguments += ["--device", "cpu", "-j", "0", "--fidelity", "90", "--calibrate", "40", "--skip-unreadable"]
     assert run(arguments) == 2
     assert "images are too few to promise a loss of at most 10 %" in capsys.readouterr().err
+
+
+def test_python_promises_what_the_command_does_and_opens_it_again(elastic, many, tmp_path, capsys):
+    data, by_command, file = many(70), tmp_path / "command.json", tmp_path / "python.json"
+    weights = elastic / "weights.safetensors"
+    start = ["eval", str(elastic / "run"), data, "--checkpoint", str(weights), "--device", "cpu", "-j", "0"]
+    start += ["--fidelity", "60", "--calibrate", "50", "--bench-batch-sizes", "1", "--bench-seconds", "0"]
+    assert run([*start, "-o", str(by_command)]) == 0
+    expected = json.loads(by_command.read_text())
+
+    sparse, dense = vitprune.load(elastic / "run"), load_dense(load_model(str(elastic / "run")), weights).model
+    quick = {"device": "cpu", "num_workers": 0, "bench_seconds": 0, "progress": False}
+    asked = {"fidelity": 60, "calibrate": 50, "dense": dense, **quick}
+    adaptive = vitprune.promise(sparse, data, output=file, **asked)
+    written = json.loads(file.read_text())
+    assert written == {"schema_version": 2} | json.loads(json.dumps(adaptive.promise))
+    timed = {"delta", "fixed", "speed", "model"}
+    assert {key: written[key] for key in written.keys() - timed} == {
+        key: expected[key] for key in expected.keys() - timed
+    }
+    assert adaptive.threshold == expected["threshold"] <= 1
+
+    again = vitprune.promise(elastic / "run", kept=by_command, dense=dense, device="cpu", progress=False)
+    images = torch.randn(4, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), adaptive(images))
+    assert again.promise["calibration"] == expected["calibration"]
+
+    for arguments, words in (
+        ({"data": data, "dense": dense}, "there is nothing to promise\nhint: try fidelity=99"),
+        ({"data": data, **asked, "max_kl": 0.1}, "fidelity and max_kl are mutually exclusive"),
+        ({"data": data, **asked, "confidence": 95}, "confidence is 95, expected a share"),
+        ({"data": data, **asked, "calibrate": 0}, "0 images are too few"),
+        ({"data": data, **asked, "keep": 0.3}, "0.3"),
+        ({"data": data, **asked, "output": file}, "exists"),
+        ({"data": data, **asked, "dense": None}, "does not hold the dense model .*\n.*dense=timm.create_model"),
+        ({**asked}, "there are no images to make a promise by"),
+        ({"data": data, "kept": file, "dense": dense}, "data does not go with kept"),
+        ({"kept": tmp_path / "absent.json", "dense": dense}, "absent.json' not found"),
+    ):
+        with pytest.raises(vitprune.VitpruneError, match=words):
+            vitprune.promise(sparse, **arguments)
+    with pytest.raises(UsageError, match="is no sparse file"):
+        vitprune.promise(dense, data, **asked)
+
+
+def test_what_hangs_on_the_images_is_timed_on_some_of_all_of_them():
+    """And not on the first classes of a sorted folder; where they are few, in turns."""
+    seen = []
+
+    class Seen(torch.nn.Module):
+        def forward(self, images):
+            seen.append(images[:, 0, 0, 0].int().tolist())
+            return images
+
+    def timed(count, size, passes):
+        seen.clear()
+        images = ImageSet(range(count), [0] * count, read=lambda item: Image.new("I", (2, 2), item))
+        images.transform = lambda image: torch.full((1, 2, 2), float(image.getpixel((0, 0))))
+        model = over_images(Seen(), images, [1, size])
+        for _ in range(passes):
+            model(torch.zeros(size, 1, 2, 2))
+        return seen
+
+    drawn = [number for batch in timed(1000, 8, 32) for number in batch]
+    assert len(set(drawn)) == 256
+    assert 400 < sum(drawn) / 256 < 600
+    assert [len(batch) for batch in timed(3, 128, 3)] == [128, 128, 128]
+    assert {number for batch in seen for number in batch} == {0, 1, 2}

@@ -8,13 +8,14 @@ from finished_run import same_weights
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
+from vitprune.adaptive import Reached
 from vitprune.checkpoint.sparse_file import describe, save
 from vitprune.cli.app import run
 from vitprune.errors import Preempted, TrainingError
 from vitprune.jobs.sparsify import run as run_one
 from vitprune.measure import Timing
 from vitprune.model import SparseViT
-from vitprune.report.sweep import dominated_by
+from vitprune.report.sweep import WithDense, dominated_by
 
 FOLDER = "runs/test_vit-sweep"
 
@@ -184,6 +185,19 @@ def test_another_models_images_are_prepared_as_it_needs_them(copied, make_vit, i
     assert rows["shifted"]["top1_pct"] == expected["top1_pct"]
     assert rows["shifted"]["delta"]["kl"] is None, "dense saw other numbers"
     assert rows["keep 0.8"]["delta"]["kl"] > 0
+
+
+def test_the_threshold_for_most_of_the_answers_is_timed_with_the_others(copied, tmp_path, capsys, monkeypatch):
+    def behind(entries, results):
+        point = Reached(0.4, 50.0, 0.005, 0.5, "keep 0.8")
+        return WithDense([point], [point], point, gmacs_dense=1.0)
+
+    monkeypatch.setattr("vitprune.jobs.sweep.with_dense", behind)
+    assert run([*copied, "--resume"]) == 0
+    assert "on average, dense 1.000, 1.00 x as fast at batch 32" in capsys.readouterr().out
+    result = json.loads((tmp_path / FOLDER / "sweep.json").read_text())
+    assert [row["label"] for row in result["rows"]] == ["dense", "keep 0.8", "keep 0.5"]
+    assert [row["batch_size"] for row in result["adaptive"]["speed"]] == [1, 32]
 
 
 # Runs that fail or are cut

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import vitprune
 from vitprune.adaptive import AdaptiveViT, read_adaptive
+from vitprune.checkpoint.onnx_program import open_onnx
 from vitprune.cli.app import run
 from vitprune.errors import CheckpointError
 from vitprune.export.agreement import random_images
@@ -167,3 +169,49 @@ def test_mistakes_get_one_clear_sentence(place, exported, written, capsys):
     ):
         assert run(arguments) == 2, arguments
         assert words in capsys.readouterr().err
+
+
+def test_python_writes_what_the_command_writes(written, tmp_path):
+    done = vitprune.export_model(written.adaptive, tmp_path / "adaptive")
+    assert (done.format, done.output) == ("onnx", tmp_path / "adaptive")
+    assert done.agreement.typical_difference < done.agreement.allowed_difference
+    for name in ("adaptive.json", "trunk.onnx", "tail-0.5.onnx", "tail-dense.onnx"):
+        mine, its = (folder / name for folder in (tmp_path / "adaptive", written.folder))
+        if name == "adaptive.json":
+            assert mine.read_text() == its.read_text()
+        else:
+            assert open_onnx(mine).metadata == open_onnx(its).metadata
+    mine, its = read_adaptive(tmp_path / "adaptive"), read_adaptive(written.folder)
+    torch.testing.assert_close(mine(written.images), its(written.images), atol=0, rtol=0)
+    promised = AdaptiveViT(written.adaptive.models, 0.25)
+    made = {"asked": {"fidelity_pct": 99}, "calibration": {"bound": 0.01}}
+    promised.promise = made | {"went_on": ["/home/somebody/1.jpg"]}
+    vitprune.export_model(promised, tmp_path / "promised")
+    about = json.loads((tmp_path / "promised" / "adaptive.json").read_text())
+    assert about["promise"] == made
+
+    for options, words in (
+        ({"format": "timm"}, "format does not go with an AdaptiveViT"),
+        ({"precision": "fp16"}, "precision does not go with an AdaptiveViT"),
+        ({"batch": 8}, "batch does not go with an AdaptiveViT"),
+        ({"features": True}, "features does not go with an AdaptiveViT"),
+        ({"task": "embedding"}, "task does not go with an AdaptiveViT"),
+        ({"output": tmp_path / "adaptive"}, "adaptive' exists"),
+        ({"output": tmp_path / "model.onnx"}, "model.onnx' is a file, not a folder"),
+    ):
+        with pytest.raises(vitprune.VitpruneError, match=words):
+            vitprune.export_model(written.adaptive, **({"output": tmp_path / "other"} | options))
+    with pytest.raises(vitprune.VitpruneError, match="at a threshold of 2 all images go on"):
+        vitprune.export_model(AdaptiveViT(written.adaptive.models, 2.0), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_python_evaluates_and_predicts_with_the_passes(written, place, capsys):
+    assert run(["eval", "adaptive", "images", "-j", "0", "--json"]) == 0
+    settings = {"device": "cpu", "progress": False}
+    result = vitprune.evaluate(written.adaptive, "images", num_workers=0, **settings)
+    assert result["top1_pct"] == json.loads(capsys.readouterr().out)["top1_pct"]
+    (said,) = vitprune.predict(written.adaptive, "images/val/cat/0.png", **settings)
+    assert list(said.classes) == ["adaptive"]
+    with pytest.raises(vitprune.VitpruneError, match="random images do not say"):
+        vitprune.benchmark({"all": written.adaptive}, progress=False)

@@ -9,7 +9,7 @@ from html_page import Page
 
 from vitprune.adaptive import Reached
 from vitprune.cli.app import run
-from vitprune.report.sweep import adaptive_said, dominated_by, verdict, write_sweep
+from vitprune.report.sweep import WithDense, adaptive_said, dominated_by, verdict, write_sweep
 from vitprune.report.sweep_page import judged_by, render_sweep_page
 
 TOP1, AGREEMENT = (judged_by({"accuracy": key}) for key in ("top1_pct", "agreement_pct"))
@@ -73,7 +73,7 @@ def result():
         "accuracy": "top1_pct",
         "verdict": verdict(rows, TOP1, 32),
         "rows": rows,
-        "adaptive": {"fixed": [], "curve": []},
+        "adaptive": {"fixed": [], "curve": [], "chosen": None, "speed": []},
         "model": "deit_small",
         "failed": [{"label": "keep 0.7", "keep": 0.7, "error": "out of <memory>"}],
         "recipe": {"name": "short"},
@@ -165,19 +165,35 @@ def test_the_page_is_written_whole(result, tmp_path):
 def test_keep_ratios_with_dense_behind_are_drawn_and_said(result):
     points = [Reached(0.1, 0, 0.2, 2.3, "keep 0.5"), Reached(0.4, 31.25, 0.009, 3.6, "keep 0.5"), Reached(2, 100, 0, 6)]
     fixed = [points[0], Reached(0.1, 0, 0.05, 4.0, "keep 0.9")]
-    assert adaptive_said(points, 4.6) == [
+    behind = WithDense(fixed, points, points[1], 4.6)
+    (said,) = adaptive_said(behind)
+    assert said == (
         "keep 0.5 with dense behind it for the 31.2 % of which it is least sure has dense's answer on 99.1 % of these "
         "images at 3.600 GMACs on average, dense 4.600; vitprune eval --fidelity 99 promises it."
-    ]
-    assert "saves nothing at 99 % fidelity" in adaptive_said(points, 3.5)[0]
-    assert adaptive_said(points[:1], 4.6) == adaptive_said([], 4.6) == []
-    result["adaptive"] = {"fixed": [each._asdict() for each in fixed], "curve": [each._asdict() for each in points]}
+    )
+    slow = {"batch_size": 32, "speedup": 0.9, "slower": True, "speedup_ci95": [0.8, 0.95]}
+    assert "dense 4.600, 0.90 x as fast at batch 32 (SLOWER); vitprune" in adaptive_said(behind, [slow])[0]
+    assert "saves nothing at 99 % fidelity" in adaptive_said(behind._replace(gmacs_dense=3.5))[0]
+    assert adaptive_said(behind._replace(chosen=None)) == []
+    speed = [{"batch_size": 32, "images_per_s": 21.5}]
+    drawn = {"fixed": [each._asdict() for each in fixed], "curve": [each._asdict() for each in points]}
+    result["adaptive"] = drawn | {"chosen": points[1]._asdict(), "speed": speed}
     page = Page(render_sweep_page(result))
-    (label,) = [each["aria-label"] for each in page.all("svg") if "Same answer" in each["aria-label"]]
+    by_cost, by_speed = [each["aria-label"] for each in page.all("svg") if "Same answer" in each["aria-label"]]
     for words in (
         "Same answer as dense (%) against mean GMACs. dense: 100.00 at 4.600 mean GMACs",
         "keep 0.5: 80.00 at 2.300",
         "keep 0.9: 95.00 at 4.000",
+        "adaptive: 99.10 at 3.600",
         "from 80.00 at 2.300 to 100.00 at 6.000",
     ):
-        assert words in label
+        assert words in by_cost
+    for words in (
+        "dense: 100.00 at 16.000 images/s at batch 32",
+        "keep 0.9: 95.00 at 18.000",
+        "adaptive: 99.10 at 21.500",
+    ):
+        assert words in by_speed
+    assert "Triangle: keep 0.5 with dense behind it" in page.text
+    result["adaptive"] |= {"chosen": None, "speed": []}
+    assert "Triangle: " not in Page(render_sweep_page(result)).text

@@ -3,7 +3,7 @@
 from vitprune.adaptive.curve import Reached, curve, worthwhile
 from vitprune.adaptive.program import AdaptiveHeader, AdaptiveProgram, read_adaptive
 from vitprune.adaptive.promise import Promise, Watched, cheapest_promise, check_enough, promise
-from vitprune.adaptive.vit import AdaptiveViT, Tail, Trunk
+from vitprune.adaptive.vit import AdaptiveViT, Tail, Trunk, account
 
 __all__ = [
     "AdaptiveHeader",
@@ -14,6 +14,7 @@ __all__ = [
     "Tail",
     "Trunk",
     "Watched",
+    "account",
     "cheapest_promise",
     "check_enough",
     "curve",

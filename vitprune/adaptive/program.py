@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from vitprune.adaptive.vit import Tail, Trunk, end_of_trunk, route
+from vitprune.adaptive.vit import Tail, Trunk, account, end_of_trunk, route
 from vitprune.checkpoint.metadata import Name
 from vitprune.checkpoint.onnx_program import OnnxGraph, open_onnx
 from vitprune.checkpoint.program import Program
@@ -70,14 +70,8 @@ class AdaptiveProgram(Program):
 
     def account(self) -> dict[str, Any]:
         """What became of the images since `ended` was set, for JSON."""
-        costs = self.costs()
         ended = [number for of_process in distributed.gather(self.ended or []) for number in of_process]
-        return {
-            "threshold": self.threshold,
-            "went_on_pct": 100 * sum(number > 0 for number in ended) / max(1, len(ended)),
-            "gmacs_mean": sum(costs[number] for number in ended) / max(1, len(ended)) / 1e9,
-            "gmacs_worst": costs[-1] / 1e9,
-        }
+        return {"threshold": self.threshold, **account(ended, self.costs())}
 
     def at(self, threshold: float) -> AdaptiveProgram:
         """The same programs with another threshold."""

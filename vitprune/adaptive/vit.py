@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,7 @@ class AdaptiveViT(PublicModule):
 
     The first pass sees every image. Of those whose certainty is below the threshold the next one, at a higher keep
     ratio or dense, decides instead. Certainty is the task's: of a classifier the probability of the likeliest class
-    less that of the next one. Batches are split and put together again by index, so that every pass runs over a
-    rectangular batch, and static shapes and kernels hold inside each.
+    less that of the next one. Batches are split and joined by index: in every pass shapes are static.
 
     Example:
         sparse = vitprune.load("model.safetensors")
@@ -28,17 +28,16 @@ class AdaptiveViT(PublicModule):
         logits = adaptive(images)
 
     Args:
-        passes: cheapest first: sparse models of one plan but for the ratio, then possibly the dense timm model that
-            they were made from, or another. Their trunks must be the same.
+        passes: cheapest first: sparse models with the same blocks before the first stage, then possibly the dense one.
         threshold: images of at least this certainty stop, 0 or more; it is at most 1.
 
     Raises:
-        UsageError: fewer than two passes, trunks that differ, a task that knows no certainty, or a threshold
-            below 0.
+        UsageError: fewer than two passes, another order, other trunks or outputs, no certainty, a threshold below 0.
 
     Attributes:
         threshold: as above; it can be set.
         ended: of each image since it was set to a list, the number of the pass that decided; None to keep no account.
+        promise: what `vitprune.promise` promised of it with this threshold, as `vitprune eval --json` has it; or None.
     """
 
     def __init__(self, passes: Sequence[SparseViT | nn.Module], threshold: float) -> None:
@@ -56,7 +55,7 @@ class AdaptiveViT(PublicModule):
             )
         self.threshold = threshold
         self.ended: list[int] | None = None
-        self._check_trunks(models)
+        self._check_alike(models)
 
     @property
     def threshold(self) -> float:
@@ -68,6 +67,7 @@ class AdaptiveViT(PublicModule):
         if not value >= 0:  # above 1 no image stops before the last pass
             raise UsageError(f"the threshold is {value:g}, expected 0 or more", "certainties lie in [0, 1]")
         self._threshold = float(value)
+        self.promise: dict[str, Any] | None = None
 
     @property
     def models(self) -> list[SparseViT]:
@@ -99,16 +99,12 @@ class AdaptiveViT(PublicModule):
         return [Tail(each, self.first_block, self.task) for each in self.models]
 
     def costs(self, input_size: tuple[int, int, int]) -> list[int]:
-        """Multiply-accumulates of an image that ends in each pass: the trunk once, and all passes up to that one.
-
-        Args:
-            input_size: (C, H, W).
-        """
+        """Multiply-accumulates of an image (C, H, W) that ends in each pass: the trunk, and all passes up to it."""
         trunk = count_macs(self.trunk(), input_size)
         tails = [count_macs(each, input_size) - trunk for each in self.models]
         return [trunk + sum(tails[: number + 1]) for number in range(len(tails))]
 
-    def _check_trunks(self, models: Sequence[SparseViT]) -> None:
+    def _check_alike(self, models: Sequence[SparseViT]) -> None:
         first, *others = (each.backbone.trunk(self.first_block) for each in models)
         for number, trunk in enumerate(others, start=2):
             differ = [
@@ -121,6 +117,12 @@ class AdaptiveViT(PublicModule):
                     f"passes 1 and {number} are no models of one trunk: '{min(differ)}' differs",
                     "adaptive passes share the blocks before the first stage, which the default recipe does not train",
                 )
+        if len({each.num_classes for each in models}) > 1:
+            counts = " and ".join(str(each.num_classes) for each in models)
+            raise UsageError(f"the passes have {counts} outputs", "all of them are made from one dense model")
+        tokens = [sum(each.schedule.tokens_per_block()) for each in models]
+        if tokens != sorted(tokens):
+            raise UsageError(f"the passes do not rise in cost: {self.label}", "give the cheapest first")
 
 
 class Trunk(nn.Module):
@@ -153,6 +155,21 @@ def end_of_trunk(models: Sequence[SparseViT]) -> int:
     return min(block - (each.predictor == "attention") for each in models for block in each.schedule.blocks)
 
 
+def account(ended: Sequence[int], costs: Sequence[int]) -> dict[str, float]:
+    """What became of images and what that cost, for JSON.
+
+    Args:
+        ended: of each image, the number of the pass that decided.
+        costs: multiply-accumulates of an image that ends in each pass.
+    """
+    number = max(1, len(ended))
+    return {
+        "went_on_pct": 100 * sum(each > 0 for each in ended) / number,
+        "gmacs_mean": sum(costs[each] for each in ended) / number / 1e9,
+        "gmacs_worst": costs[-1] / 1e9,
+    }
+
+
 def route(
     tokens: Tensor, tails: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]], threshold: float
 ) -> tuple[Tensor, Tensor]:
@@ -165,11 +182,11 @@ def route(
     """
     outputs, certainty = tails[0](tokens)
     ended = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
-    unsure = (certainty < threshold).nonzero().flatten()
+    unsure = (~(certainty >= threshold)).nonzero().flatten()  # of what is no number too
     for number, tail in enumerate(tails[1:], start=1):
         if not len(unsure):
             break
         again, certainty = tail(tokens[unsure])
         outputs, ended = outputs.index_copy(0, unsure, again), ended.index_fill(0, unsure, number)
-        unsure = unsure[certainty < threshold]
+        unsure = unsure[~(certainty >= threshold)]
     return outputs, ended

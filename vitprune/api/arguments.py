@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from vitprune.adaptive import AdaptiveViT
 from vitprune.cli.progress import RunProgress
 from vitprune.common.wrappers import unwrapped
 from vitprune.data import Data, DataOptions, open_data, open_torch
@@ -25,7 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Model = nn.Module | str | Path
-"""A timm model or a SparseViT, or what the commands take as MODEL: a timm name, a file, a run folder, "demo"."""
+"""A timm model, a SparseViT or an AdaptiveViT; or what the commands take as MODEL: a timm name, a file, a run folder,
+"demo"."""
 
 Images = str | Path | Dataset[Any] | DataLoader[Any]
 """What the commands take as DATA (a folder, "imagenet", "hf:owner/name", "demo"), a torch Dataset or a DataLoader.
@@ -96,9 +98,13 @@ def known(
 ) -> Loaded:
     """What is known of a model; one that the caller made is unwrapped and, unless it is sparse, copied.
 
+    Of an AdaptiveViT it is what is known of its first pass, see `subject_of`.
+
     What was understood of its weights is shown with the progress.
     """
     model = unwrapped(model) if isinstance(model, nn.Module) else model
+    if isinstance(model, AdaptiveViT):
+        model = model.models[0]
     if isinstance(model, (str, Path)):
         loaded = load_model(
             str(model),
@@ -127,6 +133,13 @@ def known(
     for line in loaded.understood if progress else ():
         ProgressShown(progress).say(line)
     return loaded
+
+
+def subject_of(model: Model, loaded: Loaded) -> tuple[str, nn.Module]:
+    """What runs of a model that `known` knows, and its kind: "adaptive", "sparse" or "dense"."""
+    if isinstance(model, nn.Module) and isinstance(adaptive := unwrapped(model), AdaptiveViT):
+        return "adaptive", adaptive
+    return ("dense", loaded.model) if loaded.sparse is None else ("sparse", loaded.sparse)
 
 
 def opened(

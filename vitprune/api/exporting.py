@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vitprune.adaptive import AdaptiveViT
 from vitprune.api.arguments import AskedTask, Images, keeps_mode, known, opened
 from vitprune.checkpoint.sparse_file import describe
+from vitprune.cli.promise_options import refuse_beside, refuse_in_parts
+from vitprune.common.wrappers import unwrapped
 from vitprune.errors import OutputError, UsageError
 from vitprune.export import (
     Exported,
     ExportPrecision,
     Format,
+    check_folder,
     check_output,
     export,
+    export_parts,
     images_to_compare,
     known_target,
     quantisation_by,
@@ -51,20 +56,18 @@ def export_model(
         print(done.agreement.max_difference)
 
     Args:
-        model: a SparseViT, or a timm model of a supported family; it is not changed.
+        model: a SparseViT, a timm model, or an AdaptiveViT, of which a folder of ONNX files is written; not changed.
         output: `*.onnx` for ONNX, `*.xml` for OpenVINO (weights go into a .bin beside it), `*.pt2` for torch.export,
             `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), `*.pte` for ExecuTorch,
             `*.tflite` for LiteRT, a name without an ending or a folder that exists for a timm folder of the backbone.
-        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert" or "timm"; None for what the ending of
-            `output` says.
+        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert" or "timm"; None for what `output` says.
         precision: "fp16" halves the weights, "int8" (of ONNX and OpenVINO, calibrated on 128 images of `data`) quarters
             them; token predictors stay in fp32.
         class_names: in output order, to be stored.
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
-        batch: how many images the program is to take at once, always; None for any number, or of
-            ExecuTorch and LiteRT 1.
+        batch: how many images the program always takes; None for any number, or of ExecuTorch and LiteRT 1.
         opset: of an ONNX file, 18 to 24; None for 20.
         data: images to compare on too, as in `vitprune.sparsify`; None for random ones alone.
         limit: compare on at most so many of them.
@@ -75,12 +78,15 @@ def export_model(
         UsageError: there is no such format, task or opset, the task does not go with the model, or a timm folder is to
             have fp16, features or a batch size; or INT8 has no `data`.
         OutputError: the output has another ending, exists or cannot be written.
-        ExportError: a package of the format's extra is missing, the model cannot be exported, or the
-            result differs.
+        ExportError: a package is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
     """
-    output = Path(output)
-    kind = _format(output, format)
+    output, inner = Path(output), unwrapped(model)
+    adaptive = inner if isinstance(inner, AdaptiveViT) else None
+    kind = "onnx" if adaptive is not None and format is None else _format(output, format)
+    if adaptive is not None:
+        refuse_in_parts("an AdaptiveViT", kind, precision, batch, features=features)
+        refuse_beside("an AdaptiveViT", {"--task": task not in ("auto", adaptive.task)})
     target = known_target(kind, precision, batch, opset, calibrated=data is not None)
     loaded = known(
         model, class_names=class_names, task="dense" if features and task == "auto" else task, progress=False
@@ -89,14 +95,21 @@ def export_model(
     metadata = describe(sparse, class_names=tuple(class_names) if class_names else None)
     metadata = metadata.model_copy(update={"task": loaded.task})
     metadata = with_features(metadata, kind) if features else metadata
-    check_output(output, kind, overwrite=overwrite)
+    if adaptive is None:
+        check_output(output, kind, overwrite=overwrite)
+    else:
+        check_folder(output, overwrite=overwrite)
+    images: Iterable[Tensor] = ()
+    count: int | None = 0
+    if data is not None:
+        found = opened(data, loaded, None, limit, training=precision == "int8", labels=False)
+        images, count = images_to_compare(found, sparse.model)
+        if precision == "int8":
+            target = target._replace(quantisation=quantisation_by(found, sparse.model, None, min_agreement))
+    if adaptive is not None:
+        adaptive = copy.deepcopy(adaptive).to("cpu", torch.float32).eval()
+        return export_parts(adaptive, metadata, output, target, images=images, num_images=count)
     sparse = copy.deepcopy(sparse).to("cpu", torch.float32).eval()
-    if data is None:
-        return export(sparse, metadata, output, kind, target)
-    found = opened(data, loaded, None, limit, training=precision == "int8", labels=False)
-    images, count = images_to_compare(found, sparse.model)
-    if precision == "int8":
-        target = target._replace(quantisation=quantisation_by(found, sparse.model, None, min_agreement))
     return export(sparse, metadata, output, kind, target, images=images, num_images=count)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from vitprune.api.arguments import AskedTask, Images, Model, ProgressShown, keeps_mode, known, opened
+from vitprune.adaptive import AdaptiveViT
+from vitprune.api.arguments import AskedTask, Images, Model, ProgressShown, keeps_mode, known, opened, subject_of
 from vitprune.backbones import input_size
 from vitprune.checkpoint.sparse_file import describe
 from vitprune.checkpoint.sparse_file import save as write_file
@@ -55,14 +56,13 @@ def evaluate(
         print(result["top1_pct"], result["num_images"])
 
     Args:
-        model: a SparseViT, a timm model, or a name, file or run folder.
+        model: a SparseViT, an AdaptiveViT, a timm model, or a name, file or run folder.
         data: as in `vitprune.sparsify`; of a folder with train and val folders, val. Labels are needed.
         checkpoint: weights for a model given by its name.
         checkpoint_key: which of several sets of weights in it, such as "state_dict"; None for the EMA.
         img_size: image size in pixels of a model given by its name.
         model_kwargs: more arguments for timm.create_model, of a model given by its name.
-        task: what the model is for: "classification", "multilabel", "regression", "embedding" or "dense" (token
-            features); "auto" believes its weights.
+        task: what the model is for, as in `vitprune.sparsify`.
         class_embeddings: a .safetensors file with vectors of the classes by a text tower, for zero-shot figures.
         class_names: in output order, to match folders by name.
         limit: at most so many images, chosen at random, always the same.
@@ -101,7 +101,7 @@ def evaluate(
     with ProgressShown(progress) as listener:
         listener.begin(f"evaluating {loaded.name}", count_images(images))
         found, _ = run_over(
-            {"model": loaded.sparse or loaded.model},
+            {"model": subject_of(model, loaded)[1]},
             images,
             where,
             number_format,
@@ -143,13 +143,15 @@ def benchmark(
         progress: whether to show how far it is, on stderr.
 
     Returns:
-        A row per batch size and model: `label`, `batch_size`, `images_per_s`, `latency_ms_p50`, `gmacs`, `speedup`
-        over the first model, and more.
+        Rows by size and model: `label`, `batch_size`, `images_per_s`, `gmacs`, `speedup` over the first, and more.
 
     Raises:
         VitpruneError: see `vitprune.errors`.
     """
     for each in models.values() if isinstance(models, Mapping) else [models]:
+        if isinstance(each, nn.Module) and isinstance(unwrapped(each), AdaptiveViT):
+            hint = "vitprune.promise times it on real ones"
+            raise UsageError("random images do not say how fast an AdaptiveViT is", hint)
         if isinstance(each, nn.Module) and is_compiled(each):
             raise UsageError("a model to be timed is compiled", "give the one in it, and mode='compile'")
     where = pick_device(device)
@@ -200,7 +202,7 @@ def predict(
         vectors = torch.stack([each.vectors["sparse"] for each in vitprune.predict(encoder, "path/to/images")])
 
     Args:
-        model: a SparseViT, a timm model, or a name, file or run folder.
+        model: a SparseViT, an AdaptiveViT, a timm model, or a name, file or run folder.
         images: an image file, a folder of them, an image of PIL's, or a list of these.
         task: what the model is for, as in `vitprune.evaluate`; a SparseViT says it itself.
         topk: the likeliest classes or labels, so many; None for 5 classes, or all labels above 50 %.
@@ -210,9 +212,9 @@ def predict(
         progress: whether to show how far it is, on stderr.
 
     Returns:
-        An entry per image that could be read: `image`, and by "sparse" or "dense" the `classes` or labels, best first,
-        each with `index`, `name` and `probability_pct`, or the `vectors`: values (num_values,), an embedding (D,) or
-        features of all patches (N, C), in fp32 on the CPU.
+        An entry per image that could be read: `image`, and by "sparse", "dense" or "adaptive" the `classes` or labels,
+        best first, each with `index`, `name` and `probability_pct`, or the `vectors`: values (num_values,), an
+        embedding (D,) or features of all patches (N, C), in fp32 on the CPU.
 
     Raises:
         VitpruneError: see `vitprune.errors`.
@@ -220,12 +222,12 @@ def predict(
     loaded, where = known(model, task=task, progress=progress), pick_device(device)
     found = image_set([images] if isinstance(images, (str, Path, Image.Image)) else list(images))
     names = readable_names(dict(enumerate(loaded.class_names or ())), getattr(loaded.model, "num_classes", 0))
-    subject = {"sparse": loaded.sparse} if loaded.sparse is not None else {"dense": loaded.model}
+    kind, subject = subject_of(model, loaded)
     with ProgressShown(progress) as listener:
         listener.begin(f"predicting with {loaded.name}", len(found))
         number_format = pick_precision(precision, where, training=False)
         rows, *_ = predict_images(
-            subject,
+            {kind: subject},
             found,
             names,
             where,
@@ -294,8 +296,7 @@ def save(model: nn.Module, path: str | Path, class_names: Sequence[str] | None =
         sparse = vitprune.load("model.safetensors", device="cuda")
 
     Args:
-        model: the sparse model, or one that is compiled, data-parallel or an average of it; its backbone was made by
-            timm.create_model.
+        model: the sparse model, or one that is compiled, data-parallel or an average of it; made by timm.create_model.
         path: `*.safetensors`, or a folder, for model.safetensors in it. Folders are made, and a file is replaced.
         class_names: in output order; None for the model's own.
 

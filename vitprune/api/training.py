@@ -84,8 +84,7 @@ def sparsify(
         logits = sparse(images)
 
     Args:
-        model: a timm model of a supported family, which is the teacher and is not changed; or a name, such as
-            "deit_small" or "demo".
+        model: a timm model of a supported family, the teacher, which is not changed; or a name: "deit_small", "demo".
         data: images to train on: a folder, "imagenet", "hf:owner/name" or "demo", a Dataset of PIL images or of
             tensors (C, H, W), alone or with labels, or a DataLoader of one. None attaches untrained predictors and
             warns: they rank tokens no better than chance until you train them.
@@ -122,8 +121,7 @@ def sparsify(
         **settings: settings of the recipe to replace, such as `steps=200`, `lr=1e-3`, `labels=False`.
 
     Returns:
-        The sparse model in eval mode; call it like the dense one. Its `report` is what report.json holds, None without
-        an evaluation.
+        The sparse model in eval mode, called like the dense one; its `report` is report.json's, or None.
 
     Raises:
         VitpruneError: see `vitprune.errors`.

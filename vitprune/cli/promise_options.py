@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,6 @@ from vitprune.cli.options import parse_numbers
 from vitprune.cli.output import print_json, print_line, print_table, say
 from vitprune.cli.progress import RunProgress
 from vitprune.common import distributed
-from vitprune.common.files import check_new_file, write_json, write_text
-from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from vitprune.tasks import Task
 
 _PANEL = "Promise"
-_BATCH_SIZES = [1, 8, 32, 128]
 
 
 @dataclass(frozen=True)
@@ -108,17 +105,10 @@ class PromiseOptions:
                 raise UsageError(f"{option} is of a promise, and none is asked for", "add --fidelity 99")
             return None
         distributed.refuse_several("eval --fidelity")
-        from vitprune.jobs.promise import Asked
+        from vitprune.jobs.promise import Asked, check_outputs
 
-        if self.confidence is not None and not 0.5 <= self.confidence < 1:
-            raise UsageError(f"--confidence is {self.confidence:g}, expected a share from 0.5 to below 1", "try 0.95")
+        check_outputs(self.output or (), overwrite=self.overwrite)
         confidence = Asked.confidence if self.confidence is None else self.confidence
-        for output in self.output or ():
-            if output.suffix not in (".html", ".json"):
-                raise UsageError(
-                    f"--output is '{output}', and what is written is a page or the figures", "name it .html or .json"
-                )
-            check_new_file(output, overwrite=self.overwrite)
         return Asked(self.fidelity, self.max_kl, confidence, self.calibrate or Asked.num_images, keep)
 
     def how(
@@ -127,17 +117,17 @@ class PromiseOptions:
         """How it is measured."""
         from vitprune.jobs.promise import How
 
-        sizes = parse_numbers(self.bench_batch_sizes, "--bench-batch-sizes") or _BATCH_SIZES
-        seconds = 2.0 if self.bench_seconds is None else self.bench_seconds
+        sizes = parse_numbers(self.bench_batch_sizes, "--bench-batch-sizes") or How.batch_sizes
+        seconds = How.bench_seconds if self.bench_seconds is None else self.bench_seconds
         return How(device, precision, batch_size, workers, 1.0 if skip_unreadable else 0.0, sizes, seconds)
 
 
 Adaptive = Annotated[
     str | None,
     typer.Option(
-        metavar="THRESHOLD",
-        help="A folder of ONNX files, in which less certain images go on through the dense model (of --checkpoint or "
-        "by its name); or the FILE of eval --fidelity 99 -o FILE, for what that promised.",
+        metavar="FILE",
+        help="A cascade: images of which MODEL is less certain go on through the dense model (of --checkpoint or by "
+        "its name). A threshold, or the FILE of eval --fidelity 99 -o FILE, for what that promised.",
         show_default=False,
     ),
 ]
@@ -157,6 +147,16 @@ def refuse_beside(what: str, others: Mapping[str, object]) -> None:
         raise UsageError(f"{idle} does not go with {what}", f"leave out {idle}")
 
 
+def refuse_in_parts(what: str, kind: str, precision: str, batch: int | None, *, features: bool) -> None:
+    """Make sure that nothing is asked of a cascade's files that they cannot be.
+
+    Raises:
+        UsageError: it is.
+    """
+    beside = {"--format": kind != "onnx", "--precision": precision != "fp32", "--batch": batch, "--features": features}
+    refuse_beside(f"{what}: ONNX in fp32 for batches of any size", beside)
+
+
 def check_sparse(loaded: Loaded, option: str) -> None:
     """Make sure that MODEL has a dense model to go on with.
 
@@ -170,13 +170,11 @@ def check_sparse(loaded: Loaded, option: str) -> None:
         )
 
 
-def load_cascade(
-    asked: str | None, model: str, weights: ModelOptions, keep: float | None
-) -> tuple[Loaded, AdaptiveViT | None, dict[str, Any] | None]:
-    """MODEL at a keep ratio, what `export --adaptive` makes of it and its dense model, and what was promised of that.
+def load_cascade(asked: str, model: str, weights: ModelOptions, keep: float | None) -> tuple[Loaded, AdaptiveViT]:
+    """MODEL at a keep ratio, and the cascade of it and its dense model.
 
     Args:
-        asked: a threshold or the file of a promise; None for MODEL alone.
+        asked: a threshold or the file of a promise.
         model: the argument MODEL.
         weights: its options; a --checkpoint is the dense model's.
         keep: --keep.
@@ -185,25 +183,25 @@ def load_cascade(
         UsageError: MODEL is no sparse file, the threshold is out of range, or the promise is not of MODEL.
         CheckpointError: the file of a promise cannot be read.
     """
-    if asked is None:
-        loaded = weights.load(model)
-        loaded.open_at(keep)
-        return loaded, None, None
     from vitprune.adaptive import AdaptiveViT
     from vitprune.jobs.promise import as_promised, read_promise
+    from vitprune.loading.load import sparse_file
 
     threshold = _threshold(asked)
     made = read_promise(Path(asked)) if threshold is None else None
     if made is not None and keep is not None:
         raise UsageError(f"--keep and --adaptive {asked} both say the keep ratio", "leave out --keep")
-    loaded = weights.load(model, checkpoint=None, checkpoint_key=None)
+    own = {"checkpoint": None, "checkpoint_key": None} if sparse_file(model) or model.startswith("hf-hub:") else {}
+    loaded = weights.load(model, **own)
     check_sparse(loaded, "--adaptive")
-    loaded.open_at(keep if made is None else made.keep)
     assert loaded.sparse is not None
     dense = weights.dense_of(loaded).model
     if made is None:
-        return loaded, AdaptiveViT([loaded.sparse, dense], threshold or 0.0), None
-    return loaded, as_promised(made, loaded.sparse, dense), {"asked": made.asked, "calibration": made.calibration}
+        loaded.open_at(keep)
+        return loaded, AdaptiveViT([loaded.sparse, dense], threshold or 0.0)
+    adaptive = as_promised(made, loaded.sparse, dense)
+    loaded.open_at(made.keep)
+    return loaded, adaptive
 
 
 def _threshold(text: str) -> float | None:
@@ -233,31 +231,16 @@ def print_promise(
     as_json: bool,
 ) -> None:
     """Keep the promise on the images of `data`, print what came of it, and write the files that are asked for."""
-    from vitprune.data.classes import readable_names
-    from vitprune.jobs.promise import keep_promise
-    from vitprune.report.promise_page import promise_rows, promise_sentences, render_promise_page
-    from vitprune.report.samples import choose_routed
+    from vitprune.jobs.promise import keep_promise, write_outputs
+    from vitprune.report.promise_page import promise_rows, promise_sentences
 
-    sparse = loaded.sparse
-    assert sparse is not None
     with RunProgress() as progress:
-        found, routed = keep_promise(sparse, dense, data.val, task, asked, how, progress)
-    result = {
-        "model": loaded.name,
-        "task": task.name,
-        "data": data.name,
-        "precision": how.precision,
-        "device": str(how.device),
-        **found,
-    }
+        adaptive, routed = keep_promise(loaded, dense, data, task, asked, how, progress)
+    write_outputs(outputs, loaded, data, adaptive, routed)
     for output in outputs:
-        if output.suffix == ".json":
-            write_json(output, {"schema_version": SCHEMA_VERSION} | result)
-        else:
-            first = sparse if found["keep"] is None else sparse.at(found["keep"])
-            names = readable_names(data.val.class_names | dict(enumerate(loaded.class_names or ())), sparse.num_classes)
-            write_text(output, render_promise_page(result, choose_routed(first, dense, routed, names, how.device)))
         say(f"written to {output}")
+    result = adaptive.promise
+    assert result is not None
     if as_json:
         print_json(result)
         return

@@ -136,9 +136,10 @@ def check_folder(output: Path, *, overwrite: bool) -> None:
     """Make sure that a folder `output` may be written.
 
     Raises:
-        OutputError: it is a file, holds something and may not be overwritten, or the folder that it is in is missing.
+        OutputError: it is a file or named like one, holds something and may not be overwritten, or the folder that it
+            is in is missing.
     """
-    if output.exists() and not output.is_dir():
+    if not output.is_dir() and (output.exists() or format_of(output)):
         raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output", exit_code=2)
     _check_free(output, output.is_dir() and any(output.iterdir()), overwrite)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from vitprune.common.files import write_json
 from vitprune.common.formatting import first_line
 from vitprune.common.progress import SILENT, Listener
 from vitprune.common.run_folder import ADAPTIVE
-from vitprune.errors import ExportError
+from vitprune.errors import ExportError, UsageError
 from vitprune.export.agreement import BATCH_SIZES, Agreement, compare, in_batches, random_images
 from vitprune.export.job import Exported, placed, size_mib
 from vitprune.export.onnx_file import write_onnx
@@ -33,7 +33,6 @@ def export_parts(
     output: Path,
     target: Target = ANY,
     *,
-    promised: Mapping[str, Any] | None = None,
     images: Iterable[Tensor] = (),
     num_images: int | None = 0,
     listener: Listener = SILENT,
@@ -41,26 +40,30 @@ def export_parts(
     """Write an adaptive model as ONNX, for batches of any size, and compare each of its passes with PyTorch.
 
     Args:
-        adaptive: in eval mode, on the CPU, with a threshold of at most 1.
+        adaptive: in eval mode, on the CPU; what was promised of it goes along.
         metadata: of the file that its sparse passes are from.
         output: the folder; see `check_folder`.
         target: what the programs are written for, without a batch size or quantisation.
-        promised: what is known of the threshold, for people.
         images: to compare on, beside random ones, (C, H, W) each; read once a pass.
         num_images: how many these are; None where that is not known.
         listener: hears how far it is.
 
     Raises:
+        UsageError: all images go on.
         ExportError: the model cannot be exported, or a pass differs; nothing is kept.
         OutputError: the output cannot be written.
     """
+    if adaptive.threshold > 1:
+        raise UsageError(
+            f"at a threshold of {adaptive.threshold:g} all images go on, which costs more than the dense model",
+            "promise less, or choose a threshold of at most 1",
+        )
+    promised = adaptive.promise and {key: adaptive.promise[key] for key in ("asked", "calibration")}
     names = [f"tail-{_name(each)}.onnx" for each in adaptive.models]
     with placed(output, folder=True) as folder:
         listener.begin(f"exporting {metadata.model}", len(names) + 1)
         _write(adaptive, metadata, folder, names, target, listener)
-        header = AdaptiveHeader(
-            threshold=adaptive.threshold, trunk=_TRUNK, passes=names, promise=promised and dict(promised)
-        )
+        header = AdaptiveHeader(threshold=adaptive.threshold, trunk=_TRUNK, passes=names, promise=promised)
         write_json(folder / ADAPTIVE, header.model_dump())
         try:
             program = read_adaptive(folder)

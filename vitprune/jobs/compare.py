@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitprune.adaptive import AdaptiveViT, account
 from vitprune.backbones import input_size, wrap
 from vitprune.baselines import EqualPredictor, ToMeViT, merges_per_block
 from vitprune.budget.gmacs import keep_within, last_within
@@ -19,7 +20,7 @@ from vitprune.common.progress import Listener
 from vitprune.data import Data, count_images
 from vitprune.errors import UnsupportedModelError, UsageError
 from vitprune.evaluation import compared
-from vitprune.jobs.side_by_side import bench, evaluate, random_baseline
+from vitprune.jobs.side_by_side import bench, evaluate, over_images, random_baseline
 from vitprune.jobs.sparsify import fit, new_student
 from vitprune.measure import Timing, count_macs
 from vitprune.model import AttentionViT, SparseViT, TaskName, attach_as
@@ -41,6 +42,8 @@ METHODS = {
     "ours": "vitprune",
 }
 TRAINED = ("paper", "importance", "similarity", "ours")
+_ADAPTIVE = "adaptive"
+_BESIDE = {"dense": "the untouched model", _ADAPTIVE: "ours, and dense where ours is less sure"}
 _BENCH_SECONDS = 1.0
 
 
@@ -85,6 +88,8 @@ class Subject:
     task: TaskName = "classification"
     class_vectors: ClassVectors | None = None
     """Of a text tower, for zero-shot figures of an embedding."""
+    adaptive: AdaptiveViT | None = None
+    """Ours with the dense model behind it: a row more, at what it costs on average."""
 
     @property
     def plan(self) -> Sparsity:
@@ -121,17 +126,21 @@ def compare(
                 rows[name] = _row(name, note)
             except UnsupportedModelError as error:
                 rows[name] = _row(name, error.message) | {"available": False}
+    if (adaptive := subject.adaptive) is not None:
+        adaptive.ended, models[_ADAPTIVE], rows[_ADAPTIVE] = [], adaptive, _row(_ADAPTIVE)
     device, precision, batch_size = settings.device, settings.precision, settings.batch_size
     task = task_named(subject.task, subject.class_vectors)
     results = evaluate(models, data, recipe, device, precision, listener, task=task, batch_size=batch_size)
+    costs = {name: _cost(model, size) for name, model in models.items()}
+    if adaptive is not None:
+        adaptive.ended, models[_ADAPTIVE] = None, over_images(adaptive, data.val, [batch_size])
     timings = bench(models, device, precision, _BENCH_SECONDS, listener, [batch_size])
-    for name, model in models.items():
-        cost = {"keep": _keep(model), "gmacs": count_macs(model, size) / 1e9}
+    for name, cost in costs.items():
         rows[name] |= _measured(name, results, timings) | cost
     return {
         "task": task.name,
         "budget_gmacs": budget / 1e9,
-        "rows": [rows[name] for name in ("dense", *settings.methods)],
+        "rows": [rows[name] for name in ("dense", *settings.methods, _ADAPTIVE) if name in rows],
     }
 
 
@@ -150,7 +159,7 @@ def _row(name: str, note: str | None = None, seconds: float = 0.0, steps: int = 
     """What is known of a method before it is measured; seconds and steps are of training it here."""
     return {
         "method": name,
-        "what": METHODS.get(name, "the untouched model"),
+        "what": _BESIDE.get(name) or METHODS[name],
         "note": note,
         "available": True,
         "train_seconds": seconds,
@@ -163,6 +172,18 @@ def _keep(model: nn.Module) -> float | None:
     if not isinstance(model, SparseViT):
         return None if isinstance(model, ToMeViT) else 1.0
     return model.sparsity.keep if model.sparsity is not None and model.sparsity.tokens_left is None else None
+
+
+def _cost(model: nn.Module, size: tuple[int, int, int]) -> dict[str, Any]:
+    """On paper; of an adaptive model on average over the images that it has seen, with a note on these."""
+    if not isinstance(model, AdaptiveViT):
+        return {"keep": _keep(model), "gmacs": count_macs(model, size) / 1e9}
+    spent = account(model.ended or [], model.costs(size))
+    note = (
+        f"{model.label} below a lead of {model.threshold:.3f}: {spent['went_on_pct']:.1f} % of the images, "
+        f"{spent['gmacs_worst']:.3f} GMACs each"
+    )
+    return {"keep": None, "gmacs": spent["gmacs_mean"], "note": note}
 
 
 def _measured(name: str, results: Mapping[str, Results], timings: Sequence[Timing]) -> dict[str, Any]:

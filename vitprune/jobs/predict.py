@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitprune.adaptive import AdaptiveViT
 from vitprune.common.devices import Precision
 from vitprune.common.formatting import writable
 from vitprune.common.progress import SILENT, Listener
@@ -40,8 +41,7 @@ class ImagePrediction:
 
     Attributes:
         image: its path; of an image without one its number.
-        classes: by the name of the model the likeliest classes, or the labels that it gives, best first; empty where it
-            gives numbers.
+        classes: by the name of the model its likeliest classes or its labels, best first; empty where it gives numbers.
         vectors: by the name of the model the numbers that it gives, where it is for these: values (num_values,), an
             embedding (D,), features of all patches (N, C).
         distance: of an embedding or features, how far the sparse model's are from the dense one's, as
@@ -126,7 +126,9 @@ def predict_images(
         UsageError: `topk` is below 1, or the task has neither classes nor labels.
     """
     _check_topk(topk, task)
-    images.transform = eval_transform(getattr(first := next(iter(models.values())), "model", first))
+    first = next(iter(models.values()))
+    first = first.models[0] if isinstance(first, AdaptiveViT) else first
+    images.transform = eval_transform(getattr(first, "model", first))
     faults, found = Faults(allowed_share=1.0), list[ImagePrediction]()
     records: dict[str, list[Record]] = {name: [] for name in models}
     for model in models.values():

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, Field, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
-from vitprune.adaptive import AdaptiveViT, Watched, cheapest_promise, check_enough, curve
+from vitprune.adaptive import AdaptiveViT, Watched, account, cheapest_promise, check_enough, curve
 from vitprune.backbones import input_size
 from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.devices import Precision
-from vitprune.common.files import read_json
+from vitprune.common.files import check_new_file, read_json, write_json, write_text
 from vitprune.common.formatting import first_fault
+from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.common.progress import Listener
-from vitprune.data import Faults, Images, ImageSet, batches, eval_transform, make_loader
+from vitprune.data import Data, Faults, Images, ImageSet, eval_transform, readable_names
 from vitprune.errors import UsageError
 from vitprune.evaluation import compared, predict
 from vitprune.jobs.identity import fingerprint_of_weights
+from vitprune.jobs.side_by_side import bench, over_images
 from vitprune.jobs.sparsify import at_ratios
-from vitprune.measure import Timing, benchmark, count_macs
+from vitprune.loading.load import Loaded
+from vitprune.measure import count_macs
 from vitprune.model import SparseViT
-from vitprune.report.samples import Routed
+from vitprune.report.promise_page import render_promise_page
+from vitprune.report.samples import Routed, choose_routed
 from vitprune.tasks import Results, Task
 
 
@@ -52,7 +56,9 @@ class Asked:
     keep: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.fidelity_pct is None) == (self.max_kl is None):
+        if self.fidelity_pct is None and self.max_kl is None:
+            raise UsageError("there is nothing to promise", "try --fidelity 99, or --max-kl 0.01")
+        if self.fidelity_pct is not None and self.max_kl is not None:
             raise UsageError("--fidelity and --max-kl are mutually exclusive", "give one of them")
         if self.fidelity_pct is not None and not 50 <= self.fidelity_pct < 100:
             raise UsageError(
@@ -60,6 +66,10 @@ class Asked:
             )
         if self.max_kl is not None and not 0 < self.max_kl < 1:
             raise UsageError(f"--max-kl is {self.max_kl:g}, expected nats between 0 and 1", "try --max-kl 0.01")
+        if not 0.5 <= self.confidence < 1:
+            raise UsageError(
+                f"--confidence is {self.confidence:g}, expected a share from 0.5 to below 1", "try --confidence 0.95"
+            )
 
     @property
     def risk(self) -> float:
@@ -83,61 +93,63 @@ class How:
     precision: Precision
     batch_size: int
     num_workers: int
-    allowed_share: float
-    batch_sizes: Sequence[int]
-    bench_seconds: float
+    allowed_share: float = 0.0
+    batch_sizes: Sequence[int] = (1, 8, 32, 128)
+    bench_seconds: float = 2.0
 
 
 def keep_promise(
-    sparse: SparseViT, dense: nn.Module, images: Images, task: Task, asked: Asked, how: How, listener: Listener
-) -> tuple[dict[str, Any], Routed]:
+    loaded: Loaded, dense: nn.Module, data: Data, task: Task, asked: Asked, how: How, listener: Listener
+) -> tuple[AdaptiveViT, Routed]:
     """Choose passes and threshold by a random part of the images; measure fidelity, cost and speed on the others.
 
     Args:
-        sparse: the first pass, or of a file of a range the one at the ratio that costs least.
+        loaded: with the sparse model, the first pass, or of a file of a range the one at the ratio that costs least.
         dense: the model it was made from, which decides where the first pass is not sure.
-        images: of the kind that is promised for; at least some more than `asked.num_images`.
+        data: images of the kind that is promised for; at least some more than `asked.num_images`.
         task: what the models are for.
         asked: the promise.
         how: how it is measured.
         listener: shows how far it is.
 
     Returns:
-        What was promised and measured, for JSON; and the images that measured it.
+        The passes, whose `promise` says what was promised and measured, for JSON; and the images that measured it.
 
     Raises:
         UsageError: too few images, a stream of them, or passes that do not go together.
         DataError: too many images cannot be read.
     """
-    cascades = [AdaptiveViT([each, dense], threshold=2.0) for each in _firsts(sparse, asked.keep)]
-    chosen_by, others = _parts(images, asked, several=len(cascades) > 1)
+    assert loaded.sparse is not None
+    cascades = [AdaptiveViT([each, dense], threshold=2.0) for each in _firsts(loaded.sparse, asked.keep)]
+    chosen_by, others = _parts(data.val, asked, several=len(cascades) > 1)
     listener.begin("choosing passes and threshold", len(chosen_by))
     adaptive, chosen, faults = _chosen(cascades, chosen_by, task, asked, how, listener)
     listener.begin("measuring on other images", len(others))
     models = {"dense": dense, "sparse": adaptive.models[0], "adaptive": adaptive}
     adaptive.ended = []
     found, more_faults = _predicted(models, others, task, how, listener)
-    ended, adaptive.ended = np.array(adaptive.ended), None
+    ended, adaptive.ended = adaptive.ended, None
     faulty, size = Faults.merged([faults, more_faults]), input_size(dense)
-    costs, routed = adaptive.costs(size), _routed(others, more_faults, found, ended > 0)
-    watched, spent = _watched(found["sparse"], found["dense"], asked, costs), np.array(costs)[ended] / 1e9
-    timings = _timed(models, others, how, listener)
-    result = {
+    costs, routed = adaptive.costs(size), _routed(others, more_faults, found, np.array(ended) > 0)
+    watched = _watched(found["sparse"], found["dense"], asked, costs)
+    timed = models | {"adaptive": over_images(adaptive, others, how.batch_sizes)}
+    timings = bench(timed, how.device, how.precision, how.bench_seconds, listener, how.batch_sizes)
+    adaptive.promise = {
+        "model": loaded.name,
+        "task": task.name,
+        "data": data.name,
+        "precision": how.precision,
+        "device": str(how.device),
         "asked": {"fidelity_pct": asked.fidelity_pct, "max_kl": asked.max_kl, "confidence": asked.confidence},
-        "weights": fingerprint_of_passes(sparse, dense),
+        "weights": fingerprint_of_passes(loaded.sparse, dense),
         **chosen,
         "num_images": found["adaptive"].num_images,
         **found["adaptive"].fidelity(found["dense"]),
         "loss": float(asked.losses(found["adaptive"], found["dense"]).mean()),
-        "went_on_pct": 100 * float((ended > 0).mean()),
+        **account(ended, costs),
         "went_on": [routed.images.name(routed.images.items[row]) for row in np.flatnonzero(routed.went_on).tolist()],
-        "costs": [
-            {"gmacs": float(gmacs), "num_images": int(count)}
-            for gmacs, count in zip(*np.unique(spent, return_counts=True), strict=True)
-        ],
+        "costs": [{"gmacs": costs[number] / 1e9, "num_images": ended.count(number)} for number in sorted(set(ended))],
         "curve": [each._asdict() for each in curve(watched, adaptive.models[0].label)],
-        "gmacs_mean": float(spent.mean()),
-        "gmacs_worst": costs[-1] / 1e9,
         "gmacs_sparse": costs[0] / 1e9,
         "gmacs_dense": count_macs(dense, size) / 1e9,
         "delta": compared("adaptive", found, timings),
@@ -149,12 +161,42 @@ def keep_promise(
         "unreadable": faulty.names,
         "remarks": faulty.remarks,
     }
-    return result, routed
+    return adaptive, routed
+
+
+def check_outputs(outputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Make sure, before the work, that `write_outputs` can write these.
+
+    Raises:
+        UsageError: one is neither .html nor .json.
+        OutputError: one exists, or cannot be written.
+    """
+    for output in outputs:
+        if output.suffix not in (".html", ".json"):
+            raise UsageError(
+                f"--output is '{output}', and what is written is a page or the figures", "name it .html or .json"
+            )
+        check_new_file(output, overwrite=overwrite)
+
+
+def write_outputs(outputs: Sequence[Path], loaded: Loaded, data: Data, adaptive: AdaptiveViT, routed: Routed) -> None:
+    """Write what `keep_promise` gave: the figures, which `read_promise` reads, as .json, or a page as .html."""
+    result = adaptive.promise
+    assert result is not None
+    for output in outputs:
+        if output.suffix == ".json":
+            write_json(output, {"schema_version": SCHEMA_VERSION} | result)
+            continue
+        first, dense = adaptive.models
+        names = readable_names(data.val.class_names | dict(enumerate(loaded.class_names or ())), first.num_classes)
+        shown = choose_routed(first, dense.model, routed, names, torch.device(result["device"]))
+        write_text(output, render_promise_page(result, shown))
 
 
 class KeptPromise(BaseModel):
     """What `keep_promise` gave, as far as a model is made of it again."""
 
+    schema_version: Literal[2] = SCHEMA_VERSION
     threshold: float | None = Field(ge=0, le=1)
     keep: float | None
     weights: str
@@ -192,7 +234,9 @@ def as_promised(made: KeptPromise, sparse: SparseViT, dense: nn.Module) -> Adapt
     if made.threshold is None:
         raise UsageError("of this promise all images go on, which costs more than the dense model", "promise less")
     first = sparse if made.keep is None else sparse.at(made.keep)
-    return AdaptiveViT([first, dense], made.threshold)
+    adaptive = AdaptiveViT([first, dense], made.threshold)
+    adaptive.promise = made.model_dump()
+    return adaptive
 
 
 def fingerprint_of_passes(sparse: SparseViT, dense: nn.Module) -> str:
@@ -293,45 +337,3 @@ def _routed(images: ImageSet, faults: Faults, found: Mapping[str, Results], went
     assert sure is not None
     assert same is not None
     return Routed(readable, sure.numpy(), same.numpy(), went_on)
-
-
-def _timed(models: Mapping[str, nn.Module], images: ImageSet, how: How, listener: Listener) -> list[Timing]:
-    """How fast they are over these images, one batch after another: what an adaptive model costs hangs on them."""
-    listener.begin("measuring speed", len(models) * len(how.batch_sizes))
-    return benchmark(
-        _over(images, models, max(how.batch_sizes)),
-        input_size(models["dense"]),
-        how.batch_sizes,
-        device=how.device,
-        precision=how.precision,
-        min_seconds=how.bench_seconds,
-        listener=listener,
-    )
-
-
-class _OfImages(nn.Module):
-    """A model that is timed on real images, one batch after another: what it costs hangs on what they show."""
-
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        super().__init__()
-        self.model, self.next = model, 0
-        self.register_buffer("images", images)
-
-    def forward(self, like: Tensor) -> Tensor:
-        images, size = self.get_buffer("images"), len(like)
-        first = self.next if self.next + size <= len(images) else 0
-        self.next = first + size
-        result: Tensor = self.model(images[first : self.next])
-        return result
-
-
-def _over(images: ImageSet, models: Mapping[str, nn.Module], at_least: int) -> dict[str, nn.Module]:
-    """The models over the same real images, which are read once; where they are fewer than `at_least`, in turns."""
-    loader, read = make_loader(images, 64, num_workers=0), list[Tensor]()
-    for batch, _ in batches(loader, Faults(1.0)):
-        read.append(batch)
-        if sum(map(len, read)) >= max(256, at_least):
-            break
-    real = torch.cat(read)
-    real = real.repeat(-(-at_least // len(real)), 1, 1, 1)
-    return {name: _OfImages(model, real) for name, model in models.items()}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitprune.backbones import input_size
 from vitprune.baselines import RandomPredictor
@@ -16,7 +16,7 @@ from vitprune.budget.speed import Prediction, measure_speed
 from vitprune.common import distributed
 from vitprune.common.devices import Precision
 from vitprune.common.progress import Listener
-from vitprune.data import Data, Images, count_images, eval_transform
+from vitprune.data import Data, Faults, Images, ImageSet, batches, count_images, eval_transform, make_loader
 from vitprune.evaluation import predict
 from vitprune.measure import Timing, benchmark
 from vitprune.model import SparseViT
@@ -29,6 +29,8 @@ MOST_IN_GALLERY = 50_000
 """Training images that k-NN asks, chosen at random where there are more."""
 BENCH_SECONDS = 2.0
 """How long a run times each model at each batch size, by default."""
+_NUM_REAL = 256
+"""Images that a model is timed on whose cost hangs on them."""
 
 
 def random_baseline(model: nn.Module, sparse: SparseViT) -> SparseViT:
@@ -108,6 +110,40 @@ def bench(
         min_seconds=BENCH_SECONDS if seconds is None else seconds,
         listener=listener,
     )
+
+
+def over_images(model: nn.Module, images: Images, batch_sizes: Sequence[int]) -> nn.Module:
+    """A model to be timed on real images, one batch after another: what an adaptive one costs hangs on what they show.
+
+    In random order, for a folder is sorted by class, and some classes are easier; of a stream the first ones. Where
+    they are few, in turns. Their transform is set.
+    """
+    wanted, read = max(_NUM_REAL, *batch_sizes), list[Tensor]()
+    if isinstance(images, ImageSet):
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        images = images.subset(order[:wanted].tolist())
+    for batch, _ in batches(make_loader(images, EVAL_BATCH_SIZE), Faults(allowed_share=1.0)):
+        read.append(batch)
+        if sum(map(len, read)) >= wanted:
+            break
+    real = torch.cat(read)
+    return _OfImages(model, real.repeat(-(-wanted // len(real)), 1, 1, 1))
+
+
+class _OfImages(nn.Module):
+    """A model that runs on images of its own, whatever it is given, of which the number counts."""
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        super().__init__()
+        self.model, self.next = model, 0
+        self.register_buffer("images", images)
+
+    def forward(self, like: Tensor) -> Tensor:
+        images, size = self.get_buffer("images"), len(like)
+        first = self.next if self.next + size <= len(images) else 0
+        self.next = first + size
+        result: Tensor = self.model(images[first : self.next])
+        return result
 
 
 def outcome(

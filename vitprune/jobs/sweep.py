@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from vitprune.adaptive import AdaptiveViT
 from vitprune.backbones import input_size, preprocessing
 from vitprune.checkpoint.sparse_file import load_sparse
 from vitprune.common.progress import Listener
 from vitprune.common.run_folder import RunFolder
 from vitprune.common.stopping import stopped_error
-from vitprune.data import Data, count_images
+from vitprune.data import Data, count_images, eval_transform
 from vitprune.errors import DataError, Interrupted, Preempted, UsageError, VitpruneError
 from vitprune.jobs.identity import identity
-from vitprune.jobs.side_by_side import bench, evaluate, has_accuracy
+from vitprune.jobs.side_by_side import bench, evaluate, has_accuracy, over_images
 from vitprune.jobs.sparsify import describe_run, new_student, num_bytes, run
 from vitprune.jobs.train_run import RunSettings
 from vitprune.loading.load import Loaded
@@ -27,7 +28,7 @@ from vitprune.measure import describe_environment
 from vitprune.model import SparseViT
 from vitprune.report.runs import read_run
 from vitprune.report.schema import Report
-from vitprune.report.sweep import Entry, build_sweep, forget_sweep, write_sweep
+from vitprune.report.sweep import Entry, build_sweep, forget_sweep, with_dense, write_sweep
 from vitprune.schedule import Sparsity
 from vitprune.tasks import Results, Task, task_named
 from vitprune.training.checkpoints import check_same
@@ -204,10 +205,13 @@ def _measured(
     started = time.perf_counter()
     task = task_named(loaded.task, loaded.class_vectors)
     results = _results(task, entries, data, recipe, settings, listener)
-    models = {label: entry.model for label, entry in entries.items()}
-    timings = bench(
-        models, settings.device, settings.eval_precision, settings.bench_seconds, listener, settings.bench_batch_sizes
-    )
+    models, behind = {label: entry.model for label, entry in entries.items()}, with_dense(entries, results)
+    sizes, chosen = settings.bench_batch_sizes, behind.chosen
+    if chosen is not None and chosen.went_on_pct and behind.saves:
+        data.val.transform = eval_transform(loaded.model)
+        adaptive = AdaptiveViT([models[chosen.first], loaded.model], chosen.threshold)
+        models["adaptive"] = over_images(adaptive, data.val, sizes)
+    timings = bench(models, settings.device, settings.eval_precision, settings.bench_seconds, listener, sizes)
     about = {
         "model": entries["dense"].name,
         "recipe": recipe.model_dump(mode="json") if recipe.trains else {},
@@ -228,7 +232,7 @@ def _measured(
         - started,
         "environment": describe_environment(),
     }
-    return build_sweep(task, entries, results, timings, about)
+    return build_sweep(task, entries, results, timings, behind, about)
 
 
 def _results(

@@ -62,8 +62,7 @@ def load(
         logits = sparse(images)  # (B, 3, 224, 224) to (B, num_classes)
 
     Args:
-        path: model.safetensors, the run folder it is in, or `hf-hub:owner/name` (with `@revision`), which is downloaded
-            once.
+        path: model.safetensors, its run folder, or `hf-hub:owner/name` (with `@revision`), which is downloaded once.
         device: where to put it: "cpu", "cuda", "cuda:N", "mps" or "auto".
         keep: at which keep ratio it opens, of a model that was trained for a range; None for the one in the file. It
             can be set later too: `sparse.keep = 0.6`.

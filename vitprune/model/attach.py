@@ -51,8 +51,7 @@ def attach(
         align: token counts in multiples of this.
         balance: how much importance counts beside redundancy; None ranks by importance alone, as the paper does.
         beta: how much importance counts when tokens are averaged.
-        predictor: "light" or "paper", which learn; or "attention", which ranks tokens by the model's own attention and
-            needs no training.
+        predictor: "light" or "paper", which learn; or "attention", the model's own, which needs no training.
         similarity: what tokens are compared by, "features" or "keys". More on all of these in `vitprune.Sparsity`.
 
     Returns:

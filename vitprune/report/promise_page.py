@@ -87,7 +87,7 @@ def render_promise_page(result: Mapping[str, Any], maps: KeepMaps) -> str:
     return templates().get_template("promise.html.j2").render(content).lstrip()
 
 
-def fidelity_chart(
+def _fidelity_chart(
     x_label: str, points: Sequence[ChartPoint], curve: Sequence[tuple[float, float]] = (), *, percent: bool = True
 ) -> Chart:
     """How often images have the dense model's answer, or how far from it they are, against cost or speed."""
@@ -100,6 +100,29 @@ def fidelity_chart(
     return models_chart(f"{what} against {x_label}", "; ".join(said), points, x_label, percent=percent, curve=curve)
 
 
+def fidelity_charts(
+    models: Sequence[tuple[str, float, float, float, int]],
+    batch_size: int,
+    curve: Sequence[tuple[float, float]],
+    *,
+    percent: bool = True,
+) -> list[Chart]:
+    """The same against cost, with what all thresholds give, and against speed, of what was timed.
+
+    Args:
+        models: of each name, GMACs, images/s, fidelity, and kind as of a `ChartPoint`.
+        batch_size: at which they were timed.
+        curve: GMACs and fidelity.
+        percent: whether fidelity is.
+    """
+    by_gmacs = [ChartPoint(name, gmacs, y, kind, kind != 3) for name, gmacs, _, y, kind in models]
+    by_rate = [ChartPoint(name, rate, y, kind, kind != 3) for name, _, rate, y, kind in models]
+    return [
+        _fidelity_chart("mean GMACs", by_gmacs, curve, percent=percent),
+        _fidelity_chart(f"images/s at batch {batch_size}", by_rate, percent=percent),
+    ]
+
+
 def _charts(result: Mapping[str, Any]) -> list[Chart]:
     percent = result["asked"]["fidelity_pct"] is not None
 
@@ -109,17 +132,12 @@ def _charts(result: Mapping[str, Any]) -> list[Chart]:
     curve = [(point["gmacs_mean"], height(point["loss"])) for point in result["curve"]]
     size = max(row["batch_size"] for row in result["speed"])
     rates = {row["model"]: row["images_per_s"] for row in result["speed"] if row["batch_size"] == size}
-    models = (
-        ("dense", "dense", result["gmacs_dense"], 0.0, 0),
-        (_ALONE, "sparse", result["gmacs_sparse"], result["curve"][0]["loss"], 1),
-        ("adaptive", "adaptive", result["gmacs_mean"], result["loss"], 3),
-    )
-    by_gmacs = [ChartPoint(name, gmacs, height(loss), kind, kind != 3) for name, _, gmacs, loss, kind in models]
-    by_rate = [ChartPoint(name, rates[key], height(loss), kind, kind != 3) for name, key, _, loss, kind in models]
-    return [
-        fidelity_chart("mean GMACs", by_gmacs, curve, percent=percent),
-        fidelity_chart(f"images/s at batch {size}", by_rate, percent=percent),
+    models = [
+        ("dense", result["gmacs_dense"], rates["dense"], height(0.0), 0),
+        (_ALONE, result["gmacs_sparse"], rates["sparse"], height(result["curve"][0]["loss"]), 1),
+        ("adaptive", result["gmacs_mean"], rates["adaptive"], height(result["loss"]), 3),
     ]
+    return fidelity_charts(models, size, curve, percent=percent)
 
 
 def _speedup(change: Mapping[str, Any], mark: Callable[[str], str]) -> str:

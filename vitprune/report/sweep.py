@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -17,7 +17,7 @@ from vitprune.common.formatting import number, signed
 from vitprune.common.json_version import SCHEMA_VERSION
 from vitprune.errors import UsageError
 from vitprune.evaluation import compared
-from vitprune.measure import Timing
+from vitprune.measure import Timing, count_macs, remark, speedups
 from vitprune.report.build import model_figures
 from vitprune.report.schema import Report
 from vitprune.report.sweep_page import Judged, by_likeness, render_sweep_page
@@ -51,11 +51,13 @@ def build_sweep(
     entries: Mapping[str, Entry],
     results: Mapping[str, Results],
     timings: Sequence[Timing],
+    behind: WithDense,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of sweep.json: what is known of all entries by label, dense first, and other keys.
 
-    The models are of one input size, results on the same images, timings from one benchmark.
+    The models are of one input size, results on the same images, timings from one benchmark, which may have one called
+    "adaptive" too: what `behind.chosen` says.
     """
     size = input_size(entries["dense"].model)
     rows: dict[str, dict[str, Any]] = {
@@ -79,15 +81,24 @@ def build_sweep(
         for label, row in rows.items():
             rivals = [_against(rows[rival], row, judged, results) for rival in found[label]]
             row[key] = {"on_front": not rivals, "dominated_by": rivals}
-    fixed, line = _adaptive(entries, results, size)
     sentences = verdict(list(rows.values()), judged, rows["dense"]["speed"][-1]["batch_size"])
+    timed = speedups("adaptive", timings)
     return {
         "schema_version": SCHEMA_VERSION,
         "task": task.name,
         "accuracy": judged.figure.key,
-        "verdict": [*sentences, *adaptive_said(line, rows["dense"]["gmacs"])],
+        "verdict": [*sentences, *adaptive_said(behind, timed)],
         "rows": list(rows.values()),
-        "adaptive": {"fixed": [each._asdict() for each in fixed], "curve": [each._asdict() for each in line]},
+        "adaptive": {
+            "fixed": [each._asdict() for each in behind.fixed],
+            "curve": [each._asdict() for each in behind.line],
+            "chosen": behind.chosen and behind.chosen._asdict(),
+            "speed": [
+                {"batch_size": each.batch_size, "images_per_s": each.images_per_s}
+                for each in timings
+                if each.model == "adaptive"
+            ],
+        },
         **about,
     }
 
@@ -109,15 +120,34 @@ def _against(
     }
 
 
-def _adaptive(
-    entries: Mapping[str, Entry], results: Mapping[str, Results], size: tuple[int, int, int]
-) -> tuple[list[Reached], list[Reached]]:
-    """What each keep ratio gives alone, and the best of what each gives with the dense model behind it.
+class WithDense(NamedTuple):
+    """Keep ratios with the dense model behind them.
 
-    From what is known of these images, at every threshold. Nothing of a task that knows no certainty, nor of models
-    whose trunk was trained.
+    Attributes:
+        fixed: what each gives alone.
+        line: the best of what each gives with the dense model behind it, at every threshold.
+        chosen: the cheapest of these with most of the dense model's answers; None where there is none.
+        gmacs_dense: of the dense model alone.
+    """
+
+    fixed: list[Reached]
+    line: list[Reached]
+    chosen: Reached | None
+    gmacs_dense: float
+
+    @property
+    def saves(self) -> bool:
+        """Whether what is chosen costs less than the dense model."""
+        return self.chosen is not None and self.chosen.gmacs_mean < self.gmacs_dense
+
+
+def with_dense(entries: Mapping[str, Entry], results: Mapping[str, Results]) -> WithDense:
+    """From what is known of these images.
+
+    Nothing of a task that knows no certainty, nor of models whose trunk was trained.
     """
     dense, fixed, found = results["dense"], list[Reached](), list[Reached]()
+    size = input_size(entries["dense"].model)
     for label, entry in entries.items():
         certainty, same = results[label].certainty, results[label].same(dense)
         if entry.kind != "sparse" or certainty is None or same is None:
@@ -131,22 +161,30 @@ def _adaptive(
         points = curve(passes, label)
         fixed.append(points[0])
         found += points
-    return fixed, worthwhile(found)
+    line = worthwhile(found)
+    enough = (each for each in line if 100 * (1 - each.loss) >= FIDELITY_PCT)
+    return WithDense(fixed, line, next(enough, None), count_macs(entries["dense"].model, size) / 1e9)
 
 
-def adaptive_said(line: Sequence[Reached], dense_gmacs: float) -> list[str]:
+def adaptive_said(behind: WithDense, timed: Sequence[Mapping[str, Any]] = ()) -> list[str]:
     """A sentence on the cheapest way to most of the dense model's answers, where there is one."""
-    enough = next((each for each in line if 100 * (1 - each.loss) >= FIDELITY_PCT), None)
+    enough = behind.chosen
     if enough is None:
         return []
-    if enough.gmacs_mean >= dense_gmacs:
+    if not behind.saves:
         return [f"Sending images that a keep ratio is not sure of to dense saves nothing at {FIDELITY_PCT} % fidelity."]
-    behind = f"with dense behind it for the {number(enough.went_on_pct, 1)} % of which it is least sure"
+    way = f"with dense behind it for the {number(enough.went_on_pct, 1)} % of which it is least sure"
+    fast = "".join(map(_as_fast, timed[-1:]))
     return [
-        f"{enough.first} {behind if enough.went_on_pct else 'alone'} has dense's answer on "
+        f"{enough.first} {way if enough.went_on_pct else 'alone'} has dense's answer on "
         f"{number(100 * (1 - enough.loss), 1)} % of these images at {number(enough.gmacs_mean, 3)} GMACs on average, "
-        f"dense {number(dense_gmacs, 3)}; vitprune eval --fidelity {FIDELITY_PCT} promises it."
+        f"dense {number(behind.gmacs_dense, 3)}{fast}; vitprune eval --fidelity {FIDELITY_PCT} promises it."
     ]
+
+
+def _as_fast(change: Mapping[str, Any]) -> str:
+    said = remark(change["slower"], change.get("speedup_ci95"))
+    return f", {number(change['speedup'])} x as fast at batch {change['batch_size']}" + (f" ({said})" if said else "")
 
 
 def dominated_by(points: Mapping[str, tuple[float, float]]) -> dict[str, list[str]]:

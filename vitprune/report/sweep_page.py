@@ -9,7 +9,7 @@ from vitprune.common.formatting import number, plain, signed
 from vitprune.measure import remark
 from vitprune.report.charts import Chart, ChartPoint, models_chart
 from vitprune.report.page import templates
-from vitprune.report.promise_page import fidelity_chart
+from vitprune.report.promise_page import fidelity_charts
 from vitprune.report.publishable import publishable
 from vitprune.report.tables import emphasised, flat
 from vitprune.tasks import Change, Figure, Task, task_named, zero_shot_task
@@ -64,7 +64,7 @@ def render_sweep_page(result: Mapping[str, Any]) -> str:
             _chart(rows, "by_throughput", f"images/s at batch {sizes[-1]}", judged),
             _chart(rows, "by_gmacs", "GMACs", judged),
         ],
-        "fidelity_chart": _fidelity_chart(rows, result["adaptive"]),
+        "fidelity_charts": _fidelity_charts(rows, result["adaptive"]),
         "columns": [
             *("", judged.figure.text),
             *([judged.change.unit or "change", "95 %"] if judged.change else []),
@@ -117,15 +117,21 @@ def _chart(rows: Sequence[Mapping[str, Any]], key: str, x_label: str, judged: Ju
     return models_chart(title, "; ".join(sentences), points, x_label, percent=judged.figure.in_percent)
 
 
-def _fidelity_chart(rows: Sequence[Mapping[str, Any]], adaptive: Mapping[str, Any]) -> Chart | None:
-    """Keep ratios alone beside what they give with the dense model behind; None where that is not known."""
+def _fidelity_charts(rows: Sequence[Mapping[str, Any]], adaptive: Mapping[str, Any]) -> list[Chart]:
+    """Keep ratios alone beside what they give with the dense model behind; none where that is not known."""
+    fixed, chosen, timed = adaptive["fixed"], adaptive["chosen"], adaptive["speed"]
+    if not fixed:
+        return []
+    speed = {row["label"]: row["speed"] for row in rows}
 
-    def place(point: Mapping[str, Any]) -> tuple[float, float]:
-        return point["gmacs_mean"], 100 * (1 - point["loss"])
+    def place(name: str, point: Mapping[str, Any], speed: Sequence[Mapping[str, Any]], kind: int) -> Any:
+        return plain(name), point["gmacs_mean"], speed[-1]["images_per_s"], 100 * (1 - point["loss"]), kind
 
-    points = [ChartPoint(plain(each["first"]), *place(each), 1) for each in adaptive["fixed"]]
-    dense = ChartPoint("dense", rows[0]["gmacs"], 100.0)
-    return fidelity_chart("mean GMACs", [dense, *points], [*map(place, adaptive["curve"])]) if points else None
+    models = [place("dense", {"gmacs_mean": rows[0]["gmacs"], "loss": 0.0}, speed["dense"], 0)]
+    models += [place(each["first"], each, speed[each["first"]], 1) for each in fixed]
+    models += [place("adaptive", chosen, timed, 3)] if timed else []
+    curve = [(each["gmacs_mean"], 100 * (1 - each["loss"])) for each in adaptive["curve"]]
+    return fidelity_charts(models, speed["dense"][-1]["batch_size"], curve)
 
 
 def _standing(row: Mapping[str, Any], key: str) -> str:

@@ -58,8 +58,7 @@ class Sparsity:
         keep_range: the lowest and highest keep ratio that one training is for, in (0, 1); None for `keep` alone.
         prune_at: blocks before which predictors act, rising, each in [1, depth - 1]; None for `default_stages(depth)`.
         token_schedule: how the stages share the work, see `ScheduleName`.
-        tokens_left: shares of the original tokens left after each stage, in (0, 1], not rising; instead of `keep` and
-            `token_schedule`. One stage each.
+        tokens_left: shares of the tokens left after each stage, in (0, 1]; instead of `keep` and `token_schedule`.
         pruned: what happens to pruned tokens, see `Pruned`.
         align: after each stage prefix and patch tokens together are a multiple of this, so that they fill the tiles
             of the hardware, at nearly the same cost; 1 for any number.
@@ -67,8 +66,7 @@ class Sparsity:
             importance alone. See `vitprune.tokens.redundancy`.
         beta: with "merge", how much importance counts in the average of merged tokens, 0 or more: not at all, or
             exp(beta * a). See `vitprune.tokens.merging`.
-        similarity: with "merge", what tokens are compared by, see `Similarity`. Keys pay where features of all patches
-            are wanted, with many stages.
+        similarity: with "merge", what tokens are compared by, see `Similarity`. Keys pay for features of all patches.
         predictor: what scores tokens: "light" or "paper", small networks that learn it, or "attention", that of the
             model itself, which needs no training; see `PredictorName`.
 

@@ -137,8 +137,7 @@ class Objective(PublicModule):
                 noise that one pass over all would draw. None where they are all.
 
         Raises:
-            UsageError: no such phase, labels that are needed are missing, or the student has no predictors to train in
-                this phase.
+            UsageError: no such phase, labels that it needs are missing, or the student has nothing to train in it.
         """
         self._check(phase, labels)
         with torch.no_grad():

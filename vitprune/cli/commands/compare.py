@@ -25,6 +25,7 @@ from vitprune.cli.options import (
 from vitprune.cli.output import number, print_json, print_line, print_table, say, signed, waiting
 from vitprune.cli.plan_options import MacsOptions, open_as_asked, resolve_plan, say_middle
 from vitprune.cli.progress import RunProgress
+from vitprune.cli.promise_options import Adaptive, load_cascade
 from vitprune.cli.tables import speedup_text
 from vitprune.cli.training_options import Settings, parse_settings
 from vitprune.common import distributed
@@ -35,6 +36,7 @@ from vitprune.errors import UsageError
 _DEFAULT_METHODS = "random,norm,attention,attention-merge,tome,tome-late,paper,ours"
 
 if TYPE_CHECKING:
+    from vitprune.adaptive import AdaptiveViT
     from vitprune.tasks import Change, Figure
 
 
@@ -53,6 +55,7 @@ def compare(
             "name, 'ours' are trained.",
         ),
     ] = _DEFAULT_METHODS,
+    adaptive: Adaptive = None,
     recipe: RecipeName = None,
     steps: Annotated[
         int | None,
@@ -82,6 +85,8 @@ def compare(
       vitprune compare runs/deit_small_patch16_224-keep0.7/model.safetensors imagenet
 
       vitprune compare deit_small path/to/imagenet --keep 0.5 --methods tome,tome-late,ours
+
+      vitprune compare runs/deit_small_patch16_224-keep0.5-0.9 imagenet --adaptive promise.json
     """
     distributed.refuse_several("compare")
     if output is not None:
@@ -108,16 +113,22 @@ def compare(
     comparison = CompareSettings(names, where, number_format, batch_size, steps)
     request = plan.request()
     with waiting(f"loading {model}"):
-        has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
-        loaded = weights.load(model, **({"checkpoint": None, "checkpoint_key": None} if has_weights else {}))
+        cascade: AdaptiveViT | None = None
+        if adaptive is not None:
+            keep = request.keep if isinstance(request.keep, float) else None
+            loaded, cascade = load_cascade(adaptive, model, weights, keep)
+        else:
+            has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
+            loaded = weights.load(model, **({"checkpoint": None, "checkpoint_key": None} if has_weights else {}))
         if loaded.sparse is None:
             subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
             say_middle(subject.sparsity)
         else:
             open_as_asked(loaded, request)
             trained = (loaded.metadata and loaded.metadata.training) or {}
-            dense = weights.dense_of(loaded).model
-            subject = Subject(dense, ours=loaded.sparse, steps=trained.get("steps_done", 0))
+            dense = cascade.models[-1].model if cascade is not None else weights.dense_of(loaded).model
+            steps_done = trained.get("steps_done", 0)
+            subject = Subject(dense, ours=loaded.sparse, steps=steps_done, adaptive=cascade)
         subject = replace(subject, task=loaded.task, class_vectors=loaded.class_vectors)
     trains = any(method in TRAINED and not (method == "ours" and subject.ours is not None) for method in names)
     spec = images.spec(data, loaded)

@@ -14,7 +14,7 @@ from vitprune.cli.options import AsJson, Limit, Model, TableOptions
 from vitprune.cli.output import print_json, print_line, say, waiting
 from vitprune.cli.plan_options import FileKeep
 from vitprune.cli.progress import RunProgress
-from vitprune.cli.promise_options import Adaptive, load_cascade, refuse_beside
+from vitprune.cli.promise_options import Adaptive, load_cascade, refuse_in_parts
 from vitprune.common import distributed
 from vitprune.errors import UsageError
 
@@ -119,13 +119,7 @@ def export(
     weights.refuse_class_embeddings("export")
     precision = _precision(precision, half, calibrate is not None or min_agreement is not None)
     if adaptive is not None:
-        beside = {
-            "--format": kind != "onnx",
-            "--precision": precision != "fp32",
-            "--batch": batch,
-            "--features": features,
-        }
-        refuse_beside("--adaptive, which writes ONNX in fp32 for batches of any size", beside)
+        refuse_in_parts("--adaptive", kind, precision, batch, features=features)
     if data is None and limit is not None:
         raise UsageError("--limit is of the images to compare on, and there is no --data", "add --data DATA")
 
@@ -144,7 +138,11 @@ def export(
         from vitprune.export import export as write
         from vitprune.model import attach
     target = known_target(kind, precision, batch, opset, calibrated=data is not None)
-    loaded, cascade, promised = load_cascade(adaptive, model, weights, keep)
+    if adaptive is None:
+        loaded, cascade = weights.load(model), None
+        loaded.open_at(keep)
+    else:
+        loaded, cascade = load_cascade(adaptive, model, weights, keep)
     sparse = loaded.sparse or attach(loaded.model, keep=1.0).eval()
     metadata = loaded.metadata or describe(
         sparse, name=loaded.name, class_names=loaded.class_names, origin=loaded.origin
@@ -169,7 +167,7 @@ def export(
         if cascade is None:
             done = write(sparse, metadata, output, kind, target, **more)
         else:
-            done = export_parts(cascade, metadata, output, target, promised=promised, **more)
+            done = export_parts(cascade, metadata, output, target, **more)
     if done.format == "timm" and metadata.preprocessing.exif:
         say("warning: timm does not turn images by their EXIF orientation, as this model was trained", always=True)
     result = {
