@@ -2,7 +2,7 @@
 
 import gc
 import os
-from functools import partial
+from dataclasses import replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of processes that tests start: two tests run at a time
 
@@ -146,9 +146,16 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_bench():
-    """Nobody reads the speeds that tests measure: no warm-up, and a run times each model twice, for a moment."""
+    """Nobody reads the speeds that tests measure: no warm-up, and runs time each model twice, on two images at most."""
+
+    def timed(models, input_size, batch_sizes, **settings):
+        settings |= {"rounds": 2, "min_seconds": 0.001}
+        for asked in batch_sizes:
+            for timing in benchmark(models, input_size, [min(asked, 2)], **settings):
+                yield replace(timing, batch_size=asked)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitprune.jobs.side_by_side.benchmark", partial(benchmark, rounds=2))
-        patch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)
+        patch.setattr("vitprune.jobs.side_by_side.benchmark", lambda *args, **settings: [*timed(*args, **settings)])
+        patch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)  # of a target, which times by itself
         patch.setattr("vitprune.measure.runner.MAX_WARM_UP_S", 0.0)
         yield
