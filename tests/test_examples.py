@@ -153,7 +153,7 @@ def test_the_notebook_runs_and_shows_its_report(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_own_training_loop_runs_and_saves(example, tmp_path):
-    out = example("train_loop.py", "--steps", "12")
+    out = example("train_loop.py", "--steps", "6")
     accuracy = float(out.split("top-1 of the sparse model: ")[1].split(" %")[0])
     assert accuracy > 20, "chance is 10; with so few steps the predictors still rank poorly"
     assert (tmp_path / "runs" / "train_loop" / "model.safetensors").is_file()
