@@ -2,7 +2,8 @@
 
 import gc
 import os
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of processes that tests start: two tests run at a time
 
@@ -17,6 +18,19 @@ from vitprune.backbones import input_size
 from vitprune.measure import benchmark
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Sparsity
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Those that ask for more time come first in either half, where a process each begins: so both end together."""
+    dear: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("timeout"):
+            dear.setdefault(item.path, []).append(item)  # a module's stay together, for they share what was made
+    halves = [[item for group in list(dear.values())[half::2] for item in group] for half in (0, 1)]
+    rest = [item for item in items if not item.get_closest_marker("timeout")]
+    middle = max(0, len(items) // 2 - len(halves[0]))
+    items[:] = [*halves[0], *rest[:middle], *halves[1], *rest[middle:]]
 
 
 def pytest_collection_finish():
@@ -146,9 +160,16 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_bench():
-    """Nobody reads the speeds that tests measure: no warm-up, and a run times each model twice, for a moment."""
+    """Nobody reads the speeds that tests measure: no warm-up, and runs time each model twice, on two images at most."""
+
+    def timed(models, input_size, batch_sizes, **settings):
+        settings |= {"rounds": 2, "min_seconds": 0.001}
+        for asked in batch_sizes:
+            for timing in benchmark(models, input_size, [min(asked, 2)], **settings):
+                yield replace(timing, batch_size=asked)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vitprune.jobs.side_by_side.benchmark", partial(benchmark, rounds=2))
-        patch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)
+        patch.setattr("vitprune.jobs.side_by_side.benchmark", lambda *args, **settings: [*timed(*args, **settings)])
+        patch.setattr("vitprune.jobs.side_by_side.BENCH_SECONDS", 0.001)  # of a target, which times by itself
         patch.setattr("vitprune.measure.runner.MAX_WARM_UP_S", 0.0)
         yield

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,8 @@ QUICK = ("vitprune env", "vitprune info deit_small --keep")
 def test_readme_command_runs_offline(line, tmp_path, monkeypatch, capsys, no_hub):
     """On a part of the demo set, keep ratios searched in coarse steps: figures are tested elsewhere."""
     monkeypatch.setattr("vitprune.budget.gmacs.KEEP_STEPS", 50)
-    monkeypatch.setattr("vitprune.measure.bound.benchmark", partial(benchmark, rounds=2))
+    quick = {"rounds": 2, "min_seconds": 0.01}
+    monkeypatch.setattr("vitprune.measure.bound.benchmark", lambda *args, **given: benchmark(*args, **given | quick))
     monkeypatch.setattr("vitprune.data.demo._NUM_IMAGES", {"train": 100, "val": 40})
     monkeypatch.chdir(tmp_path)
     assert run(shlex.split(line, comments=True)[1:]) == 0

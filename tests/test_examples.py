@@ -1,6 +1,7 @@
 """Examples cannot drift: they run."""
 
 import http.client
+import io
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,31 @@ def example(tmp_path, monkeypatch, capfd):
         return out or err
 
     return execute
+
+
+@pytest.fixture
+def shallow(make_vit, tmp_path):
+    """Options that give a `test_vit` of two classes half of its blocks, and weights."""
+    save_file(make_vit(num_classes=2, depth=3).state_dict(), tmp_path / "weights.safetensors")
+    return ["--checkpoint", tmp_path / "weights.safetensors", "--model-kwargs", "depth=3"]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """What an example starts, a command of vitprune or itself once more, runs here too."""
+
+    def start(command, check=False, **_):
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with redirect_stdout(out), redirect_stderr(err), monkeypatch.context() as patch:
+            if command[1:3] == ["-m", "vitprune"]:
+                code = run([*map(str, command[3:])])
+            else:
+                patch.setattr(sys, "argv", command[1:])
+                runpy.run_path(command[1], run_name="__main__")
+        assert not (check and code), err.getvalue()
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", start)
 
 
 def _cells(line):
@@ -127,16 +153,17 @@ def test_the_notebook_runs_and_shows_its_report(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_own_training_loop_runs_and_saves(example, tmp_path):
-    out = example("train_loop.py", "--steps", "12")
+    out = example("train_loop.py", "--steps", "6")
     accuracy = float(out.split("top-1 of the sparse model: ")[1].split(" %")[0])
     assert accuracy > 20, "chance is 10; with so few steps the predictors still rank poorly"
     assert (tmp_path / "runs" / "train_loop" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
-def test_ablation_tables_its_variants_and_reads_what_is_there(example, tmp_path, image_folder, weights_file):
+@pytest.mark.usefixtures("in_this_process")
+def test_ablation_tables_its_variants_and_reads_what_is_there(example, tmp_path, image_folder, shallow):
     options = ["test_vit", "--data", image_folder, "--variants", "pretraining-only,drop", "--output", "out"]
-    quick = ["--checkpoint", weights_file, *QUICK, "--pretraining-steps", "2", "--steps", "1"]
+    quick = [*shallow, *QUICK, "--pretraining-steps", "2", "--steps", "1"]
     out = example("ablation.py", *options, "--", *quick)
     assert [_cells(line)[0] for line in out.splitlines()[2:]] == ["pretraining-only", "drop"]
     for name, pruned in (("pretraining-only", "merge"), ("drop", "drop")):
@@ -168,6 +195,7 @@ def test_killed_runs_end_at_the_same_weights(example, image_folder, weights_file
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_data_comes_in_three_forms_and_memory_stays(example):
     out = example("data_speed.py", "demo", "--count", "64", "-j", "0", "--with-model", "tar")
     rows = [_cells(line)[:3] for line in out.splitlines()[3:7]]
@@ -180,6 +208,7 @@ def test_data_comes_in_three_forms_and_memory_stays(example):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
 def test_faults_are_reported_and_nothing_crashes(example):
     out = example("faults.py", "demo", "--only", "a missing shard")
     assert "1 of 3 shards are missing" in out

@@ -58,7 +58,7 @@ def test_unlabelled_images_raise_no_doubt():
 
 def test_a_run_with_such_labels_stops_before_it_writes_and_eval_says_so(make_vit, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = make_vit(num_classes=2, img_size=64)
+    model = make_vit(num_classes=2, img_size=64, depth=2)
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.tensor([50.0, -50.0]))  # always the first class, always sure
@@ -68,7 +68,8 @@ def test_a_run_with_such_labels_stops_before_it_writes_and_eval_says_so(make_vit
         image = tmp_path / "images" / split / name / f"{index}.png"
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (index, 0, 0)).save(image)
-    data = ["images", "--checkpoint", "w.safetensors", "--img-size", "64", "--device", "cpu", "-j", "0"]
+    shallow = ["--model-kwargs", "depth=2", "--img-size", "64"]
+    data = ["images", "--checkpoint", "w.safetensors", *shallow, "--device", "cpu", "-j", "0"]
     short = ["--pretraining-steps", "1", "--steps", "1", "-b", "4", "--bench-seconds", "0", "-o", "run"]
     for more in ([], ["--dry-run"]):
         assert run(["sparsify", "test_vit", *data, *short, *more]) == 1

@@ -122,7 +122,7 @@ def test_mean_divergence_is_promised_too():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({}, "mutually exclusive"),
+        ({}, "nothing to promise"),
         ({"fidelity_pct": 99, "max_kl": 0.1}, "mutually exclusive"),
         ({"fidelity_pct": 100}, "expected percent from 50"),
         ({"fidelity_pct": 0.99}, "expected percent from 50"),

@@ -16,14 +16,14 @@ from vitprune.data import eval_transform
 
 @pytest.fixture
 def sparse(make_sparse):
-    return make_sparse(num_classes=7)
+    return make_sparse(num_classes=7, depth=3, prune_at=[1, 2])
 
 
 @pytest.fixture
 def folder(sparse, make_vit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(sparse, tmp_path / "model.safetensors", describe(sparse, class_names=tuple("abcdefg")))
-    save_file(make_vit(num_classes=7).state_dict(), tmp_path / "dense.safetensors")
+    save_file(make_vit(num_classes=7, depth=3).state_dict(), tmp_path / "dense.safetensors")
     (tmp_path / "images" / "deep").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
     for name in ("1.png", "2.png", "deep/3.png"):
@@ -69,7 +69,7 @@ def test_dense_and_sparse_side_by_side_as_table_and_csv(folder, make_vit, capsys
     with (folder / "p.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["model"], row["rank"]) for row in rows] == [(m, r) for m in ("dense", "sparse") for r in ("1", "2")]
-    best = expected(make_vit(num_classes=7).eval(), "images/1.png").argmax().item()
+    best = expected(make_vit(num_classes=7, depth=3), "images/1.png").argmax().item()
     assert rows[0]["index"] == str(best)
     assert run([*arguments, "-o", "p.csv"]) == 2
     assert run([*arguments, "-o", "p.json"]) == 0

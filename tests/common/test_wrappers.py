@@ -60,10 +60,11 @@ def test_the_model_within_is_found_and_nothing_is_seen_around_others(make_vit, w
     assert unwrapped(plain) is plain
 
 
-@by_wrapper
-def test_functions_that_read_a_model_take_it_wrapped(make_vit, image_folder, tmp_path, wrap, how):
+@pytest.mark.parametrize("kind", ["PEFT", "several"])
+def test_functions_that_read_a_model_take_it_wrapped(make_vit, image_folder, tmp_path, kind):
+    """Which wrappers there are is told above."""
     sparse = vitprune.attach(make_vit(num_classes=2, img_size=96, depth=2), 0.6, [1])
-    wrapped = wrap(sparse)
+    wrapped = WRAPPERS[kind][0](sparse)
     assert same(vitprune.load(vitprune.save(wrapped, tmp_path / "run")), sparse)
     quiet = {"device": "cpu", "progress": False}
     expected = vitprune.evaluate(sparse, Images(), num_workers=0, **quiet)

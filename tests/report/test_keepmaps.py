@@ -130,12 +130,14 @@ class _Oracle(nn.Module):
         return score
 
 
-def test_oracle_covers_the_object_and_its_opposite_none_of_it():
+def test_oracle_covers_the_object_and_its_opposite_none_of_it(monkeypatch):
+    """On the images that are drawn by lot."""
+    monkeypatch.setattr("vitprune.report.keepmaps._NUM_COVERED", 8)
     model = load_model("demo").model
     data = open_data("demo", None)
-    data.val = data.val.sample(8)
+    data.val = data.val.sample(20)
     data.val.transform = eval_transform(model)
-    masks = torch.stack([torch.from_numpy(data.object_mask(item)) for item in data.val.items])
+    masks = torch.stack([torch.from_numpy(data.object_mask(item)) for item in data.val.sample(8).items])
     shares = masks.float().reshape(8, 14, 8, 14, 8).mean(dim=(2, 4)).reshape(8, 196)
 
     schedule = attach(model, keep=0.5, prune_at=[3]).schedule

@@ -48,7 +48,7 @@ def run_training(make_vit, image_folder):
 
     def run_training(model=None, *, keep=None, resume=None, stop_after=None, **settings):
         recipe = Recipe(**SHORT | settings)
-        model = model or make_vit(num_classes=2, img_size=64)
+        model = model or make_vit(num_classes=2, img_size=64, depth=4)
         data = open_data(str(image_folder), ModelClasses(2), training=True)
         torch.manual_seed(recipe.seed)
         progress = Progress() if resume is None else Progress.restored(resume.about["progress"])

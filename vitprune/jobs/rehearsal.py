@@ -69,7 +69,9 @@ def _rates(
 ) -> dict[str, float]:
     """Images per second of the second step of each phase."""
     rates: dict[str, float] = {}
+    # At a fixed rate: to measure it would take longer than the steps.
     short = {"pretraining_steps": min(2, recipe.pretraining_steps), "steps": 2, "epochs": None, "freeze_epochs": 0.0}
+    short |= {"rate_reference_kl": None}
     few = recipe.model_copy(update=short)
     teacher = attach(copy.deepcopy(loaded.model), keep=1.0)
     listener.begin("trying some training steps", None)

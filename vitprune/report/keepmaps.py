@@ -19,6 +19,8 @@ from vitprune.tasks import Answer, Record, Task, joined, task_named
 
 NUM_NEIGHBOURS = 5
 """Images that are shown as the nearest to another."""
+_NUM_COVERED = 200
+"""Images that the coverage of the object is measured on, at random."""
 
 
 @dataclass
@@ -146,17 +148,18 @@ def kept_shares(images: Sequence[Sequence[list[int]]], num_patches: int) -> list
 
 @torch.inference_mode()
 def object_coverage(models: Mapping[str, nn.Module], data: Data, device: torch.device) -> dict[str, float]:
-    """Share of the object's pixels that lie under tokens kept after the last stage, in percent, mean over images.
+    """Share of the object's pixels that lie under tokens kept after the last stage, in percent, mean over some images.
 
     Dense models are passed over. `object_mask` and the transform of `data.val` are set; that does not crop the images.
     """
     assert data.object_mask is not None
     assert isinstance(data.val, ImageSet)
     sparse = {n: m for n, m in models.items() if isinstance(m, SparseViT) and m.schedule.stages}
+    some = data.val.sample(_NUM_COVERED)
     shares: dict[str, list[Tensor]] = {name: [] for name in sparse}
     done = 0
-    for images, _ in batches(make_loader(data.val, 64)):
-        items = data.val.items[done : done + len(images)]
+    for images, _ in batches(make_loader(some, 64)):
+        items = some.items[done : done + len(images)]
         masks = torch.from_numpy(np.stack([data.object_mask(item) for item in items])).float()  # (B, H, W)
         done += len(images)
         for name, model in sparse.items():
