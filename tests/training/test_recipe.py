@@ -6,7 +6,7 @@ import pytest
 
 from vitprune.data.transforms import Augmentation
 from vitprune.errors import UsageError
-from vitprune.training.recipe import DEFAULT_STEPS, RECIPES, LossWeights, Recipe, load_recipe
+from vitprune.training.recipe import DEFAULT_STEPS, RECIPES, LossWeights, Recipe, load_recipe, usual
 
 
 def test_default_distils_and_leaves_labels_alone():
@@ -155,3 +155,19 @@ def test_settings_that_cannot_be_are_refused(updates, message, hint):
         load_recipe("short").with_settings(updates)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "given", "ranged", "steps"),
+    [
+        ("short", "deit_tiny", {}, True, 600),
+        ("short", "deit_tiny", {}, False, 300),
+        ("short", "demo", {}, True, 20),
+        ("short", "deit_tiny", {"steps": 40}, True, 40),
+        ("dense", "deit_tiny", {}, True, load_recipe("dense").steps),
+    ],
+)
+def test_the_demo_takes_fewer_steps_and_a_range_more_where_nothing_is_said(recipe, model, given, ranged, steps):
+    assert load_recipe(recipe, **usual(recipe, model, given, ranged=ranged)).steps == steps
+    by_passes = load_recipe(recipe, **usual(recipe, model, {"epochs": 2}, ranged=ranged))
+    assert (by_passes.steps, by_passes.epochs) == (None, 2)

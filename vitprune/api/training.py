@@ -37,7 +37,7 @@ from vitprune.loading.load import Loaded
 from vitprune.model import SparseViT, attach_as
 from vitprune.report import accuracy_of
 from vitprune.schedule import Pruned, ScheduleName
-from vitprune.training.recipe import DEMO, Recipe, default_recipe
+from vitprune.training.recipe import Recipe, default_recipe, usual
 
 
 @renamed(stages="prune_at", schedule="token_schedule", ratios="tokens_left")
@@ -131,8 +131,10 @@ def sparsify(
     name = str(model) if isinstance(model, (str, Path)) else ""
     if name == "demo":
         data = "demo" if data is None else data
-        settings = {**(DEMO if recipe in (None, "short") else {}), **settings}
-    chosen = chosen_recipe(recipe or default_recipe(task), loader_settings(data) | settings)
+    recipe = recipe or default_recipe(task)
+    if isinstance(recipe, str):
+        settings = usual(recipe, name, settings, ranged=isinstance(keep, Sequence))
+    chosen = chosen_recipe(recipe, loader_settings(data) | settings)
     request = PlanRequest(
         keep,
         prune_at,

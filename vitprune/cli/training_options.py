@@ -64,13 +64,15 @@ class RecipeOptions:
     ] = None
     no_labels: Annotated[bool, option("Train without labels, on any folder.", "--no-labels")] = False
     pretraining_steps: Annotated[int | None, _setting("Steps of predictor pretraining.", shown="200", min=0)] = None
-    steps: Annotated[int | None, _setting("Steps after predictor pretraining.", shown="300", min=0)] = None
+    steps: Annotated[
+        int | None, _setting("Steps after pretraining; for a range 600.", shown="300", min=0)
+    ] = None
     epochs: Annotated[
         float | None, _setting("The same as --steps, in passes over the images.", shown="by --steps", min=0)
     ] = None
     changes: Settings = None
 
-    def chosen(self, model: str, task: str, **more: Any) -> Recipe:
+    def chosen(self, model: str, task: str, *, ranged: bool, **more: Any) -> Recipe:
         """As `chosen_recipe` has it: of --task "dense" it is one of its own, and `more` are further settings."""
         settings = {
             **batch_settings(self.batch_size, self.grad_accum),
@@ -85,7 +87,7 @@ class RecipeOptions:
         }
         from vitprune.training.recipe import default_recipe
 
-        return chosen_recipe(model, self.recipe or default_recipe(task), settings, self.changes)
+        return chosen_recipe(model, self.recipe or default_recipe(task), settings, self.changes, ranged=ranged)
 
 
 def untrained(recipe: Recipe) -> Recipe:
@@ -146,22 +148,21 @@ def parse_settings(changes: Sequence[str] | None) -> dict[str, str]:
     return {key.strip(): value for key, _, value in pairs}
 
 
-def chosen_recipe(model: str, name: str, settings: Mapping[str, Any], changes: Sequence[str] | None) -> Recipe:
+def chosen_recipe(
+    model: str, name: str, settings: Mapping[str, Any], changes: Sequence[str] | None, *, ranged: bool
+) -> Recipe:
     """The recipe `name` with what replaces its settings: `settings` but for None, then `changes`, which are --set.
 
-    The demo model trains for fewer steps.
+    The demo model trains for fewer steps, and what is `ranged`, for a range of keep ratios, for more.
 
     Raises:
         UsageError: a setting out of range, or one that would do nothing.
     """
-    from vitprune.training.recipe import DEMO, load_recipe
+    from vitprune.training.recipe import load_recipe, usual
 
     given = {key: value for key, value in settings.items() if value is not None}
-    if model == "demo" and name == "short":
-        base = {key: value for key, value in DEMO.items() if key != "steps" or "epochs" not in given}
-        given = {**base, **given}
     changed = parse_settings(changes)
-    recipe = load_recipe(name, **given).with_settings(changed)
+    recipe = load_recipe(name, **usual(name, model, given, ranged=ranged)).with_settings(changed)
     if "weights.ratio" in changed and recipe.deployed_share == 1:
         raise UsageError(
             f"--set weights.ratio does nothing in recipe '{name}': no step samples its decisions",

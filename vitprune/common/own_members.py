@@ -52,12 +52,12 @@ class PublicSettings(BaseModel, metaclass=_OwnFields):  # type: ignore[metaclass
     @classmethod
     def _unknown(cls, name: str, settings: Mapping[str, Any]) -> UsageError:
         """There is no setting of this name."""
-        known = {*flattened(cls().model_dump()), *cls.model_fields}
-        within = (each for each in sorted(known) if each.endswith(f".{name}"))
+        known = sorted({*flattened(cls().model_dump()), *cls.model_fields} - {name})
+        within = (each for each in known if each.endswith(f".{name}"))
         close = cls._elsewhere.get(name) or next(within, None) or close_match(name, known)
         return UsageError(
             f"{cls._title(settings)} has no setting '{name}'",
-            f"did you mean {close}?" if close else f"choose from {', '.join(sorted(known))}",
+            f"did you mean {close}?" if close else f"choose from {', '.join(known)}",
         )
 
     @classmethod

@@ -264,11 +264,26 @@ DEFAULT_STEPS = 300
 
 DEMO = {"pretraining_steps": 60, "steps": 20}
 """What differs for the embedded demo, which must be done in two minutes on two cores."""
+RANGE = {"steps": 600}
+"""What differs for a range of keep ratios: each then comes out as if trained for it alone (examples/RESULTS.md)."""
 
 
 def default_recipe(task: str) -> str:
     """The settings file that a task takes where none is named."""
     return "dense" if task == "dense" else "short"
+
+
+def usual(recipe: str, model: str, given: Mapping[str, Any], *, ranged: bool) -> dict[str, Any]:
+    """Settings of a recipe, with what differs where nothing is said: of "short" for the demo and for a range.
+
+    Args:
+        recipe: its name.
+        model: what the user called the model.
+        given: settings that are asked for.
+        ranged: whether one training is for a range of keep ratios.
+    """
+    base = {} if recipe != "short" else DEMO if model == "demo" else RANGE if ranged else {}
+    return {key: value for key, value in base.items() if key != "steps" or "epochs" not in given} | dict(given)
 
 
 def load_recipe(name: str = "short", **settings: Any) -> Recipe:

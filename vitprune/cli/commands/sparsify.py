@@ -109,8 +109,9 @@ def sparsify(
     with waiting("loading PyTorch"):
         from vitprune.tasks import task_named
 
-        chosen = recipe.chosen(model, weights.task, compile=True if compiled else None)
         request = plan.request(device=device)
+        ranged = isinstance(request.keep, list)
+        chosen = recipe.chosen(model, weights.task, ranged=ranged, compile=True if compiled else None)
     if print_config:
         import yaml
 

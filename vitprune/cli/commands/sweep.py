@@ -103,7 +103,7 @@ def sweep(
     if elastic and len(ratios) < 2:
         raise UsageError(f"--elastic trains for a range, and --keep is '{keep}'", "give its ends: --keep .9,.5")
     named = _named(also)
-    plan = recipe.chosen(model, weights.task)
+    plan = recipe.chosen(model, weights.task, ranged=elastic)
     asked = [(ratios[-1], ratios[0])] if elastic else ratios
     requests = [stages.request(keep=each) for each in asked]
     where = training_device(device, plan)
