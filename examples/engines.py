@@ -4,10 +4,11 @@
     python examples/engines.py deit_small_patch16_224 --keep 0.5 --batch-size 1,8,32 --seconds 20
 
 Each engine gets the dense model, and sparse ones that merge and that drop pruned tokens. The table says whether it
-opens them, how far their outputs are from PyTorch's, their size, and images per second with the quotient to the dense
+loads them, how far their outputs are from PyTorch's, their size, and images per second with the quotient to the dense
 model, all timed interleaved on one thread per core. Weights are random (of the demo model: trained). Engines:
-PyTorch, ONNX Runtime, OpenVINO, ExecuTorch and LiteRT (one image at a time); with --compile, which takes minutes,
-torch.compile and AOTInductor. Of one that is missing it says so.
+PyTorch, its exported program, ONNX Runtime, OpenVINO, ExecuTorch, LiteRT and, on macOS, Core ML (the last three one
+image at a time, whatever the batch); with --compile, which takes minutes, torch.compile and AOTInductor. Of one that
+is missing or fails it says so.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import nn
 
 import vitprune
 from vitprune.backbones import input_size
+from vitprune.checkpoint.program import FixedBatch
 from vitprune.common.formatting import first_line
 from vitprune.errors import VitpruneError
 from vitprune.export.formats import FORMATS, Format
@@ -36,18 +38,23 @@ def exported(kind: Format) -> Opener:
     its = FORMATS[kind]
 
     def opener(model: nn.Module, folder: Path) -> tuple[nn.Module, float | None]:
-        done = vitprune.export_model(model, folder / f"m{its.ending}", overwrite=True)
-        return its.read(done.output), done.size_mib
+        done = vitprune.export_model(model, folder / f"m{its.ending}", precision="fp32", overwrite=True)
+        if not its.runs_here():
+            raise VitpruneError(f"converted ({done.size_mib:.1f} MiB), and runs on macOS only")
+        program = its.read(done.output)
+        return FixedBatch(program, done.batch) if done.batch else program, done.size_mib
 
     return opener
 
 
 ENGINES: dict[str, Opener] = {
     "PyTorch": lambda model, _: (model, None),
+    "torch.export": exported("pt2"),
     "ONNX Runtime": exported("onnx"),
     "OpenVINO": exported("openvino"),
     "ExecuTorch": exported("executorch"),
     "LiteRT": exported("litert"),
+    "Core ML": exported("coreml"),
 }
 COMPILED: dict[str, Opener] = {
     "torch.compile": lambda model, _: (torch.compile(model, fullgraph=True, dynamic=True), None),
@@ -70,17 +77,22 @@ def main() -> None:
     }
     sizes = [int(size) for size in args.batch_size.split(",")]
     columns = [f"images/s, batch {size}" for size in sizes]
-    print("| engine | model | difference | MiB | " + " | ".join(columns) + " |\n|" + "---|" * (4 + len(columns)))
+    print(
+        "| engine | model | loads | difference | MiB | " + " | ".join(columns) + " |\n|" + "---|" * (5 + len(columns))
+    )
     engines = ENGINES | (COMPILED if args.compile else {})
     for engine, opener in engines.items():
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                opened = {name: opener(model, Path(folder)) for name, model in models.items()}
-            except VitpruneError as error:
-                print(f"| {engine} | - | {first_line(error)} |" + " |" * (1 + len(columns)), flush=True)
-                continue
-        for line in table(engine, models, opened, sizes, args.seconds):
-            print(line, flush=True)
+            opened, failed = {}, {}
+            for name, model in models.items():
+                try:
+                    opened[name] = opener(model, Path(folder))
+                except VitpruneError as error:
+                    failed.setdefault(first_line(error), []).append(name)
+            for line in table(engine, models, opened, sizes, args.seconds) if opened else []:
+                print(line, flush=True)
+        for why, names in failed.items():
+            print(f"| {engine} | {', '.join(names)} | no: {why} |" + " |" * (2 + len(columns)), flush=True)
 
 
 @torch.inference_mode()
@@ -101,13 +113,17 @@ def table(
     device = torch.device("cpu")
     timings = benchmark(programs, size, sizes, device=device, precision="fp32", min_seconds=seconds)
     rates = {(row.model, row.batch_size): row.images_per_s for row in timings}
-    gains = {(name, row["batch_size"]): row["speedup"] for name in programs for row in speedups(name, timings)}
+    of_dense = "dense" in programs
+    gains = {
+        (name, row["batch_size"]): f" ({row['speedup']:.2f} x)"
+        for name in programs
+        if name != "dense" and of_dense
+        for row in speedups(name, timings)
+    }
     lines = []
     for name, (_, mib) in opened.items():
-        cells = [engine, name, f"{off[name]:.0e}", "" if mib is None else f"{mib:.1f}"]
-        for batch in sizes:
-            gain = "" if name == "dense" else f" ({gains[name, batch]:.2f} x)"
-            cells.append(f"{rates[name, batch]:,.1f}{gain}")
+        cells = [engine, name, "yes", f"{off[name]:.0e}", "" if mib is None else f"{mib:.1f}"]
+        cells += [f"{rates[name, batch]:,.1f}{gains.get((name, batch), '')}" for batch in sizes]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

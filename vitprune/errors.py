@@ -63,7 +63,7 @@ _OF_TABLES = re.compile(
 _OPTION = re.compile(
     r"--(?P<name>[a-z][a-z0-9-]*)"
     r"(?:[ =](?:(?P<word>cpu|cuda|auto|fp32|bf16|fp16|int8|eager"
-    r"|onnx|openvino|pt2|aoti|executorch|litert|timm"
+    r"|onnx|openvino|pt2|aoti|executorch|litert|coreml|timm"
     r"|classification|multilabel|regression|embedding|dense)\b"
     r"|(?P<list>\d[\d.]*(?:,\d[\d.]*)+)"
     r"|(?P<range>[\d.]+-[\d.]+\d)"

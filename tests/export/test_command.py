@@ -83,6 +83,7 @@ MISTAKES = [
     (["export", ".", "-o", "a.pt2", "--format", "aoti"], 2, "not the name of a .aoti.pt2 file"),
     (["export", ".", "--format", "aoti", "--precision", "int8"], 2, "goes with --format onnx or openvino, not aoti"),
     (["export", ".", "--format", "inductor"], 2, "--format aoti"),
+    (["export", ".", "--format", "mlpackage"], 2, "--format coreml"),
     (["export", ".", "-o", "dir.onnx"], 2, "the output 'dir.onnx' is a folder"),
     (["export", ".", "-o", "model.onnx", "--format", "timm"], 2, "is a file, not a folder"),
     (["export", ".", "-o", ".", "--format", "timm", "--overwrite"], 2, "would replace"),

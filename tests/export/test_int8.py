@@ -11,7 +11,7 @@ from vitprune.checkpoint.onnx_program import read_onnx
 from vitprune.cli.app import run
 from vitprune.errors import ExportError, UsageError
 from vitprune.export.formats import FORMATS
-from vitprune.export.int8 import quantise
+from vitprune.export.int8 import Quantisation
 from vitprune.loading.load import load_model
 from vitprune.measure import count_params
 
@@ -84,7 +84,7 @@ def _always_the_first_class(path):
 
 def test_calibration_needs_images(exported, tmp_path):
     with pytest.raises(ExportError, match="there are no 4 images to calibrate 8 bits by"):
-        quantise(exported.onnx.output, [torch.zeros(3, 64, 64)] * 3, 4)
+        Quantisation([torch.zeros(3, 64, 64)] * 3).batches(4)
     with pytest.raises(UsageError, match="calibrated on images, and there is no data"):
         vitprune.export_model(exported.sparse, tmp_path / "n.onnx", precision="int8")
     with pytest.raises(UsageError, match=r"int8.* goes with .*onnx"):

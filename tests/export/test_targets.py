@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import vitprune
-from vitprune.checkpoint.fixed_batch import FixedBatch
 from vitprune.checkpoint.onnx_program import read_onnx
+from vitprune.checkpoint.program import FixedBatch
 from vitprune.cli.app import run
 from vitprune.errors import UsageError
 from vitprune.export.target import OPSETS

@@ -38,7 +38,7 @@ def export_model(
     output: str | Path,
     format: str | None = None,
     *,
-    precision: ExportPrecision = "fp32",
+    precision: ExportPrecision | None = None,
     class_names: Sequence[str] | None = None,
     task: AskedTask = "auto",
     features: bool = False,
@@ -59,15 +59,17 @@ def export_model(
         model: a SparseViT, a timm model, or an AdaptiveViT, of which a folder of ONNX files is written; not changed.
         output: `*.onnx` for ONNX, `*.xml` for OpenVINO (weights go into a .bin beside it), `*.pt2` for torch.export,
             `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), `*.pte` for ExecuTorch,
-            `*.tflite` for LiteRT, a name without an ending or a folder that exists for a timm folder of the backbone.
-        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert" or "timm"; None for what `output` says.
+            `*.tflite` for LiteRT, `*.mlpackage` for Core ML (compared with PyTorch on macOS only), a name without an
+            ending or a folder that exists for a timm folder of the backbone.
+        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert", "coreml" or "timm"; None for what
+            `output` says.
         precision: "fp16" halves the weights, "int8" (of ONNX and OpenVINO, calibrated on 128 images of `data`) quarters
-            them; token predictors stay in fp32.
+            them; token predictors stay in fp32. None for "fp32", of Core ML "fp16".
         class_names: in output order, to be stored.
         task: what the model is for, as in `vitprune.evaluate`, which names the output; a SparseViT says it itself.
         features: put out the features of all patches instead, (N, prefix tokens + patches, C), as a model for the task
             "dense" does anyway; not for a timm folder.
-        batch: how many images the program always takes; None for any number, or of ExecuTorch and LiteRT 1.
+        batch: how many images the program always takes; None for any number, or of ExecuTorch, LiteRT and Core ML 1.
         opset: of an ONNX file, 18 to 24; None for 20.
         data: images to compare on too, as in `vitprune.sparsify`; None for random ones alone.
         limit: compare on at most so many of them.
@@ -76,7 +78,7 @@ def export_model(
 
     Raises:
         UsageError: there is no such format, task or opset, the task does not go with the model, or a timm folder is to
-            have fp16, features or a batch size; or INT8 has no `data`.
+            have fp16, features or a batch size; INT8 has no `data`, or Core ML has, off macOS.
         OutputError: the output has another ending, exists or cannot be written.
         ExportError: a package is missing, the model cannot be exported, or the result differs.
         CheckpointError: the model was not made by timm.create_model.
@@ -87,7 +89,7 @@ def export_model(
     if adaptive is not None:
         refuse_in_parts("an AdaptiveViT", kind, precision, batch, features=features)
         refuse_beside("an AdaptiveViT", {"--task": task not in ("auto", adaptive.task)})
-    target = known_target(kind, precision, batch, opset, calibrated=data is not None)
+    target = known_target(kind, precision, batch, opset, with_images=data is not None)
     loaded = known(
         model, class_names=class_names, task="dense" if features and task == "auto" else task, progress=False
     )

@@ -5,30 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata, parse_metadata
-from vitprune.checkpoint.program import Program, require
+from vitprune.checkpoint.program import Program, foreign, opening, require
 from vitprune.checkpoint.weight_file import check_exists
 from vitprune.common.formatting import first_line
 from vitprune.common.run_folder import ADAPTIVE
 from vitprune.errors import CheckpointError, UsageError
-
-
-def require_onnx() -> tuple[ModuleType, ModuleType]:
-    """The packages onnx and onnxruntime.
-
-    Raises:
-        ExportError: one of the extra is not installed; names it.
-    """
-    # Of onnxscript torch's exporter makes use.
-    modules = ("onnx", "onnxruntime", "onnxscript")
-    onnx, runtime, _ = require("ONNX", "onnx", *modules, install="onnx onnxscript onnxruntime")
-    return onnx, runtime
 
 
 class OnnxGraph(NamedTuple):
@@ -77,7 +64,7 @@ def open_onnx(path: Path) -> OnnxGraph:
         ExportError: a package is missing.
         CheckpointError: the file is missing, damaged, or not ours.
     """
-    onnx, runtime = require_onnx()
+    onnx, runtime, _ = require("onnx")
     check_exists(path)
     content = path.read_bytes()
     try:
@@ -90,11 +77,8 @@ def open_onnx(path: Path) -> OnnxGraph:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors; its warnings are about the optimiser
-    try:
-        # From memory: what runs is what was checked.
+    with opening("onnxruntime", path):  # from memory: what runs is what was checked
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common class
-        raise CheckpointError(f"onnxruntime cannot open '{path}': {first_line(error)}") from error
     (takes, *more), gives = session.get_inputs(), session.get_outputs()
     if more or {port.type for port in (takes, *gives)} != {"tensor(float)"}:
         raise CheckpointError(f"'{path}' does not turn one fp32 tensor into others", "vitprune did not write it")
@@ -113,10 +97,7 @@ def _is_part(path: Path) -> bool:
 def _metadata(graph: Any, path: Path) -> Metadata:
     texts = [entry.value for entry in graph.metadata_props if entry.key == METADATA_KEY]
     if len(texts) != 1:
-        raise CheckpointError(
-            f"'{path}' was not written by vitprune: its metadata has no '{METADATA_KEY}' entry",
-            "vitprune export MODEL --format onnx writes a file that has one",
-        )
+        raise foreign(path, "onnx")
     return parse_metadata(texts[0], path)
 
 

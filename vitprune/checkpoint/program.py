@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,29 +16,97 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitprune.checkpoint.fixed_batch import FixedBatch
-from vitprune.checkpoint.metadata import Metadata
+from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
 from vitprune.checkpoint.sparse_file import rebuild
 from vitprune.common.formatting import first_line
 from vitprune.errors import CheckpointError, ExportError, UsageError, VitpruneError
 from vitprune.model import TokenFeatures
 
+_PACKAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
+    # Of onnxscript torch's exporter makes use.
+    "onnx": ("ONNX", ("onnx", "onnxruntime", "onnxscript"), "onnx onnxscript onnxruntime"),
+    "openvino": ("OpenVINO", ("openvino",), "openvino"),
+    "executorch": ("ExecuTorch", ("executorch.runtime",), "executorch"),
+    "litert": ("LiteRT", ("ai_edge_litert.interpreter",), "litert-torch"),
+    "coreml": ("Core ML", ("coremltools",), "coremltools"),
+}
+"""Of a format and the extra that is called as it: the engine, what runs its files, and what to install."""
 
-def require(engine: str, extra: str, *modules: str, install: str | None = None) -> list[ModuleType]:
-    """What writes or runs the files of an engine; `install` names its packages where the extra is called otherwise.
+
+def require(extra: str, *more: str) -> list[ModuleType]:
+    """The modules of a format that others run, and `more` of what its extra installs; none of PyTorch's own formats.
 
     Raises:
         ExportError: one cannot be imported; names it and the extra.
     """
+    engine, modules, install = _PACKAGES.get(extra, ("", (), ""))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what they import
-            return [importlib.import_module(module) for module in modules]
+        with quiet():
+            return [importlib.import_module(module) for module in (*modules, *more)]
     except ImportError as error:
         missing = f"the package '{(error.name or modules[0]).partition('.')[0]}' (extra '{extra}')"
         raise ExportError(
-            f"{engine} files need {missing}, which cannot be imported here: {error}", f"pip install {install or extra}"
+            f"{engine} files need {missing}, which cannot be imported here: {error}", f"pip install {install}"
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what engines and converters warn, log and print, which their users cannot change."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said := io.StringIO()):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(said):
+                yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def opening(engine: str, path: Path) -> Iterator[None]:
+    """Say which file an engine cannot open.
+
+    Raises:
+        CheckpointError: it stops.
+    """
+    try:
+        yield
+    except VitpruneError:
+        raise
+    except Exception as error:  # engines' errors have no common class
+        raise CheckpointError(f"{engine} cannot open '{path}': {first_line(error)}", "copy it again") from error
+
+
+def foreign(path: Path, kind: str) -> CheckpointError:
+    """Of a file that an engine opens, and that says nothing of itself."""
+    return CheckpointError(
+        f"'{path}' was not written by vitprune: it has no '{METADATA_KEY}' entry",
+        f"vitprune export MODEL --format {kind} writes a file that has one",
+    )
+
+
+class FixedBatch(nn.Module):
+    """Images (B, C, H, W) to what a program that takes `size` of them at once says of each; it runs on full batches.
+
+    Args:
+        program: images (size, C, H, W) to outputs (size, ...).
+        size: at least 1.
+    """
+
+    def __init__(self, program: Callable[[Tensor], Tensor], size: int) -> None:
+        super().__init__()
+        self.program, self.size = program, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As the program, for any number of images: the last batch is filled up with its last image."""
+        outputs = []
+        for batch in torch.split(images, self.size):
+            missing = self.size - len(batch)
+            filled = torch.cat((batch, batch[-1:].expand(missing, -1, -1, -1))) if missing else batch
+            outputs.append(self.program(filled)[: len(batch)])
+        return torch.cat(outputs)
 
 
 class Program(nn.Module):

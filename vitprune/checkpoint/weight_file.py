@@ -26,7 +26,7 @@ from vitprune.errors import CheckpointError
 INDEX = ".index.json"
 WEIGHTS_ALONE = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz")
 """Endings of files that do not say of which model their weights are."""
-EXPORTED = (".onnx", ".xml", ".pt2", ".pte", ".tflite")
+EXPORTED = (".onnx", ".xml", ".pt2", ".pte", ".tflite", ".mlpackage")
 """Endings of what `vitprune export` writes beside timm folders."""
 FOLDER_WEIGHTS = (
     WEIGHTS,

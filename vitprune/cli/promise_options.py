@@ -147,13 +147,18 @@ def refuse_beside(what: str, others: Mapping[str, object]) -> None:
         raise UsageError(f"{idle} does not go with {what}", f"leave out {idle}")
 
 
-def refuse_in_parts(what: str, kind: str, precision: str, batch: int | None, *, features: bool) -> None:
+def refuse_in_parts(what: str, kind: str, precision: str | None, batch: int | None, *, features: bool) -> None:
     """Make sure that nothing is asked of a cascade's files that they cannot be.
 
     Raises:
         UsageError: it is.
     """
-    beside = {"--format": kind != "onnx", "--precision": precision != "fp32", "--batch": batch, "--features": features}
+    beside = {
+        "--format": kind != "onnx",
+        "--precision": precision not in (None, "fp32"),
+        "--batch": batch,
+        "--features": features,
+    }
     refuse_beside(f"{what}: ONNX in fp32 for batches of any size", beside)
 
 

@@ -64,9 +64,7 @@ class RecipeOptions:
     ] = None
     no_labels: Annotated[bool, option("Train without labels, on any folder.", "--no-labels")] = False
     pretraining_steps: Annotated[int | None, _setting("Steps of predictor pretraining.", shown="200", min=0)] = None
-    steps: Annotated[
-        int | None, _setting("Steps after pretraining; for a range 600.", shown="300", min=0)
-    ] = None
+    steps: Annotated[int | None, _setting("Steps after pretraining; for a range 600.", shown="300", min=0)] = None
     epochs: Annotated[
         float | None, _setting("The same as --steps, in passes over the images.", shown="by --steps", min=0)
     ] = None

@@ -41,6 +41,7 @@ _RUNTIMES = {
     **dict.fromkeys(("aotinductor", "inductor"), "--format aoti"),
     **dict.fromkeys(("pte", "xnnpack"), "--format executorch"),
     **dict.fromkeys(("tflite", "tensorflow"), "--format litert"),
+    **dict.fromkeys(("mlpackage", "mlmodel", "mlprogram"), "--format coreml"),
     **dict.fromkeys(("torchscript", "jit", "torch"), "--format pt2, torch.export's program"),
 }
 """How engines of other names are reached."""

@@ -1,11 +1,8 @@
-"""INT8 by onnxruntime's static quantisation, for onnxruntime and TensorRT."""
+"""INT8 by onnxruntime's static quantisation, for onnxruntime, TensorRT and OpenVINO."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +24,10 @@ MIN_AGREEMENT_PCT = 90.0
 class Quantisation:
     """What 8 bits are fitted to, and what they must keep.
 
+    The backbone's linear layers are computed in 8 bits, weights with a scale per channel. The token predictors stay in
+    fp32: they are three percent of the work and say which tokens the rest sees. So do the products of attention and of
+    similarity and the patch embedding, which gain no time, and what multiplies no matrices (norms, softmax, GELU).
+
     Attributes:
         images: to calibrate by, (C, H, W) each, as the model takes them; others than it is compared on.
         min_agreement: share of decisions that must stay the same, in percent.
@@ -35,67 +36,50 @@ class Quantisation:
     images: Iterable[Tensor]
     min_agreement: float = MIN_AGREEMENT_PCT
 
+    def batches(self, size: int | None) -> list[dict[str, Any]]:
+        """Its images in batches, under the name of a program's input.
 
-def quantise(path: Path, images: Iterable[Tensor], batch: int | None) -> None:
-    """Make INT8 of an fp32 ONNX file, in place; its metadata stays.
+        Of a program for `size` images at once a last batch that is short is left out.
 
-    The backbone's linear layers are computed in 8 bits, weights with a scale per channel. The token predictors stay in
-    fp32: they are three percent of the work and say which tokens the rest sees. So do the products of attention and of
-    similarity and the patch embedding, which gain no time, and what multiplies no matrices (norms, softmax, GELU).
+        Raises:
+            ExportError: there are too few images.
+        """
+        count, remaining, dealt = size or _BATCH, iter(self.images), list[dict[str, Any]]()
+        while batch := list(islice(remaining, count)):
+            if size is None or len(batch) == size:
+                dealt.append({"images": torch.stack(batch).numpy()})
+        if not dealt:
+            hint = "give more images, or a lower --batch"
+            raise ExportError(f"there are no {count} images to calibrate 8 bits by", hint)
+        return dealt
 
-    Args:
-        path: the file.
-        images: to calibrate by, (C, H, W) each.
-        batch: how many the file takes at once; None for any number.
 
-    Raises:
-        ExportError: there are too few images.
-    """
+def quantise_onnx(path: Path, batches: list[dict[str, Any]]) -> None:
+    """Make INT8 of an fp32 ONNX file, in place; its metadata stays."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    size, model = batch or _BATCH, onnx.load(path)
-    dealt = _batches(images, size, whole=batch is not None)
-    first = next(dealt, None)
-    if first is None:
-        raise ExportError(f"there are no {size} images to calibrate 8 bits by", "give more images, or a lower --batch")
-
     class Calibration(CalibrationDataReader):  # type: ignore[misc]
-        """Batches under the name of the file's input."""
-
         def __init__(self) -> None:
-            self.next: Tensor | None = first
+            self.remaining = iter(batches)
 
         def get_next(self) -> dict[str, Any] | None:
-            now, self.next = self.next, next(dealt, None)
-            return None if now is None else {"images": now.numpy()}
+            return next(self.remaining, None)
 
-    with warnings.catch_warnings(), _silent():
-        warnings.simplefilter("ignore")
-        quantize_static(
-            model,
-            path,
-            Calibration(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            nodes_to_quantize=list(_linear_layers(model.graph)),
-            # An average of the batches' ranges: one image with an outlier must not make all steps coarse.
-            extra_options={"CalibMovingAverage": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
-        )
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Hide advice that onnxruntime logs on the root logger: there is nothing to pre-process in this graph."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+    model = onnx.load(path)
+    quantize_static(
+        model,
+        path,
+        Calibration(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_quantize=list(_linear_layers(model.graph)),
+        # An average of the batches' ranges: one image with an outlier must not make all steps coarse.
+        extra_options={"CalibMovingAverage": True, "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
+    )
 
 
 def _linear_layers(graph: Any) -> Iterator[str]:
@@ -104,11 +88,3 @@ def _linear_layers(graph: Any) -> Iterator[str]:
     for node in graph.node:
         if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights and "predictors." not in node.name:
             yield node.name
-
-
-def _batches(images: Iterable[Tensor], size: int, *, whole: bool) -> Iterator[Tensor]:
-    """Images dealt out; of `whole` batches a last one that is short is left out."""
-    remaining = iter(images)
-    while batch := list(islice(remaining, size)):
-        if len(batch) == size or not whole:
-            yield torch.stack(batch)

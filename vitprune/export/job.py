@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitprune.checkpoint.fixed_batch import FixedBatch
 from vitprune.checkpoint.metadata import Metadata
+from vitprune.checkpoint.program import FixedBatch, require
 from vitprune.checkpoint.sparse_file import written_by_vitprune
 from vitprune.common.files import check_writable, replacing, write_error
 from vitprune.common.formatting import first_line
@@ -36,14 +36,14 @@ class Exported:
     """The file or folder that was written, and how it agrees with the model on the same images.
 
     Attributes:
-        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert" or "timm".
+        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert", "coreml" or "timm".
         task: what is put out is for; of a timm folder what the backbone is for.
         precision: "fp32", "fp16" or "int8".
         output: where it is.
         size_mib: its size.
         batch: how many images it takes at once; None for any number.
         opset: of an ONNX file; else None.
-        agreement: what was compared.
+        agreement: what was compared; None of a format that this machine cannot run.
     """
 
     format: Format
@@ -53,7 +53,7 @@ class Exported:
     size_mib: float
     batch: int | None
     opset: int | None
-    agreement: Agreement
+    agreement: Agreement | None
 
     def summary(self) -> dict[str, Any]:
         """Figures for JSON."""
@@ -72,20 +72,21 @@ def with_features(metadata: Metadata, kind: Format) -> Metadata:
 
 
 def known_target(
-    kind: Format, precision: ExportPrecision, batch: int | None, opset: int | None, *, calibrated: bool
+    kind: Format, precision: ExportPrecision | None, batch: int | None, opset: int | None, *, with_images: bool
 ) -> Target:
-    """What a file of this format is written for; None for the usual batch size, which is any if it can be, and opset.
+    """What a file of this format is written for; None for the usual precision, batch size (any if it can be) and opset.
 
-    `calibrated` says whether there are images for INT8.
+    `with_images` says whether there are images to compare on and to calibrate by.
 
     Raises:
         UsageError: out of range, or nothing that this format knows.
         ExportError: a package of the format is missing.
     """
     its = FORMATS[kind]
+    precision = precision or its.precisions[0]
     if precision not in its.precisions:
         raise _not_written(kind, precision)
-    if precision == "int8" and not calibrated:
+    if precision == "int8" and not with_images:
         raise UsageError("--precision int8 is calibrated on images, and there is no --data", "add --data DATA")
     if batch is not None and kind == "timm":
         raise UsageError("a timm folder takes any batch size", "leave out --batch")
@@ -95,7 +96,9 @@ def known_target(
         raise UsageError(f"--opset is of ONNX files, and this is --format {kind}", "leave it out")
     if opset is not None and opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported", f"choose from {OPSETS[0]} to {OPSETS[-1]}")
-    its.require()
+    if with_images and not its.runs_here():
+        raise UsageError(f"--data is for comparing, and --format {kind} runs on macOS only", "leave it out")
+    require(kind)
     return Target(precision, batch or its.batch, opset or OPSET)
 
 
@@ -117,13 +120,13 @@ def check_output(output: Path, kind: Format, *, overwrite: bool) -> None:
     if ending and (other := format_of(output)) != kind:
         meant = f"--format {other} writes it" if other else f"-o model{ending}"
         raise OutputError(f"the output '{output}' is not the name of a {ending} file", meant, exit_code=2)
-    if kind == "timm":
-        if written_by_vitprune(RunFolder(output).weights):
-            raise OutputError(
-                f"the output '{output}' holds a model that vitprune wrote, which the backbone would replace",
-                f"-o {output / 'timm'}",
-                exit_code=2,
-            )
+    if kind == "timm" and written_by_vitprune(RunFolder(output).weights):
+        raise OutputError(
+            f"the output '{output}' holds a model that vitprune wrote, which the backbone would replace",
+            f"-o {output / 'timm'}",
+            exit_code=2,
+        )
+    if FORMATS[kind].folder:
         check_folder(output, overwrite=overwrite)
         return
     if output.is_dir():
@@ -178,27 +181,31 @@ def export(
     model: nn.Module = sparse.model if kind == "timm" else TokenFeatures(sparse) if task.filled else sparse
     if kind == "timm" and task.filled:
         task = task_named("classification" if sparse.num_classes else "embedding")
-    half = target.precision == "fp16"
-    deployed = _Cast(copy.deepcopy(model), torch.float16).eval() if half else model
+    cast = target.precision == "fp16" and not its.halves
+    deployed = _Cast(copy.deepcopy(model), torch.float16).eval() if cast else model
     sizes = batch_sizes(target.batch)
     num_random = 0 if target.quantisation else sum(sizes)
     noise = random_images(metadata.preprocessing.input_size, num_random)
     listener.begin(f"exporting {metadata.model}", None)
-    with placed(output, folder=kind == "timm") as temporary:
+    with placed(output, folder=its.folder) as temporary:
         its.write(deployed, metadata, temporary, target)
-        try:
-            program = its.read(temporary)
-        except Exception as error:  # engines' errors have no common class
-            raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
-        listener.begin("comparing with PyTorch", None if num_images is None else num_random + num_images)
-        if target.batch:
-            program = FixedBatch(program, target.batch)
-        batches = in_batches(chain(noise, images), sizes)
-        least = target.quantisation.min_agreement if target.quantisation else None
-        agreement = compare(model, program, batches, target.precision, task, listener, least)
-        size = size_mib(temporary.parent)
+        size, agreement = size_mib(temporary.parent), None
+        if its.runs_here():
+            program = _opened_again(its.read, temporary, target.batch)
+            listener.begin("comparing with PyTorch", None if num_images is None else num_random + num_images)
+            batches = in_batches(chain(noise, images), sizes)
+            least = target.quantisation.min_agreement if target.quantisation else None
+            agreement = compare(model, program, batches, target.precision, task, listener, least)
     opset = target.opset if its.of_onnx else None
     return Exported(kind, task.name, target.precision, output, size, target.batch, opset, agreement)
+
+
+def _opened_again(read: Callable[[Path], nn.Module], path: Path, batch: int | None) -> nn.Module:
+    try:
+        program = read(path)
+    except Exception as error:  # engines' errors have no common class
+        raise ExportError(f"what was written cannot be opened again: {first_line(error)}") from error
+    return FixedBatch(program, batch) if batch else program
 
 
 class _Cast(nn.Module):

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
-from vitprune.checkpoint.onnx_program import require_onnx
-from vitprune.checkpoint.openvino_program import require_openvino, write_openvino_file
+from vitprune.checkpoint.metadata import METADATA_KEY, PRECISION_KEY, Metadata
+from vitprune.checkpoint.program import quiet, require
 from vitprune.common.formatting import first_line
 from vitprune.errors import ExportError
-from vitprune.export.int8 import quantise
-from vitprune.export.target import ANY, Ports, Target, example, quiet
+from vitprune.export.int8 import quantise_onnx
+from vitprune.export.target import ANY, Ports, Target, converting, example
 
 _OUTPUT = "vitprune_output"
 _MAX_ONNX_BYTES = 2**31 - 2**20
@@ -36,7 +35,7 @@ def write_onnx(
     Raises:
         ExportError: a package is missing, torch cannot export the model, or it is larger than an ONNX file may be.
     """
-    onnx, _ = require_onnx()
+    onnx, *_ = require("onnx")
     ports = ports or Ports.of(metadata)
     num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if num_bytes > _MAX_ONNX_BYTES:
@@ -63,7 +62,9 @@ def write_onnx(
     graph.metadata_props.add(key=METADATA_KEY, value=metadata.model_dump_json())
     path.write_bytes(graph.SerializeToString())
     if target.quantisation is not None:
-        quantise(path, target.quantisation.images, target.batch)
+        batches = target.quantisation.batches(target.batch)
+        with converting("onnxruntime"):
+            quantise_onnx(path, batches)
 
 
 def write_openvino(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
@@ -72,10 +73,14 @@ def write_openvino(model: nn.Module, metadata: Metadata, path: Path, target: Tar
     Raises:
         ExportError: see `write_onnx`.
     """
-    require_openvino()
+    (openvino,) = require("openvino")
     between = path.with_suffix(".onnx")
     write_onnx(model, metadata, between, target)
-    write_openvino_file(between, metadata, target.precision, path)
+    with converting("OpenVINO"):
+        graph = openvino.convert_model(between)
+        for key, text in ((METADATA_KEY, metadata.model_dump_json()), (PRECISION_KEY, target.precision)):
+            graph.set_rt_info(text, key)
+        openvino.save_model(graph, path, compress_to_fp16=False)  # what was asked for is in the graph already
     between.unlink()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -11,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from vitprune.checkpoint.metadata import Metadata
+from vitprune.checkpoint.program import quiet
 from vitprune.common.formatting import first_line
-from vitprune.errors import ExportError
+from vitprune.errors import ExportError, VitpruneError
 from vitprune.export.int8 import Quantisation
 from vitprune.tasks import task_named
 
@@ -25,7 +24,6 @@ OPSETS = range(18, 25)
 """What onnxruntime runs of what torch writes."""
 OPSET = 20
 """The first that knows GELU, and old enough for runtimes of the last years."""
-_NOISY = ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir", "executorch")
 
 
 class Target(NamedTuple):
@@ -73,23 +71,8 @@ def example(ports: Ports, target: Target) -> dict[str, Any]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Hide what exporters warn and log, which their users cannot change."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-@contextmanager
 def converting(engine: str) -> Iterator[None]:
-    """Hide what a converter says, and say by whom what it cannot do was tried.
+    """Hide what a converter says; of what it cannot do, say whose it is.
 
     Raises:
         ExportError: it stops.
@@ -97,5 +80,7 @@ def converting(engine: str) -> Iterator[None]:
     try:
         with quiet(), torch.no_grad():
             yield
+    except VitpruneError:
+        raise
     except Exception as error:  # converters' errors have no common class
         raise ExportError(f"{engine} cannot convert the model: {first_line(error)}") from error

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
+from vitprune.checkpoint.program import quiet
 from vitprune.common.formatting import first_line
 from vitprune.errors import ExportError
-from vitprune.export.target import ANY, Ports, Target, converting, example, quiet
+from vitprune.export.target import ANY, Ports, Target, converting, example
 from vitprune.tasks import task_named
 
 
@@ -47,7 +49,8 @@ def write_pt2(model: nn.Module, metadata: Metadata, path: Path, target: Target =
 def read_pt2(path: Path) -> nn.Module:
     """Only of a file just written: to torch.export.load a file is a program, which may do anything."""
     with path.open("rb") as file, quiet():
-        return torch.export.load(file).module()
+        module = torch.export.load(file).module()
+    return _Function(lambda images: module(images))
 
 
 def write_aoti(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
@@ -71,20 +74,20 @@ def write_aoti(model: nn.Module, metadata: Metadata, path: Path, target: Target 
         raise
 
 
-class _Compiled(nn.Module):
-    """A function as a module."""
+class _Function(nn.Module):
+    """A function as a module, which may be put in eval mode; an exported one may not."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.run = torch._inductor.aoti_load_package(str(path))
+        self.run = run
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.run(images)  # type: ignore[no-any-return]
+        return self.run(images)
 
 
 def read_aoti(path: Path) -> nn.Module:
     """Only of a file just written: it is machine code."""
-    return _Compiled(path)
+    return _Function(torch._inductor.aoti_load_package(str(path)))
 
 
 def _name_output(program: torch.export.ExportedProgram, wanted: str) -> None:

@@ -12,10 +12,8 @@ import timm
 
 from vitprune.adaptive import read_adaptive
 from vitprune.backbones import input_size
-from vitprune.checkpoint.executorch_program import read_executorch
-from vitprune.checkpoint.litert_program import read_litert
+from vitprune.checkpoint.engine_programs import read_executorch, read_litert, read_openvino
 from vitprune.checkpoint.onnx_program import read_onnx
-from vitprune.checkpoint.openvino_program import read_openvino
 from vitprune.checkpoint.program import Program
 from vitprune.checkpoint.sparse_file import load_sparse, written_by_vitprune
 from vitprune.checkpoint.weight_file import (
@@ -48,6 +46,7 @@ _READERS: dict[str, Callable[[Path], Program]] = {
     ".pte": read_executorch,
     ".tflite": read_litert,
 }
+_PROGRAMS = {".pt2": "PyTorch", ".mlpackage": "Core ML"}
 _KEY = "checkpoint_key"
 """Entry of a file's origin: which of several sets of weights it was made from."""
 _OF_WEIGHTS = ("img_size", "num_classes", "in_chans")
@@ -160,7 +159,7 @@ class _Options:
 def is_exported(spec: str) -> bool:
     """Whether MODEL names a file that `vitprune export` wrote, or its folder of a cascade."""
     path = Path(spec)
-    return (path / ADAPTIVE).is_file() if path.is_dir() else spec.endswith(EXPORTED)
+    return path.name.endswith(EXPORTED) or (path / ADAPTIVE).is_file()
 
 
 def device_for(spec: str, device: str, precision: str) -> str:
@@ -182,12 +181,12 @@ def device_for(spec: str, device: str, precision: str) -> str:
 
 def _load_exported(spec: str, options: _Options) -> Loaded:
     path = Path(spec)
-    read = read_adaptive if path.is_dir() else _READERS.get(path.suffix)
+    read = read_adaptive if (path / ADAPTIVE).is_file() else _READERS.get(path.suffix)
     if read is None:
         raise UsageError(
-            f"'{spec}' is a program of PyTorch, which vitprune writes and does not run",
-            "torch.export.load opens it, or of compiled code (.aoti.pt2) torch._inductor.aoti_load_package; name the "
-            f"model.safetensors that it was made from, or a file in {', '.join(_READERS)}",
+            f"'{spec}' is a program of {_PROGRAMS[path.suffix]}, which vitprune writes and does not run",
+            "torch.export.load opens .pt2, torch._inductor.aoti_load_package .aoti.pt2, coremltools .mlpackage; name "
+            f"the model.safetensors that it was made from, or a file in {', '.join(_READERS)}",
         )
     if not options.exported:
         raise UsageError(

@@ -110,9 +110,11 @@ def redundancy(
         rows = slice(start, start + size)
         tile = similarity[:, rows] if similarity is not None else units[:, rows] @ units.transpose(1, 2)
         own, others = scores[:, rows, None], scores[:, None, :]
-        below = (others < own) | ((others == own) & (order >= order[rows, None]))  # or the token itself
+        # By functions: Core ML's converter knows no & and |.
+        equal = torch.logical_and(others == own, order >= order[rows, None])  # or the token itself
+        below = torch.logical_or(others < own, equal)
         if present is not None:
-            below = below | ~present[:, None, :]
+            below = torch.logical_or(below, ~present[:, None, :])
         tiles.append(tile.masked_fill(below, -torch.inf).amax(dim=-1))
     return torch.cat(tiles, dim=1)
 

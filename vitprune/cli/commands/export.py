@@ -32,12 +32,12 @@ def export(
     weights: ModelOptions,
     keep: FileKeep = None,
     kind: Annotated[
-        Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "timm"],
+        Literal["onnx", "openvino", "pt2", "aoti", "executorch", "litert", "coreml", "timm"],
         typer.Option(
             "--format",
             "-f",
             help="ONNX, OpenVINO, torch.export (pt2), AOTInductor's machine code for processors like this one (aoti), "
-            "ExecuTorch, LiteRT, or a timm folder of the backbone alone.",
+            "ExecuTorch, LiteRT, Core ML, or a timm folder of the backbone alone.",
         ),
     ] = "onnx",
     output: Annotated[
@@ -54,14 +54,17 @@ def export(
         Literal["fp32", "fp16", "int8"] | None,
         typer.Option(
             help="Of the weights; predictors, images and logits stay fp32. fp16 is for GPUs. int8 takes --data.",
-            show_default="fp32",
+            show_default="fp32; for coreml fp16",
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="The same as --precision fp16.")] = False,
     batch: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Images at once, always.", show_default="any number; for executorch and litert 1", min=1
+            metavar="N",
+            help="Images at once, always.",
+            show_default="any number; for executorch, litert and coreml 1",
+            min=1,
         ),
     ] = None,
     opset: Annotated[int | None, typer.Option(help="Of ONNX, 18 to 24.", show_default="20")] = None,
@@ -137,7 +140,7 @@ def export(
         )
         from vitprune.export import export as write
         from vitprune.model import attach
-    target = known_target(kind, precision, batch, opset, calibrated=data is not None)
+    target = known_target(kind, precision, batch, opset, with_images=data is not None)
     if adaptive is None:
         loaded, cascade = weights.load(model), None
         loaded.open_at(keep)
@@ -150,7 +153,7 @@ def export(
     if loaded.metadata is None:
         metadata.task = loaded.task
     metadata = with_features(metadata, kind) if features else metadata
-    output = output or _default_output(loaded, kind, precision, in_parts=cascade is not None)
+    output = output or _default_output(loaded, kind, target.precision, in_parts=cascade is not None)
     if cascade is None:
         check_output(output, kind, overwrite=overwrite)
     else:
@@ -188,8 +191,8 @@ def export(
 
 def _precision(
     asked: Literal["fp32", "fp16", "int8"] | None, half: bool, quantising: bool
-) -> Literal["fp32", "fp16", "int8"]:
-    """The precision meant.
+) -> Literal["fp32", "fp16", "int8"] | None:
+    """The precision meant; None for the format's usual one.
 
     Raises:
         UsageError: options contradict each other.
@@ -198,7 +201,7 @@ def _precision(
         raise UsageError(f"--half and --precision {asked} contradict each other", "leave one out")
     if asked != "int8" and quantising:
         raise UsageError("--calibrate and --min-agreement are of --precision int8", "leave them out, or add it")
-    return "fp16" if half else asked or "fp32"
+    return "fp16" if half else asked
 
 
 def _default_output(loaded: Loaded, kind: Format, precision: str, *, in_parts: bool) -> Path:
@@ -211,7 +214,8 @@ def _default_output(loaded: Loaded, kind: Format, precision: str, *, in_parts: b
     if kind == "timm" or in_parts:
         name = "adaptive" if in_parts else "timm"
         return folder / (name if file else f"{stem}-{name}")
-    return folder / f"{stem}{'' if precision == 'fp32' else '-' + precision}{FORMATS[kind].ending}"
+    its = FORMATS[kind]
+    return folder / f"{stem}{'' if precision == its.precisions[0] else '-' + precision}{its.ending}"
 
 
 def _print(done: Exported, name: str, data: str | None) -> None:
@@ -219,13 +223,16 @@ def _print(done: Exported, name: str, data: str | None) -> None:
     from vitprune.tasks import task_named
 
     agreement, task = done.agreement, task_named(done.task)
+    opset = "" if done.opset is None else f" of opset {done.opset}"
+    takes = "" if done.batch is None else f", for batches of {done.batch}"
+    print_line(f"{name}: {done.format}{opset}, {done.precision}, {done.size_mib:.1f} MiB{takes}")
+    if agreement is None:
+        print_line(f"converted to {done.output}, and not compared with PyTorch: {done.format} runs on macOS only")
+        return
     num_random = 0 if done.precision == "int8" else sum(batch_sizes(done.batch))
     sizes = ", ".join(map(str, agreement.batch_sizes))
     compared = [f"{num_random} random images"] if num_random else []
     compared += [f"{agreement.num_images - num_random} images"] if data else []
-    opset = "" if done.opset is None else f" of opset {done.opset}"
-    takes = "" if done.batch is None else f", for batches of {done.batch}"
-    print_line(f"{name}: {done.format}{opset}, {done.precision}, {done.size_mib:.1f} MiB{takes}")
     same = "" if agreement.agreement_pct is None else f", same {task.decides} for {agreement.agreement_pct:.1f} %"
     clear = f", and all {agreement.num_clear} clear {task.decides} decisions are the same"
     if agreement.num_clear is None or done.precision == "int8":
