@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vitprune.checkpoint.metadata import METADATA_KEY, Metadata
+from vitprune.checkpoint.program import quiet
 from vitprune.common.formatting import first_line
 from vitprune.errors import ExportError
-from vitprune.export.target import ANY, Ports, Target, converting, example, quiet
+from vitprune.export.target import ANY, Ports, Target, converting, example
 from vitprune.tasks import task_named
 
 

@@ -113,7 +113,7 @@ def redundancy(
         rows = slice(start, start + size)
         tile = similarity[:, rows] if similarity is not None else units[:, rows] @ units.transpose(1, 2)
         own, others = scores[:, rows, None], scores[:, None, :]
-        # Not by         # In functions: Core ML's converter knows no operators. and |, which Core ML's converter does not know.
+        # Not by operators, which Core ML's converter does not know.
         equal = torch.logical_and(others == own, order >= order[rows, None])  # or the token itself
         below = torch.logical_or(others < own, equal)
         if present is not None:
