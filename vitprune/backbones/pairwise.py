@@ -16,6 +16,7 @@ from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 from torch import Tensor
 
 from vitprune.backbones.base import Backbone
+from vitprune.tokens.selection import index_dtype
 
 
 class PairwiseBackbone(Backbone):
@@ -25,8 +26,9 @@ class PairwiseBackbone(Backbone):
         """Rows of the bias, prefix tokens first, (B, P + K)."""
         if present is None:
             return None
-        prefix = torch.arange(self.num_prefix_tokens, device=present.device).expand(present.shape[0], -1)
-        return torch.cat((prefix, present + self.num_prefix_tokens), dim=1)
+        dtype, count = index_dtype(), self.num_prefix_tokens
+        prefix = torch.arange(count, dtype=dtype, device=present.device).expand(present.shape[0], -1)
+        return torch.cat((prefix, present.to(dtype) + count), dim=1)
 
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Timm's own block, or its parts around an attention that heeds mask and positions."""

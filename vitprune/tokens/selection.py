@@ -48,12 +48,16 @@ def flat_rows(x: Tensor, num_prefix_tokens: int, *indices: Tensor) -> Tensor:
         Rows of x.flatten(0, 1), (B, P + sum of K_i).
     """
     batch, length = x.shape[:2]
-    # In exported graphs of 32 bits, as in LiteRT top-k gives them: it joins numbers of one type only.
-    dtype = torch.int32 if torch.compiler.is_exporting() else torch.int64
+    dtype = index_dtype()
     # The prefix counts from -P, so that one addition is right for all.
     prefix = torch.arange(-num_prefix_tokens, 0, dtype=dtype, device=x.device).expand(batch, -1)
     first = torch.arange(num_prefix_tokens, num_prefix_tokens + batch * length, length, dtype=dtype, device=x.device)
     return torch.cat((prefix, *(rows.to(dtype) for rows in indices)), dim=1) + first.unsqueeze(1)
+
+
+def index_dtype() -> torch.dtype:
+    """Of indices to be joined; in exported graphs of 32 bits, as LiteRT's top-k gives them: it joins one type only."""
+    return torch.int32 if torch.compiler.is_exporting() else torch.int64
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
