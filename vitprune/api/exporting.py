@@ -61,8 +61,7 @@ def export_model(
             `*.aoti.pt2` for machine code by AOTInductor (needs a C++ compiler), `*.pte` for ExecuTorch,
             `*.tflite` for LiteRT, `*.mlpackage` for Core ML (compared with PyTorch on macOS only), a name without an
             ending or a folder that exists for a timm folder of the backbone.
-        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert", "coreml" or "timm"; None for what
-            `output` says.
+        format: "onnx", "openvino", "pt2", "aoti", "executorch", "litert", "coreml" or "timm"; None for `output`'s.
         precision: "fp16" halves the weights, "int8" (of ONNX and OpenVINO, calibrated on 128 images of `data`) quarters
             them; token predictors stay in fp32. None for "fp32", of Core ML "fp16".
         class_names: in output order, to be stored.

@@ -147,7 +147,7 @@ def parse_settings(changes: Sequence[str] | None) -> dict[str, str]:
 
 
 def chosen_recipe(
-    model: str, name: str, settings: Mapping[str, Any], changes: Sequence[str] | None, *, ranged: bool
+    model: str, name: str, settings: Mapping[str, Any], changes: Sequence[str] | None, *, ranged: bool = False
 ) -> Recipe:
     """The recipe `name` with what replaces its settings: `settings` but for None, then `changes`, which are --set.
 

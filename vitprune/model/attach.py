@@ -45,8 +45,7 @@ def attach(
             0.9), the ratio can be set later: `sparse.keep = 0.6`.
         prune_at: blocks before which predictors act; None for the default (12 blocks: 3, 6, 9).
         token_schedule: "late" or the paper's "geometric"; None for "late".
-        tokens_left: shares of the original tokens left after each stage, instead of `keep` and
-            `token_schedule`.
+        tokens_left: shares of the original tokens left after each stage, instead of `keep` and `token_schedule`.
         pruned: "merge" merges pruned tokens into kept ones, "drop" (the paper's) removes them.
         align: token counts in multiples of this.
         balance: how much importance counts beside redundancy; None ranks by importance alone, as the paper does.
