@@ -28,7 +28,7 @@ class PairwiseBackbone(Backbone):
             return None
         dtype, count = index_dtype(), self.num_prefix_tokens
         prefix = torch.arange(count, dtype=dtype, device=present.device).expand(present.shape[0], -1)
-        return torch.cat((prefix, present.to(dtype) + count), dim=1)
+        return torch.cat((prefix, present.to(dtype) + count), dim=1).long()  # ONNX gathers by 64 bits
 
     def block(self, index: int, x: Tensor, attn_mask: Tensor | None = None, positions: Any = None) -> Tensor:
         """Timm's own block, or its parts around an attention that heeds mask and positions."""

@@ -142,7 +142,8 @@ def check_folder(output: Path, *, overwrite: bool) -> None:
         OutputError: it is a file or named like one, holds something and may not be overwritten, or the folder that it
             is in is missing.
     """
-    if not output.is_dir() and (output.exists() or format_of(output)):
+    named = format_of(output)
+    if not output.is_dir() and (output.exists() or (named and not FORMATS[named].folder)):
         raise OutputError(f"the output '{output}' is a file, not a folder", "choose another --output", exit_code=2)
     _check_free(output, output.is_dir() and any(output.iterdir()), overwrite)
 
