@@ -4,8 +4,8 @@
 
 builds every architecture of the installed timm, without weights, and writes vitprune/loading/architectures.json. It is
 to be run again for another timm, or when a family, the default plan or the predictors change; `pytest -m slow
-tests/backbones/test_coverage.py` says when. It takes 2 to 8 minutes, with --costs-only, where what can be pruned is the
-same as before, a third of that.
+tests/backbones/test_coverage.py` says when. It takes several minutes, less with --costs-only, where what can be
+pruned is the same as before.
 """
 
 from __future__ import annotations

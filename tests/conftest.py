@@ -3,7 +3,6 @@
 import gc
 import os
 from dataclasses import replace
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of processes that tests start: two tests run at a time
 
@@ -18,19 +17,6 @@ from vitprune.backbones import input_size
 from vitprune.measure import benchmark
 from vitprune.model import SparseViT, attach_as
 from vitprune.schedule import Sparsity
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items):
-    """Those that ask for more time come first in either half, where a process each begins: so both end together."""
-    dear: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        if item.get_closest_marker("timeout"):
-            dear.setdefault(item.path, []).append(item)  # a module's stay together, for they share what was made
-    halves = [[item for group in list(dear.values())[half::2] for item in group] for half in (0, 1)]
-    rest = [item for item in items if not item.get_closest_marker("timeout")]
-    middle = max(0, len(items) // 2 - len(halves[0]))
-    items[:] = [*halves[0], *rest[:middle], *halves[1], *rest[middle:]]
 
 
 def pytest_collection_finish():

@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import vitprune
 from vitprune.backbones import preprocessing
 from vitprune.checkpoint.sparse_file import describe, load_sparse, read_metadata, save
 from vitprune.cli.app import run
+from vitprune.errors import UsageError
 from vitprune.training.recipe import load_recipe
 
 
@@ -136,6 +138,19 @@ def test_the_printed_recipe_is_the_one_that_trains(capsys, tmp_path):
     (tmp_path / "mine.yaml").write_text(printed)
     read, asked = load_recipe(str(tmp_path / "mine.yaml")), load_recipe("paper", epochs=2.0, lr=2e-3)
     assert read.model_dump(exclude={"name"}) == asked.model_dump(exclude={"name"})
+
+
+@pytest.mark.parametrize(("keep", "asked", "steps"), [("0.7", 0.7, 300), ("0.5-0.9", (0.5, 0.9), 600)])
+def test_a_range_trains_longer_by_command_and_from_python(keep, asked, steps, make_vit, capsys, monkeypatch):
+    assert run(["sparsify", "deit_tiny", "--keep", keep, "--print-config"]) == 0
+    assert f"\nsteps: {steps}\n" in capsys.readouterr().out
+
+    def chosen(name, given):
+        raise UsageError(f"{load_recipe(name, **given).steps} steps")
+
+    monkeypatch.setattr("vitprune.api.training.chosen_recipe", chosen)
+    with pytest.raises(UsageError, match=f"^{steps} steps"):
+        vitprune.sparsify(make_vit(), "images", keep=asked)
 
 
 def test_env_is_json(capsys):

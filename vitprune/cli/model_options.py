@@ -181,6 +181,13 @@ class ModelOptions(StructureOptions):
             way = "leave it out; `vitprune eval` and `compare` take it"
             raise UsageError(f"--class-embeddings is for zero-shot figures, and `vitprune {command}` gives none", way)
 
+    def load_apart(self, model: str) -> Loaded:
+        """As `load`; of a file that has weights of its own --checkpoint is that of the dense model it was made from."""
+        from vitprune.loading.load import sparse_file
+
+        has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
+        return self.load(model, **({"checkpoint": None, "checkpoint_key": None} if has_weights else {}))
+
     def dense_of(self, sparse: Loaded) -> Loaded:
         """The dense model that a sparse file was made from, from --checkpoint or by its name; tells as `load`."""
         from vitprune.loading.load import load_dense

@@ -190,14 +190,12 @@ def load_cascade(asked: str, model: str, weights: ModelOptions, keep: float | No
     """
     from vitprune.adaptive import AdaptiveViT
     from vitprune.jobs.promise import as_promised, read_promise
-    from vitprune.loading.load import sparse_file
 
     threshold = _threshold(asked)
     made = read_promise(Path(asked)) if threshold is None else None
     if made is not None and keep is not None:
         raise UsageError(f"--keep and --adaptive {asked} both say the keep ratio", "leave out --keep")
-    own = {"checkpoint": None, "checkpoint_key": None} if sparse_file(model) or model.startswith("hf-hub:") else {}
-    loaded = weights.load(model, **own)
+    loaded = weights.load_apart(model)
     check_sparse(loaded, "--adaptive")
     assert loaded.sparse is not None
     dense = weights.dense_of(loaded).model

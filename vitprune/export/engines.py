@@ -14,7 +14,7 @@ from vitprune.checkpoint.engine_programs import LITERT_ENTRY
 from vitprune.checkpoint.metadata import METADATA_KEY, PRECISION_KEY, Metadata
 from vitprune.checkpoint.program import require
 from vitprune.export.target import Ports, Target, converting, example
-from vitprune.export.torch_program import exported_program
+from vitprune.export.torch_program import Function, exported_program
 from vitprune.tasks import task_named
 
 _EXACT = "fp32"
@@ -90,22 +90,16 @@ def write_coreml(model: nn.Module, metadata: Metadata, path: Path, target: Targe
         package.save(str(path))
 
 
-class _CoreML(nn.Module):
-    """Core ML's package as a module, on macOS."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        (coreml,) = require("coreml")
-        self.run = coreml.models.MLModel(str(path)).predict
-
-    def forward(self, images: Tensor) -> Tensor:
-        (output,) = self.run({"images": images.numpy()}).values()
-        return torch.from_numpy(output)
-
-
 def read_coreml(path: Path) -> nn.Module:
     """Only of a package just written, and only where `runs_coreml`."""
-    return _CoreML(path)
+    (coreml,) = require("coreml")
+    model = coreml.models.MLModel(str(path))
+
+    def run(images: Tensor) -> Tensor:
+        (output,) = model.predict({"images": images.numpy()}).values()
+        return torch.from_numpy(output)
+
+    return Function(run)
 
 
 def runs_coreml() -> bool:

@@ -50,7 +50,7 @@ def read_pt2(path: Path) -> nn.Module:
     """Only of a file just written: to torch.export.load a file is a program, which may do anything."""
     with path.open("rb") as file, quiet():
         module = torch.export.load(file).module()
-    return _Function(lambda images: module(images))
+    return Function(lambda images: module(images))
 
 
 def write_aoti(model: nn.Module, metadata: Metadata, path: Path, target: Target = ANY) -> None:
@@ -74,7 +74,7 @@ def write_aoti(model: nn.Module, metadata: Metadata, path: Path, target: Target 
         raise
 
 
-class _Function(nn.Module):
+class Function(nn.Module):
     """A function as a module, which may be put in eval mode; an exported one may not."""
 
     def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
@@ -87,7 +87,7 @@ class _Function(nn.Module):
 
 def read_aoti(path: Path) -> nn.Module:
     """Only of a file just written: it is machine code."""
-    return _Function(torch._inductor.aoti_load_package(str(path)))
+    return Function(torch._inductor.aoti_load_package(str(path)))
 
 
 def _name_output(program: torch.export.ExportedProgram, wanted: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitprune.backbones import input_size as size_of
 from vitprune.common.wrappers import unwrapped
@@ -40,36 +39,16 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     model = unwrapped(model)
     if structure := getattr(model, "structure", None):
         model = structure()
-    try:
-        return _count(model, input_size, "meta")
-    except RuntimeError:  # autocast knows no device "meta", and some tensors are neither parameter nor buffer
-        return _count(model, input_size, "cpu")
-
-
-class _Products(TorchDispatchMode):
-    """Adds up what PyTorch says of products and convolutions; its own counter, which tells modules apart, is slow."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output, formula = func(*args, **(kwargs or {})), flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=output)
-        return output
-
-
-def _count(model: nn.Module, input_size: tuple[int, int, int], device: Literal["meta", "cpu"]) -> int:
-    """Where tensors have no data, or, several times as slow, where they have none and claim to be on the CPU."""
-    nowhere: Any = torch.device("meta") if device == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
+    # Fake tensors rather than the meta device: they claim to be on the CPU, and autocast knows no device "meta".
     # no_grad rather than inference_mode, which would hide attention's matrix products from the counter.
-    shadow, products = _shadow(model, device, nowhere).eval(), _Products()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    shadow = _shadow(model, fake).eval()
     dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     dtype = next(dtypes, torch.get_default_dtype())
-    with torch.inference_mode(False), torch.no_grad(), nowhere, sdpa_kernel(SDPBackend.MATH), products:
-        shadow(torch.empty(1, *input_size, dtype=dtype, device=device))
-    return products.flops // 2
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(False), torch.no_grad(), fake, sdpa_kernel(SDPBackend.MATH), counter:
+        shadow(torch.empty(1, *input_size, dtype=dtype, device="cpu"))
+    return int(counter.get_total_flops()) // 2
 
 
 def count_params(model: nn.Module) -> int:
@@ -105,14 +84,14 @@ def describe_plan(sparse: SparseViT, name: str) -> dict[str, Any]:
     }
 
 
-def _shadow(model: nn.Module, device: Literal["meta", "cpu"], nowhere: Any) -> nn.Module:
-    """A deep copy of `model` without its data: parameters and buffers are made anew."""
+def _shadow(model: nn.Module, fake: FakeTensorMode) -> nn.Module:
+    """A deep copy of `model` without its data: parameters and buffers become fake tensors."""
     # deepcopy takes what memo holds instead of copying it.
     memo: dict[int, Any] = {}
-    with torch.inference_mode(False), nowhere:
+    with torch.inference_mode(False), fake:
         for parameter in model.parameters():
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
             memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
         for buffer in model.buffers():
-            memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+            memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
     return copy.deepcopy(model, memo)

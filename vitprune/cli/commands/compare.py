@@ -98,7 +98,6 @@ def compare(
         from vitprune.data import open_data
         from vitprune.jobs.compare import METHODS, TRAINED, CompareSettings, Subject
         from vitprune.jobs.compare import compare as run
-        from vitprune.loading.load import sparse_file
         from vitprune.measure import describe_environment
         from vitprune.training.recipe import default_recipe, load_recipe
 
@@ -118,8 +117,7 @@ def compare(
             keep = request.keep if isinstance(request.keep, float) else None
             loaded, cascade = load_cascade(adaptive, model, weights, keep)
         else:
-            has_weights = sparse_file(model) is not None or model.startswith("hf-hub:")
-            loaded = weights.load(model, **({"checkpoint": None, "checkpoint_key": None} if has_weights else {}))
+            loaded = weights.load_apart(model)
         if loaded.sparse is None:
             subject = Subject(loaded.model, resolve_plan(request, loaded.model, settings)[0])
             say_middle(subject.sparsity)
